@@ -1,0 +1,79 @@
+"""Fixtures that many tests share: the real data beside the repository, and tiny VOC and COCO roots."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(1)
+
+# file stem → objects (VOC class, x1, y1, x2, y2 as VOC counts them, ignored?)
+SCENES = {
+    "000001": [("dog", 5, 8, 30, 40, False), ("person", 20, 4, 47, 47, False)],
+    "000002": [("dog", 1, 1, 24, 24, False), ("dog", 30, 10, 60, 44, True)],
+    "000003": [],
+    "000004": [("tvmonitor", 10, 10, 50, 40, False), ("dog", 2, 30, 20, 46, False)],
+}
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data and weights (SOURCES.md); skips where it is absent."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    path = Path(os.environ.get("MSAT_SHARED_DATA", default))
+    if not path.is_dir():
+        pytest.skip(f"no shared data at {path} (set MSAT_SHARED_DATA)")
+    return path
+
+
+def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (64, 48)) -> None:
+    """A photograph's stand-in: coloured noise of the given (width, height)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def voc_xml(objects: list[tuple]) -> str:
+    parts = (
+        f"<object><name>{name}</name><difficult>{int(ignore)}</difficult><bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin>"
+        f"<xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
+        for name, x1, y1, x2, y2, ignore in objects
+    )
+    return f"<annotation>{''.join(parts)}</annotation>"
+
+
+@pytest.fixture
+def voc_root(tmp_path: Path) -> Path:
+    """SCENES as a VOC root (year 2007, split test)."""
+    home = tmp_path / "voc" / "VOCdevkit" / "VOC2007"
+    for folder in ("Annotations", "ImageSets/Main"):
+        (home / folder).mkdir(parents=True)
+    (home / "ImageSets/Main/test.txt").write_text("".join(f"{stem}\n" for stem in SCENES))
+    for seed, (stem, objects) in enumerate(SCENES.items()):
+        (home / f"Annotations/{stem}.xml").write_text(voc_xml(objects))
+        write_image(home / f"JPEGImages/{stem}.jpg", seed)
+    return tmp_path / "voc"
+
+
+@pytest.fixture
+def coco_root(tmp_path: Path) -> Path:
+    """SCENES as a COCO root (split val2017): COCO's names, ids that are not 1, 2, 3, ignored objects as crowd."""
+    categories = [{"id": 72, "name": "tv"}, {"id": 18, "name": "dog"}, {"id": 1, "name": "person"}]
+    ids = {"tvmonitor": 72, "dog": 18, "person": 1}
+    images, annotations = [], []
+    for seed, (stem, objects) in enumerate(SCENES.items()):
+        image = int(stem) * 10
+        write_image(tmp_path / f"coco/val2017/{stem}.jpg", seed)
+        images.append({"id": image, "file_name": f"{stem}.jpg", "width": 64, "height": 48})
+        for name, x1, y1, x2, y2, ignore in objects:
+            w, h = x2 - x1 + 1, y2 - y1 + 1
+            entry = {"id": len(annotations) + 1, "image_id": image, "category_id": ids[name], "iscrowd": int(ignore)}
+            annotations.append(entry | {"bbox": [x1 - 1, y1 - 1, w, h], "area": w * h * 0.8})
+    path = tmp_path / "coco/annotations/instances_val2017.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return tmp_path / "coco"
