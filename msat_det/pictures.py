@@ -1,0 +1,142 @@
+"""The pictures of a run: the accuracy curve and the boxes drawn on images."""
+
+import math
+from typing import TYPE_CHECKING
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.textpath import TextPath
+from matplotlib.ticker import LogLocator, NullLocator
+
+from msat_det.detectors.base import Detections
+
+if TYPE_CHECKING:
+    from msat_det.data import Sample
+    from msat_det.report import CurveRow
+
+# Okabe and Ito's colours without yellow and black, then two of Tol's: told apart by colour-blind readers.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#999933"]
+COLOURS_UNDER_WHITE = {"#0072B2", "#D55E00", "#009E73", "#882255"}  # dark enough for white text
+MARKERS = "osD^vPX"
+LINES = ["-", (0, (5, 1)), (0, (1, 1))]
+INK, PALE = "#333333", "#DDDDDD"
+MIN_SCORE, MAX_BOXES = 0.3, 30  # what is drawn of the detections
+CAPTION = 7  # points
+
+
+def draw_curve(rows: list["CurveRow"], title: str = "") -> Figure:
+    """Main accuracy over t (left, log2) and over synaptic operations (right, log), the float figure as a level line."""
+    level, *rows = rows
+    metric = next(iter(level.accuracies))
+    name = {"map": "mAP", "top1": "top-1 accuracy"}[metric]
+    labels = list(dict.fromkeys(row.method for row in rows))
+    legend_rows = math.ceil((len(labels) + 1) / 4)
+    figure = Figure(figsize=(10, 4.2 + 0.25 * legend_rows), dpi=140, layout="constrained")
+    over_time, over_cost = figure.subplots(1, 2, sharey=True)
+
+    handles = []
+    for i, label in enumerate(labels):
+        curve = [row for row in rows if row.method == label]
+        style = {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i % len(MARKERS)],
+            "linestyle": LINES[i // len(COLOURS) % len(LINES)] if len(curve) > 1 else "none",
+            "markersize": 7 if len(curve) > 1 else 10,
+            "markeredgecolor": "white",
+            "markeredgewidth": 0.8,
+            "linewidth": 1.8,
+            "clip_on": False,
+            "zorder": 3,
+        }
+        handles += over_time.plot(
+            [row.t for row in curve], [row.metrics[metric] for row in curve], label=label, **style
+        )
+        paid = [row for row in curve if row.sops_per_mac > 0]  # a silent network has no place on a log axis
+        over_cost.plot([row.sops_per_mac for row in paid], [row.metrics[metric] for row in paid], **style)
+    handles.append(over_time.axhline(level.metrics[metric], color=INK, linestyle="--", linewidth=1.3))
+    handles[-1].set_label(f"float network, {level.metrics[metric]:.1f}")
+    over_cost.axhline(level.metrics[metric], color=INK, linestyle="--", linewidth=1.3)
+    over_cost.axvline(1, color=INK, linestyle=":", linewidth=1)
+
+    steps = sorted({row.t for row in rows})
+    over_time.set_xscale("log", base=2)
+    over_time.set_xticks(steps, [str(t) for t in steps])
+    over_time.set(xlabel="timesteps t", ylabel=f"{name}, %")
+    over_cost.set_xscale("log")
+    over_cost.set(xlabel="synaptic operations / multiply-adds of the float network")
+    over_cost.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    over_cost.xaxis.set_major_formatter("{x:g}")
+    top = max([level.metrics[metric], *(row.metrics[metric] for row in rows)])
+    over_time.set_ylim(0, top * 1.08 or 1)
+    for axes in (over_time, over_cost):
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.grid(color=PALE, linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.tick_params(color=PALE, labelcolor=INK, labelleft=True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(PALE)
+    if title:
+        figure.suptitle(title, color=INK, fontsize=12, fontweight="bold")
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=9)
+    return figure
+
+
+def draw_detections(
+    sample: "Sample", classes: list[str], columns: dict[str, Detections], names: list[str], title: str = ""
+) -> Figure:
+    """The image once with its ground truth and once for each of ``columns``, boxes with class names and scores.
+
+    classes: names that the target's labels index. names: those that the Detections' labels index.
+    Ignored objects (difficult, crowd) are dashed; detections below a score of .3 are left out.
+    """
+    target = sample.target
+    panels = [("ground truth", target.boxes, [classes[i] for i in target.labels], None, target.ignore)]
+    for heading, found in columns.items():
+        keep = (found.scores >= MIN_SCORE).nonzero().flatten()[:MAX_BOXES]
+        panels.append((heading, found.boxes[keep], [names[i] for i in found.labels[keep]], found.scores[keep], None))
+    kinds = dict.fromkeys(name for _, _, panel_names, _, _ in panels for name in panel_names)
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(kinds)}
+
+    image = sample.image.permute(1, 2, 0).numpy()
+    height, width = image.shape[:2]
+    side = 3.2  # inches, of the image's mean side
+    panel_size = side * math.sqrt(width / height), side * math.sqrt(height / width)
+    figure = Figure(figsize=(panel_size[0] * len(panels), panel_size[1] + 0.75), dpi=120, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.03, wspace=0.01)
+    pixels_per_point = width / (panel_size[0] * 72)
+    for axes, (heading, boxes, box_names, scores, ignore) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        axes.imshow(image, interpolation="lanczos")
+        axes.set_axis_off()
+        axes.set_title(heading, color=INK, fontsize=11)
+        for i, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
+            dashed = ignore is not None and bool(ignore[i])
+            style = {"edgecolor": colours[box_names[i]], "linewidth": 1.6, "linestyle": "--" if dashed else "-"}
+            axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, **style))
+        texts = [name if scores is None else f"{name} {scores[i]:.2f}" for i, name in enumerate(box_names)]
+        _write_captions(axes, boxes.tolist(), texts, [colours[name] for name in box_names], pixels_per_point)
+    if title:
+        figure.suptitle(title, color=INK, fontsize=12, fontweight="bold")
+    return figure
+
+
+def _write_captions(axes: Axes, boxes: list, texts: list[str], colours: list[str], pixels_per_point: float) -> None:
+    """Each box's text on its colour, at the first place around its left side that is free; none where all are taken."""
+    right, bottom = axes.get_xlim()[1], axes.get_ylim()[0]
+    line = 10 * pixels_per_point
+    taken: list[tuple[float, float, float, float]] = []
+    for (x1, y1, _, y2), text, colour in zip(boxes, texts, colours, strict=True):
+        length = (TextPath((0, 0), text, size=CAPTION).get_extents().width + 4) * pixels_per_point
+        left = max(0, min(x1, right - length))
+        for top in (y1 - line, y1, y2 - line, y2):
+            place = (left, top, left + length, top + line)
+            clear = all(left >= c or left + length <= a or top >= d or top + line <= b for a, b, c, d in taken)
+            if clear and top >= 0 and top + line <= bottom:
+                taken.append(place)
+                axes.add_patch(Rectangle((left, top), length, line, facecolor=colour, edgecolor="none", zorder=2))
+                text_colour = "white" if colour in COLOURS_UNDER_WHITE else "black"
+                where = (left + length / 2, top + line / 2)
+                axes.text(
+                    *where, text, color=text_colour, fontsize=CAPTION, ha="center", va="center_baseline", zorder=3
+                )
+                break

@@ -1,0 +1,188 @@
+"""What a run leaves behind: the files of one run directory, each written whole or not at all."""
+
+import csv
+import io
+import json
+import math
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from msat_det.errors import InputError
+
+TIGHT = {"bbox_inches": "tight", "pad_inches": 0.08}
+DISPLAY = {"map": "mAP", "map50": "mAP50", "top1": "top1", "top5": "top5"}
+
+
+@dataclass(frozen=True)
+class CurveRow:
+    """One line of the curve: a method at one recorded timestep, or the float network.
+
+    method: label of the method, ``float`` for the float network.
+    t: number of timesteps done; None for the float network.
+    metrics: accuracies in percent: map and map50, or top1 and top5 first, then extras that only summary.json shows.
+    spikes_per_neuron: Σ|s| over all timesteps so far, per neuron and image; None for the float network.
+    sops_per_mac: synaptic operations so far over the float network's multiply-adds.
+    energy_ratio: estimated energy so far over the float network's.
+    """
+
+    method: str
+    t: int | None
+    metrics: dict[str, Any]
+    spikes_per_neuron: float | None = None
+    sops_per_mac: float = 1.0
+    energy_ratio: float = 1.0
+
+    @property
+    def accuracies(self) -> dict[str, float]:
+        """The two accuracies of curve.csv, the main one first."""
+        return {name: self.metrics[name] for name in DISPLAY if name in self.metrics}
+
+    def figures(self) -> dict[str, Any]:
+        """All figures of the row, as summary.json shows them."""
+        return self.metrics | {
+            "spikes_per_neuron": self.spikes_per_neuron,
+            "sops_per_mac": self.sops_per_mac,
+            "energy_ratio": self.energy_ratio,
+        }
+
+
+class RunDirectory:
+    """One run's output folder. Raises InputError where it cannot be made or written."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"cannot write into {self.path}: {reason}; give another folder with --out DIR") from None
+
+    def write_config(self, text: str) -> None:
+        """config.yaml: all resolved values, ``Config.to_yaml()``."""
+        self._write("config.yaml", text)
+
+    def write_curve(self, rows: list[CurveRow]) -> None:
+        """curve.csv: the float row first, then a row per method and recorded t. May be rewritten as rows come in."""
+        accuracies = list(rows[0].accuracies)
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(["method", "t", *accuracies, "spikes_per_neuron", "sops_per_mac", "energy_ratio"])
+        for row in rows:
+            costs = (row.spikes_per_neuron, row.sops_per_mac, row.energy_ratio)
+            writer.writerow(
+                [row.method, "" if row.t is None else row.t]
+                + [f"{row.metrics[name]:.3f}" for name in accuracies]
+                + ["" if cost is None else f"{cost:.5f}" for cost in costs]
+            )
+        self._write("curve.csv", table.getvalue())
+
+    def write_summary(self, rows: list[CurveRow], **facts: Any) -> None:
+        """summary.json: {"float": figures, **facts, "methods": {label: {t: figures}}}; ``facts``: images, seed …"""
+        methods: dict[str, dict] = {}
+        for row in rows[1:]:
+            methods.setdefault(row.method, {})[str(row.t)] = row.figures()
+        self._write_json("summary.json", {"float": rows[0].figures(), **facts, "methods": methods})
+
+    def write_coverage(self, nodes: list[dict]) -> None:
+        """coverage.json: one entry per node of the traced network."""
+        self._write_json("coverage.json", nodes)
+
+    def write_scalars(self, rows: list[CurveRow]) -> None:
+        """TensorBoard events, t as the step: mAP/<method>, mAP50/<method> (or top1, top5), the float figure as a level
+        line mAP/float over all recorded t, and the costs; CUSTOM SCALARS shows all methods in one chart.
+
+        Rewrites the events of an earlier call.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        part = self.path / ".events.part"
+        shutil.rmtree(part, ignore_errors=True)
+        steps = sorted({row.t for row in rows[1:]})
+        with SummaryWriter(str(part)) as writer:
+            tags = [DISPLAY[name] for name in rows[0].accuracies] + ["spikes_per_neuron", "sops_per_mac"]
+            writer.add_custom_scalars({"all methods": {tag: ["Multiline", [f"{tag}/.+"]] for tag in tags}})
+            for name, level in rows[0].accuracies.items():
+                for t in steps:
+                    writer.add_scalar(f"{DISPLAY[name]}/float", level, t)
+            for row in rows[1:]:
+                for name, accuracy in row.accuracies.items():
+                    writer.add_scalar(f"{DISPLAY[name]}/{row.method}", accuracy, row.t)
+                writer.add_scalar(f"spikes_per_neuron/{row.method}", row.spikes_per_neuron, row.t)
+                writer.add_scalar(f"sops_per_mac/{row.method}", row.sops_per_mac, row.t)
+        for old in self.path.glob("events.out.tfevents.*"):
+            old.unlink()
+        for new in part.iterdir():
+            new.replace(self.path / new.name)
+        part.rmdir()
+
+    def write_plot(self, rows: list[CurveRow], title: str = "") -> None:
+        """curve.png: accuracy over t and over operations, every method beside the float level."""
+        from msat_det.pictures import draw_curve
+
+        self._save("curve.png", draw_curve(rows, title))
+
+    def write_detections(self, sample: Any, classes: list[str], columns: dict, names: list[str], title: str) -> None:
+        """detections/<image id>.png: ground truth, then each of ``columns`` (heading → Detections) side by side.
+
+        sample: ``data.Sample`` whose target's labels index ``classes``; the Detections' labels index ``names``.
+        """
+        from msat_det.pictures import draw_detections
+
+        (self.path / "detections").mkdir(exist_ok=True)
+        name = re.sub(r"[^\w-]", "_", str(sample.id))[:100]
+        self._save(f"detections/{name}.png", draw_detections(sample, classes, columns, names, title))
+
+    def _write(self, name: str, text: str) -> None:
+        self._replace(name, lambda file: file.write_bytes(text.encode()))
+
+    def _write_json(self, name: str, value: Any) -> None:
+        self._write(name, json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def _save(self, name: str, figure: Any) -> None:
+        # Without matplotlib's version in it, equal runs give equal files.
+        self._replace(name, lambda file: figure.savefig(file, format="png", metadata={"Software": None}, **TIGHT))
+
+    def _replace(self, name: str, write: Callable[[Path], Any]) -> None:
+        """Writes a file beside ``name`` and puts it in its place, so that a reader never sees half of one."""
+        target = self.path / name
+        part = target.with_name(f".{target.name}.part")
+        try:
+            write(part)
+            part.replace(target)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {target}: {error.strerror or error}; free space or give --out DIR"
+            ) from None
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def commit_id() -> str | None:
+    """The project's git commit, ``-dirty`` added where files differ from it; None outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON holds it: floats rounded to six decimals so that files compare, NaN as null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):  # a NumPy or Torch scalar
+        value = value.item()
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    return value
