@@ -4,19 +4,18 @@ import copy
 import difflib
 import json
 import random
-import reprlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.datasets import CIFAR100
 
 from msat_det.errors import InputError
+from msat_det.files import CorruptImage as CorruptImage
+from msat_det.files import inside, one_line, read_image, read_text, show
 
 # fmt: off
 VOC_CLASSES = [
@@ -25,14 +24,7 @@ VOC_CLASSES = [
 ]
 # fmt: on
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm"}
-# Named, because Pillow knows formats that start other programs (EPS) or need far more trust than a photograph does.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")
-MAX_PIXELS = 50_000_000  # decoding takes up to 14 bytes a pixel: well under 1 GiB
 MAX_COORDINATE = 1e9
-
-
-class CorruptImage(InputError):
-    """An image that can't be read; the message names the file. A run may count it and go on."""
 
 
 @dataclass(frozen=True)
@@ -347,38 +339,6 @@ def build_dataset(
     return DATASETS[kind](Path(root), str(split or ""), str(year or ""))
 
 
-def read_image(path: Path) -> Tensor:
-    """An image file → uint8 (3, H, W) RGB. EXIF orientation is left alone, as VOC's and COCO's own tools do.
-
-    Raises CorruptImage for anything that can't be decoded, and for more than MAX_PIXELS pixels.
-    """
-    if not path.is_file():
-        raise CorruptImage(f"no image file {one_line(path)}: restore it or take it off the list")
-    try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise CorruptImage(f"image {one_line(path)} has over {MAX_PIXELS} pixels: make it smaller")
-            if image.mode.startswith("I"):  # 16 bits of grey: Pillow would clip them, not scale them
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            pixels = np.array(image.convert("RGB"))
-    except CorruptImage:
-        raise
-    except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
-        raise CorruptImage(f"can't read image {one_line(path)} ({one_line(error)}): restore or remove it") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-
-
-def inside(folder: Path, *names: str) -> Path:
-    """``folder/names…``. Raises InputError if that leaves the folder, be it by ``..``, a root or a symbolic link."""
-    path = Path(folder, *names)
-    try:
-        if path.resolve().is_relative_to(Path(folder).resolve()):
-            return path
-    except (OSError, ValueError, RuntimeError):  # too long a name, a zero byte, a loop of links
-        pass
-    raise InputError(f"{show('/'.join(names))} is no path inside {folder}: name a file within it")
-
-
 def image_names(folder: Path) -> list[str]:
     """Sorted relative paths of the image files at any depth."""
     files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
@@ -391,16 +351,6 @@ def require_images(folder: Path, names: Iterable[str]) -> None:
         raise InputError(f"none of the listed images is in {folder}: put them there or check the root and the split")
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 file. Raises InputError."""
-    if not path.is_file():  # also keeps us from waiting on a pipe
-        raise InputError(f"no file {one_line(path)}: check the root, the split and the year")
-    try:
-        return path.read_text("utf-8")
-    except (OSError, ValueError) as error:
-        raise InputError(f"can't read {one_line(path)} as UTF-8 text ({one_line(error)}): restore the file") from error
-
-
 def make_target(boxes: list, labels: list[int], ignore: list) -> Target:
     return Target(
         torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
@@ -411,16 +361,3 @@ def make_target(boxes: list, labels: list[int], ignore: list) -> Target:
 
 def is_number(value: object) -> bool:
     return type(value) in (int, float) and abs(value) < MAX_COORDINATE  # false for NaN, too
-
-
-def one_line(text: object) -> str:
-    return " ".join(str(text).split())
-
-
-def show(value: object) -> str:
-    """An untrusted value for a message: short, printable, on one line."""
-    return _repr.repr(value)
-
-
-_repr = reprlib.Repr()
-_repr.maxstring = 100

@@ -1,0 +1,46 @@
+"""Top-1 and top-5 accuracy."""
+
+import torch
+from torch import Tensor
+
+from msat_det.data import Dataset
+from msat_det.errors import InputError
+
+
+class TopKEvaluator:
+    """Accuracy over the dataset's ids. Labels and logits share their index, so both must have as many classes."""
+
+    def __init__(self, dataset: Dataset, classes: list[str]):
+        if len(classes) != len(dataset.classes):
+            raise InputError(
+                f"the network has {len(classes)} classes and {dataset.folder} has {len(dataset.classes)}: "
+                "their indices must mean the same, so use the network's own dataset"
+            )
+        self.dataset, self.count = dataset, len(classes)
+
+    def __call__(self, logits: dict[int | str, Tensor]) -> dict[str, float]:
+        """Image id → logits (K,); gives ``top1`` and ``top5`` in percent. Raises InputError."""
+        missing = [id for id in self.dataset.ids if id not in logits]
+        if missing or len(logits) > len(self.dataset):
+            raise InputError(f"logits for {len(logits)} images of {len(self.dataset)}: give them for the dataset's ids")
+        labels = torch.tensor([self.dataset.target(id) for id in self.dataset.ids])
+        rows = torch.stack([logits[id] for id in self.dataset.ids])
+        if rows.shape[1:] != (self.count,):
+            raise InputError(f"logits of shape {tuple(rows.shape[1:])}: give ({self.count},), one a class")
+        return topk(rows, labels)
+
+
+def topk(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """logits (N, K), labels (N,) int64 → percent of the images whose class is the best, or among the best five.
+
+    A class that ties with the label is ahead of it, so logits that are all equal earn nothing. Fewer than five classes
+    are fine. Raises InputError for no images and for logits that are NaN.
+    """
+    if not len(logits):
+        raise InputError("no logits to evaluate: give at least one image")
+    if logits.isnan().any():
+        raise InputError("logits are NaN: check the network's weights")
+    labels = labels.to(logits.device)
+    own = logits.gather(1, labels[:, None])
+    rank = (logits >= own).sum(1) - 1
+    return {f"top{k}": float((rank < k).double().mean() * 100) for k in (1, 5)}
