@@ -39,8 +39,8 @@ class Model:
 
     name: a name in the registry of detectors or classifiers (``msat-det list detectors``).
     weights: .safetensors, .pt or .weights file, or the name of a torchvision weights enum (DEFAULT).
-    cfg: Darknet .cfg file (Darknet networks only).
-    names: class names: voc, coco or a file with one name a line.
+    cfg: Darknet .cfg file; --model.cfg makes the network a Darknet one.
+    names: the network's classes: voc, coco or a file with one name a line.
     resize: stretch or letterbox.
     size: side of the network's square input, pixels.
     num_classes: number of classes, for networks built without weights that tell it.

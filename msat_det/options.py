@@ -46,6 +46,8 @@ def load_config(argv: list[str], prog: str = "convert_det.py", about: str = "", 
         values["sim.record"] = [t for t in values["sim.record"] if t < command["sim.T"]] + [command["sim.T"]]
     if "sim.record" in command:  # --sim.record 8,64 need not repeat T
         values.pop("sim.T", None)
+    if "model.cfg" in command:  # a Darknet file says what the network is
+        values["model.name"] = "darknet"
     values |= command
     if values.get("out") is None:
         values["out"] = str(Path.cwd() / "runs" / file.stem)

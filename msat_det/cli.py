@@ -1,0 +1,116 @@
+"""The command line: what the tools/ shims and the console script ``msat-det`` call."""
+
+import functools
+import importlib
+import sys
+from collections.abc import Callable
+
+from msat_det.errors import InputError
+from msat_det.options import load_config
+
+REGISTRIES = {
+    "methods": ("msat_det.convert.methods", "METHODS"),
+    "detectors": ("msat_det.detectors", "DETECTORS"),
+    "classifiers": ("msat_det.classifiers", "CLASSIFIERS"),
+}
+
+ABOUT_RUN = """\
+Converts the {network} of a configuration file into spiking networks, one for each of the
+file's methods, runs them on the evaluated images for T timesteps and writes what they still
+{verb} at every recorded timestep, beside the float network. The run directory (--out) then
+holds curve.csv, summary.json, coverage.json, curve.png, TensorBoard events{pictures}.
+
+Any key of the file can be set here as --key value. Relative paths are relative to the working
+directory here and to the project root in the file; $MSAT_SHARED_DATA stands for
+../shared/data beside the project."""
+
+EXAMPLES_DETECTION = """\
+examples:
+  python tools/convert_det.py --cfg configs/yolo_voc.yaml
+  python tools/convert_det.py --cfg configs/yolo_voc.yaml --methods if,burst --sim.T 16 --data.limit 32
+  python tools/convert_det.py --cfg configs/ssd_coco.yaml --data.root ~/coco --out runs/coco
+  tensorboard --logdir runs"""
+
+EXAMPLES_CLASSIFICATION = """\
+examples:
+  python tools/eval_cls.py --cfg configs/vgg_demo.yaml
+  python tools/eval_cls.py --cfg configs/vgg_demo.yaml --sim.record 8,16,32 --out runs/vgg
+  tensorboard --logdir runs"""
+
+USAGE = """\
+usage: msat-det COMMAND …
+
+Turns float object detectors and classifiers into spiking networks and measures what they still know after T timesteps.
+
+commands:
+  convert-det --cfg FILE [--key value …]        convert a detector: mAP over time
+  eval-cls --cfg FILE [--key value …]           convert a classifier: accuracy over time
+  list methods|detectors|classifiers            the names that a configuration may use, one a line
+
+Each command explains itself: msat-det convert-det --help"""
+
+
+def guarded(command: Callable[[list[str]], None]) -> Callable[..., int]:
+    """The command as a function of its words (the process's own by default) that returns an exit status.
+
+    0: done. 2: bad input, told in one line on stderr. 130: interrupted, with how to go on. No traceback for either.
+    """
+
+    @functools.wraps(command)
+    def run(argv: list[str] | None = None) -> int:
+        try:
+            command(sys.argv[1:] if argv is None else argv)
+        except InputError as error:
+            print("error:", " ".join(str(error).split()), file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("\ninterrupted: the same command with --resume goes on where this one stopped", file=sys.stderr)
+            return 130
+        return 0
+
+    return run
+
+
+@guarded
+def convert_det(argv: list[str]) -> None:
+    """``tools/convert_det.py``: mAP over time of a detector's conversions."""
+    about = ABOUT_RUN.format(network="detector", verb="detect", pictures=", pictures of boxes")
+    _run("detection", argv, "convert_det.py", about, EXAMPLES_DETECTION)
+
+
+@guarded
+def eval_cls(argv: list[str]) -> None:
+    """``tools/eval_cls.py``: accuracy over time of a classifier's conversions."""
+    about = ABOUT_RUN.format(network="classifier", verb="recognise", pictures="")
+    _run("classification", argv, "eval_cls.py", about, EXAMPLES_CLASSIFICATION)
+
+
+@guarded
+def list_names(argv: list[str]) -> None:
+    """``msat-det list KIND``: the names in one registry, one a line."""
+    if len(argv) != 1 or argv[0] not in REGISTRIES:
+        raise InputError(f"list takes one of {', '.join(REGISTRIES)}")
+    module, registry = REGISTRIES[argv[0]]
+    print("\n".join(getattr(importlib.import_module(module), registry)))
+
+
+COMMANDS = {"convert-det": convert_det, "eval-cls": eval_cls, "list": list_names}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``msat-det COMMAND …``. Returns the exit status."""
+    command, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if command not in COMMANDS:
+        print(f"error: no command {command}: give one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return COMMANDS[command](words)
+
+
+def _run(task: str, argv: list[str], prog: str, about: str, examples: str) -> None:
+    config = load_config(argv, prog, about, examples)
+    from msat_det.run import run  # only now: PyTorch takes seconds to import, a wrong option is told at once
+
+    run(config, task=task)

@@ -1,0 +1,10 @@
+"""From a float detector to spiking networks and their mAP over time; needs no installation. --help tells how."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from msat_det.cli import convert_det
+
+if __name__ == "__main__":
+    sys.exit(convert_det())

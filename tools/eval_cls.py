@@ -1,0 +1,10 @@
+"""From a float classifier to spiking networks and their accuracy over time; needs no installation. --help tells how."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from msat_det.cli import eval_cls
+
+if __name__ == "__main__":
+    sys.exit(eval_cls())
