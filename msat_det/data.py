@@ -15,7 +15,7 @@ from torchvision.datasets import CIFAR100
 
 from msat_det.errors import InputError
 from msat_det.files import CorruptImage as CorruptImage
-from msat_det.files import inside, one_line, read_image, read_text, show
+from msat_det.files import inside, is_file, one_line, read_image, read_text, show
 
 # fmt: off
 VOC_CLASSES = [
@@ -117,7 +117,7 @@ class VocDetection(Dataset):
     def __init__(self, root: Path | str, split: str = "test", year: str = "2007"):
         home = inside(Path(root), "VOCdevkit", f"VOC{year}")
         listing = inside(home, "ImageSets", "Main", f"{split}.txt")
-        if not listing.is_file():
+        if not is_file(listing):
             known = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt"))[:8]) or "none"
             raise InputError(
                 f"no image list {one_line(listing)} (there: {known}): check the root, the split and the year"
@@ -196,12 +196,9 @@ class CocoDetection(Dataset):
         for number, entry in enumerate(content["annotations"]):
             where = f"{path}, annotations[{number}]"
             annotation = coco_annotation(entry, where)
-            if annotation["category_id"] not in categories:
-                raise InputError(
-                    f"{where}: category {annotation['category_id']} is not in the file's categories: add it"
-                )
-            if annotation["image_id"] not in files:
-                raise InputError(f"{where}: image {annotation['image_id']} is not in the file's images: add it")
+            for key, known in (("category_id", categories), ("image_id", files)):
+                if annotation[key] not in known:
+                    raise InputError(f"{where}: {key} {annotation[key]} is not listed in the file: list or correct it")
             self.annotations[annotation.pop("image_id")].append(annotation)
         require_images(folder, files.values())
         super().__init__(folder, [categories[id] for id in self.category_ids], files, {})
@@ -341,13 +338,13 @@ def build_dataset(
 
 def image_names(folder: Path) -> list[str]:
     """Sorted relative paths of the image files at any depth."""
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and is_file(path))
     return sorted(path.relative_to(folder).as_posix() for path in files)
 
 
 def require_images(folder: Path, names: Iterable[str]) -> None:
     """Raise InputError unless at least one of the listed images is there."""
-    if not any(inside(folder, name).is_file() for name in names):
+    if not any(is_file(inside(folder, name)) for name in names):
         raise InputError(f"none of the listed images is in {folder}: put them there or check the root and the split")
 
 

@@ -1,5 +1,6 @@
 """Reading files that nobody vouches for: nothing outside a folder is opened, and every fault is an InputError."""
 
+import os
 import reprlib
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def read_image(path: Path) -> Tensor:
 
     Raises CorruptImage for anything that can't be decoded, and for more than MAX_PIXELS pixels.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise CorruptImage(f"no image file {one_line(path)}: restore it or take it off the list")
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
@@ -48,19 +49,24 @@ def inside(folder: Path, *names: str) -> Path:
     try:
         if path.resolve().is_relative_to(Path(folder).resolve()):
             return path
-    except (OSError, ValueError, RuntimeError):  # too long a name, a zero byte, a loop of links
+    except (OSError, ValueError, RuntimeError):  # a zero byte, half a character, a loop of links
         pass
     raise InputError(f"{show('/'.join(names))} is no path inside {folder}: name a file within it")
 
 
 def read_text(path: Path) -> str:
     """A UTF-8 file. Raises InputError."""
-    if not path.is_file():  # also keeps us from waiting on a pipe
+    if not is_file(path):  # also keeps us from waiting on a pipe
         raise InputError(f"no file {one_line(path)}: check the root, the split and the year")
     try:
         return path.read_text("utf-8")
     except (OSError, ValueError) as error:
         raise InputError(f"can't read {one_line(path)} as UTF-8 text ({one_line(error)}): restore the file") from error
+
+
+def is_file(path: Path) -> bool:
+    """Whether a regular file is there; unlike ``Path.is_file``, False for a name too long to exist as well."""
+    return os.path.isfile(path)  # noqa: PTH113
 
 
 def one_line(text: object) -> str:
