@@ -1,0 +1,1 @@
+"""What a converted network costs and where its error comes from."""

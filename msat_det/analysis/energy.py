@@ -1,0 +1,81 @@
+"""Spikes, operations and energy of a run, beside the float network's (DESIGN §8)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.fx.node import Node
+
+if TYPE_CHECKING:
+    from msat_det.simulate import SpikingNetwork
+
+# Energy of a 32-bit float operation in pJ at 45 nm: Horowitz, "Computing's energy problem", ISSCC 2014 (multiply 3.7,
+# add 0.9; a multiply-add is their sum).
+PICOJOULES = {"45nm": {"mac": 4.6, "ac": 0.9}}
+# One MSAT threshold update counts as nine multiply-adds: five for eqs. 15-16 and the running mean, and one for each of
+# its four function evaluations (softplus takes two), a bound in MSAT's favour.
+UPDATE_MACS = 9
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Sums over the first t timesteps, for each of the B images of a batch, float64.
+
+    spikes: (B,) Σ|s| over all neurons, a burst of k counting k. sops: (B,) synaptic operations: the multiply-adds that
+    spikes reach. energy: (B,) pJ. sites: {call site: (B, 3) Σ|s|, Σ|s|·fan-out, Σ[s≠0]·fan-out}. neurons: their number.
+    macs: multiply-adds of one float forward of one image; float_energy: its pJ.
+    """
+
+    spikes: Tensor
+    sops: Tensor
+    energy: Tensor
+    sites: dict[str, Tensor]
+    neurons: int
+    macs: int
+    float_energy: float
+
+    @property
+    def spikes_per_neuron(self) -> float:
+        return self.spikes.mean().item() / max(self.neurons, 1)
+
+    @property
+    def sops_per_mac(self) -> float:
+        return self.sops.mean().item() / max(self.macs, 1)
+
+    @property
+    def energy_ratio(self) -> float:
+        return self.energy.mean().item() / max(self.float_energy, 1e-12)
+
+
+def count(
+    snn: SpikingNetwork, sites: dict[str, Tensor], pools: dict[Node, Tensor], t: int, table: str = "45nm"
+) -> Counts:
+    """Price the spikes that a run has counted up to timestep t.
+
+    A graded spike (its height differs by neuron and time) costs one multiply-add per connection, whatever its height; a
+    spike of constant height costs |s| accumulations; a difference of max pooling costs one multiply-add. What is analog
+    is paid at full price in every timestep, what is constant in time once.
+    """
+    price = PICOJOULES[table]
+    spikes = sum(c[:, 0] for c in sites.values())
+    sops = sum(c[:, 1] for c in sites.values()) + sum((p[:, 1] for p in pools.values()), torch.zeros(()))
+    macs = snn.fanout.once + t * sum(snn.fanout.analog.values())
+    energy = torch.zeros_like(spikes)
+    for node in snn.graph.sites:
+        neuron, c = snn.neurons[node.name], sites[node.name]
+        energy = energy + (price["mac"] * c[:, 2] if neuron.graded else price["ac"] * c[:, 1])
+        size = torch.Size(node.meta["shape"]).numel()
+        macs += size * ((UPDATE_MACS * (t - 1) if neuron.adaptive else 0) + (t if neuron.activation.curved else 0))
+    energy = energy + price["mac"] * (macs + sum((p[:, 1] for p in pools.values()), torch.zeros(())))
+    return Counts(
+        spikes=spikes,
+        sops=sops,
+        energy=energy,
+        sites={name: c.clone() for name, c in sites.items()},
+        neurons=sum(torch.Size(n.meta["shape"]).numel() for n in snn.graph.sites),
+        macs=snn.fanout.total,
+        float_energy=price["mac"] * snn.fanout.total,
+    )

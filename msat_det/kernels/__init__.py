@@ -1,0 +1,202 @@
+"""The neuron step fused over a chunk of timesteps, on the CPU: ``scan.cpp``, compiled once per machine and cached.
+
+Where there is no C++ compiler, on a GPU, and for what the kernel does not hold (curved activations, spike confidence),
+``msat_det.neurons.step`` runs instead: the same arithmetic, only slower. ``MSAT_DET_KERNEL=off`` forces it.
+"""
+
+import ctypes
+import functools
+import hashlib
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from msat_det.neurons import Chances, Neuron, State, new_state, per_channel, step, threshold
+
+_SOURCE = Path(__file__).with_name("scan.cpp")
+_FLAGS = "-O3 -march=native -fno-math-errno -fno-trapping-math -ffp-contract=off -fPIC -std=c++17 -shared".split()
+_FAMILIES = {"spike": 0, "reset": 1, "track": 2}
+_PIECEWISE = {  # slope, low, high of f(x) = clamp(max(x, slope·x), low, high)
+    "identity": (1.0, -math.inf, math.inf),
+    "leakyrelu": (0.0, -math.inf, math.inf),
+}
+
+_POINTERS = "x y v o sum mean before theta theta_max start bias fanout stage counts".split()
+_FLOATS = "gamma offset margin upper slope low high alpha k_a k_i C tau_mp tau_det rest".split()
+_FLAGS32 = "is_signed bounded normalised depolarisation dtt det rest_is_max".split()
+
+
+class _Scan(ctypes.Structure):
+    _fields_ = (
+        [(name, ctypes.c_int64) for name in ("K", "B", "N", "x_step", "t0")]
+        + [(name, ctypes.c_void_p) for name in _POINTERS]
+        + [(name, ctypes.c_float) for name in _FLOATS]
+        + [(name, ctypes.c_int32) for name in _FLAGS32]
+    )
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernel, or None with a one-line notice on stderr where it cannot be had."""
+    if os.environ.get("MSAT_DET_KERNEL") == "off":
+        return None
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if not compiler:
+        print("msat-det: no C++ compiler found, the neurons run in plain PyTorch (slower)", file=sys.stderr)
+        return None
+    key = hashlib.sha256(
+        _SOURCE.read_bytes() + repr((compiler, _FLAGS, _cpu(), torch.__version__)).encode()
+    ).hexdigest()
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "msat_det"
+    target = cache / f"scan-{key[:16]}.so"
+    if not target.exists():
+        try:
+            _build(compiler, target)
+        except (OSError, subprocess.SubprocessError) as error:
+            print(f"msat-det: the kernel did not compile ({error}), the neurons run in plain PyTorch", file=sys.stderr)
+            return None
+    lib = ctypes.CDLL(str(target))
+    lib.scan_units.restype = lib.scan_struct_size.restype = ctypes.c_int64
+    lib.scan_units.argtypes = [ctypes.c_int64]
+    assert lib.scan_struct_size() == ctypes.sizeof(_Scan)
+    return lib
+
+
+def _cpu() -> str:
+    """What -march=native sees, so that a cache shared by several machines keeps their builds apart."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+    except OSError:
+        return platform.machine() + platform.processor()
+
+
+def _build(compiler: str, target: Path) -> None:
+    print(f"msat-det: compiling the neuron kernel once into {target}", file=sys.stderr)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        built = Path(folder) / "scan.so"
+        # OpenMP's symbols are left open on purpose: they resolve to the runtime that PyTorch has loaded, so that both
+        # share one thread pool and torch.set_num_threads holds here too.
+        compile_only = [f for f in _FLAGS if f != "-shared"]
+        command = [compiler, *compile_only, "-fopenmp", "-c", str(_SOURCE), "-o", f"{folder}/scan.o"]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        link = [compiler, "-shared", f"{folder}/scan.o", "-o", str(built)]
+        subprocess.run(link, check=True, capture_output=True, timeout=120)
+        ctypes.CDLL(str(built))  # a build that does not load never enters the cache
+        os.replace(built, target)
+
+
+class Scan:
+    """A population of neurons of one call site, for one batch: its parameters laid out, its state, and its counts.
+
+    currents: an example of the input (B, C, …), whose memory format the state takes over.
+    fanout: (C, …) multiply-adds that a spike of each neuron reaches. with_output: keep the output sum.
+    counts: (B, 3) float64, Σ|s|, Σ|s|·fan-out and Σ[s≠0]·fan-out of each image so far.
+    """
+
+    def __init__(
+        self, neuron: Neuron, currents: Tensor, fanout: Tensor, with_output: bool, chances: Chances | None = None
+    ):
+        self._format = _memory_format(currents)
+        currents = currents.contiguous(memory_format=self._format)
+        self.neuron, self.chances = neuron, chances
+        self.state: State = new_state(neuron, currents, with_output)
+        self.fanout = fanout.to(currents.device)
+        self.counts = torch.zeros(currents.shape[0], 3, dtype=torch.float64)
+        self._struct = self._layout(currents) if self._fits_kernel(currents) else None
+
+    def run(self, x: Tensor, t0: int, steps: int, in_place: bool = False) -> Tensor:
+        """Advance by ``steps`` timesteps from t0.
+
+        x: (steps, B, C, …) input currents, or (1, B, C, …) for a current that is constant in time. ``in_place`` lets the
+        result overwrite x. Returns the output s·θ (steps, B, C, …).
+        """
+        if self._struct is not None:
+            return self._run_kernel(x, t0, steps, in_place)
+        outputs = []
+        for k in range(steps):
+            s, y = step(self.neuron, self.state, x[k if x.shape[0] > 1 else 0], t0 + k, self.chances)
+            size = s.abs().flatten(1).double()
+            fanout = self.fanout.reshape(1, -1).double()
+            events = torch.where(size > 0, 1.0, size)
+            self.counts += torch.stack((size.sum(1), (size * fanout).sum(1), (events * fanout).sum(1)), 1).cpu()
+            outputs.append(y)
+        return torch.stack(outputs)
+
+    def _fits_kernel(self, x: Tensor) -> bool:
+        n = self.neuron
+        plain = not n.tracking or n.activation.name in _PIECEWISE
+        return (
+            plain
+            and n.confidence >= 1
+            and x.device.type == "cpu"
+            and x.dtype == torch.float32
+            and library() is not None
+        )
+
+    def _layout(self, x: Tensor) -> _Scan:
+        n, m, lib = self.neuron, self.neuron.adaptive, library()
+        size = x[0].numel()
+
+        def expanded(value: Tensor) -> Tensor:
+            return value.float().expand(x.shape[1:]).unsqueeze(0).contiguous(memory_format=self._format)
+
+        theta_max = per_channel(n.theta, x)
+        start = torch.zeros(()) if n.offset else per_channel(n.initial, x) * theta_max
+        slope, low, high = _PIECEWISE.get(n.activation.name, (0.0, 0.0, math.inf))
+        if n.activation.name == "leakyrelu":
+            slope = float(n.activation.fn(torch.tensor(-1.0)).neg())
+        st = self.state
+        arrays = {
+            "v": st.v, "o": st.o, "sum": st.x, "mean": st.mean, "before": st.before,
+            "theta": expanded(threshold(n, x)), "theta_max": expanded(theta_max), "start": expanded(start),
+            "bias": None if n.bias is None else expanded(per_channel(n.bias, x)), "fanout": expanded(self.fanout),
+            "counts": torch.zeros(x.shape[0], lib.scan_units(size), 3, dtype=torch.float64),
+        }  # fmt: skip
+        self._arrays = arrays  # the structure holds bare pointers: this keeps them alive
+        values = dict(
+            gamma=n.gamma, offset=n.offset, margin=n.margin, upper=n.activation.upper, slope=slope, low=low, high=high,
+            is_signed=n.signed, bounded=n.bounded,
+        )  # fmt: skip
+        if m:
+            values |= dict(
+                alpha=m.alpha, k_a=m.k_a, k_i=m.k_i, C=m.C, tau_mp=m.tau_mp,
+                tau_det=m.tau_rd * (m.tau_rd if m.twice else 1.0), rest_is_max=m.rest is None and not m.normalised,
+                rest=-1.0 if m.rest is None else m.rest, normalised=m.normalised,
+                depolarisation=m.drive == "depolarisation", dtt=m.dtt, det=m.det,
+            )  # fmt: skip
+        pointers = {name: None if a is None else a.data_ptr() for name, a in arrays.items()}
+        return _Scan(B=x.shape[0], N=size, **pointers, **values)
+
+    def _run_kernel(self, x: Tensor, t0: int, steps: int, in_place: bool) -> Tensor:
+        c, n = self._struct, self.neuron
+        constant = x.shape[0] == 1 and steps > 1
+        flat = x.flatten(0, 1)
+        if not flat.is_contiguous(memory_format=self._format):
+            flat = flat.contiguous(memory_format=self._format)
+        y = flat
+        if constant or not in_place:
+            y = torch.empty((steps * c.B, *flat.shape[1:]), memory_format=self._format)
+        stages = torch.tensor([n.stage(t0 + k) for k in range(steps)])
+        c.K, c.t0, c.x_step = steps, t0, 0 if constant else c.B * c.N
+        c.x, c.y, c.stage = flat.data_ptr(), y.data_ptr(), stages.data_ptr()
+        family = "track" if n.tracking else "reset" if n.reset == "zero" else "spike"
+        library().scan_chunk(
+            ctypes.byref(c), _FAMILIES[family], int(self.state.o is not None), int(n.adaptive is not None)
+        )
+        self.counts += self._arrays["counts"].sum(1)
+        return y.unflatten(0, (steps, c.B))
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    channels_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format

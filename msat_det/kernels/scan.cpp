@@ -1,0 +1,199 @@
+// The neuron step of msat_det/neurons.py, fused over a chunk of timesteps: the input is read once, the output written
+// once, and the state stays in registers or first-level cache in between. No Python, no PyTorch headers: plain pointers.
+//
+// Layout: x and y are (K, B, N), N the neurons of one image in whatever memory order; state is (B, N); per-neuron
+// parameters are (N,). x may be constant in time (x_step = 0), and y may be x.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+extern "C" {
+
+struct Scan {
+    int64_t K, B, N, x_step, t0;
+    const float *x;
+    float *y;
+    float *v, *o, *sum, *mean, *before;             // state; null where the family has none
+    const float *theta, *theta_max, *start, *bias;  // (N,): θ (dead channels huge), θ (dead 0), V(-1), added current
+    const float *fanout;                            // (N,) multiply-adds that a spike reaches
+    const float *stage;                             // (K,) factor on θ
+    double *counts;                                 // (units, 3): Σ|s|, Σ|s|·fanout, Σ[s≠0]·fanout
+    float gamma, offset, margin, upper;             // upper: of a ReLU6-like activation, infinity elsewhere
+    float slope, low, high;                         // tracking: f(x) = clamp(max(x, slope·x), low, high)
+    float alpha, k_a, k_i, C, tau_mp, tau_det, rest;
+    int32_t is_signed, bounded, normalised, depolarisation, dtt, det, rest_is_max;
+};
+
+}  // extern "C"
+
+static const int64_t UNIT = 4096;  // neurons of one task: a multiple of the group below, small enough to balance threads
+
+// e^x, relative error below 2e-7 on the range of floats; the argument is clamped where e^x leaves it.
+static inline float exp_(float x) {
+    x = x < -87.f ? -87.f : x;
+    x = x > 88.f ? 88.f : x;
+    float k = std::floor(x * 1.44269504088896f + 0.5f);
+    float r = std::fma(k, -0.693359375f, x);
+    r = std::fma(k, 2.12194440e-4f, r);
+    float p = 1.9875691500e-4f;
+    p = std::fma(p, r, 1.3981999507e-3f);
+    p = std::fma(p, r, 8.3334519073e-3f);
+    p = std::fma(p, r, 4.1665795894e-2f);
+    p = std::fma(p, r, 1.6666665459e-1f);
+    p = std::fma(p, r, 5.0000001201e-1f);
+    p = std::fma(p, r * r, r + 1.f);
+    int32_t bits = ((int32_t)k + 127) << 23;
+    float scale;
+    std::memcpy(&scale, &bits, 4);
+    return p * scale;
+}
+
+// ln(1 + u) for u in 0..1, relative error below 4e-7: the series of atanh in w = u / (2 + u).
+static inline float log1p_(float u) {
+    float w = u / (2.f + u), z = w * w;
+    float p = 1.f / 13.f;
+    p = std::fma(p, z, 1.f / 11.f);
+    p = std::fma(p, z, 1.f / 9.f);
+    p = std::fma(p, z, 1.f / 7.f);
+    p = std::fma(p, z, 1.f / 5.f);
+    p = std::fma(p, z, 1.f / 3.f);
+    return 2.f * w * std::fma(p, z, 1.f);
+}
+
+static inline float softplus_(float z) { return (z > 0.f ? z : 0.f) + log1p_(exp_(-std::fabs(z))); }
+
+enum Family { SPIKE, RESET, TRACK };  // soft-reset IF, reset-to-zero IF, tracking (any piecewise linear function)
+
+// W neighbouring neurons over the whole chunk. Keeps NaN: every comparison lets it through.
+template <int W, int FAMILY, bool OUTPUT, bool ADAPTIVE>
+static inline void group(const Scan &c, int64_t b, int64_t i, double *spikes, double *ops, double *events) {
+    const int64_t at = b * c.N + i, plane = c.B * c.N;
+    float v[W], o[W], sum[W], mean[W], before[W], theta[W], start[W], bias[W], count[W], fired[W];
+    for (int j = 0; j < W; j++) {
+        v[j] = c.v[at + j];
+        theta[j] = c.theta[i + j];
+        start[j] = c.start[i + j];
+        bias[j] = c.bias ? c.bias[i + j] : 0.f;
+        count[j] = fired[j] = 0.f;
+        if (OUTPUT) o[j] = c.o[at + j];
+        if (FAMILY == TRACK) sum[j] = c.sum[at + j];
+        if (ADAPTIVE) mean[j] = c.mean[at + j];
+        if (ADAPTIVE) before[j] = c.depolarisation ? c.before[at + j] : 0.f;
+    }
+    for (int64_t k = 0; k < c.K; k++) {
+        const float *x = c.x + k * c.x_step + at;
+        float *y = c.y + k * plane + at;
+        const int64_t t = c.t0 + k;
+        const float n = (float)(t + 1), stage = c.stage[k], inverse = 1.f / n;
+        const bool adapt = ADAPTIVE && t > 0;
+#pragma omp simd
+        for (int j = 0; j < W; j++) {
+            float in = x[j] + bias[j], up;
+            if (FAMILY == TRACK) {
+                sum[j] += in;
+                float a = sum[j] / n, f = c.slope * a;
+                f = a > f ? a : f;
+                f = f < c.low ? c.low : f;
+                f = f > c.high ? c.high : f;
+                up = n * f - o[j];
+            } else {
+                up = v[j] + in;
+            }
+            float th = theta[j];
+            if (adapt) {
+                float unit = c.normalised ? th : 1.f, total = 0.f;
+                if (c.dtt) {
+                    float delta = (v[j] - mean[j]) / unit;
+                    float rest = c.rest_is_max ? -c.theta_max[i + j] : c.rest;
+                    total += c.tau_mp * (c.alpha * delta + rest + c.k_a * softplus_(delta / c.k_i));
+                }
+                if (c.det) {
+                    float drive = (c.depolarisation ? up - before[j] : in) / unit;
+                    total += c.tau_det * exp_(-drive / c.C);
+                }
+                th = th / (1.f + exp_(-total));
+            }
+            th *= stage;
+            float goal = up;
+            if (FAMILY != TRACK && OUTPUT && c.bounded) {
+                float most = n * c.upper - o[j] + start[j];
+                goal = most < goal ? most : goal;
+            }
+            float s = std::floor(goal / th + c.offset), least = 0.f;
+            if (FAMILY == TRACK) {
+                least = -c.gamma;
+            } else if (OUTPUT && c.is_signed) {
+                float given = std::floor(o[j] / th + 1e-4f);
+                given = given > c.gamma ? c.gamma : given;
+                least = goal - start[j] < -c.margin * th ? -given : 0.f;
+            }
+            s = s < least ? least : s;
+            s = s > c.gamma ? c.gamma : s;
+            float out = s * th;
+            if (FAMILY != TRACK && OUTPUT) out = out < -o[j] ? -o[j] : out;
+            v[j] = FAMILY == RESET ? (s > 0.f ? 0.f : up) : up - out;
+            if (OUTPUT) o[j] += out;
+            if (ADAPTIVE) mean[j] += (v[j] - mean[j]) * inverse;
+            if (ADAPTIVE) before[j] = up;
+            y[j] = out;
+            float size = std::fabs(s);
+            count[j] += size;
+            fired[j] += size > 0.f ? 1.f : size;  // a NaN stays one
+        }
+    }
+    for (int j = 0; j < W; j++) {
+        c.v[at + j] = v[j];
+        if (OUTPUT) c.o[at + j] = o[j];
+        if (FAMILY == TRACK) c.sum[at + j] = sum[j];
+        if (ADAPTIVE) c.mean[at + j] = mean[j];
+        if (ADAPTIVE && c.depolarisation) c.before[at + j] = before[j];
+        const double fanout = c.fanout[i + j];
+        *spikes += count[j];
+        *ops += count[j] * fanout;
+        *events += fired[j] * fanout;
+    }
+}
+
+template <int FAMILY, bool OUTPUT, bool ADAPTIVE>
+static void scan(const Scan &c) {
+    const int64_t units = (c.N + UNIT - 1) / UNIT;
+#pragma omp parallel for schedule(static)
+    for (int64_t u = 0; u < c.B * units; u++) {
+        const int64_t b = u / units, first = (u % units) * UNIT;
+        const int64_t end = first + UNIT < c.N ? first + UNIT : c.N;
+        double spikes = 0, ops = 0, events = 0;
+        int64_t i = first;
+        for (; i + 32 <= end; i += 32) group<32, FAMILY, OUTPUT, ADAPTIVE>(c, b, i, &spikes, &ops, &events);
+        for (; i < end; i++) group<1, FAMILY, OUTPUT, ADAPTIVE>(c, b, i, &spikes, &ops, &events);
+        c.counts[3 * u] = spikes;
+        c.counts[3 * u + 1] = ops;
+        c.counts[3 * u + 2] = events;
+    }
+}
+
+extern "C" {
+
+int64_t scan_units(int64_t N) { return (N + UNIT - 1) / UNIT; }
+
+int64_t scan_struct_size() { return sizeof(Scan); }
+
+void scan_chunk(const Scan *c, int32_t family, int32_t output, int32_t adaptive) {
+    if (family == TRACK) return adaptive ? scan<TRACK, true, true>(*c) : scan<TRACK, true, false>(*c);
+    if (family == RESET) {
+        if (output) return adaptive ? scan<RESET, true, true>(*c) : scan<RESET, true, false>(*c);
+        return adaptive ? scan<RESET, false, true>(*c) : scan<RESET, false, false>(*c);
+    }
+    if (output) return adaptive ? scan<SPIKE, true, true>(*c) : scan<SPIKE, true, false>(*c);
+    return adaptive ? scan<SPIKE, false, true>(*c) : scan<SPIKE, false, false>(*c);
+}
+
+void apply_exp(const float *x, float *y, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] = exp_(x[i]);
+}
+
+void apply_softplus(const float *x, float *y, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] = softplus_(x[i]);
+}
+
+}  // extern "C"

@@ -1,0 +1,310 @@
+"""The spiking network: runs a converted graph over timesteps, reads its outputs at recorded t, counts its spikes (DESIGN §7).
+
+A layer runs a whole chunk of timesteps before the next one does: activations are (K·B, C, …), K timesteps of B images,
+time first. Only neuron states and running sums cross chunks, so memory does not grow with T. What no spike enters is
+computed once per batch; what no neuron follows is linear in the spikes and evaluated on their running means.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import Node
+
+from msat_det.analysis.energy import Counts, count
+from msat_det.convert import ops
+from msat_det.convert.fanout import HOMOGENEOUS, FanOut, fan_out, is_event_source
+from msat_det.convert.graph import Batch, Graph, last_uses, where
+from msat_det.convert.ops import Kind
+from msat_det.errors import InputError
+from msat_det.kernels import Scan
+from msat_det.neurons import Chances, Neuron
+from msat_det.rng import image_key
+
+CACHE_BYTES = 8 << 20  # aim of one layer's input over a chunk: what a core's share of the last-level cache holds
+_FRESH = ops.MULTIPLYING | {"add", "sub", "mul", "truediv", "cat", "batchnorm2d"}  # outputs that nothing else refers to
+
+
+class SpikingNetwork:
+    """A graph with one ``Neuron`` per call site.
+
+    graph: as ``convert.graph.trace`` gives it. neurons: {call site name: Neuron}, one for each of ``graph.sites``.
+    fanout: as ``convert.fanout.fan_out`` gives it. seed: of the spike confidence's masks. chunk: timesteps that a layer
+    runs at once; None chooses it by the size of the activations.
+    """
+
+    def __init__(
+        self, graph: Graph, neurons: dict[str, Neuron], fanout: FanOut, seed: int = 0, chunk: int | None = None
+    ):
+        missing = [node.name for node in graph.sites if node.name not in neurons]
+        if missing:
+            raise InputError(f"no neuron for call site {missing[0]}: a method must give one for each of graph.sites")
+        self.graph, self.neurons, self.fanout, self.seed, self.chunk = graph, neurons, fanout, seed, chunk
+        self.counts: dict[int, Counts] = {}
+        self._plan = _Plan(graph)
+
+    def run(
+        self, batch: Batch, T: int, record: Iterable[int] | None = None, images: list | None = None
+    ) -> dict[int, Any]:
+        """Simulate T timesteps of one batch from rest.
+
+        batch: tensor (B, …), or a tuple or dict of them, held constant in time. record: timesteps (1..T) whose outputs are
+        wanted, [T] by default. images: ids of the B images, which spike confidence draws its masks by (0..B−1 if None).
+        Returns {t: the outputs in the network's own structure, as running means over the first t timesteps}, and leaves
+        the spikes and operations up to each recorded t in ``counts``.
+        Raises InputError, naming the call site, when a neuron's potential is NaN.
+        """
+        record = sorted({T} if record is None else set(record))
+        if not record or record[0] < 1 or record[-1] > T:
+            raise InputError(f"recorded timesteps {record} must lie in 1..T = {T}")
+        with torch.inference_mode():
+            run = _Run(self, batch, images)
+            outputs, t = {}, 0
+            self.counts = {}
+            for until in record:
+                while t < until:
+                    steps = min(run.chunk, until - t)
+                    run.advance(t, steps)
+                    t += steps
+                outputs[t] = run.readout(t)
+                self.counts[t] = count(self, {node.name: scan.counts for node, scan in run.scans.items()}, run.pools, t)
+        return outputs
+
+
+@dataclass
+class _Plan:
+    """Which nodes run where: ``static`` once per batch, ``body`` in every chunk, the rest on running means."""
+
+    graph: Graph
+    static: list[Node] = field(default_factory=list)
+    body: list[Node] = field(default_factory=list)
+    last: dict[Node, list[Node]] = field(default_factory=dict)
+    moving: set[Node] = field(default_factory=set)
+    readout_sites: set[Node] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        nodes = self.graph.nodes
+        for node in nodes:
+            if node.meta["kind"] is Kind.SPIKING or any(n in self.moving for n in node.all_input_nodes):
+                self.moving.add(node)
+        pays = {n for n in nodes if n.meta.get("op") in ops.MULTIPLYING}
+        # a max pooling that no neuron follows is simulated only where a paying layer follows, for its spikes are counted
+        timed = [n for n in nodes if n.meta["kind"] is Kind.SPIKING or (_is_pool(n) and _reaches(n, pays))]
+        needed = _ancestors(timed)
+        self.body = [n for n in nodes if n in needed and (n in self.moving or n.meta["kind"] is Kind.SHAPE)]
+        self.static = [n for n in nodes if n not in self.moving]
+        self.last = last_uses(self.body)
+        stack, seen = [nodes[-1]], set()
+        while stack:
+            node = stack.pop()
+            if node in seen or node not in self.moving:
+                continue
+            seen.add(node)
+            if node.meta["kind"] is Kind.SPIKING:
+                self.readout_sites.add(node)
+            else:
+                stack.extend(node.all_input_nodes)
+
+
+def _is_pool(node: Node) -> bool:
+    return is_event_source(node) and node.meta["kind"] is Kind.DIFFERENTIAL
+
+
+def _ancestors(nodes: Iterable[Node]) -> set[Node]:
+    found, stack = set(), list(nodes)
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack.extend(node.all_input_nodes)
+    return found
+
+
+def _reaches(node: Node, targets: set[Node]) -> bool:
+    found, stack = set(), list(node.users)
+    while stack:
+        user = stack.pop()
+        if user in targets:
+            return True
+        if user not in found:
+            found.add(user)
+            stack.extend(user.users)
+    return False
+
+
+class _Run:
+    """One batch from rest to T: the states of its neurons and the running sums of its differential nodes."""
+
+    def __init__(self, snn: SpikingNetwork, batch: Batch, images: list | None):
+        self.snn, self.graph, self.plan = snn, snn.graph, snn._plan
+        inputs = self.graph.bind(batch)
+        self.size = next(iter(inputs.values())).shape[0]
+        self.chances = [image_key(i) for i in (range(self.size) if images is None else images)]
+        self.scans: dict[Node, Scan] = {}
+        self.sums: dict[Node, _Differential] = {}
+        self.pools: dict[Node, Tensor] = {}
+        self.static: dict[Node, Any] = {}
+        for node in self.plan.static:
+            if node.op == "placeholder":
+                value = inputs[node.target]
+                if value.dim() == 4:
+                    value = value.contiguous(memory_format=torch.channels_last)
+            elif node.op == "get_attr":
+                value = self.graph.attribute(node)
+            else:
+                value = self._call(node, self.static)
+            self.static[node] = value
+        self.chunk = snn.chunk or self._choose_chunk()
+
+    def _choose_chunk(self) -> int:
+        sites = [torch.Size(n.meta["shape"]).numel() for n in self.graph.sites]
+        typical = 4 * self.size * sum(s * s for s in sites) / max(sum(sites), 1)
+        return int(min(max(CACHE_BYTES / max(typical, 1), 1), 16))
+
+    def _call(self, node: Node, env: dict[Node, Any]) -> Any:
+        args = fx.map_arg(node.args, env.__getitem__)
+        return self.graph.call(node, args, fx.map_arg(node.kwargs, env.__getitem__))
+
+    def advance(self, t0: int, steps: int) -> None:
+        """Run timesteps t0 … t0 + steps − 1 of the whole body, layer by layer."""
+        env = _ChunkValues(self.static, steps)
+        for node in self.plan.body:
+            kind = node.meta["kind"]
+            if kind is Kind.SPIKING:
+                value = self._scan(node, env, t0, steps)
+            elif kind is Kind.DIFFERENTIAL:
+                value = self._differential(node, env, t0, steps)
+            elif kind is Kind.SHAPE:
+                value = self._call(node, env.shapes())
+            else:
+                value = self._call(node, env)
+            env.moving[node] = value
+            for done in self.plan.last[node]:
+                env.moving.pop(done, None)
+
+    def _scan(self, node: Node, env: "_ChunkValues", t0: int, steps: int) -> Tensor:
+        source = node.all_input_nodes[0]
+        constant = source not in self.plan.moving
+        x = self.static[source].unsqueeze(0) if constant else env[source].unflatten(0, (steps, self.size))
+        if node not in self.scans:
+            site = self.graph.sites.index(node)
+            reach = self.snn.fanout.spikes.get(node, torch.zeros(node.meta["shape"]))
+            chances = Chances(self.snn.seed, self.chances, site)
+            keep = node in self.plan.readout_sites
+            self.scans[node] = Scan(self.snn.neurons[node.name], x[0], reach, keep, chances)
+        scan = self.scans[node]
+        own = not constant and len(source.users) == 1 and source.meta["op"] in _FRESH
+        y = scan.run(x, t0, steps, in_place=own)
+        if scan.counts.isnan().any():
+            raise InputError(
+                f"{where(node)}: the potential is NaN by timestep {t0 + steps}: look at its inputs and at the method's options"
+            )
+        return y.flatten(0, 1)
+
+    def _differential(self, node: Node, env: "_ChunkValues", t0: int, steps: int) -> Tensor:
+        if node not in self.sums:
+            self.sums[node] = _Differential(node, self.graph, self.plan.moving)
+        y = self.sums[node].run(env, t0, steps, self.size)
+        if _is_pool(node) and node in self.snn.fanout.spikes:
+            reach = self.snn.fanout.spikes[node].double()
+            events = (y != 0).unflatten(0, (steps, self.size)).sum(0).double()
+            total = torch.stack((events.flatten(1).sum(1), (events * reach).flatten(1).sum(1)), 1)
+            self.pools[node] = self.pools.get(node, 0) + total
+        return y
+
+    def readout(self, t: int) -> Any:
+        """The network's outputs on the running means over the first t timesteps."""
+        env: dict[Node, Any] = dict(self.static)
+        for node in self.graph.nodes:
+            if node in self.plan.readout_sites:
+                env[node] = self.scans[node].state.o / t
+        output = self.graph.nodes[-1]
+        for node in self._after_spikes(output):
+            env[node] = self._call(node, env)
+        return self.graph.restructure(fx.map_arg(output.args[0], env.__getitem__))
+
+    def _after_spikes(self, output: Node) -> list[Node]:
+        """The moving nodes between the last neurons and the output, in order."""
+        wanted, stack = set(), list(output.all_input_nodes)
+        while stack:
+            node = stack.pop()
+            if node in wanted or node not in self.plan.moving or node in self.plan.readout_sites:
+                continue
+            wanted.add(node)
+            stack.extend(node.all_input_nodes)
+        return [node for node in self.graph.nodes if node in wanted]
+
+
+class _ChunkValues:
+    """Values of nodes in a chunk: what moves has K·B rows; what is constant in time is repeated to fit, on demand."""
+
+    def __init__(self, static: dict[Node, Any], steps: int):
+        self.static, self.steps, self.moving = static, steps, {}
+
+    def __getitem__(self, node: Node) -> Any:
+        if node in self.moving:
+            return self.moving[node]
+        value = self.static[node]
+        if node.meta["kind"] is Kind.SHAPE or not isinstance(value, Tensor):
+            return value
+        self.moving[node] = value.repeat(self.steps, *([1] * (value.dim() - 1)))
+        return self.moving[node]
+
+    def shapes(self) -> "_ShapeValues":
+        return _ShapeValues(self)
+
+
+class _ShapeValues(dict):
+    """The same for nodes that read sizes only: a constant value is shown with K·B rows without being copied."""
+
+    def __init__(self, chunk: _ChunkValues):
+        super().__init__()
+        self.chunk = chunk
+
+    def __missing__(self, node: Node) -> Any:
+        value = self.chunk.moving.get(node, self.chunk.static.get(node))
+        if node in self.chunk.moving or node.meta["kind"] is Kind.SHAPE or not isinstance(value, Tensor):
+            return value
+        return value[:1].expand(self.chunk.steps * value.shape[0], *value.shape[1:])
+
+
+class _Differential:
+    """A node g that acts on running means (DESIGN §4): d(t) = n·g(X̄(t)) − (n−1)·g(X̄(t−1)), n = t + 1, X̄ the running
+    means of its inputs; the second term is 0 at the first timestep. The running mean of d is g of the running mean."""
+
+    def __init__(self, node: Node, graph: Graph, moving: set[Node]):
+        self.node, self.graph = node, graph
+        self.homogeneous = node.meta["op"] in HOMOGENEOUS
+        self.inputs = [n for n in node.all_input_nodes if n in moving and n.meta["kind"] is not Kind.SHAPE]
+        self.sums: dict[Node, Tensor] = {}
+        self.last: Tensor | None = None
+
+    def run(self, env: _ChunkValues, t0: int, steps: int, images: int) -> Tensor:
+        n = torch.arange(t0 + 1, t0 + steps + 1, dtype=torch.float32).repeat_interleave(images)
+        values: dict[Node, Tensor] = {}
+        for source in self.inputs:
+            x = env[source].unflatten(0, (steps, images))
+            sums = torch.empty_like(x)
+            sums[0] = x[0] if t0 == 0 else x[0] + self.sums[source]
+            for k in range(1, steps):
+                torch.add(sums[k - 1], x[k], out=sums[k])
+            self.sums[source] = sums[-1].clone()
+            values[source] = sums.flatten(0, 1)
+            if not self.homogeneous:
+                values[source] = values[source] / _column(n, values[source])
+
+        def value(node: Node) -> Any:
+            return values[node] if node in values else env[node]
+
+        g = self.graph.call(self.node, fx.map_arg(self.node.args, value), fx.map_arg(self.node.kwargs, value))
+        total = g if self.homogeneous else g * _column(n, g)
+        rows = total.unflatten(0, (steps, images))
+        first = torch.zeros_like(rows[:1]) if self.last is None else self.last.unsqueeze(0)
+        self.last = rows[-1].clone()
+        return (rows - torch.cat((first, rows[:-1]))).flatten(0, 1)
+
+
+def _column(n: Tensor, like: Tensor) -> Tensor:
+    return n.to(like.device).reshape(-1, *([1] * (like.dim() - 1)))
