@@ -27,7 +27,7 @@ directory here and to the project root in the file; $MSAT_SHARED_DATA stands for
 EXAMPLES_DETECTION = """\
 examples:
   python tools/convert_det.py --cfg configs/yolo_voc.yaml
-  python tools/convert_det.py --cfg configs/yolo_voc.yaml --methods if,burst --sim.T 16 --data.limit 32
+  python tools/convert_det.py --cfg configs/yolo_voc.yaml --methods signed-b3,staged-4 --sim.T 16 --data.limit 32
   python tools/convert_det.py --cfg configs/ssd_coco.yaml --data.root ~/coco --out runs/coco
   tensorboard --logdir runs"""
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from msat_det import options
+
 torch.set_num_threads(1)
 
 # file stem → objects (VOC class, x1, y1, x2, y2 as VOC counts them, ignored?)
@@ -22,11 +24,11 @@ SCENES = {
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data and weights (SOURCES.md); skips where it is absent."""
-    default = Path(__file__).resolve().parents[2] / "shared" / "data"
-    path = Path(os.environ.get("MSAT_SHARED_DATA", default))
+    """The folder of real data and weights (SOURCES.md); skips where it is absent, fails if MSAT_REQUIRE_SHARED is set."""
+    path = options.shared_data()
     if not path.is_dir():
-        pytest.skip(f"no shared data at {path} (set MSAT_SHARED_DATA)")
+        give_up = pytest.fail if os.environ.get("MSAT_REQUIRE_SHARED") else pytest.skip
+        give_up(f"no shared data at {path} (set MSAT_SHARED_DATA)")
     return path
 
 
