@@ -24,7 +24,7 @@ SCENES = {
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data and weights (SOURCES.md); skips where it is absent, fails if MSAT_REQUIRE_SHARED is set."""
+    """The folder of real data and weights (SOURCES.md); where absent: skip, or fail if MSAT_REQUIRE_SHARED is set."""
     path = options.shared_data()
     if not path.is_dir():
         give_up = pytest.fail if os.environ.get("MSAT_REQUIRE_SHARED") else pytest.skip
