@@ -2,6 +2,7 @@
 
 import os
 import reprlib
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from msat_det.errors import InputError
 
 # Named, because Pillow knows formats that start other programs (EPS) or need far more trust than a photograph does.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")
-MAX_PIXELS = 50_000_000  # decoding takes up to 14 bytes a pixel: well under 1 GiB
+MAX_PIXELS = 30_000_000  # decoding takes up to 14 bytes a pixel: the whole process stays under 1 GiB
 SHORT = reprlib.Repr()
 SHORT.maxstring = 100
 
@@ -30,17 +31,21 @@ def read_image(path: Path) -> Tensor:
     if not is_file(path):
         raise CorruptImage(f"no image file {one_line(path)}: restore it or take it off the list")
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise CorruptImage(f"image {one_line(path)} has over {MAX_PIXELS} pixels: make it smaller")
-            if image.mode.startswith("I"):  # 16 bits of grey: Pillow would clip them, not scale them
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            pixels = np.array(image.convert("RGB"))
-    except CorruptImage:
-        raise
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=IMAGE_FORMATS) as image:
+                pixels = _rgb(image)
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
         raise CorruptImage(f"can't read image {one_line(path)} ({one_line(error)}): restore or remove it") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
+    if image.mode.startswith("I"):  # 16 bits of grey: Pillow would clip them, not scale them
+        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    return np.array(image.convert("RGB"))
 
 
 def inside(folder: Path, *names: str) -> Path:
