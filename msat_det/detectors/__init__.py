@@ -1,0 +1,31 @@
+"""Detectors: a network between a preprocessing and a decoding step, and the registry of those that go by a name."""
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+from msat_det.detectors.base import Detections, Detector
+from msat_det.detectors.darknet import darknet
+from msat_det.detectors.demo import ssd_demo, yolo_demo
+from msat_det.detectors.ssd import ssd_mobilenet_v1
+from msat_det.errors import InputError
+
+# Name → builder. A builder takes a model configuration (config.Model) whose fields are None where the detector's own
+# default is to hold.
+DETECTORS: dict[str, Callable[[Any], Detector]] = {
+    "darknet": darknet,
+    "ssd_mobilenet_v1": ssd_mobilenet_v1,
+    "yolo_demo": yolo_demo,
+    "ssd_demo": ssd_demo,
+}
+
+
+def build_detector(model: Any) -> Detector:
+    """The detector that ``model.name`` names, built from the rest of ``model``."""
+    if model.name not in DETECTORS:
+        near = difflib.get_close_matches(str(model.name), DETECTORS, 1, 0)[0]
+        raise InputError(f"no detector '{model.name}': the nearest is '{near}'; `msat-det list detectors` shows all")
+    return DETECTORS[model.name](model)
+
+
+__all__ = ["DETECTORS", "Detections", "Detector", "build_detector"]

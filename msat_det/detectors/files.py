@@ -1,0 +1,57 @@
+"""What the builders of detectors share: reading class names and weights, and the options a configuration sets."""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models.detection import SSDLite320_MobileNet_V3_Large_Weights
+
+from msat_det.data import VOC_CLASSES
+from msat_det.errors import InputError
+
+COCO_COLUMNS = SSDLite320_MobileNet_V3_Large_Weights.COCO_V1.meta["categories"]  # background, then ids 1 to 90
+NO_CLASS = {"???", "N/A", "__background__"}
+COCO_CLASSES = [name for name in COCO_COLUMNS if name not in NO_CLASS]
+
+
+def given(model: Any, *keys: str) -> dict[str, Any]:
+    """Those of a model configuration's fields that are set (not None)."""
+    return {key: value for key in keys if (value := getattr(model, key)) is not None}
+
+
+def read_names(path: str | Path) -> list[str]:
+    """VOC's 20 class names for "voc", COCO's 80 for "coco", or those of a file, one a line."""
+    if path in ("voc", "coco"):
+        return list(VOC_CLASSES if path == "voc" else COCO_CLASSES)
+    try:
+        names = [line.strip() for line in Path(path).read_text(encoding="utf-8").rstrip().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: class names not readable ({error}); give --model.names a text file") from None
+    if not names:
+        raise InputError(f"{path}: holds no class names; write one name a line")
+    return names
+
+
+def read_safetensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; a missing or damaged file, or a value that isn't finite, is an InputError."""
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: not readable as safetensors ({error}); give --model.weights a whole file") from None
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise InputError(f"{path}: tensor '{name}' holds NaN or infinite values; get an undamaged copy of the file")
+    return tensors
+
+
+def load_tensors(net: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
+    """``load_state_dict`` that says in one line which tensor of the file at ``path`` doesn't fit ``net``."""
+    wanted = net.state_dict()
+    for name in wanted.keys() | tensors.keys():
+        shapes = [tuple(group[name].shape) if name in group else None for group in (wanted, tensors)]
+        if shapes[0] != shapes[1]:
+            need, got = ("no such tensor" if shape is None else f"shape {shape}" for shape in shapes)
+            raise InputError(f"{path}: '{name}': the network has {need}, the file {got}; give weights of this network")
+    net.load_state_dict(tensors)
