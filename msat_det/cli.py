@@ -64,7 +64,7 @@ def guarded(command: Callable[[list[str]], None]) -> Callable[..., int]:
             print("error:", " ".join(str(error).split()), file=sys.stderr)
             return 2
         except KeyboardInterrupt:
-            print("\ninterrupted: the same command with --resume goes on where this one stopped", file=sys.stderr)
+            print("\ninterrupted: the same command starts the run anew", file=sys.stderr)
             return 130
         return 0
 
