@@ -52,7 +52,7 @@ class Neuron:
     signed, margin: spikes may take back what was given, once the error is below −margin·θ.
     gamma: most spikes in one timestep. initial: V(−1) in units of θ, a number or (C,). rounding: ``fixed`` floors V⁺/θ,
     ``track`` starts at 0 and rounds to nearest in every step. stages: factor on θ at each timestep, the last one held.
-    reset: ``soft`` subtracts the spike, ``zero`` sets the potential to 0. bias: (C,) added to the current in every step.
+    reset: ``soft`` subtracts the spike, ``zero`` sets the potential to 0. bias: (C,) added to the current each step.
     confidence, drop: eq. 18, the probability that an early spike is kept, and what a dropped one does to its charge.
     adaptive: the MSAT threshold; None for a constant one.
     """

@@ -1,11 +1,11 @@
-"""The spiking network: runs a converted graph over timesteps, reads its outputs at recorded t, counts its spikes (DESIGN §7).
+"""The spiking network: runs a converted graph over timesteps, reads it at recorded t, counts spikes (DESIGN §7).
 
 A layer runs a whole chunk of timesteps before the next one does: activations are (K·B, C, …), K timesteps of B images,
 time first. Only neuron states and running sums cross chunks, so memory does not grow with T. What no spike enters is
 computed once per batch; what no neuron follows is linear in the spikes and evaluated on their running means.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.fx.node import Node
 
 from msat_det.analysis.energy import Counts, count
 from msat_det.convert import ops
-from msat_det.convert.fanout import HOMOGENEOUS, FanOut, fan_out, is_event_source
+from msat_det.convert.fanout import HOMOGENEOUS, FanOut, is_event_source
 from msat_det.convert.graph import Batch, Graph, last_uses, where
 from msat_det.convert.ops import Kind
 from msat_det.errors import InputError
@@ -46,12 +46,18 @@ class SpikingNetwork:
         self._plan = _Plan(graph)
 
     def run(
-        self, batch: Batch, T: int, record: Iterable[int] | None = None, images: list | None = None
+        self,
+        batch: Batch,
+        T: int,
+        record: Iterable[int] | None = None,
+        images: list | None = None,
+        tap: Callable[[str, Tensor], None] | None = None,
     ) -> dict[int, Any]:
         """Simulate T timesteps of one batch from rest.
 
-        batch: tensor (B, …), or a tuple or dict of them, held constant in time. record: timesteps (1..T) whose outputs are
-        wanted, [T] by default. images: ids of the B images, which spike confidence draws its masks by (0..B−1 if None).
+        batch: tensor (B, …), or a tuple or dict of them, held constant in time. record: timesteps (1..T) whose outputs
+        are wanted, [T] by default. images: ids of the B images, by which spike confidence draws masks (0..B−1 if None).
+        tap: called with (call site, output s·θ of a chunk (K, B, C, …)) as the network runs; must not keep the tensor.
         Returns {t: the outputs in the network's own structure, as running means over the first t timesteps}, and leaves
         the spikes and operations up to each recorded t in ``counts``.
         Raises InputError, naming the call site, when a neuron's potential is NaN.
@@ -60,7 +66,7 @@ class SpikingNetwork:
         if not record or record[0] < 1 or record[-1] > T:
             raise InputError(f"recorded timesteps {record} must lie in 1..T = {T}")
         with torch.inference_mode():
-            run = _Run(self, batch, images)
+            run = _Run(self, batch, images, tap)
             outputs, t = {}, 0
             self.counts = {}
             for until in record:
@@ -90,7 +96,7 @@ class _Plan:
             if node.meta["kind"] is Kind.SPIKING or any(n in self.moving for n in node.all_input_nodes):
                 self.moving.add(node)
         pays = {n for n in nodes if n.meta.get("op") in ops.MULTIPLYING}
-        # a max pooling that no neuron follows is simulated only where a paying layer follows, for its spikes are counted
+        # a max pooling that no neuron follows is simulated only where a paying layer follows: its spikes count
         timed = [n for n in nodes if n.meta["kind"] is Kind.SPIKING or (_is_pool(n) and _reaches(n, pays))]
         needed = _ancestors(timed)
         self.body = [n for n in nodes if n in needed and (n in self.moving or n.meta["kind"] is Kind.SHAPE)]
@@ -137,8 +143,8 @@ def _reaches(node: Node, targets: set[Node]) -> bool:
 class _Run:
     """One batch from rest to T: the states of its neurons and the running sums of its differential nodes."""
 
-    def __init__(self, snn: SpikingNetwork, batch: Batch, images: list | None):
-        self.snn, self.graph, self.plan = snn, snn.graph, snn._plan
+    def __init__(self, snn: SpikingNetwork, batch: Batch, images: list | None, tap: Callable | None):
+        self.snn, self.graph, self.plan, self.tap = snn, snn.graph, snn._plan, tap
         inputs = self.graph.bind(batch)
         self.size = next(iter(inputs.values())).shape[0]
         self.chances = [image_key(i) for i in (range(self.size) if images is None else images)]
@@ -199,8 +205,10 @@ class _Run:
         y = scan.run(x, t0, steps, in_place=own)
         if scan.counts.isnan().any():
             raise InputError(
-                f"{where(node)}: the potential is NaN by timestep {t0 + steps}: look at its inputs and at the method's options"
+                f"{where(node)}: the potential is NaN by timestep {t0 + steps}: look at its input and the options"
             )
+        if self.tap:
+            self.tap(node.name, y)
         return y.flatten(0, 1)
 
     def _differential(self, node: Node, env: "_ChunkValues", t0: int, steps: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a spike costs: the multiply-adds that it reaches, counted exactly, padding, stride and groups included (DESIGN §8).
+"""What a spike costs: the multiply-adds that it reaches, counted exactly, padding, stride, groups included (DESIGN §8).
 
 A spike passes add, concat, pooling, upsampling and other linear nodes for nothing and pays at the convolutions and
 linear layers behind them. Where something analog flows into the same position, that position is paid at full price in
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.fx.node import Node
 
 from msat_det.convert import ops
@@ -228,7 +228,7 @@ def _push(graph: Graph, node: Node, reach: Tensor, shapes: dict, static: set[Nod
 
 
 def _pull(graph: Graph, node: Node, source: Node, reach: Tensor, shapes: dict) -> Tensor:
-    """How much each element of ``source`` reaches through one linear node: the sum of ``reach`` over what it touches."""
+    """What each element of ``source`` reaches through one linear node: the sum of ``reach`` over what it touches."""
     op, shape = node.meta["op"], source.meta["shape"]
     if op in _SCALING:
         return reach.sum_to_size(1, *shape) if reach.shape[1:] != shape else reach

@@ -2,7 +2,8 @@
 
 ``trace`` gives a functional ``torch.fx`` graph with batch norm folded. Every node carries in ``node.meta``: ``kind``
 (``ops.Kind``), ``op`` (canonical name), ``source`` (file:line), ``shape`` (of one image's output, without the batch
-dimension; None for a value that no image enters; ``parts`` of a tuple's elements), and spiking nodes ``activation`` (``ops.Activation``).
+dimension; None for a value that no image enters; ``parts`` the shapes of a tuple's elements); and spiking nodes
+``activation`` (``ops.Activation``).
 """
 
 import copy
@@ -122,9 +123,8 @@ class Graph:
     def __call__(self, batch: Batch) -> Any:
         """The float outputs for a batch."""
         with torch.inference_mode():
-            for _, value in self.walk(batch):
-                pass
-        return value
+            *_, (_, outputs) = self.walk(batch)
+        return outputs
 
 
 def last_uses(nodes: list[Node]) -> dict[Node, list[Node]]:
@@ -341,7 +341,7 @@ def _classify(graph: Graph) -> None:
 
 def _verdict(graph: Graph, node: Node, name: str, module: nn.Module | None, entering: list[Node]) -> Kind:
     known = module is None or type(module).__module__.startswith(("torch.nn", "torchvision.ops"))
-    if known and name in ops.SHAPE or not entering:
+    if (known and name in ops.SHAPE) or not entering:
         return Kind.SHAPE
     if known and name in ops.POINTWISE:
         return Kind.SPIKING

@@ -92,7 +92,7 @@ def _build(compiler: str, target: Path) -> None:
         link = [compiler, "-shared", f"{folder}/scan.o", "-o", str(built)]
         subprocess.run(link, check=True, capture_output=True, timeout=120)
         ctypes.CDLL(str(built))  # a build that does not load never enters the cache
-        os.replace(built, target)
+        built.replace(target)
 
 
 class Scan:
@@ -117,8 +117,8 @@ class Scan:
     def run(self, x: Tensor, t0: int, steps: int, in_place: bool = False) -> Tensor:
         """Advance by ``steps`` timesteps from t0.
 
-        x: (steps, B, C, …) input currents, or (1, B, C, …) for a current that is constant in time. ``in_place`` lets the
-        result overwrite x. Returns the output s·θ (steps, B, C, …).
+        x: (steps, B, C, …) input currents, or (1, B, C, …) for a current that is constant in time. in_place: the result
+        may overwrite x. Returns the output s·θ (steps, B, C, …).
         """
         if self._struct is not None:
             return self._run_kernel(x, t0, steps, in_place)
@@ -195,6 +195,27 @@ class Scan:
         )
         self.counts += self._arrays["counts"].sum(1)
         return y.unflatten(0, (steps, c.B))
+
+
+def observe_channels(x: Tensor, shift: int, first: int, histogram: Tensor, maximum: Tensor) -> None:
+    """Add |x| (B, C, …) to the per-channel histograms (C, bins) int32 and maxima (C,) of ``convert.observe.Site``."""
+    channels, bins = histogram.shape
+    if library() is None or x.device.type != "cpu" or x.dtype != torch.float32:
+        rows = x.abs().float().transpose(0, 1).flatten(1).cpu()
+        index = ((rows.contiguous().view(torch.int32) >> shift) - (first - 1)).clamp_(0, bins - 1)
+        index += bins * torch.arange(channels, dtype=torch.int32)[:, None]
+        histogram += torch.bincount(index.flatten(), minlength=channels * bins).view(channels, bins).to(torch.int32)
+        torch.maximum(maximum, rows.amax(1), out=maximum)
+        return
+    x = x.contiguous(memory_format=_memory_format(x))
+    outer, inner = (x.numel() // channels, 1) if _memory_format(x) is torch.channels_last else (len(x), x[0, 0].numel())
+    library().observe_channels(
+        ctypes.c_void_p(x.data_ptr()),
+        *(ctypes.c_int64(n) for n in (outer, channels, inner)),
+        *(ctypes.c_int32(n) for n in (shift, first, bins)),
+        ctypes.c_void_p(histogram.data_ptr()),
+        ctypes.c_void_p(maximum.data_ptr()),
+    )
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:

@@ -188,6 +188,28 @@ void scan_chunk(const Scan *c, int32_t family, int32_t output, int32_t adaptive)
     return adaptive ? scan<SPIKE, false, true>(*c) : scan<SPIKE, false, false>(*c);
 }
 
+// Adds |x| to per-channel histograms over the leading bits of a float (see convert/observe.py) and to the maxima.
+// Element (o, c, i) of x lies at (o·C + c)·I + i: O = images and I = pixels, or O = images·pixels and I = 1.
+void observe_channels(const float *x, int64_t O, int64_t C, int64_t I, int32_t shift, int32_t first, int32_t bins,
+                      int32_t *histogram, float *maximum) {
+    const int64_t part = 8;
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t begin = 0; begin < C; begin += part) {
+        const int64_t end = begin + part < C ? begin + part : C;
+        for (int64_t o = 0; o < O; o++)
+            for (int64_t c = begin; c < end; c++)
+                for (int64_t i = 0; i < I; i++) {
+                    const float value = std::fabs(x[(o * C + c) * I + i]);
+                    int32_t bits;
+                    std::memcpy(&bits, &value, 4);
+                    int32_t bin = (bits >> shift) - (first - 1);
+                    bin = bin < 0 ? 0 : bin >= bins ? bins - 1 : bin;
+                    histogram[c * bins + bin]++;
+                    if (!(value <= maximum[c])) maximum[c] = value;  // a NaN gets through
+                }
+    }
+}
+
 void apply_exp(const float *x, float *y, int64_t n) {
     for (int64_t i = 0; i < n; i++) y[i] = exp_(x[i]);
 }
