@@ -109,7 +109,8 @@ def draw_detections(
         axes.imshow(image, interpolation="lanczos")
         axes.set_axis_off()
         axes.set_title(heading, color=INK, fontsize=11)
-        for i, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
+        for i in reversed(range(len(boxes))):  # the best last, on top
+            x1, y1, x2, y2 = boxes[i].tolist()
             dashed = ignore is not None and bool(ignore[i])
             style = {"edgecolor": colours[box_names[i]], "linewidth": 1.6, "linestyle": "--" if dashed else "-"}
             axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, **style))
