@@ -29,7 +29,8 @@ class DarknetNet(nn.Module):
     def __init__(self, sections: list[Section], size: tuple[int, int] | None = None):
         super().__init__()
         net, *sections = sections
-        self.size = size or (net.integer("height", 416, least=1), net.integer("width", 416, least=1))
+        self.size = size or (net.integer("height", least=1), net.integer("width", least=1))
+        self.resize = "letterbox" if net.integer("letter_box", 0) else "stretch"
         if net.integer("channels", 3) != 3:
             raise net.error("channels must be 3: only networks for RGB images can be read", "channels")
         self.layers = nn.ModuleList()
@@ -43,6 +44,8 @@ class DarknetNet(nn.Module):
                 shapes[index] = shapes[index - 1]
             elif section.kind in LAYERS:
                 module, sources = LAYERS[section.kind](section, index, shapes)
+                if self.heads.keys() & set(sources):
+                    raise section.error("reads a layer that ends in boxes: route to the one before it")
                 section.refuse_unasked(TRAINING_ONLY)
                 shapes[index] = infer_shape(section, module, [shapes[source] for source in sources])
             else:
@@ -115,7 +118,7 @@ def darknet(model: Any) -> YoloDetector:
     """The detector of a Darknet ``model.cfg`` and ``model.weights``, with class names one a line in ``model.names``.
 
     ``size``, ``resize``, ``score``, ``nms_iou`` and ``top_k`` of ``model``, where not None, replace the cfg's size and
-    ``YoloDetector``'s defaults.
+    letter_box and ``YoloDetector``'s defaults.
     """
     for key, what in (("cfg", "a .cfg file"), ("weights", "a .weights file"), ("names", "a file of class names")):
         if getattr(model, key) is None:
@@ -136,5 +139,5 @@ def darknet(model: Any) -> YoloDetector:
         [head.stride for head in heads],
         [head.scale_x_y for head in heads],
         heads[0].form,
-        **given(model, "resize", "score", "nms_iou", "top_k"),
+        **{"resize": net.resize} | given(model, "resize", "score", "nms_iou", "top_k"),
     )

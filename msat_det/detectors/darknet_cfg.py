@@ -58,9 +58,10 @@ class Section:
         return self.get(key, default, lambda text: [float(n) for n in pieces(text)], "numbers with commas")
 
     def refuse_unasked(self, harmless: frozenset[str]) -> None:
-        """Raise for an option that no code has read and that isn't known to matter in training only."""
-        for key in self.options.keys() - self.asked - harmless:
-            raise self.error(f"option '{key}' is not supported: remove it, or use a layer without it", key)
+        """Raise for an option that nobody has asked for, unless it is switched off or known not to matter here."""
+        for key, (value, _) in self.options.items():
+            if key not in self.asked | harmless and value != "0":
+                raise self.error(f"option {show(key)} is not supported: remove it, or use a layer without it", key)
 
 
 def pieces(text: str) -> list[str]:

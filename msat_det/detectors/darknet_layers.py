@@ -14,7 +14,10 @@ from msat_det.detectors.darknet_cfg import Section
 Shape = tuple[int, int, int]  # channels, height, width
 Built = tuple[nn.Module, list[int]]  # a layer, and the indices of the layers that it reads
 
-TRAINING_ONLY = frozenset({"stopbackward", "burnin_update", "train_only_bn", "learning_rate", "dropblock"})
+TRAINING_ONLY = frozenset(
+    "stopbackward burnin_update train_only_bn learning_rate onlyforward dont_update clip grad_centr "
+    "assisted_excitation dropblock dropblock_size_rel dropblock_size_abs stream wait_stream".split()
+)
 BATCH_NORM_EPS = 1e-5  # what Darknet adds to the variance when it fuses a layer for inference
 
 
@@ -161,6 +164,9 @@ def shortcut(section: Section, index: int, shapes: dict[int, Shape]) -> Built:
     if section.text("weights_type", "none") != "none":
         raise section.error("weights_type other than none is not supported: use plain shortcuts", "weights_type")
     same_extent(section, [shapes[source] for source in sources], "add")
+    for key in ("alpha", "beta"):
+        if section.number(key, 1.0) != 1:
+            raise section.error(f"{key} other than 1 is not supported: scale the layer before instead", key)
     surplus = [shapes[source][0] - shapes[index - 1][0] for source in sources[1:]]
     return Shortcut(surplus, activation(section, "linear")), sources
 
@@ -270,7 +276,7 @@ def read_head(section: Section, shape: Shape, size: tuple[int, int]) -> Head:
         )
     classes = section.integer("classes", 20, least=1)
     numbers = section.numbers("anchors")
-    anchors = list(zip(numbers[::2], numbers[1::2], strict=False))
+    anchors = list(zip(numbers[::2], numbers[1::2], strict=False))[: section.integer("num", 1, least=1)]
     if section.kind == "yolo":
         mask = section.integers("mask", list(range(len(anchors))))
         if not all(0 <= i < len(anchors) for i in mask):

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -40,6 +41,33 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: not readable as safetensors ({error}); give --model.weights a whole file") from None
+    return _finite(tensors, path)
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file or, for any other suffix, of a state dict that ``torch.save`` wrote.
+
+    The state dict may lie under ``state_dict`` or ``model``. Nothing but tensors is unpickled. Raises InputError.
+    """
+    if Path(path).suffix == ".safetensors":
+        return read_safetensors(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler raises a dozen types on damaged files
+        reason = str(error).strip().partition("\n")[0][:100]
+        raise InputError(f"{path}: not readable as weights ({reason}); give --model.weights a whole file") from error
+    for key in ("state_dict", "model"):
+        content = content[key] if isinstance(content, dict) and isinstance(content.get(key), dict) else content
+    if not isinstance(content, dict) or not all(map(_is_dense, content.values())):
+        raise InputError(f"{path}: holds no state dict (names with tensors); save the network's state_dict()")
+    return _finite({str(name): tensor for name, tensor in content.items()}, path)
+
+
+def _is_dense(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+
+
+def _finite(tensors: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise InputError(f"{path}: tensor '{name}' holds NaN or infinite values; get an undamaged copy of the file")
@@ -47,11 +75,17 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_tensors(net: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
-    """``load_state_dict`` that says in one line which tensor of the file at ``path`` doesn't fit ``net``."""
+    """``load_state_dict`` that says in one line which tensor of the file at ``path`` doesn't fit ``net``.
+
+    Batch norm's counters of training steps may be missing: files older than PyTorch 0.4.1 have none.
+    """
     wanted = net.state_dict()
-    for name in wanted.keys() | tensors.keys():
+    counters = {name: value for name, value in wanted.items() if name.endswith("num_batches_tracked")}
+    tensors = counters | tensors
+    for name in sorted(wanted.keys() | tensors.keys()):
         shapes = [tuple(group[name].shape) if name in group else None for group in (wanted, tensors)]
         if shapes[0] != shapes[1]:
             need, got = ("no such tensor" if shape is None else f"shape {shape}" for shape in shapes)
             raise InputError(f"{path}: '{name}': the network has {need}, the file {got}; give weights of this network")
-    net.load_state_dict(tensors)
+    wanted.update(tensors)  # unlike a plain dict it tells the layout's version, which MNASNet asks for
+    net.load_state_dict(wanted)

@@ -66,8 +66,10 @@ class SsdDetector:
 
     def by_prior(self, levels: Sequence[Tensor]) -> Tensor:
         """Raw levels (B, A·n, h, w) → (B, P, n)."""
-        cells = sum(level[0].numel() for level in levels)
-        width = cells // len(self.priors)
+        width, rest = divmod(sum(level[0].numel() for level in levels), len(self.priors))
+        if rest or any(level.shape[1] % width for level in levels):
+            shapes = [tuple(level.shape) for level in levels]
+            raise InputError(f"network outputs {shapes} do not fit the {len(self.priors)} priors: give priors for them")
         return torch.cat([level.movedim(1, -1).reshape(len(level), -1, width) for level in levels], 1)
 
     def decode_boxes(self, offsets: Tensor) -> Tensor:
