@@ -225,7 +225,7 @@ GOOD = """
     [
         ("filters=7", "seven", r"line 9: 'seven' is neither"),
         ("[yolo]", "[lstm]", r"line 11: \[lstm\] is not supported: use avg.*convolutional"),
-        ("activation=relu", "activation=stair", r"line 7: \[convolutional\] activation=stair is not supported"),
+        ("activation=relu", "activation=stair", r"line 7: \[convolutional\] activation='stair' is not supported"),
         ("activation=relu", "binary=1", r"line 7: \[convolutional\] option 'binary' is not supported"),
         ("filters=4", "filters=many", r"line 6: \[convolutional\] filters='many': give a whole number"),
         ("filters=4", "filters=0", r"line 6: .*filters=0: give a whole number ≥ 1"),
@@ -255,7 +255,7 @@ GOOD = """
         ("classes=2\n", "classes=2\n[route]\nlayers=-1\n", r"line 16: \[route\] reads a layer that ends in boxes"),
         ("[yolo]\nmask=0\nanchors=1,1\nnum=1\nclasses=2\n", "", r"line 1: \[net\] no \[yolo\] or \[region\] section"),
         ("[net]", "net", r"line 1: 'net' is neither"),
-        ("[net]", "[net", r"line 1: '\[net' lacks its closing bracket"),
+        ("[net]", "[net", r"line 1: '\[net' is no section's name"),
         ("[net]\n", "", r"line 1: an option before the first section"),
         ("[net]", "[route]", r"begins with a \[net\] section"),
         ("height=32\n", "", r"line 1: \[net\] lacks 'height'"),

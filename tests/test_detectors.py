@@ -33,7 +33,6 @@ def test_unknown_detector_names_the_nearest() -> None:
         build_detector(config(name=""))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("network", FLOAT)
 def test_float_accuracy(shared_data: Path, network: str) -> None:
     name, file, names, expected, expected50, tolerance = FLOAT[network]

@@ -93,7 +93,7 @@ def load_weights(net: DarknetNet, path: str | Path) -> None:
         raise InputError(f"{path}: weights not readable ({error.strerror}); give the path of a .weights file") from None
     if len(data) < 16:
         raise InputError(f"{path}: {len(data)} bytes are too few for a Darknet header; is the file truncated?")
-    major, minor, _ = np.frombuffer(data, "<i4", 3)
+    major, minor, _ = np.frombuffer(data, "<i4", 3).tolist()
     header = 20 if major * 10 + minor >= 2 and major < 1000 and minor < 1000 else 16
     expected, found = sum(tensor.numel() for tensor in stored_tensors(net)), (len(data) - header) / 4
     if expected != found:

@@ -87,8 +87,8 @@ def parse_cfg(path: str | Path) -> list[Section]:
         if not line:
             continue
         if line.startswith("["):
-            if not line.endswith("]"):
-                raise InputError(f"{path}, line {number}: {show(line)} lacks its closing bracket: write [name]")
+            if not (line.endswith("]") and line[1:-1].isidentifier()):
+                raise InputError(f"{path}, line {number}: {show(line)} is no section's name: write [name]")
             sections.append(Section(path, number, line[1:-1].lower()))
         elif "=" not in line:
             raise InputError(f"{path}, line {number}: {show(line)} is neither [section] nor key=value: mend the line")

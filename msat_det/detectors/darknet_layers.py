@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msat_det.detectors.darknet_cfg import Section
+from msat_det.files import show
 
 Shape = tuple[int, int, int]  # channels, height, width
 Built = tuple[nn.Module, list[int]]  # a layer, and the indices of the layers that it reads
@@ -44,7 +45,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 def activation(section: Section, default: str) -> nn.Module:
     name = section.text("activation", default)
     if name not in ACTIVATIONS:
-        raise section.error(f"activation={name} is not supported: use {', '.join(ACTIVATIONS)}", "activation")
+        raise section.error(f"activation={show(name)} is not supported: use {', '.join(ACTIVATIONS)}", "activation")
     return ACTIVATIONS[name]()
 
 
