@@ -16,9 +16,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from msat_det.errors import InputError
+from msat_det.options import PROJECT
 from msat_det.scenes import CLASSES, Scene, draw_scene, draw_tile
 
 VOC_SPLITS = {"trainval": 48, "test": 100}  # split → scenes; trainval is there to calibrate on
@@ -162,7 +163,7 @@ def make_tiles(root: Path, splits: dict[str, int] = TILE_SPLITS) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Draw the embedded data sets.")
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "data")
+    parser.add_argument("--out", type=Path, default=PROJECT / "data")
     out = parser.parse_args().out
     try:
         make_voc(out / "voc")
