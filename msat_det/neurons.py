@@ -54,7 +54,9 @@ class Neuron:
     ``track`` starts at 0 and rounds to nearest in every step. stages: factor on θ at each timestep, the last one held.
     reset: ``soft`` subtracts the spike, ``zero`` sets the potential to 0. bias: (C,) added to the current each step.
     confidence, drop: eq. 18, the probability that an early spike is kept, and what a dropped one does to its charge.
-    adaptive: the MSAT threshold; None for a constant one.
+    adaptive: the MSAT threshold; None for a constant one. imbalanced: leaky ReLU with slope a as channel-norm has it,
+    an integrate-and-fire neuron that fires −1 at −θ/a. window: a step stands for that many timesteps, and s is the time
+    from an opening to a closing spike (temporal switch coding).
     """
 
     theta: Tensor
@@ -70,15 +72,18 @@ class Neuron:
     confidence: float = 1.0
     drop: Literal["keep", "lossy"] = "keep"
     adaptive: Msat | None = None
+    imbalanced: bool = False
+    window: int | None = None
 
     @property
     def tracking(self) -> bool:
-        return not self.activation.rectified
+        return not self.activation.rectified and not self.imbalanced
 
     @property
     def bounded(self) -> bool:
         """Whether firing at full rate would pass the activation's upper bound, so that spikes must be held back."""
-        return not self.tracking and self.gamma * max(self.stages) * float(self.theta.max()) > self.activation.upper
+        height = self.gamma * max(self.stages) * float(self.theta.max())
+        return self.activation.rectified and height > self.activation.upper
 
     @property
     def offset(self) -> float:
@@ -198,16 +203,22 @@ def step(neuron: Neuron, state: State, x: Tensor, t: int, chances: Chances | Non
     start = 0.0 if neuron.offset else per_channel(neuron.initial, x) * per_channel(neuron.theta, x)
     goal = torch.minimum(before, n * neuron.activation.upper - state.o + start) if neuron.bounded else before
     s = torch.floor(goal / theta + neuron.offset)
+    if neuron.imbalanced:
+        slope = neuron.activation.slope
+        s = torch.where(goal < 0, -torch.floor(-goal * slope / theta), s)
     s = torch.maximum(s, _fewest(neuron, state, goal - start, theta))
     s = torch.clamp(s, max=neuron.gamma)
 
-    charge = s * theta if state.o is None or neuron.tracking else torch.maximum(s * theta, -state.o)
-    y = charge
+    y = s * theta
+    if neuron.signed and not neuron.tracking and not neuron.imbalanced:
+        y = torch.maximum(y, -state.o)
+    charge = torch.where(s < 0, y / slope, y) if neuron.imbalanced else y
     if neuron.confidence < 1 and t < EARLY:
         kept = bernoulli(neuron.confidence, chances.seed, chances.images, chances.site, t, x)
-        s, y = s * kept, charge * kept
-        charge = charge if neuron.drop == "lossy" else y
-    state.v = torch.where(s > 0, 0.0, before) if neuron.reset == "zero" else before - charge
+        s, y = s * kept, y * kept
+        charge = charge if neuron.drop == "lossy" else charge * kept
+    fired = s != 0 if neuron.imbalanced else s > 0
+    state.v = torch.where(fired, 0.0, before) if neuron.reset == "zero" else before - charge
     if state.o is not None:
         state.o = state.o + y
     if state.mean is not None:
@@ -218,8 +229,8 @@ def step(neuron: Neuron, state: State, x: Tensor, t: int, chances: Chances | Non
 
 
 def _fewest(neuron: Neuron, state: State, error: Tensor, theta: Tensor) -> Tensor:
-    """s_min: 0, what a signed neuron may take back, or −γ for a tracking neuron, whose output may have both signs."""
-    if neuron.tracking:
+    """s_min: 0, what a signed neuron may take back, or −γ where the output may have both signs."""
+    if neuron.tracking or neuron.imbalanced:
         return torch.full_like(error, -neuron.gamma)
     if not neuron.signed:
         return torch.zeros_like(error)

@@ -17,12 +17,14 @@ from msat_det.analysis.energy import Counts, count
 from msat_det.convert import ops
 from msat_det.convert.fanout import HOMOGENEOUS, FanOut, is_event_source
 from msat_det.convert.graph import Batch, Graph, last_uses, where
+from msat_det.convert.observe import Observation
 from msat_det.convert.ops import Kind
 from msat_det.errors import InputError
 from msat_det.kernels import Scan
 from msat_det.neurons import Chances, Neuron
 from msat_det.rng import image_key
 
+MEMORY_BYTES = 1 << 30
 CACHE_BYTES = 8 << 20  # aim of one layer's input over a chunk: what a core's share of the last-level cache holds
 _FRESH = ops.MULTIPLYING | {"add", "sub", "mul", "truediv", "cat", "batchnorm2d"}  # outputs that nothing else refers to
 
@@ -32,16 +34,24 @@ class SpikingNetwork:
 
     graph: as ``convert.graph.trace`` gives it. neurons: {call site name: Neuron}, one for each of ``graph.sites``.
     fanout: as ``convert.fanout.fan_out`` gives it. seed: of the spike confidence's masks. chunk: timesteps that a layer
-    runs at once; None chooses it by the size of the activations.
+    runs at once; None chooses it by the size of the activations. decide: makes the neuron of a call site that has none
+    when its currents are first seen (``layer_by_layer``).
     """
 
     def __init__(
-        self, graph: Graph, neurons: dict[str, Neuron], fanout: FanOut, seed: int = 0, chunk: int | None = None
+        self,
+        graph: Graph,
+        neurons: dict[str, Neuron],
+        fanout: FanOut,
+        seed: int = 0,
+        chunk: int | None = None,
+        decide: Callable[[Node, Tensor], Neuron] | None = None,
     ):
         missing = [node.name for node in graph.sites if node.name not in neurons]
-        if missing:
+        if missing and not decide:
             raise InputError(f"no neuron for call site {missing[0]}: a method must give one for each of graph.sites")
         self.graph, self.neurons, self.fanout, self.seed, self.chunk = graph, neurons, fanout, seed, chunk
+        self.decide = decide
         self.counts: dict[int, Counts] = {}
         self._plan = _Plan(graph)
 
@@ -65,17 +75,21 @@ class SpikingNetwork:
         record = sorted({T} if record is None else set(record))
         if not record or record[0] < 1 or record[-1] > T:
             raise InputError(f"recorded timesteps {record} must lie in 1..T = {T}")
+        window = next((n.window for n in self.neurons.values() if n.window), 1)
+        if record[0] % window:
+            raise InputError(f"recorded timestep {record[0]} is no whole number of windows of {window} timesteps")
         with torch.inference_mode():
             run = _Run(self, batch, images, tap)
             outputs, t = {}, 0
             self.counts = {}
             for until in record:
-                while t < until:
-                    steps = min(run.chunk, until - t)
+                while t < until // window:
+                    steps = min(run.chunk, until // window - t)
                     run.advance(t, steps)
                     t += steps
-                outputs[t] = run.readout(t)
-                self.counts[t] = count(self, {node.name: scan.counts for node, scan in run.scans.items()}, run.pools, t)
+                outputs[until] = run.readout(t)
+                sites = {node.name: scan.counts for node, scan in run.scans.items()}
+                self.counts[until] = count(self, sites, run.pools, until)
         return outputs
 
 
@@ -140,6 +154,30 @@ def _reaches(node: Node, targets: set[Node]) -> bool:
     return False
 
 
+def layer_by_layer(
+    observation: Observation, images: int, T: int, decide: Callable[[Node, Tensor], Neuron]
+) -> dict[str, Neuron]:
+    """Convert one call site after the other, each on what the spiking layers before it send.
+
+    decide: gets a call site and its input currents (T, B, C, …) on the first ``images`` calibration images, one timestep
+    (1, B, C, …) where they are constant in time, and returns its Neuron. A layer's activations over all T timesteps are in memory
+    at once; where they would pass a gigabyte, fewer images are taken.
+    """
+    largest = 4 * T * max(torch.Size(node.meta["shape"]).numel() for node in observation.graph.sites)
+    batch = observation.first(min(images, max(1, MEMORY_BYTES // largest)))
+    snn = SpikingNetwork(observation.graph, {}, observation.fanout, decide=decide)
+    with torch.inference_mode():
+        _Run(snn, batch, None, None).advance(0, T)
+    return snn.neurons
+
+
+def run_alone(neuron: Neuron, currents: Tensor, T: int) -> Tensor:
+    """The output sum (B, C, …) over T timesteps of one population on its own; ``currents`` as ``decide`` gets them."""
+    scan = Scan(neuron, currents[0], torch.zeros(currents.shape[2:]), with_output=True)
+    scan.run(currents, 0, T)
+    return scan.state.o
+
+
 class _Run:
     """One batch from rest to T: the states of its neurons and the running sums of its differential nodes."""
 
@@ -199,6 +237,8 @@ class _Run:
             reach = self.snn.fanout.spikes.get(node, torch.zeros(node.meta["shape"]))
             chances = Chances(self.snn.seed, self.chances, site)
             keep = node in self.plan.readout_sites
+            if node.name not in self.snn.neurons:
+                self.snn.neurons[node.name] = self.snn.decide(node, x)
             self.scans[node] = Scan(self.snn.neurons[node.name], x[0], reach, keep, chances)
         scan = self.scans[node]
         own = not constant and len(source.users) == 1 and source.meta["op"] in _FRESH

@@ -25,7 +25,8 @@ class Counts:
     """Sums over the first t timesteps, for each of the B images of a batch, float64.
 
     spikes: (B,) Σ|s| over all neurons, a burst of k counting k. sops: (B,) synaptic operations: the multiply-adds that
-    spikes reach. energy: (B,) pJ. sites: {call site: (B, 3) Σ|s|, Σ|s|·fan-out, Σ[s≠0]·fan-out}. neurons: their number.
+    spikes reach. energy: (B,) pJ. sites: {call site: (B, 4) Σ|s|, Σ|s|·fan-out, Σ[s≠0], Σ[s≠0]·fan-out}. neurons: their
+    number.
     macs: multiply-adds of one float forward of one image; float_energy: its pJ.
     """
 
@@ -55,21 +56,30 @@ def count(
 ) -> Counts:
     """Price the spikes that a run has counted up to timestep t.
 
+    sites: counts of each call site as ``kernels.Scan`` keeps them. pools: of each max pooling, (B, 2) differences that
+    are not zero, plain and times their fan-out.
     A graded spike (its height differs by neuron and time) costs one multiply-add per connection, whatever its height; a
     spike of constant height costs |s| accumulations; a difference of max pooling costs one multiply-add. What is analog
-    is paid at full price in every timestep, what is constant in time once.
+    is paid at full price in every timestep, what is constant in time once. Under temporal switch coding a value costs
+    its opening and its closing spike, and every neuron adds its current to its potential in each timestep.
     """
     price = PICOJOULES[table]
-    spikes = sum(c[:, 0] for c in sites.values())
-    sops = sum(c[:, 1] for c in sites.values()) + sum((p[:, 1] for p in pools.values()), torch.zeros(()))
-    macs = snn.fanout.once + t * sum(snn.fanout.analog.values())
-    energy = torch.zeros_like(spikes)
+    differences = sum((p[:, 1] for p in pools.values()), torch.zeros((), dtype=torch.float64))
+    macs = snn.fanout.once + t * sum(snn.fanout.analog.values()) + differences
+    spikes, sops, accumulations = 0.0, differences, 0.0
     for node in snn.graph.sites:
-        neuron, c = snn.neurons[node.name], sites[node.name]
-        energy = energy + (price["mac"] * c[:, 2] if neuron.graded else price["ac"] * c[:, 1])
-        size = torch.Size(node.meta["shape"]).numel()
-        macs += size * ((UPDATE_MACS * (t - 1) if neuron.adaptive else 0) + (t if neuron.activation.curved else 0))
-    energy = energy + price["mac"] * (macs + sum((p[:, 1] for p in pools.values()), torch.zeros(())))
+        neuron, size = snn.neurons[node.name], torch.Size(node.meta["shape"]).numel()
+        bursts, burst_ops, events, event_ops = sites[node.name].unbind(1)
+        if neuron.window:
+            bursts, burst_ops = 2 * events, 2 * event_ops
+            accumulations = accumulations + size * t
+        spikes, sops = spikes + bursts, sops + burst_ops
+        if neuron.graded:
+            macs = macs + event_ops
+        else:
+            accumulations = accumulations + burst_ops
+        macs = macs + size * ((UPDATE_MACS * (t - 1) if neuron.adaptive else 0) + t * neuron.activation.curved)
+    energy = price["mac"] * macs + price["ac"] * accumulations
     return Counts(
         spikes=spikes,
         sops=sops,

@@ -1,12 +1,14 @@
 """A method's name and options → a spiking network."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.fx.node import Node
 
-from msat_det.convert.methods import Neurons, find_method, head_sites, parse_options
+from msat_det.convert.graph import Graph
+from msat_det.convert.methods import find_method, parse_options
 from msat_det.convert.observe import Observation
-from msat_det.errors import InputError
 from msat_det.neurons import EARLY
 from msat_det.simulate import SpikingNetwork
 
@@ -14,7 +16,7 @@ from msat_det.simulate import SpikingNetwork
 def spiking_network(
     name: str, options: dict[str, Any], observation: Observation, T: int, seed: int = 0, chunk: int | None = None
 ) -> SpikingNetwork:
-    """Convert an observed network by the method ``name`` with plain option values (see ``methods.Options``).
+    """Convert an observed network by the method ``name`` with plain option values (see ``options.Options``).
 
     T: the timestep that the result is for; methods that do not need it give the same neurons for every T.
     Raises InputError for an unknown method or option, and for a value that does not fit.
@@ -29,14 +31,25 @@ def spiking_network(
 
 def _set_confidence(snn: SpikingNetwork, confidence: float | str, observation: Observation) -> None:
     """Give the last spiking layer its spike confidence (eq. 18)."""
-    from dataclasses import replace
+    share = dict.fromkeys(head_sites(observation.graph), confidence)
+    if confidence == "estimate":
+        share = estimate_confidence(snn, list(share), observation)
+    for name, probability in share.items():
+        snn.neurons[name] = replace(snn.neurons[name], confidence=probability)
 
-    sites = [node.name for node in head_sites(observation)]
-    share = (
-        estimate_confidence(snn, sites, observation) if confidence == "estimate" else dict.fromkeys(sites, confidence)
-    )
-    for name in sites:
-        snn.neurons[name] = replace(snn.neurons[name], confidence=share[name])
+
+def head_sites(graph: Graph) -> list[str]:
+    """The last spiking layer: every call site whose spikes reach an output without passing another neuron."""
+    found: set[Node] = set()
+    stack, seen = [graph.nodes[-1]], set()
+    while stack:
+        node = stack.pop()
+        if "activation" in node.meta:
+            found.add(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.extend(node.all_input_nodes)
+    return [node.name for node in graph.sites if node in found]
 
 
 def estimate_confidence(snn: SpikingNetwork, sites: list[str], observation: Observation) -> dict[str, float]:
@@ -56,11 +69,3 @@ def estimate_confidence(snn: SpikingNetwork, sites: list[str], observation: Obse
 
         snn.run(batch, EARLY, tap=tap)
     return {site: right[site] / total[site] if total[site] else 1.0 for site in sites}
-
-
-def checked_neurons(neurons: Neurons, observation: Observation) -> Neurons:
-    """The same neurons; raises InputError where a threshold is not finite, naming its call site."""
-    for name, neuron in neurons.items():
-        if not neuron.theta.isfinite().all():
-            raise InputError(f"call site {name}: the threshold is not finite: look at the method's options")
-    return neurons

@@ -29,7 +29,10 @@ _SPATIAL = {
     "upsamplingnearest2d",
     "upsamplingbilinear2d",
 }
-_SCALING = {"mul", "truediv", "neg", "batchnorm2d", "batchnorm1d", "batchnorm", "frozenbatchnorm2d", "rsub"}
+# element by element: a spike arrives once, whatever it is multiplied by and however often it is added to itself
+_ELEMENTWISE = {"add", "sub", "rsub", "mul", "truediv", "neg"} | {
+    *("batchnorm2d", "batchnorm1d", "batchnorm", "frozenbatchnorm2d")
+}
 _CONVOLUTION = ["stride", "padding", "dilation", "groups"]  # the arguments of F.conv2d after input, weight and bias
 _REDUCING = {"mean", "sum"}
 # max(k·x) = k·max(x) for k > 0: their difference of running sums is exact, and counts as spikes where it is not zero.
@@ -230,7 +233,7 @@ def _push(graph: Graph, node: Node, reach: Tensor, shapes: dict, static: set[Nod
 def _pull(graph: Graph, node: Node, source: Node, reach: Tensor, shapes: dict) -> Tensor:
     """What each element of ``source`` reaches through one linear node: the sum of ``reach`` over what it touches."""
     op, shape = node.meta["op"], source.meta["shape"]
-    if op in _SCALING:
+    if op in _ELEMENTWISE:
         return reach.sum_to_size(1, *shape) if reach.shape[1:] != shape else reach
     if op in _REDUCING:
         return _vjp(lambda x: _evaluate(graph, node, shapes | {source: x}), shape, reach, unit=True)

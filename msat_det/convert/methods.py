@@ -5,58 +5,20 @@ To add one: subclass ``Options``, write the function, put ``@method(name, YourOp
 """
 
 import difflib
-import typing
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch.fx.node import Node
 
 from msat_det.convert.observe import Observation
+from msat_det.convert.options import Options, parse, require
 from msat_det.errors import InputError
 from msat_det.neurons import Msat, Neuron
 
 Neurons = dict[str, Neuron]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What any method can take.
-
-    scale, percentile, values: the statistic of |activation| on calibration images that a threshold starts from; values
-    ``all`` counts zeros and is floored at 5 % of the maximum. factor: on that threshold. signed, margin, gamma,
-    rounding, stages: see ``neurons.Neuron``; rounding None is ``track`` where the threshold varies, else ``fixed``.
-    initial: potential at the start, 0 or θ/2. confidence: eq. 18 for the call sites that feed a head, a number, none or
-    an estimate from calibration images. drop: what a dropped spike does to its charge.
-    """
-
-    scale: Literal["layer", "channel"] = "layer"
-    percentile: float = 100.0
-    values: Literal["all", "nonzero"] = "all"
-    factor: float = 1.0
-    signed: bool = False
-    margin: float = 0.5
-    gamma: int = 1
-    initial: Literal["zero", "half"] = "zero"
-    rounding: Literal["fixed", "track"] | None = None
-    stages: tuple[float, ...] = (1.0,)
-    confidence: Literal["none", "estimate"] | float = "none"
-    drop: Literal["keep", "lossy"] = "keep"
-
-    def __post_init__(self) -> None:
-        _require(0 < self.percentile <= 100, "percentile", self.percentile, "a number above 0, at most 100")
-        _require(self.factor > 0, "factor", self.factor, "a number above 0")
-        _require(self.gamma >= 1, "gamma", self.gamma, "a whole number of at least 1")
-        _require(self.margin >= 0, "margin", self.margin, "a number of at least 0")
-        _require(bool(self.stages) and min(self.stages) > 0, "stages", self.stages, "factors above 0")
-        if not isinstance(self.confidence, str):
-            _require(0 <= self.confidence <= 1, "confidence", self.confidence, "none, estimate or a number from 0 to 1")
-
-    @property
-    def varying(self) -> bool:
-        """Whether the threshold changes with time."""
-        return len(set(self.stages)) > 1
 
 
 @dataclass(frozen=True)
@@ -86,62 +48,14 @@ def find_method(name: str) -> Method:
     """The method of that name. Raises InputError with the nearest name."""
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, 1)
-        hint = f", did you mean {near[0]}?" if near else ""
-        raise InputError(f"no method {name!r}{hint} The methods are {', '.join(METHODS)} (msat-det list methods)")
+        hint = f", did you mean {near[0]}?" if near else ":"
+        raise InputError(f"no method {name!r}{hint} the methods are {', '.join(METHODS)}")
     return METHODS[name]
 
 
 def parse_options(name: str, values: dict[str, Any]) -> Options:
-    """A method's options from plain values (of a YAML file, say).
-
-    Raises InputError for an option that the method does not have, with the nearest name, and for a value that does
-    not fit it.
-    """
-    options = find_method(name).options
-    hints = typing.get_type_hints(options)
-    for key in values:
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, 1)
-            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(hints)}"
-            raise InputError(f"method {name} has no option {key!r}: {hint}")
-    return options(**{key: _fitting(name, key, value, hints[key]) for key, value in values.items()})
-
-
-def _fitting(name: str, key: str, value: Any, hint: Any) -> Any:
-    """The value as the type hint wants it, numbers widened and lists turned to tuples."""
-    choices = []
-    for kind in typing.get_args(hint) if typing.get_origin(hint) not in (Literal, tuple) else (hint,):
-        if typing.get_origin(kind) is Literal:
-            choices += typing.get_args(kind)
-    kinds = set(typing.get_args(hint)) | {hint}
-    if value in choices and not isinstance(value, bool):
-        return value
-    if bool in kinds and value in (True, False, "on", "off"):
-        return value in (True, "on")
-    if isinstance(value, bool):
-        pass
-    elif isinstance(value, int | float) and float in kinds:
-        return float(value)
-    elif isinstance(value, int) and int in kinds:
-        return value
-    elif value is None and type(None) in kinds:
-        return None
-    elif typing.get_origin(hint) is tuple and isinstance(value, list | tuple | int | float):
-        members = value if isinstance(value, list | tuple) else [value]
-        if all(isinstance(v, int | float) and not isinstance(v, bool) for v in members):
-            return tuple(float(v) for v in members)
-    wanted = f"one of {', '.join(map(str, choices))}" if choices else _name(hint)
-    raise InputError(f"option {key} of method {name} is {value!r}: give {wanted}")
-
-
-def _name(hint: Any) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number"}
-    return names.get(hint, "a list of numbers")
-
-
-def _require(holds: bool, key: str, value: Any, wanted: str) -> None:
-    if not holds:
-        raise InputError(f"option {key} is {value}: give {wanted}")
+    """A method's options from plain values; see ``options.parse``."""
+    return parse(name, find_method(name).options, values)
 
 
 def threshold(options: Options, observation: Observation, node: Node) -> Tensor:
@@ -160,7 +74,6 @@ def neuron(options: Options, node: Node, theta: Tensor, **changes: Any) -> Neuro
         "rounding": options.rounding or ("track" if options.varying else "fixed"),
         "stages": options.stages,
         "drop": options.drop,
-        "confidence": options.confidence if isinstance(options.confidence, float) else 1.0,
     }
     return Neuron(theta, node.meta["activation"], **(common | changes))
 
@@ -193,6 +106,199 @@ def p_norm(options: PNorm, observation: Observation, T: int) -> Neurons:
     classification", 2017, section 2.2.2 (robust normalisation); thresholds in place of scaled weights.
     """
     return neurons(options, observation)
+
+
+@dataclass(frozen=True)
+class ChannelNorm(Options):
+    """imbalanced: leaky ReLU by the signed neuron with imbalanced threshold; off: by a tracking neuron."""
+
+    scale: Literal["layer", "channel"] = "channel"
+    imbalanced: bool = True
+
+
+@method("channel-norm", ChannelNorm)
+def channel_norm(options: ChannelNorm, observation: Observation, T: int) -> Neurons:
+    """θ = maximum activation of each channel; leaky ReLU with slope a fires −1 at −θ/a.
+
+    Kim et al., "Spiking-YOLO: spiking neural network for energy-efficient object detection", 2020, eqs. 5-8.
+    """
+    found = neurons(options, observation)
+    if not options.imbalanced:
+        return found
+    leaky = {name for name, n in found.items() if n.activation.name == "leakyrelu"}
+    return {name: replace(n, imbalanced=True) if name in leaky else n for name, n in found.items()}
+
+
+@dataclass(frozen=True)
+class Burst(Options):
+    """gamma: most spikes in one timestep."""
+
+    percentile: float = 99.9
+    gamma: int = 5
+
+
+@method("burst", Burst)
+def burst(options: Burst, observation: Observation, T: int) -> Neurons:
+    """Up to γ = 5 spikes a step, soft reset, θ at a percentile; max pooling is exact under every method here.
+
+    Li & Zeng, "Efficient and accurate conversion of spiking neural network with burst spikes", 2022, eqs. 8-10.
+    The paper leaves the percentile open: 99.9 over all values here.
+    """
+    return neurons(options, observation)
+
+
+@dataclass(frozen=True)
+class Opt(Options):
+    """percentile: where the activation is clipped."""
+
+    percentile: float = 99.9
+
+
+@method("opt", Opt, needs_t=True)
+def opt(options: Opt, observation: Observation, T: int) -> Neurons:
+    """Activation clipped at the threshold θ, bias shifted by θ/(2T).
+
+    Deng & Gu, "Optimal conversion of conventional artificial neural networks to spiking neural networks", 2021, eqs. 11
+    and 13. The paper retrains with the clipped activation; nothing is trained here, θ is a percentile.
+    """
+    found = neurons(options, observation)
+    return {name: replace(n, bias=n.theta / (2 * T)) for name, n in found.items()}
+
+
+@dataclass(frozen=True)
+class Switch(Options):
+    """The common options."""
+
+
+@method("tsc", Switch, needs_t=True)
+def tsc(options: Switch, observation: Observation, T: int) -> Neurons:
+    """Temporal switch coding: a value in a window of T timesteps is the distance from an opening to a closing spike.
+
+    Han & Roy, "Deep spiking neural network: energy efficiency through time based coding", 2020. A layer opens its
+    window when the layer before it has closed its own, so the latency is T × depth; a synapse adds its weight to a
+    current at the opening spike and takes it off at the closing one, and the current enters the potential in every
+    timestep. What a neuron receives in a window depends only on those distances: Σ w·θ·d + T·b. So one simulated step
+    stands for the window, d = clamp(floor(V/θ), 0, T) timesteps open (−T..T in a bipolar, tracking neuron), with θ/T for its height.
+    """
+    found = neurons(options, observation)
+    return {name: replace(n, theta=n.theta / T, gamma=T, window=T) for name, n in found.items()}
+
+
+@dataclass(frozen=True)
+class LayerByLayer(Options):
+    """images: calibration images that the spiking network itself is run on (the first ones)."""
+
+    images: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.images >= 1, "images", self.images, "a whole number above 0")
+
+
+@dataclass(frozen=True)
+class SpikeNorm(LayerByLayer):
+    """window: timesteps over which the largest weighted input sum is taken."""
+
+    window: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.window >= 1, "window", self.window, "a whole number above 0")
+
+
+@method("spike-norm", SpikeNorm)
+def spike_norm(options: SpikeNorm, observation: Observation, T: int) -> Neurons:
+    """θ = the largest weighted input sum of a timestep that the spiking layers before produce; reset to zero.
+
+    Sengupta et al., "Going deeper in spiking neural networks: VGG and residual architectures", 2019, Algorithm 1.
+    """
+    return _by_input_sums(options, observation, reset="zero")
+
+
+@dataclass(frozen=True)
+class Rmp(SpikeNorm):
+    """factor: on spike-norm's thresholds; the paper tunes it for each network, .8 stands for its range."""
+
+    factor: float = 0.8
+
+
+@method("rmp", Rmp)
+def rmp(options: Rmp, observation: Observation, T: int) -> Neurons:
+    """Soft reset (residual membrane potential), spike-norm's thresholds times a factor.
+
+    Han et al., "RMP-SNN: residual membrane potential neuron for enabling deeper high-accuracy and low-latency spiking
+    neural network", 2020, sections 3.2 and 3.3.
+    """
+    return _by_input_sums(options, observation, reset="soft")
+
+
+def _by_input_sums(options: SpikeNorm, observation: Observation, reset: str) -> Neurons:
+    from msat_det.simulate import layer_by_layer
+
+    def decide(node: Node, currents: Tensor) -> Neuron:
+        theta = options.factor * currents.amax().clamp(min=0.0).cpu()
+        if not node.meta["activation"].rectified:
+            theta = threshold(options, observation, node)
+        return neuron(options, node, theta, reset=reset)
+
+    return layer_by_layer(observation, options.images, options.window, decide)
+
+
+@dataclass(frozen=True)
+class Calibration(LayerByLayer):
+    """correct: ``bias`` (the paper's light pipeline), ``potential`` (advanced) or none. grid: thresholds tried."""
+
+    initial: Literal["zero", "half"] = "half"
+    correct: Literal["bias", "potential", "none"] = "bias"
+    grid: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.grid >= 1, "grid", self.grid, "a whole number above 0")
+
+
+@method("calibration", Calibration, needs_t=True)
+def calibration(options: Calibration, observation: Observation, T: int) -> Neurons:
+    """θ with the least squared error of the clipped, floored rate at T, then a correction layer after layer.
+
+    Li et al., "A free lunch from ANN: towards efficient, accurate spiking neural networks calibration", 2021, eqs. 12
+    (MMSE threshold), 16 (bias: the mean error of each channel) and 18 (initial potential: T times that error; per
+    channel here, the paper's is per neuron).
+    """
+    from msat_det.simulate import layer_by_layer, run_alone
+
+    goals = {n.name: v for n, v in observation.graph.walk(observation.first(options.images)) if "activation" in n.meta}
+
+    def decide(node: Node, currents: Tensor) -> Neuron:
+        goal = goals.pop(node.name)
+        made = neuron(options, node, _mmse(options, observation, node, goal, T))
+        if options.correct == "none":
+            return made
+        mean = run_alone(made, currents, T) / T
+        dims = [0, *range(2, goal.dim())]
+        error = (goal - mean).mean(dims)
+        if options.correct == "bias":
+            return replace(made, bias=error)
+        return replace(made, initial=made.initial + T * error / made.theta.clamp(min=1e-12))
+
+    return layer_by_layer(observation, options.images, T, decide)
+
+
+def _mmse(options: Calibration, observation: Observation, node: Node, goal: Tensor, T: int) -> Tensor:
+    """The threshold, of ``grid`` equal steps up to the statistic that the options name, with the least error."""
+    top = threshold(options, observation, node)
+    rows = goal.abs().transpose(0, 1).flatten(1)
+    rows = rows if top.dim() else rows.reshape(1, -1)
+    best, least = torch.zeros(len(rows)), torch.full((len(rows),), float("inf"))
+    half = 0.5 if options.initial == "half" else 0.0
+    for i in range(1, options.grid + 1):
+        theta = (top.reshape(-1) * i / options.grid).clamp(min=1e-12)
+        step = theta[:, None] / T
+        rate = (rows / step + half).floor().clamp(0, T * options.gamma) * step
+        error = (rate - rows).square().mean(1)
+        best, least = torch.where(error < least, theta, best), torch.minimum(error, least)
+    best = torch.where(top.reshape(-1) > 0, best, torch.zeros_like(best))
+    return best if top.dim() else best[0]
 
 
 @dataclass(frozen=True)
@@ -231,7 +337,7 @@ TABLE_2 = {"vgg16": (0.03, 1.0, 1.0), "resnet20": (0.3, 0.5, 0.5)}
 def msat(options: MsatOptions, observation: Observation, T: int) -> Neurons:
     """The multi-stage adaptive threshold, MSAT paper eqs. 15-18 and Algorithm 1, on the layer's maximum activation."""
     alpha, tau_mp, tau_rd = TABLE_2[options.parameters]
-    paper = options.variant == "paper"
+    paper, normalised = options.variant == "paper", options.variant == "normalised"
     adaptive = Msat(
         alpha=alpha if options.alpha is None else options.alpha,
         k_a=options.k_a,
@@ -240,7 +346,7 @@ def msat(options: MsatOptions, observation: Observation, T: int) -> Neurons:
         tau_mp=tau_mp if options.tau_mp is None else options.tau_mp,
         tau_rd=tau_rd if options.tau_rd is None else options.tau_rd,
         rest=options.rest,
-        normalised=(options.units or ("normalised" if options.variant == "normalised" else "absolute")) == "normalised",
+        normalised=(options.units or ("normalised" if normalised else "absolute")) == "normalised",
         drive=options.drive or ("depolarisation" if paper else "current"),
         dtt=options.dtt,
         det=options.det,
@@ -248,24 +354,3 @@ def msat(options: MsatOptions, observation: Observation, T: int) -> Neurons:
     )
     drop = options.drop or ("lossy" if options.variant == "reference" else "keep")
     return neurons(options, observation, adaptive=adaptive, drop=drop)
-
-
-def head_sites(observation: Observation) -> Sequence[Node]:
-    """The last spiking layer: every call site whose spikes reach an output without passing another neuron."""
-    found: list[Node] = []
-    stack, seen = [observation.graph.nodes[-1]], set()
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if "activation" in node.meta:
-            found.append(node)
-        else:
-            stack.extend(node.all_input_nodes)
-    return [node for node in observation.graph.sites if node in found]
-
-
-def option_names(name: str) -> list[str]:
-    """The names of a method's options."""
-    return [field.name for field in fields(find_method(name).options)]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -42,7 +43,7 @@ class Site:
     def scale(self, percentile: float = 100.0, values: str = "all", per: str = "channel") -> Tensor:
         """The percentile of |f(x)|, (C,) per channel or () per layer.
 
-        values: ``all`` counts zeros and is floored at 5 % of the maximum; ``nonzero`` leaves them out. 100: the maximum.
+        values: ``all`` counts zeros and is floored at 5 % of the maximum; ``nonzero`` leaves them out. 100: the maximum
         """
         maximum = self.maximum if per == "channel" else self.maximum.amax().unsqueeze(0)
         if percentile < 100:
@@ -84,6 +85,16 @@ class Observation:
     sites: dict[str, Site]
     batches: Sequence[Batch]
 
+    def first(self, images: int) -> Batch:
+        """The first calibration images, as many as there are up to ``images``, in one batch."""
+        taken, total = [], 0
+        for batch in self.batches:
+            taken.append(_images(batch, images - total))
+            total += pytree.tree_leaves(taken[-1])[0].shape[0]
+            if total >= images:
+                break
+        return pytree.tree_map(lambda *parts: torch.cat(parts), *taken)
+
 
 def observe(net: nn.Module | Graph, batches: Sequence[Batch], progress: bool = False) -> Observation:
     """Trace ``net`` and observe every call site on the calibration ``batches``.
@@ -116,11 +127,7 @@ def _observe_batch(graph: Graph, batch: Batch, sites: dict[str, Site]) -> None:
 
 
 def _images(batch: Batch, count: int) -> Batch:
-    if isinstance(batch, Tensor):
-        return batch[:count]
-    if isinstance(batch, dict):
-        return {name: value[:count] for name, value in batch.items()}
-    return tuple(value[:count] for value in batch)
+    return pytree.tree_map(lambda value: value[:count], batch)
 
 
 class Cached(Sequence):

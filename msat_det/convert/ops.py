@@ -34,6 +34,7 @@ class Activation:
     rectified: the function is min(max(x, 0), upper), so that the neuron of DESIGN §3 applies; otherwise a tracking
         neuron follows ``fn``.
     curved: evaluating ``fn`` needs more than comparisons and a multiplication (counted as one more operation a step).
+    slope: of a leaky ReLU below 0.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Activation:
     rectified: bool = False
     upper: float = math.inf
     curved: bool = False
+    slope: float = 0.0
 
 
 # Operations that multiply: their multiply-adds are what a network costs.
@@ -137,7 +139,8 @@ def activation_of(name: str, node: fx.Node, module: nn.Module | None, call: Call
             label = "relu" if high == math.inf else "relu6" if high == 6 else f"clamp(0, {high:g})"
             return Activation(label, call, rectified=True, upper=high)
         return Activation(f"clamp({low:g}, {high:g})", call)
-    return Activation(name, call, curved=name in CURVED)
+    slope = -float(call(torch.tensor(-1.0))) if name == "leakyrelu" else 0.0
+    return Activation(name, call, curved=name in CURVED, slope=slope)
 
 
 def _bounds(name: str, node: fx.Node, module: nn.Module | None) -> tuple[float, float]:

@@ -23,7 +23,7 @@ from msat_det.neurons import Chances, Neuron, State, new_state, per_channel, ste
 
 _SOURCE = Path(__file__).with_name("scan.cpp")
 _FLAGS = "-O3 -march=native -fno-math-errno -fno-trapping-math -ffp-contract=off -fPIC -std=c++17 -shared".split()
-_FAMILIES = {"spike": 0, "reset": 1, "track": 2}
+_FAMILIES = {"spike": 0, "reset": 1, "track": 2, "leaky": 3}
 _PIECEWISE = {  # slope, low, high of f(x) = clamp(max(x, slope·x), low, high)
     "identity": (1.0, -math.inf, math.inf),
     "leakyrelu": (0.0, -math.inf, math.inf),
@@ -100,7 +100,7 @@ class Scan:
 
     currents: an example of the input (B, C, …), whose memory format the state takes over.
     fanout: (C, …) multiply-adds that a spike of each neuron reaches. with_output: keep the output sum.
-    counts: (B, 3) float64, Σ|s|, Σ|s|·fan-out and Σ[s≠0]·fan-out of each image so far.
+    counts: (B, 4) float64, Σ|s|, Σ|s|·fan-out, Σ[s≠0] and Σ[s≠0]·fan-out of each image so far.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Scan:
         self.neuron, self.chances = neuron, chances
         self.state: State = new_state(neuron, currents, with_output)
         self.fanout = fanout.to(currents.device)
-        self.counts = torch.zeros(currents.shape[0], 3, dtype=torch.float64)
+        self.counts = torch.zeros(currents.shape[0], 4, dtype=torch.float64)
         self._struct = self._layout(currents) if self._fits_kernel(currents) else None
 
     def run(self, x: Tensor, t0: int, steps: int, in_place: bool = False) -> Tensor:
@@ -126,15 +126,15 @@ class Scan:
         for k in range(steps):
             s, y = step(self.neuron, self.state, x[k if x.shape[0] > 1 else 0], t0 + k, self.chances)
             size = s.abs().flatten(1).double()
-            fanout = self.fanout.reshape(1, -1).double()
+            fanout, one = self.fanout.reshape(1, -1).double(), 1.0
             events = torch.where(size > 0, 1.0, size)
-            self.counts += torch.stack((size.sum(1), (size * fanout).sum(1), (events * fanout).sum(1)), 1).cpu()
+            self.counts += torch.stack([(v * f).sum(1) for v in (size, events) for f in (one, fanout)], 1).cpu()
             outputs.append(y)
         return torch.stack(outputs)
 
     def _fits_kernel(self, x: Tensor) -> bool:
         n = self.neuron
-        plain = not n.tracking or n.activation.name in _PIECEWISE
+        plain = not (n.imbalanced and n.reset == "zero") if not n.tracking else n.activation.name in _PIECEWISE
         return (
             plain
             and n.confidence >= 1
@@ -153,14 +153,13 @@ class Scan:
         theta_max = per_channel(n.theta, x)
         start = torch.zeros(()) if n.offset else per_channel(n.initial, x) * theta_max
         slope, low, high = _PIECEWISE.get(n.activation.name, (0.0, 0.0, math.inf))
-        if n.activation.name == "leakyrelu":
-            slope = float(n.activation.fn(torch.tensor(-1.0)).neg())
+        slope = n.activation.slope or slope
         st = self.state
         arrays = {
             "v": st.v, "o": st.o, "sum": st.x, "mean": st.mean, "before": st.before,
             "theta": expanded(threshold(n, x)), "theta_max": expanded(theta_max), "start": expanded(start),
             "bias": None if n.bias is None else expanded(per_channel(n.bias, x)), "fanout": expanded(self.fanout),
-            "counts": torch.zeros(x.shape[0], lib.scan_units(size), 3, dtype=torch.float64),
+            "counts": torch.zeros(x.shape[0], lib.scan_units(size), 4, dtype=torch.float64),
         }  # fmt: skip
         self._arrays = arrays  # the structure holds bare pointers: this keeps them alive
         values = dict(
@@ -189,7 +188,7 @@ class Scan:
         stages = torch.tensor([n.stage(t0 + k) for k in range(steps)])
         c.K, c.t0, c.x_step = steps, t0, 0 if constant else c.B * c.N
         c.x, c.y, c.stage = flat.data_ptr(), y.data_ptr(), stages.data_ptr()
-        family = "track" if n.tracking else "reset" if n.reset == "zero" else "spike"
+        family = "track" if n.tracking else "leaky" if n.imbalanced else "reset" if n.reset == "zero" else "spike"
         library().scan_chunk(
             ctypes.byref(c), _FAMILIES[family], int(self.state.o is not None), int(n.adaptive is not None)
         )

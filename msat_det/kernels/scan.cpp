@@ -18,7 +18,7 @@ struct Scan {
     const float *theta, *theta_max, *start, *bias;  // (N,): θ (dead channels huge), θ (dead 0), V(-1), added current
     const float *fanout;                            // (N,) multiply-adds that a spike reaches
     const float *stage;                             // (K,) factor on θ
-    double *counts;                                 // (units, 3): Σ|s|, Σ|s|·fanout, Σ[s≠0]·fanout
+    double *counts;                                 // (units, 4): Σ|s|, Σ|s|·fanout, Σ[s≠0], Σ[s≠0]·fanout
     float gamma, offset, margin, upper;             // upper: of a ReLU6-like activation, infinity elsewhere
     float slope, low, high;                         // tracking: f(x) = clamp(max(x, slope·x), low, high)
     float alpha, k_a, k_i, C, tau_mp, tau_det, rest;
@@ -63,11 +63,12 @@ static inline float log1p_(float u) {
 
 static inline float softplus_(float z) { return (z > 0.f ? z : 0.f) + log1p_(exp_(-std::fabs(z))); }
 
-enum Family { SPIKE, RESET, TRACK };  // soft-reset IF, reset-to-zero IF, tracking (any piecewise linear function)
+// Soft-reset IF, reset-to-zero IF, tracking of a piecewise linear function, leaky ReLU with imbalanced threshold.
+enum Family { SPIKE, RESET, TRACK, LEAKY };
 
 // W neighbouring neurons over the whole chunk. Keeps NaN: every comparison lets it through.
 template <int W, int FAMILY, bool OUTPUT, bool ADAPTIVE>
-static inline void group(const Scan &c, int64_t b, int64_t i, double *spikes, double *ops, double *events) {
+static inline void group(const Scan &c, int64_t b, int64_t i, double *counts) {
     const int64_t at = b * c.N + i, plane = c.B * c.N;
     float v[W], o[W], sum[W], mean[W], before[W], theta[W], start[W], bias[W], count[W], fired[W];
     for (int j = 0; j < W; j++) {
@@ -116,12 +117,13 @@ static inline void group(const Scan &c, int64_t b, int64_t i, double *spikes, do
             }
             th *= stage;
             float goal = up;
-            if (FAMILY != TRACK && OUTPUT && c.bounded) {
+            if (FAMILY < TRACK && OUTPUT && c.bounded) {
                 float most = n * c.upper - o[j] + start[j];
                 goal = most < goal ? most : goal;
             }
             float s = std::floor(goal / th + c.offset), least = 0.f;
-            if (FAMILY == TRACK) {
+            if (FAMILY == LEAKY) s = goal < 0.f ? -std::floor(-goal * c.slope / th) : s;
+            if (FAMILY >= TRACK) {
                 least = -c.gamma;
             } else if (OUTPUT && c.is_signed) {
                 float given = std::floor(o[j] / th + 1e-4f);
@@ -131,8 +133,9 @@ static inline void group(const Scan &c, int64_t b, int64_t i, double *spikes, do
             s = s < least ? least : s;
             s = s > c.gamma ? c.gamma : s;
             float out = s * th;
-            if (FAMILY != TRACK && OUTPUT) out = out < -o[j] ? -o[j] : out;
-            v[j] = FAMILY == RESET ? (s > 0.f ? 0.f : up) : up - out;
+            if (FAMILY < TRACK && OUTPUT) out = out < -o[j] ? -o[j] : out;
+            const float charge = FAMILY == LEAKY && s < 0.f ? out / c.slope : out;
+            v[j] = FAMILY == RESET ? (s > 0.f ? 0.f : up) : up - charge;
             if (OUTPUT) o[j] += out;
             if (ADAPTIVE) mean[j] += (v[j] - mean[j]) * inverse;
             if (ADAPTIVE) before[j] = up;
@@ -149,9 +152,10 @@ static inline void group(const Scan &c, int64_t b, int64_t i, double *spikes, do
         if (ADAPTIVE) c.mean[at + j] = mean[j];
         if (ADAPTIVE && c.depolarisation) c.before[at + j] = before[j];
         const double fanout = c.fanout[i + j];
-        *spikes += count[j];
-        *ops += count[j] * fanout;
-        *events += fired[j] * fanout;
+        counts[0] += count[j];
+        counts[1] += count[j] * fanout;
+        counts[2] += fired[j];
+        counts[3] += fired[j] * fanout;
     }
 }
 
@@ -162,13 +166,11 @@ static void scan(const Scan &c) {
     for (int64_t u = 0; u < c.B * units; u++) {
         const int64_t b = u / units, first = (u % units) * UNIT;
         const int64_t end = first + UNIT < c.N ? first + UNIT : c.N;
-        double spikes = 0, ops = 0, events = 0;
+        double counts[4] = {0, 0, 0, 0};
         int64_t i = first;
-        for (; i + 32 <= end; i += 32) group<32, FAMILY, OUTPUT, ADAPTIVE>(c, b, i, &spikes, &ops, &events);
-        for (; i < end; i++) group<1, FAMILY, OUTPUT, ADAPTIVE>(c, b, i, &spikes, &ops, &events);
-        c.counts[3 * u] = spikes;
-        c.counts[3 * u + 1] = ops;
-        c.counts[3 * u + 2] = events;
+        for (; i + 32 <= end; i += 32) group<32, FAMILY, OUTPUT, ADAPTIVE>(c, b, i, counts);
+        for (; i < end; i++) group<1, FAMILY, OUTPUT, ADAPTIVE>(c, b, i, counts);
+        std::memcpy(c.counts + 4 * u, counts, sizeof counts);
     }
 }
 
@@ -183,6 +185,10 @@ void scan_chunk(const Scan *c, int32_t family, int32_t output, int32_t adaptive)
     if (family == RESET) {
         if (output) return adaptive ? scan<RESET, true, true>(*c) : scan<RESET, true, false>(*c);
         return adaptive ? scan<RESET, false, true>(*c) : scan<RESET, false, false>(*c);
+    }
+    if (family == LEAKY) {
+        if (output) return adaptive ? scan<LEAKY, true, true>(*c) : scan<LEAKY, true, false>(*c);
+        return adaptive ? scan<LEAKY, false, true>(*c) : scan<LEAKY, false, false>(*c);
     }
     if (output) return adaptive ? scan<SPIKE, true, true>(*c) : scan<SPIKE, true, false>(*c);
     return adaptive ? scan<SPIKE, false, true>(*c) : scan<SPIKE, false, false>(*c);
