@@ -43,6 +43,7 @@ class Model:
     names: the network's classes: voc, coco or a file with one name a line.
     resize: stretch or letterbox.
     size: side of the network's square input, pixels.
+    preprocess: how a classifier's input is made, a name in ``classifiers.PREPROCESS``: cifar, imagenet or caffe.
     num_classes: number of classes, for networks built without weights that tell it.
     score: lowest score that is kept, 0 to 1.
     nms_iou: overlap above which non-maximum suppression drops the weaker box, 0 to 1.
@@ -55,6 +56,7 @@ class Model:
     names: str | None = None
     resize: str | None = None
     size: int | None = None
+    preprocess: str | None = None
     num_classes: int | None = None
     score: float | None = None
     nms_iou: float | None = None
@@ -78,16 +80,20 @@ class Calib:
     kind: dataset reader as in data.kind; images: every image below root, without labels.
     root: its folder; null: data.root (not for kind images).
     split: split of that dataset; keep it apart from the evaluated one.
+    skip: leave out the first N of the seeded shuffle, which are evaluated, where both come from the same images.
     limit: only the first N of a seeded shuffle of the sorted ids; null: all.
     """
 
     kind: str = "images"
     root: str | None = None
     split: str | None = None
+    skip: int = 0
     limit: int | None = None
 
     def __post_init__(self) -> None:
         _positive("calib.limit", self.limit)
+        if self.skip < 0:
+            raise InputError(f"calib.skip is {self.skip}: give 0 or more")
 
 
 @dataclass
@@ -169,6 +175,12 @@ class Config:
             if self.calib.kind == "images":
                 raise InputError("calib.root is missing: name a folder of calibration images with --calib.root DIR")
             self.calib.root = self.data.root
+        same = all(getattr(self.calib, key) == getattr(self.data, key) for key in ("kind", "root", "split"))
+        if same and self.calib.skip and (self.data.limit is None or self.data.limit > self.calib.skip):
+            raise InputError(
+                f"data.limit is {self.data.limit} and calib.skip {self.calib.skip}: calibration images would be "
+                "evaluated; give a data.limit of at most calib.skip"
+            )
         self.methods = [checked_method(entry) for entry in self.methods]
         labels = [entry["label"] for entry in self.methods]
         for label in labels:

@@ -91,18 +91,19 @@ def select(dataset: Dataset, ids: Iterable[int | str]) -> Dataset:
     return view
 
 
-def subset(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
-    """A view with the first ``limit`` ids of a seeded shuffle of the sorted ids, in the order of the shuffle.
+def subset(dataset: Dataset, limit: int | None, seed: int, skip: int = 0) -> Dataset:
+    """A view with ``limit`` ids of a seeded shuffle of the sorted ids, after its first ``skip``, in that order.
 
-    So a larger limit only appends images. None leaves the dataset as it is. Raises InputError for a limit below 1.
+    So a larger limit only appends images, and ``skip`` = N leaves out those that ``limit`` = N selects. No limit and
+    nothing skipped leaves the dataset as it is. Raises InputError for a limit below 1, and where no image is left.
     """
-    if limit is None:
+    if limit is None and not skip:
         return dataset
-    if limit < 1:
+    if limit is not None and limit < 1:
         raise InputError(f"data limit {limit}: give a number of images of at least 1")
     ids = sorted(dataset.ids)
     random.Random(seed).shuffle(ids)
-    return select(dataset, ids[:limit])
+    return select(dataset, ids[skip:][:limit])
 
 
 class VocDetection(Dataset):

@@ -113,6 +113,7 @@ def calibration_batches(config: Config, model: Any) -> Cached:
         build_dataset(calib.kind, calib.root, calib.split, config.data.year, option="--calib.root"),
         calib.limit,
         config.seed,
+        calib.skip,
     )
     count = -(-len(dataset) // config.batch)
 

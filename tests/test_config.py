@@ -83,6 +83,15 @@ def test_calibration_follows_the_data(cfg: Path) -> None:
     assert load_config([*words, "--data.root", "/real"]).calib == Calib("coco", "/real", "train2017")
 
 
+def test_calibration_images_are_not_evaluated(cfg: Path) -> None:
+    words = [*changed(cfg, calib={"kind": "coco", "split": "val2017", "skip": 8}), "--data.split", "val2017"]
+    assert load_config([*words, "--data.limit", "8"]).calib.skip == 8
+    for rest in (["--data.limit", "9"], ["--data.limit", "null"]):
+        with pytest.raises(InputError, match="calibration images would be evaluated"):
+            load_config([*words, *rest])
+    load_config([*words, "--data.split", "train2017"])
+
+
 @pytest.mark.parametrize(
     ("words", "sim"),
     [
@@ -159,6 +168,7 @@ def test_shipped_configurations(file: Path) -> None:
         ("--batch 0", ["batch is 0"]),
         ("--batch none", ["batch is 'none'", "whole number"]),
         ("--data.limit 0", ["data.limit is 0"]),
+        ("--calib.skip -1", ["calib.skip is -1"]),
         ("--data.root ~nobody-of-that-name/x", ["data.root", "a path that exists"]),
         ("--model.score nan", ["model.score is 'nan'", "a number"]),
         ("--model.nms_iou 2", ["model.nms_iou is 2.0", "0 to 1"]),

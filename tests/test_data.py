@@ -164,6 +164,8 @@ def test_subset_is_seeded_and_grows_by_appending(coco_root: Path) -> None:
     assert (few.classes, few.name, len(few), few[0].id) == (dataset.classes, "coco", 2, few.ids[0])
     assert sorted(subset(dataset, 99, seed=0).ids) == dataset.ids
     assert subset(dataset, None, seed=0).ids == dataset.ids
+    assert subset(dataset, 1, seed=5, skip=2).ids == more.ids[2:]
+    assert sorted(few.ids + subset(dataset, None, seed=5, skip=2).ids) == dataset.ids
     assert subset(select(dataset, dataset.ids[::-1]), 2, seed=5).ids == few.ids  # whatever order it comes in
 
 
@@ -176,6 +178,8 @@ def test_subset_needs_a_positive_limit(coco_root: Path, limit: int) -> None:
 def test_select_refuses_to_be_empty(coco_root: Path) -> None:
     with pytest.raises(InputError, match="empty"):
         select(CocoDetection(coco_root), [])
+    with pytest.raises(InputError, match="empty"):
+        subset(CocoDetection(coco_root), 3, seed=0, skip=99)
 
 
 # ---- images
