@@ -113,7 +113,8 @@ class _Plan:
         # a max pooling that no neuron follows is simulated only where a paying layer follows: its spikes count
         timed = [n for n in nodes if n.meta["kind"] is Kind.SPIKING or (_is_pool(n) and _reaches(n, pays))]
         needed = _ancestors(timed)
-        self.body = [n for n in nodes if n in needed and (n in self.moving or n.meta["kind"] is Kind.SHAPE)]
+        sizes = {n for n in nodes if n.meta["kind"] is Kind.SHAPE and n.op != "get_attr"}  # they differ by chunk
+        self.body = [n for n in nodes if n in needed and (n in self.moving or n in sizes)]
         self.static = [n for n in nodes if n not in self.moving]
         self.last = last_uses(self.body)
         stack, seen = [nodes[-1]], set()
