@@ -8,6 +8,8 @@ dimension; None for a value that no image enters; ``parts`` the shapes of a tupl
 
 import copy
 import inspect
+import operator
+import os
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ from msat_det.errors import InputError
 Batch = Tensor | tuple | list | dict
 
 _TOLERANCE = 1e-4
-_LIBRARIES = tuple(str(Path(m.__file__).parent) for m in (torch, __import__("torchvision")))
+_TORCH = str(Path(torch.__file__).parent) + os.sep  # its frames stand between a network's line and its operation
 # Nodes whose output may share memory with their input: writing into one in place changes the other.
 _VIEWS = {"view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand"} | {
     *(
@@ -152,7 +154,8 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     values = (batch,) if isinstance(batch, Tensor) else batch
     inputs, constants = _bind_signature(net, values)
     with torch.inference_mode():
-        expected = net(**values) if isinstance(values, dict) else net(*values)
+        own = pytree.tree_map(torch.clone, values)  # the network may write into its input
+        expected = net(**own) if isinstance(own, dict) else net(*own)
     module = _symbolic_trace(net, constants)
     graph = Graph(module, inputs, pytree.tree_structure(expected))
     _drop_defaults(graph)
@@ -198,8 +201,8 @@ class _Tracer(fx.Tracer):
 def _symbolic_trace(net: nn.Module, constants: dict[str, Any]) -> fx.GraphModule:
     try:
         return fx.GraphModule(net, _Tracer().trace(net, concrete_args=constants or None))
-    except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError, KeyError) as error:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_LIBRARIES)]
+    except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError, NameError, LookupError) as error:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_TORCH)]
         frame = frames[-1]
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
@@ -216,7 +219,7 @@ def where(node: Node) -> str:
 def _source(node: Node) -> str:
     lines = (node.stack_trace or "").splitlines()
     frames = [(i, line.strip()) for i, line in enumerate(lines) if line.strip().startswith("File ")]
-    frames = [(i, line) for i, line in frames if not line.split('"')[1].startswith(_LIBRARIES[0])] or frames
+    frames = [(i, line) for i, line in frames if not line.split('"')[1].startswith(_TORCH)] or frames
     if not frames:
         return "no source line"
     i, frame = frames[-1]
@@ -232,13 +235,16 @@ def _module(graph: Graph, node: Node) -> nn.Module | None:
 def _functionalise(graph: Graph) -> None:
     """Give in-place calls their functional form: later uses of what they overwrote become uses of their result."""
     order = {node: i for i, node in enumerate(graph.nodes)}
+    inplace = {
+        node for node in graph.nodes if node.op.startswith("call") and ops.is_inplace(node, _module(graph, node))
+    }
     bases: dict[Node, Node] = {}
     for node in graph.nodes:
         module = _module(graph, node)
         name = ops.canonical(node, module)
         if node.op.startswith("call") and name in _VIEWS and node.all_input_nodes:
             bases[node] = bases.get(node.all_input_nodes[0], node.all_input_nodes[0])
-        if not node.op.startswith("call") or not ops.is_inplace(node, module) or name in ops.NEUTRAL:
+        if node not in inplace or name in ops.NEUTRAL:
             continue
         target = node.args[0]
         if not isinstance(target, Node):
@@ -262,8 +268,8 @@ def _make_functional(graph: Graph, node: Node, module: nn.Module | None) -> None
         node.update_kwarg("inplace", False)
     elif node.op == "call_method":
         node.target = node.target.rstrip("_")
-    elif node.target.__name__.startswith("i") and hasattr(torch, ops.canonical(node, None).replace("truediv", "div")):
-        node.target = getattr(torch, ops.canonical(node, None).replace("truediv", "div"))
+    elif node.target.__module__ == "_operator":
+        node.target = getattr(operator, node.target.__name__.removeprefix("i"))  # also right for sizes, plain numbers
     elif node.target.__name__.endswith("_"):
         functional = node.target.__name__.rstrip("_")
         node.target = getattr(torch, functional, None) or getattr(nn.functional, functional)
@@ -296,7 +302,11 @@ def _fold_batch_norm(graph: Graph) -> None:
             continue
         source = node.args[0]
         layer = _module(graph, source)
-        if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear) or len(source.users) > 1:
+        if (
+            norm.running_mean is None
+            or not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear)
+            or len(source.users) > 1
+        ):
             continue  # an affine map per channel: it runs as it is
         pair = (source.target, node.target)
         if pair not in folded:
@@ -341,9 +351,11 @@ def _classify(graph: Graph) -> None:
 
 def _verdict(graph: Graph, node: Node, name: str, module: nn.Module | None, entering: list[Node]) -> Kind:
     known = module is None or type(module).__module__.startswith(("torch.nn", "torchvision.ops"))
-    if (known and name in ops.SHAPE) or not entering:
+    if not entering or (known and name in ops.SHAPE) or (name == "getattr" and node.args[1] in ops.SHAPE_ATTRIBUTES):
         return Kind.SHAPE
     if known and name in ops.POINTWISE:
+        if any(n.op != "get_attr" for n in node.all_input_nodes if n is not entering[0]):
+            raise InputError(f"{where(node)}: the other arguments of '{name}' must be numbers or parameters")
         return Kind.SPIKING
     if known and (name in ops.LINEAR or (name in ops.LINEAR_IN_ONE and _enters_once(node, name, entering))):
         return Kind.LINEAR
@@ -375,21 +387,28 @@ def _on_first_input(graph: Graph, node: Node) -> Callable[[Tensor], Tensor]:
 
 def _check_batch(graph: Graph, batch: Any) -> None:
     """Record every node's shape, and make sure that each image of a batch goes its own way through every node."""
-    twice = pytree.tree_map(lambda x: torch.cat((x, x)), batch)
+    # other images behind these ones: neither a statistic over the batch nor another order of it leaves these alone
+    more = pytree.tree_map(lambda x: torch.cat((x, (x / 2).to(x.dtype))), batch)
     size = pytree.tree_leaves(batch)[0].shape[0]
-    for (node, once), (_, both) in zip(graph.walk(batch), graph.walk(twice), strict=True):
+    for (node, once), (_, both) in zip(graph.walk(batch), graph.walk(more), strict=True):
         node.meta["shape"] = node.meta["parts"] = None
         if node.meta["kind"] in (Kind.SHAPE, Kind.OUTPUT):
             continue
         for a, b in zip(pytree.tree_leaves(once), pytree.tree_leaves(both), strict=True):
             if not isinstance(a, Tensor):
                 continue
+            if a.is_floating_point() and a.isnan().any():
+                raise InputError(f"{where(node)} gives NaN: check the weights and the calibration images")
             node.meta["shape"] = tuple(a.shape[1:])
-            alike = a.dim() > 0 and a.shape[0] == size and b.shape[0] == 2 * size and a.shape[1:] == b.shape[1:]
-            if not alike or _difference(b, torch.cat((a, a))) > _TOLERANCE:
+            alike = a.dim() > 0 and a.shape[0] == size and b.shape[0] == 2 * size
+            if not alike or _difference(a, b[:size]) > _TOLERANCE:
                 raise InputError(f"{where(node)} mixes the images of a batch: keep dimension 0 for images alone")
         if not isinstance(once, Tensor):
             node.meta["parts"] = tuple(tuple(part.shape[1:]) for part in once)
+            if node.meta["kind"] is Kind.DIFFERENTIAL:
+                raise InputError(
+                    f"{where(node)} gives several tensors: take a form that gives one (amax, say, for max)"
+                )
 
 
 def _check_outputs(graph: Graph, batch: Any, expected: Any) -> None:
@@ -398,7 +417,7 @@ def _check_outputs(graph: Graph, batch: Any, expected: Any) -> None:
         if isinstance(a, Tensor) and not _difference(a, b) <= _TOLERANCE:
             raise InputError(
                 f"the traced graph's outputs differ from the network's by {_difference(a, b):.1e} of their magnitude "
-                "(1e-4 allowed): is there randomness or state in the dense part, or a NaN in its weights?"
+                "(1e-4 allowed): is there randomness or state in the dense part?"
             )
 
 

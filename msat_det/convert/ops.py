@@ -83,7 +83,8 @@ DIFFERENTIAL = {
     ),
     *("mul", "truediv", "matmul", "bmm", "mm"),
 }
-SHAPE = {"size", "getattr", "dim", "numel", "floordiv", "mod", "int", "arange", "tensor", "device", "dtype"}
+SHAPE = {"size", "dim", "numel"}  # of an image's tensor; any operation that no image enters is of this kind too
+SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
 RECTIFIED = {"relu", "relu6"}
 PIECEWISE_LINEAR = {"leakyrelu", "prelu", "hardtanh", "hardsigmoid"}
 CLAMPS = {"clamp", "clip", "clampmin", "clampmax"}
@@ -135,6 +136,8 @@ def activation_of(name: str, node: fx.Node, module: nn.Module | None, call: Call
         return Activation("relu6", call, rectified=True, upper=6.0)
     if name in CLAMPS or name == "hardtanh":
         low, high = _bounds(name, node, module)
+        if isinstance(low, fx.Node) or isinstance(high, fx.Node):
+            return Activation(name, call)  # bounds that differ by element
         if low == 0:
             label = "relu" if high == math.inf else "relu6" if high == 6 else f"clamp(0, {high:g})"
             return Activation(label, call, rectified=True, upper=high)
@@ -143,7 +146,7 @@ def activation_of(name: str, node: fx.Node, module: nn.Module | None, call: Call
     return Activation(name, call, curved=name in CURVED, slope=slope)
 
 
-def _bounds(name: str, node: fx.Node, module: nn.Module | None) -> tuple[float, float]:
+def _bounds(name: str, node: fx.Node, module: nn.Module | None) -> tuple[float | fx.Node, float | fx.Node]:
     if module is not None:
         return float(module.min_val), float(module.max_val)
     args = list(node.args[1:])
@@ -159,4 +162,4 @@ def _bounds(name: str, node: fx.Node, module: nn.Module | None) -> tuple[float, 
             arg if arg is not None else node.kwargs.get(key, default)
             for arg, key, default in zip(args[:2], keys, defaults, strict=True)
         )
-    return (-math.inf if low is None else float(low)), (math.inf if high is None else float(high))
+    return (-math.inf if low is None else low), (math.inf if high is None else high)
