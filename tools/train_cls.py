@@ -1,0 +1,10 @@
+"""Trains a float classifier to be converted by eval_cls.py; needs no installation. --help tells how."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from msat_det.train_cls import main
+
+if __name__ == "__main__":
+    sys.exit(main())
