@@ -279,11 +279,15 @@ def _make_functional(graph: Graph, node: Node, module: nn.Module | None) -> None
 
 def _drop_defaults(graph: Graph) -> None:
     """Remove the placeholders (and fx's checks) of parameters that keep their defaults: those are part of the trace."""
+
+    def erase(node: Node) -> None:
+        for user in list(node.users):
+            erase(user)
+        graph.module.graph.erase_node(node)
+
     for node in graph.nodes:
         if node.op == "placeholder" and node.target not in graph.inputs:
-            for user in list(node.users):
-                graph.module.graph.erase_node(user)
-            graph.module.graph.erase_node(node)
+            erase(node)
 
 
 def _drop_neutral(graph: Graph) -> None:
