@@ -103,8 +103,9 @@ def randomise(net: nn.Module, seed: int = 0) -> nn.Module:
         elif hasattr(module, "running_mean") and module.running_mean is not None:
             module.running_mean.normal_(0, 0.3, generator=generator)
             module.running_var.uniform_(0.5, 1.5, generator=generator)
-            module.weight.data.uniform_(0.8, 1.4, generator=generator)
-            module.bias.data.normal_(0, 0.3, generator=generator)
+            if module.weight is not None:
+                module.weight.data.uniform_(0.8, 1.4, generator=generator)
+                module.bias.data.normal_(0, 0.3, generator=generator)
     return net.eval().requires_grad_(False)
 
 
