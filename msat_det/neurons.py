@@ -180,7 +180,9 @@ def adaptive_threshold(neuron: Neuron, state: State, x: Tensor, before: Tensor, 
     if m.det:
         drive = before - state.before if m.drive == "depolarisation" else x
         total += (m.tau_rd if m.twice else 1.0) * dynamic_evoked_threshold(m, drive / scale)
-    return theta * torch.sigmoid(total)
+    # e^88 bounds the sigmoid away from 0 in single precision: V⁺/θ stays a number; a dead channel keeps its threshold
+    varying = theta / (1 + torch.exp((-total).clamp(max=88.0)))
+    return torch.where(per_channel(neuron.theta, x) > 0, varying, theta)
 
 
 def step(neuron: Neuron, state: State, x: Tensor, t: int, chances: Chances | None = None) -> tuple[Tensor, Tensor]:
@@ -213,11 +215,12 @@ def step(neuron: Neuron, state: State, x: Tensor, t: int, chances: Chances | Non
     if neuron.signed and not neuron.tracking and not neuron.imbalanced:
         y = torch.maximum(y, -state.o)
     charge = torch.where(s < 0, y / slope, y) if neuron.imbalanced else y
+    fired = s != 0
     if neuron.confidence < 1 and t < EARLY:
         kept = bernoulli(neuron.confidence, chances.seed, chances.images, chances.site, t, x)
         s, y = s * kept, y * kept
-        charge = charge if neuron.drop == "lossy" else charge * kept
-    fired = s != 0 if neuron.imbalanced else s > 0
+        if neuron.drop == "keep":
+            charge, fired = charge * kept, fired & (kept > 0)
     state.v = torch.where(fired, 0.0, before) if neuron.reset == "zero" else before - charge
     if state.o is not None:
         state.o = state.o + y

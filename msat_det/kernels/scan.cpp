@@ -113,7 +113,7 @@ static inline void group(const Scan &c, int64_t b, int64_t i, double *counts) {
                     float drive = (c.depolarisation ? up - before[j] : in) / unit;
                     total += c.tau_det * exp_(-drive / c.C);
                 }
-                th = th / (1.f + exp_(-total));
+                th = c.theta_max[i + j] > 0.f ? th / (1.f + exp_(-total)) : th;  // a dead channel stays dead
             }
             th *= stage;
             float goal = up;
@@ -135,7 +135,7 @@ static inline void group(const Scan &c, int64_t b, int64_t i, double *counts) {
             float out = s * th;
             if (FAMILY < TRACK && OUTPUT) out = out < -o[j] ? -o[j] : out;
             const float charge = FAMILY == LEAKY && s < 0.f ? out / c.slope : out;
-            v[j] = FAMILY == RESET ? (s > 0.f ? 0.f : up) : up - charge;
+            v[j] = FAMILY == RESET ? (s > 0.f || s < 0.f ? 0.f : up) : up - charge;
             if (OUTPUT) o[j] += out;
             if (ADAPTIVE) mean[j] += (v[j] - mean[j]) * inverse;
             if (ADAPTIVE) before[j] = up;
