@@ -1,15 +1,25 @@
 """msat-det: run a detector as a spiking neural network.
 
-    import msat_det
-    snn = msat_det.convert(net, calibration_batches, method="msat", variant="normalised", signed=True, gamma=3)
-    outputs = snn.run(images, T=16, record=(4, 8, 16))  # {t: the network's outputs, as running means}
+``msat_det.convert(net, calibration_batches, method="msat", …)`` gives a ``SpikingNetwork``; its ``run(images, T,
+record)`` gives {t: the network's outputs, as running means}.
 """
 
-from msat_det.api import convert
-from msat_det.convert.methods import METHODS
-from msat_det.convert.observe import observe
-from msat_det.detectors.base import Detections, Detector
-from msat_det.errors import InputError
-from msat_det.simulate import SpikingNetwork
+import importlib
 
-__all__ = ["METHODS", "Detections", "Detector", "InputError", "SpikingNetwork", "convert", "observe"]
+# Public name → module; imported at first use, for PyTorch takes seconds and `msat-det --help` should not.
+_PUBLIC = {
+    "METHODS": "msat_det.convert.methods",
+    "Detections": "msat_det.detectors.base",
+    "Detector": "msat_det.detectors.base",
+    "InputError": "msat_det.errors",
+    "SpikingNetwork": "msat_det.simulate",
+    "convert": "msat_det.api",
+    "observe": "msat_det.convert.observe",
+}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'msat_det' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

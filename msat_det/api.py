@@ -22,8 +22,8 @@ def convert(
 ) -> SpikingNetwork:
     """Convert a float network to a spiking one, without training.
 
-    network: any module whose dense part traces; a ``Detector``, whose ``net`` is converted; or what ``observe`` gave for
-        one, so that several methods share one pass over the calibration images.
+    network: any module whose dense part traces; a ``Detector``, whose ``net`` is converted; or what ``observe`` gave
+        for one, so that several methods share one pass over the calibration images.
     calibration: batches of inputs, a batch being a tensor (B, …), or a tuple or dict of tensors for several inputs.
     method: a name of ``METHODS``; options: of that method. T: for the methods that are made for one timestep.
     Raises InputError for what cannot be converted, naming node, source line and mend.

@@ -20,7 +20,7 @@ from msat_det.convert.graph import Batch, Graph, last_uses, where
 from msat_det.convert.observe import Observation
 from msat_det.convert.ops import Kind
 from msat_det.errors import InputError
-from msat_det.kernels import Scan
+from msat_det.kernels import Scan, keep_freed_memory
 from msat_det.neurons import Chances, Neuron
 from msat_det.rng import image_key
 
@@ -160,9 +160,9 @@ def layer_by_layer(
 ) -> dict[str, Neuron]:
     """Convert one call site after the other, each on what the spiking layers before it send.
 
-    decide: gets a call site and its input currents (T, B, C, …) on the first ``images`` calibration images, one timestep
-    (1, B, C, …) where they are constant in time, and returns its Neuron. A layer's activations over all T timesteps are in memory
-    at once; where they would pass a gigabyte, fewer images are taken.
+    decide: gets a call site and its input currents (T, B, C, …) on the first ``images`` calibration images, or one
+    timestep (1, B, C, …) where they are constant in time, and returns its Neuron. A layer's activations over all T
+    timesteps are in memory at once; where they would pass a gigabyte, fewer images are taken.
     """
     largest = 4 * T * max(torch.Size(node.meta["shape"]).numel() for node in observation.graph.sites)
     batch = observation.first(min(images, max(1, MEMORY_BYTES // largest)))
@@ -184,6 +184,7 @@ class _Run:
 
     def __init__(self, snn: SpikingNetwork, batch: Batch, images: list | None, tap: Callable | None):
         self.snn, self.graph, self.plan, self.tap = snn, snn.graph, snn._plan, tap
+        keep_freed_memory()
         inputs = self.graph.bind(batch)
         self.size = next(iter(inputs.values())).shape[0]
         self.chances = [image_key(i) for i in (range(self.size) if images is None else images)]

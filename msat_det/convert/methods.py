@@ -178,7 +178,8 @@ def tsc(options: Switch, observation: Observation, T: int) -> Neurons:
     window when the layer before it has closed its own, so the latency is T × depth; a synapse adds its weight to a
     current at the opening spike and takes it off at the closing one, and the current enters the potential in every
     timestep. What a neuron receives in a window depends only on those distances: Σ w·θ·d + T·b. So one simulated step
-    stands for the window, d = clamp(floor(V/θ), 0, T) timesteps open (−T..T in a bipolar, tracking neuron), with θ/T for its height.
+    stands for the window: d = clamp(floor(V/θ), 0, T) timesteps open (−T..T in a bipolar, tracking neuron), each worth
+    θ/T of the window's mean.
     """
     found = neurons(options, observation)
     return {name: replace(n, theta=n.theta / T, gamma=T, window=T) for name, n in found.items()}
