@@ -221,7 +221,8 @@ def step(neuron: Neuron, state: State, x: Tensor, t: int, chances: Chances | Non
         s, y = s * kept, y * kept
         if neuron.drop == "keep":
             charge, fired = charge * kept, fired & (kept > 0)
-    state.v = torch.where(fired, 0.0, before) if neuron.reset == "zero" else before - charge
+    to_zero = neuron.reset == "zero" and not neuron.tracking  # a tracking neuron's potential is its error
+    state.v = torch.where(fired, 0.0, before) if to_zero else before - charge
     if state.o is not None:
         state.o = state.o + y
     if state.mean is not None:
