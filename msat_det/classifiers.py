@@ -7,22 +7,22 @@ parameters that He et al. (2015) call so.
 
 import difflib
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.models import WeightsEnum, get_model, get_model_weights
+from torchvision.models import WeightsEnum, get_model
 from torchvision.models.resnet import BasicBlock
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
-from msat_det.detectors.files import load_tensors, read_names, read_tensors
+from msat_det.detectors.files import download, load_tensors, published, read_names, read_tensors
 from msat_det.errors import InputError
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "data" / "weights"
@@ -217,15 +217,16 @@ def build_classifier(model: Any) -> Classifier:
     """
     network = find_classifier(model.name)
     weights = model.weights or network.weights
-    enum = _enum_member(model.name, weights) if weights and str(weights).isidentifier() else None
+    enum = published(model.name, weights) if weights and str(weights).isidentifier() else None
     if weights is None:
         if model.num_classes is None:
             raise InputError(
                 f"{model.name} has no weights: give --model.weights FILE, or --model.num_classes N for random ones"
             )
+        print(f"{model.name} has no weights: it runs with random ones", file=sys.stderr)
         net = network.build(model.num_classes)
     else:
-        tensors = _adapted(_download(enum) if enum else read_tensors(weights))
+        tensors = _adapted(download(enum) if enum else read_tensors(weights))
         net = _build_to_fit(network, model.num_classes, tensors)
         load_tensors(net, tensors, weights)
     count = head(net)[1]
@@ -268,26 +269,6 @@ def _build_to_fit(network: Network, num_classes: int | None, tensors: dict[str, 
         if fits and weight.shape[0] != count:
             net = network.build(weight.shape[0])
     return net
-
-
-def _enum_member(name: str, weights: str) -> WeightsEnum:
-    own = name not in torchvision.models.list_models(module=torchvision.models)
-    members = [] if own else [*get_model_weights(name).__members__]
-    if weights not in members:
-        known = f"{name}'s names are {', '.join(members)}" if members else f"{name} has no weights by name"
-        raise InputError(f"no weights {weights!r}: {known}; a file needs its suffix, as in {weights}.safetensors")
-    return get_model_weights(name)[weights]
-
-
-def _download(enum: WeightsEnum) -> dict[str, Tensor]:
-    """torchvision's published weights, out of the cache of ``torch.hub`` where they are there."""
-    try:
-        return enum.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except (URLError, OSError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"{enum.url} can't be fetched ({reason}): fetch the file elsewhere and give it as --model.weights FILE"
-        ) from error
 
 
 def _adapted(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

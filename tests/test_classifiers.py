@@ -32,8 +32,9 @@ def picture(height: int, width: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", OWN[1:] + TORCHVISION)
-def test_every_name_builds_a_classifier(name: str) -> None:
+def test_every_name_builds_a_classifier(name: str, capsys: pytest.CaptureFixture) -> None:
     classifier = build_classifier(Model(name, num_classes=7))
+    assert capsys.readouterr().err == f"{name} has no weights: it runs with random ones\n"
     assert not classifier.net.training
     assert classifier.classes == list("0123456")
     image, meta = classifier.preprocess(picture(40, 50))
