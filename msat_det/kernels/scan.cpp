@@ -215,7 +215,7 @@ void observe_channels(const float *x, int64_t O, int64_t C, int64_t I, int32_t s
                     int32_t bin = (bits >> shift) - (first - 1);
                     bin = bin < 0 ? 0 : bin >= bins ? bins - 1 : bin;
                     histogram[c * bins + bin]++;
-                    if (!(value <= maximum[c])) maximum[c] = value;  // a NaN gets through
+                    if (value > maximum[c] || value != value) maximum[c] = value;  // a NaN gets in and stays
                 }
     }
 }
