@@ -115,7 +115,7 @@ class _Plan:
         needed = _ancestors(timed)
         sizes = {n for n in nodes if n.meta["kind"] is Kind.SHAPE and n.op != "get_attr"}  # they differ by chunk
         self.body = [n for n in nodes if n in needed and (n in self.moving or n in sizes)]
-        self.static = [n for n in nodes if n not in self.moving]
+        self.static = [n for n in nodes if n not in self.moving and n.op != "output"]
         self.last = last_uses(self.body)
         stack, seen = [nodes[-1]], set()
         while stack:
@@ -249,7 +249,7 @@ class _Run:
             raise InputError(
                 f"{where(node)}: the potential is NaN by timestep {t0 + steps}: look at its input and the options"
             )
-        if self.tap:
+        if self.tap is not None:
             self.tap(node.name, y)
         return y.flatten(0, 1)
 

@@ -66,7 +66,8 @@ def count(
     price = PICOJOULES[table]
     differences = sum((p[:, 1] for p in pools.values()), torch.zeros((), dtype=torch.float64))
     macs = snn.fanout.once + t * sum(snn.fanout.analog.values()) + differences
-    spikes, sops, accumulations = 0.0, differences, 0.0
+    spikes = accumulations = torch.zeros((), dtype=torch.float64)
+    sops = differences
     for node in snn.graph.sites:
         neuron, size = snn.neurons[node.name], torch.Size(node.meta["shape"]).numel()
         bursts, burst_ops, events, event_ops = sites[node.name].unbind(1)
