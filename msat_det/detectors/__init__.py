@@ -8,6 +8,7 @@ from msat_det.detectors.base import Detections, Detector
 from msat_det.detectors.darknet import darknet
 from msat_det.detectors.demo import ssd_demo, yolo_demo
 from msat_det.detectors.ssd import ssd_mobilenet_v1
+from msat_det.detectors.torchvision import SINGLE_STAGE, TWO_STAGE, TorchvisionDetector, torchvision_detector, two_stage
 from msat_det.errors import InputError
 
 # Name → builder. A builder takes a model configuration (config.Model) whose fields are None where the detector's own
@@ -17,15 +18,18 @@ DETECTORS: dict[str, Callable[[Any], Detector]] = {
     "ssd_mobilenet_v1": ssd_mobilenet_v1,
     "yolo_demo": yolo_demo,
     "ssd_demo": ssd_demo,
+    **dict.fromkeys(SINGLE_STAGE, torchvision_detector),
 }
 
 
 def build_detector(model: Any) -> Detector:
     """The detector that ``model.name`` names, built from the rest of ``model``."""
+    if model.name in TWO_STAGE:
+        raise two_stage(model.name)
     if model.name not in DETECTORS:
         near = difflib.get_close_matches(str(model.name), DETECTORS, 1, 0)[0]
         raise InputError(f"no detector '{model.name}': the nearest is '{near}'; `msat-det list detectors` shows all")
     return DETECTORS[model.name](model)
 
 
-__all__ = ["DETECTORS", "Detections", "Detector", "build_detector"]
+__all__ = ["DETECTORS", "Detections", "Detector", "TorchvisionDetector", "build_detector"]

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torchvision.models import WeightsEnum, get_model_weights, list_models
 from torchvision.models.detection import SSDLite320_MobileNet_V3_Large_Weights
 
 from msat_det.data import VOC_CLASSES
@@ -61,6 +63,26 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(map(_is_dense, content.values())):
         raise InputError(f"{path}: holds no state dict (names with tensors); save the network's state_dict()")
     return _finite({str(name): tensor for name, tensor in content.items()}, path)
+
+
+def published(name: str, weights: str) -> WeightsEnum:
+    """The member ``weights`` (DEFAULT, say) of the enum of torchvision's model ``name``. Raises InputError."""
+    members = [*get_model_weights(name).__members__] if name in list_models() else []
+    if weights not in members:
+        known = f"{name}'s names are {', '.join(members)}" if members else f"{name} has no weights by name"
+        raise InputError(f"no weights {weights!r}: {known}; a file needs its suffix, as in {weights}.safetensors")
+    return get_model_weights(name)[weights]
+
+
+def download(enum: WeightsEnum) -> dict[str, Tensor]:
+    """torchvision's published weights, out of the cache of ``torch.hub`` where they are there. Raises InputError."""
+    try:
+        return enum.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except (URLError, OSError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"{enum.url} can't be fetched ({reason}): fetch the file elsewhere and give it as --model.weights FILE"
+        ) from error
 
 
 def _is_dense(value: Any) -> bool:
