@@ -215,8 +215,9 @@ def checked_method(entry: dict) -> dict:
     for name, word in (("label", label), ("method", entry.get("method"))):
         if not isinstance(word, str) or not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", word):
             raise InputError(f"a method's {name} is {show(word)}: give a word of letters, digits, '-', '.', '_', '+'")
-    if label == "float":
-        raise InputError("a method is labelled float, which names the float network: give it another label")
+    if label in ("float", "all"):
+        meaning = {"float": "the float network", "all": "every method in --methods"}[label]
+        raise InputError(f"a method is labelled {label}, which names {meaning}: give it another label")
     for name, value in entry.items():
         if any(isinstance(part, dict | list) for part in (value if isinstance(value, list) else [value])):
             raise InputError(f"option {name} of method {label} is nested: give one value or a flat list")

@@ -97,7 +97,10 @@ def make_parser(prog: str, about: str = "", examples: str = "") -> argparse.Argu
         kind = _kinds(item.type)[0]
         text = _field_help(cls, item.name).replace("%", "%%")
         if key == "methods":
-            text = "labels of the file's methods to run; --methods.LABEL.OPTION VALUE sets one option of a method"
+            text = (
+                "labels of the file's methods to run; all: every registered method under its own name; "
+                "--methods.LABEL.OPTION VALUE sets one option of a method"
+            )
             groups[section].add_argument("--methods", metavar="LABEL,LABEL", help=text)
         elif kind is bool:
             groups[section].add_argument(f"--{key}", nargs="?", const="true", metavar="true|false", help=text)
@@ -231,19 +234,29 @@ def _method_overrides(words: list[str]) -> list[tuple[str, str, Any]]:
 
 
 def _pick_methods(entries: Any, picked: str | None, overrides: list[tuple[str, str, Any]], file: Path) -> Any:
-    """The file's methods that ``--methods`` names, all without it, with single options overridden."""
+    """The file's methods that ``--methods`` names, all without it, with single options overridden.
+
+    The word ``all`` stands for every registered method under its own name, with the options that the file gives to an
+    entry of that label.
+    """
     by_label = {
         entry["label"]: dict(entry)
         for entry in map(checked_method, _convert("methods", entries, f"in {file}", PROJECT))
     }
     if len(by_label) < len(entries):
         return entries  # Config names the label that stands twice
-    for label in [*(picked or "").split(","), *(label for label, _, _ in overrides)]:
+    labels = picked.split(",") if picked else list(by_label)
+    if "all" in labels:
+        from msat_det.convert.methods import METHODS  # only now: PyTorch takes seconds to import
+
+        by_label = {name: {"label": name, "method": name} for name in METHODS} | by_label
+        labels = [name for label in labels for name in (METHODS if label == "all" else [label])]
+    for label in [*labels, *(label for label, _, _ in overrides)]:
         if label and label not in by_label:
             raise InputError(f"unknown method label {label}: {file} has {', '.join(by_label) or 'none'}")
     for label, option, value in overrides:
         by_label[label][option] = value
-    return [by_label[label] for label in (dict.fromkeys(picked.split(",")) if picked else by_label) if label]
+    return [by_label[label] for label in dict.fromkeys(labels) if label]
 
 
 def _build(cls: type, values: dict[str, Any], file: Path, prefix: str = "") -> Any:

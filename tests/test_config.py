@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from msat_det.config import Calib, Config, Data, Model, Sim
+from msat_det.convert.methods import METHODS
 from msat_det.errors import InputError
 from msat_det.options import PROJECT, load_config
 
@@ -115,6 +116,16 @@ def test_methods_are_picked_and_changed_by_label(cfg: Path) -> None:
     assert plain == {"label": "if", "method": "constant", "percentile": 99.9, "gamma": 3}
 
 
+def test_all_methods_by_their_own_names(cfg: Path) -> None:
+    own = {"label": "burst", "method": "burst", "gamma": 3}
+    words = changed(cfg, methods=[own, {"label": "x", "method": "msat"}])
+    methods = load_config([*words, "--methods", "all,x", "--methods.opt.percentile", "99"]).methods
+    assert [entry["label"] for entry in methods] == [*METHODS, "x"]
+    assert own in methods
+    assert {"label": "opt", "method": "opt", "percentile": 99} in methods
+    assert {"label": "msat", "method": "msat"} in methods
+
+
 def test_record_of_a_method_meets_the_runs(cfg: Path) -> None:
     config = load(cfg)
     plain, staged = config.methods
@@ -202,6 +213,7 @@ def test_refused_on_the_command_line(cfg: Path, words: str, parts: list[str]) ->
         ({"methods": [{"label": "a"}]}, ["a method's method is None"]),
         ({"methods": [{"label": "a/b", "method": "x"}]}, ["a method's label is 'a/b'"]),
         ({"methods": [{"label": "float", "method": "x"}]}, ["labelled float"]),
+        ({"methods": [{"label": "all", "method": "x"}]}, ["labelled all"]),
         ({"methods": [{"method": "x"}, {"method": "x"}]}, ["two methods are labelled x"]),
         ({"methods": [{"method": "x", "deep": {"a": 1}}]}, ["option deep of method x is nested"]),
         ({"methods": [{"method": "x", "record": [0]}]}, ["record of method x is [0]"]),
