@@ -324,6 +324,11 @@ class MsatOptions(Options):
     tau_rd: float | None = None
     rest: float | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.C > 0, "C", self.C, "a number above 0")
+        require(self.k_i > 0, "k_i", self.k_i, "a number above 0")
+
     @property
     def varying(self) -> bool:
         # the paper's own variants start at rest and floor, as they are published

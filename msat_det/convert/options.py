@@ -1,6 +1,7 @@
 """The options that every conversion method can take, and how plain values become them (DESIGN §5)."""
 
 import difflib
+import math
 import typing
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -73,18 +74,18 @@ def _fitting(name: str, key: str, value: Any, hint: Any) -> Any:
         return value
     if bool in kinds and value in (True, False, "on", "off"):
         return value in (True, "on")
-    if isinstance(value, bool):
+    if isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value)):
         pass
+    elif typing.get_origin(hint) is tuple and isinstance(value, list | tuple | int | float):
+        members = value if isinstance(value, list | tuple) else [value]
+        if all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in members):
+            return tuple(float(v) for v in members)
     elif isinstance(value, int | float) and float in kinds:
         return float(value)
     elif isinstance(value, int) and int in kinds:
         return value
     elif value is None and type(None) in kinds:
         return None
-    elif typing.get_origin(hint) is tuple and isinstance(value, list | tuple | int | float):
-        members = value if isinstance(value, list | tuple) else [value]
-        if all(isinstance(v, int | float) and not isinstance(v, bool) for v in members):
-            return tuple(float(v) for v in members)
     wanted = f"one of {', '.join(map(str, choices))}" if choices else _name(hint)
     raise InputError(f"option {key} of method {name} is {value!r}: give {wanted}")
 
