@@ -60,8 +60,9 @@ def mirror(images: Tensor, objects: Objects, chosen: Tensor) -> tuple[Tensor, Ob
 def yolo_loss(detector: YoloDetector, outputs: Any, objects: Objects) -> Tensor:
     """YOLO's loss (Redmon & Farhadi 2018, section 2) with complete IoU on the boxes (Zheng et al. 2020); a scalar.
 
-    An object is given, in the cell of its centre, to every anchor of any head whose shape has an IoU above one half
-    with it, and to the best one. No other anchor whose box already covers an object above .6 counts as background.
+    An object is to be found, in the cell of its centre, by every anchor of any head whose shape has an IoU above one
+    half with it, and by the best one. All other boxes are background, but those that overlap an object with an IoU
+    above .6 and those in a region to ignore.
     """
     raw, boxes, anchors, cells = [], [], [], []
     for head, priors, stride, scale in zip(
@@ -128,7 +129,7 @@ def ssd_loss(detector: SsdDetector, outputs: Any, objects: Objects) -> Tensor:
     """SSD's multibox loss (Liu et al. 2016, section 2.2); a scalar.
 
     A prior is to find the object that it overlaps most, if by more than half; every object has its best prior as well.
-    Of the other priors the three times as many with the largest loss count as background.
+    Of the other priors three times as many, those with the largest loss, count as background.
     """
     offsets, logits = (detector.by_prior(levels) for levels in outputs)
     height, width = detector.size

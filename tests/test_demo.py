@@ -102,6 +102,7 @@ def test_layout_is_read(kind: str) -> None:
         assert 144 <= min(height, width) <= max(height, width) <= 192
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools and NumPy 2
 def test_coco_outlines_are_valid() -> None:
     coco = COCO(DATA / "coco" / "annotations" / "instances_val2017.json")
     crowds = [entry for entry in coco.anns.values() if entry["iscrowd"]]
