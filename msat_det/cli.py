@@ -37,6 +37,18 @@ examples:
   python tools/eval_cls.py --cfg configs/vgg_demo.yaml --sim.record 8,16,32 --out runs/vgg
   tensorboard --logdir runs"""
 
+ABOUT_COMPARE = """\
+Runs all methods of a configuration file (with --methods all: every method of the registry under
+its own name) on one network and one set of images, and sets them side by side. Beside the usual
+files, the run directory (--out) then holds compare.md and compare.csv: accuracy or mAP at every
+recorded timestep, spikes per neuron, synaptic operations and energy of every method, and the
+paper's own figures, marked as such; and pareto.png: accuracy against synaptic operations."""
+
+EXAMPLES_COMPARE = """\
+examples:
+  msat-det compare --cfg configs/vgg_demo.yaml --methods all
+  msat-det compare --cfg configs/yolo_voc.yaml --sim.record 8,16,32 --data.limit 32 --out runs/side-by-side"""
+
 USAGE = """\
 usage: msat-det COMMAND …
 
@@ -45,6 +57,7 @@ Turns float object detectors and classifiers into spiking networks and measures 
 commands:
   convert-det --cfg FILE [--key value …]        convert a detector: mAP over time
   eval-cls --cfg FILE [--key value …]           convert a classifier: accuracy over time
+  compare --cfg FILE [--key value …]            all methods of a file, or of the registry, in one table
   list methods|detectors|classifiers            the names that a configuration may use, one a line
 
 Each command explains itself: msat-det convert-det --help"""
@@ -86,6 +99,15 @@ def eval_cls(argv: list[str]) -> None:
 
 
 @guarded
+def compare(argv: list[str]) -> None:
+    """``msat-det compare``: the methods of a configuration side by side."""
+    config = load_config(argv, "msat-det compare", ABOUT_COMPARE, EXAMPLES_COMPARE)
+    from msat_det.compare import compare
+
+    compare(config)
+
+
+@guarded
 def list_names(argv: list[str]) -> None:
     """``msat-det list KIND``: the names in one registry, one a line."""
     if len(argv) != 1 or argv[0] not in REGISTRIES:
@@ -94,7 +116,7 @@ def list_names(argv: list[str]) -> None:
     print("\n".join(getattr(importlib.import_module(module), registry)))
 
 
-COMMANDS = {"convert-det": convert_det, "eval-cls": eval_cls, "list": list_names}
+COMMANDS = {"convert-det": convert_det, "eval-cls": eval_cls, "compare": compare, "list": list_names}
 
 
 def main(argv: list[str] | None = None) -> int:

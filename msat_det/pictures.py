@@ -20,6 +20,7 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8
 COLOURS_UNDER_WHITE = {"#0072B2", "#D55E00", "#009E73", "#882255"}  # dark enough for white text
 MARKERS = "osD^vPX"
 LINES = ["-", (0, (5, 1)), (0, (1, 1))]
+ACCURACY = {"map": "mAP", "top1": "top-1 accuracy"}
 INK, PALE = "#333333", "#DDDDDD"
 MIN_SCORE, MAX_BOXES = 0.3, 30  # what is drawn of the detections
 CAPTION = 7  # points
@@ -29,7 +30,6 @@ def draw_curve(rows: list["CurveRow"], title: str = "") -> Figure:
     """Main accuracy over t (left, log2) and over synaptic operations (right, log), the float figure as a level line."""
     level, *rows = rows
     metric = next(iter(level.accuracies))
-    name = {"map": "mAP", "top1": "top-1 accuracy"}[metric]
     labels = list(dict.fromkeys(row.method for row in rows))
     legend_rows = math.ceil((len(labels) + 1) / 4)
     figure = Figure(figsize=(10, 4.2 + 0.25 * legend_rows), dpi=140, layout="constrained")
@@ -38,17 +38,7 @@ def draw_curve(rows: list["CurveRow"], title: str = "") -> Figure:
     handles = []
     for i, label in enumerate(labels):
         curve = [row for row in rows if row.method == label]
-        style = {
-            "color": COLOURS[i % len(COLOURS)],
-            "marker": MARKERS[i % len(MARKERS)],
-            "linestyle": LINES[i // len(COLOURS) % len(LINES)] if len(curve) > 1 else "none",
-            "markersize": 7 if len(curve) > 1 else 10,
-            "markeredgecolor": "white",
-            "markeredgewidth": 0.8,
-            "linewidth": 1.8,
-            "clip_on": False,
-            "zorder": 3,
-        }
+        style = _curve_style(i, len(curve))
         handles += over_time.plot(
             [row.t for row in curve], [row.metrics[metric] for row in curve], label=label, **style
         )
@@ -62,24 +52,111 @@ def draw_curve(rows: list["CurveRow"], title: str = "") -> Figure:
     steps = sorted({row.t for row in rows})
     over_time.set_xscale("log", base=2)
     over_time.set_xticks(steps, [str(t) for t in steps])
-    over_time.set(xlabel="timesteps t", ylabel=f"{name}, %")
-    over_cost.set_xscale("log")
-    over_cost.set(xlabel="synaptic operations / multiply-adds of the float network")
-    over_cost.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    over_cost.xaxis.set_major_formatter("{x:g}")
+    over_time.set(xlabel="timesteps t", ylabel=f"{ACCURACY[metric]}, %")
+    over_time.xaxis.set_minor_locator(NullLocator())
+    _cost_axis(over_cost)
     top = max([level.metrics[metric], *(row.metrics[metric] for row in rows)])
     over_time.set_ylim(0, top * 1.08 or 1)
     for axes in (over_time, over_cost):
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.grid(color=PALE, linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.tick_params(color=PALE, labelcolor=INK, labelleft=True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(PALE)
+        _quiet(axes)
     if title:
         figure.suptitle(title, color=INK, fontsize=12, fontweight="bold")
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=9)
     return figure
+
+
+def draw_pareto(rows: list["CurveRow"], title: str = "") -> Figure:
+    """Main accuracy over synaptic operations (log) of every method, the float level, and the front: the points that no
+    other one beats in accuracy at the same or fewer operations, named where the method changes.
+    """
+    level, *rows = rows
+    metric = next(iter(level.accuracies))
+    figure = Figure(figsize=(11, 6.5), dpi=140, layout="constrained")
+    axes = figure.subplots()
+    for i, label in enumerate(dict.fromkeys(row.method for row in rows)):
+        curve = [
+            row for row in rows if row.method == label and row.sops_per_mac > 0
+        ]  # silence has no place on a log axis
+        axes.plot(
+            [row.sops_per_mac for row in curve],
+            [row.metrics[metric] for row in curve],
+            label=label,
+            **_curve_style(i, len(curve)),
+        )
+    front = pareto_front(rows, metric)
+    axes.step(
+        [row.sops_per_mac for row in front],
+        [row.metrics[metric] for row in front],
+        where="post",
+        color=PALE,
+        linewidth=9,
+        solid_capstyle="round",
+        zorder=2,
+        label="no method is better at this cost",
+    )
+    for before, row in zip([None, *front], front, strict=False):
+        if before is None or before.method != row.method:
+            axes.annotate(
+                f"{row.method}, t = {row.t}",
+                (row.sops_per_mac, row.metrics[metric]),
+                xytext=(-7, 5),
+                textcoords="offset points",
+                ha="right",
+                fontsize=8,
+                color=INK,
+            )
+    name = f"float network, {level.metrics[metric]:.1f}"
+    axes.axhline(level.metrics[metric], color=INK, linestyle="--", linewidth=1.3, label=name)
+    axes.axvline(1, color=INK, linestyle=":", linewidth=1)
+    _cost_axis(axes)
+    axes.set_ylim(0, max([level.metrics[metric], *(row.metrics[metric] for row in rows)]) * 1.08 or 1)
+    axes.set_ylabel(f"{ACCURACY[metric]}, %")
+    _quiet(axes)
+    if title:
+        figure.suptitle(title, color=INK, fontsize=12, fontweight="bold")
+    figure.legend(loc="outside right center", frameon=False, fontsize=9)
+    return figure
+
+
+def pareto_front(rows: list["CurveRow"], metric: str) -> list["CurveRow"]:
+    """The rows, cheapest first, that are more accurate than all of the same or lower cost; silent ones left out."""
+    front: list[CurveRow] = []
+    for row in sorted(rows, key=lambda row: (row.sops_per_mac, -row.metrics[metric])):
+        if row.sops_per_mac > 0 and row.metrics[metric] > (front[-1].metrics[metric] if front else 0):
+            front.append(row)
+    return front
+
+
+def _curve_style(i: int, points: int) -> dict:
+    """The look of the i-th method's curve; one of a single point has no line and a larger marker."""
+    return {
+        "color": COLOURS[i % len(COLOURS)],
+        "marker": MARKERS[i % len(MARKERS)],
+        "linestyle": LINES[i // len(COLOURS) % len(LINES)] if points > 1 else "none",
+        "markersize": 7 if points > 1 else 10,
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.8,
+        "linewidth": 1.8,
+        "clip_on": False,
+        "zorder": 3,
+    }
+
+
+def _cost_axis(axes: Axes) -> None:
+    axes.set_xscale("log")
+    axes.set_xlabel("synaptic operations / multiply-adds of the float network")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _quiet(axes: Axes) -> None:
+    """A pale grid and frame, so that the curves stand out."""
+    axes.grid(color=PALE, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(color=PALE, labelcolor=INK, labelleft=True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(PALE)
 
 
 def draw_detections(

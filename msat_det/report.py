@@ -91,6 +91,17 @@ class RunDirectory:
             methods.setdefault(row.method, {})[str(row.t)] = row.figures()
         self._write_json("summary.json", {"float": rows[0].figures(), **facts, "methods": methods})
 
+    def write_comparison(self, page: str, table: str) -> None:
+        """compare.md and compare.csv: the methods side by side."""
+        self._write("compare.md", page)
+        self._write("compare.csv", table)
+
+    def write_pareto(self, rows: list[CurveRow], title: str = "") -> None:
+        """pareto.png: accuracy against operations of every method."""
+        from msat_det.pictures import draw_pareto
+
+        self._save("pareto.png", draw_pareto(rows, title))
+
     def write_coverage(self, nodes: list[dict]) -> None:
         """coverage.json: one entry per node of the traced network."""
         self._write_json("coverage.json", nodes)
@@ -163,6 +174,25 @@ class RunDirectory:
             ) from None
         finally:
             part.unlink(missing_ok=True)
+
+
+def read_summary(folder: Path) -> tuple[list[CurveRow], dict[str, Any]]:
+    """The rows and the facts that ``write_summary`` wrote into a run directory. Raises InputError where it is none."""
+    file = folder / "summary.json"
+    try:
+        facts = json.loads(file.read_text("utf-8"))
+        curves = {("float", None): facts.pop("float")}
+        curves |= {(label, int(t)): row for label, curve in facts.pop("methods").items() for t, row in curve.items()}
+        costs = ("spikes_per_neuron", "sops_per_mac", "energy_ratio")
+        rows = [
+            CurveRow(label, t, {k: v for k, v in row.items() if k not in costs}, *(row[name] for name in costs))
+            for (label, t), row in curves.items()
+        ]
+    except FileNotFoundError:
+        raise InputError(f"no {file}: the run did not end; start it anew") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        raise InputError(f"{file} is not what a run writes: make it anew") from None
+    return rows, facts
 
 
 def commit_id() -> str | None:
