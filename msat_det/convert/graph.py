@@ -70,6 +70,10 @@ class Graph:
         """The call sites of pointwise activations, in execution order: each becomes a population of neurons."""
         return [node for node in self.nodes if node.meta["kind"] is Kind.SPIKING]
 
+    def copy(self) -> "Graph":
+        """A graph of its own on the same weights; its nodes keep names and verdicts."""
+        return Graph(fx.GraphModule(self.module, copy.deepcopy(self.module.graph)), self.inputs, self.structure)
+
     def bind(self, batch: Batch) -> dict[str, Tensor]:
         """A batch (tensor, tuple or dict of tensors) as {placeholder name: tensor}.
 
@@ -160,6 +164,7 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     graph = Graph(module, inputs, pytree.tree_structure(expected))
     _drop_defaults(graph)
     _functionalise(graph)
+    _free_views(graph)
     _drop_neutral(graph)
     _fold_batch_norm(graph)
     module.graph.eliminate_dead_code()
@@ -275,6 +280,13 @@ def _make_functional(graph: Graph, node: Node, module: nn.Module | None) -> None
         node.target = getattr(torch, functional, None) or getattr(nn.functional, functional)
     else:
         node.args = (*node.args[:-1], False)
+
+
+def _free_views(graph: Graph) -> None:
+    """Let ``view`` copy where it must: a simulation keeps images in another memory format than the network's author."""
+    for node in graph.nodes:
+        if node.op == "call_method" and node.target == "view" and not isinstance(node.args[1], torch.dtype):
+            node.target = "reshape"
 
 
 def _drop_defaults(graph: Graph) -> None:
