@@ -13,8 +13,9 @@ _PUBLIC = {
     "Detector": "msat_det.detectors.base",
     "InputError": "msat_det.errors",
     "SpikingNetwork": "msat_det.simulate",
+    "TorchvisionDetector": "msat_det.detectors.torchvision",
     "convert": "msat_det.api",
-    "observe": "msat_det.convert.observe",
+    "observe": "msat_det.api",
 }
 __all__ = list(_PUBLIC)
 

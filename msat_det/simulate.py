@@ -5,7 +5,7 @@ time first. Only neuron states and running sums cross chunks, so memory does not
 computed once per batch; what no neuron follows is linear in the spikes and evaluated on their running means.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +15,12 @@ from torch.fx.node import Node
 
 from msat_det.analysis.energy import Counts, count
 from msat_det.convert import ops
+from msat_det.convert.coverage import node_table
 from msat_det.convert.fanout import HOMOGENEOUS, FanOut, is_event_source
 from msat_det.convert.graph import Batch, Graph, last_uses, where
 from msat_det.convert.observe import Observation
 from msat_det.convert.ops import Kind
+from msat_det.detectors.base import Detections, Detector
 from msat_det.errors import InputError
 from msat_det.kernels import Scan, keep_freed_memory
 from msat_det.neurons import Chances, Neuron
@@ -35,7 +37,7 @@ class SpikingNetwork:
     graph: as ``convert.graph.trace`` gives it. neurons: {call site name: Neuron}, one for each of ``graph.sites``.
     fanout: as ``convert.fanout.fan_out`` gives it. seed: of the spike confidence's masks. chunk: timesteps that a layer
     runs at once; None chooses it by the size of the activations. decide: makes the neuron of a call site that has none
-    when its currents are first seen (``layer_by_layer``).
+    when its currents are first seen (``layer_by_layer``). detector: what the network is a part of, if anything.
     """
 
     def __init__(
@@ -46,12 +48,13 @@ class SpikingNetwork:
         seed: int = 0,
         chunk: int | None = None,
         decide: Callable[[Node, Tensor], Neuron] | None = None,
+        detector: Detector | None = None,
     ):
         missing = [node.name for node in graph.sites if node.name not in neurons]
         if missing and not decide:
             raise InputError(f"no neuron for call site {missing[0]}: a method must give one for each of graph.sites")
         self.graph, self.neurons, self.fanout, self.seed, self.chunk = graph, neurons, fanout, seed, chunk
-        self.decide = decide
+        self.decide, self.detector = decide, detector
         self.counts: dict[int, Counts] = {}
         self._plan = _Plan(graph)
 
@@ -91,6 +94,25 @@ class SpikingNetwork:
                 sites = {node.name: scan.counts for node, scan in run.scans.items()}
                 self.counts[until] = count(self, sites, run.pools, until)
         return outputs
+
+    def detect(
+        self, images: Sequence[Tensor], T: int, record: Iterable[int] | None = None
+    ) -> dict[int, list[Detections]]:
+        """Simulate T timesteps and read the boxes.
+
+        images: uint8 RGB (3, H, W), of any sizes. record: see ``run``. Returns {t: one ``Detections`` an image}.
+        Raises InputError when the network was not converted as a part of a ``Detector``.
+        """
+        if self.detector is None:
+            raise InputError("this network has no detector: convert a Detector, not its net, to read boxes")
+        pixels, metas = zip(*map(self.detector.preprocess, images), strict=True)
+        outputs = self.run(torch.stack(pixels), T, record)
+        return {t: self.detector.decode(output, list(metas)) for t, output in outputs.items()}
+
+    @property
+    def coverage(self) -> list[dict]:
+        """What every node became, one dict a node; see ``convert.coverage.node_table``."""
+        return node_table(self.graph, self.fanout, self.neurons)
 
 
 @dataclass

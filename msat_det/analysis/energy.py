@@ -60,12 +60,13 @@ def count(
     are not zero, plain and times their fan-out.
     A graded spike (its height differs by neuron and time) costs one multiply-add per connection, whatever its height; a
     spike of constant height costs |s| accumulations; a difference of max pooling costs one multiply-add. What is analog
-    is paid at full price in every timestep, what is constant in time once. Under temporal switch coding a value costs
+    is paid at full price in every timestep, what is constant in time once; an element that a differential node or a
+    neuron's curved activation evaluates counts as one multiply-add. Under temporal switch coding a value costs
     its opening and its closing spike, and every neuron adds its current to its potential in each timestep.
     """
     price = PICOJOULES[table]
     differences = sum((p[:, 1] for p in pools.values()), torch.zeros((), dtype=torch.float64))
-    macs = snn.fanout.once + t * sum(snn.fanout.analog.values()) + differences
+    macs = snn.fanout.once + t * (sum(snn.fanout.analog.values()) + snn.fanout.evaluations) + differences
     spikes = accumulations = torch.zeros((), dtype=torch.float64)
     sops = differences
     for node in snn.graph.sites:

@@ -9,6 +9,7 @@ from torch.fx.node import Node
 from msat_det.convert.graph import Graph
 from msat_det.convert.methods import find_method, parse_options
 from msat_det.convert.observe import Observation
+from msat_det.convert.variants import variant
 from msat_det.neurons import EARLY
 from msat_det.simulate import SpikingNetwork
 
@@ -22,8 +23,9 @@ def spiking_network(
     Raises InputError for an unknown method or option, and for a value that does not fit.
     """
     parsed = parse_options(name, options)
+    observation = variant(observation, parsed.analog, parsed.spiking_linear)
     neurons = find_method(name).make(parsed, observation, T)
-    snn = SpikingNetwork(observation.graph, neurons, observation.fanout, seed, chunk)
+    snn = SpikingNetwork(observation.graph, neurons, observation.fanout, seed, chunk, detector=observation.detector)
     if parsed.confidence != "none":
         _set_confidence(snn, parsed.confidence, observation)
     return snn

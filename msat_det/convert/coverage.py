@@ -1,22 +1,30 @@
 """The coverage table: what every node of the traced network became (DESIGN §4)."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch.fx.node import Node
 
-from msat_det.convert.observe import Observation
-from msat_det.simulate import SpikingNetwork
+from msat_det.convert.fanout import FanOut
+from msat_det.convert.graph import Graph
+from msat_det.neurons import Neuron
+
+if TYPE_CHECKING:
+    from msat_det.convert.observe import Observation
+    from msat_det.simulate import SpikingNetwork
 
 
-def coverage(observation: Observation, networks: dict[str, SpikingNetwork]) -> list[dict]:
+def node_table(graph: Graph, fanout: FanOut, neurons: dict[str, Neuron]) -> list[dict]:
     """One dict per node, in execution order.
 
     node, op, source line, kind, shape of one image's output, macs (multiply-adds of one float forward) and analog_macs
-    (those paid at full price in every timestep); for a call site also its neurons, dead channels (maximum 0 on the
-    calibration images) and, by label, the range of its thresholds.
+    (those paid at full price in every timestep); for a call site also its activation, its number of neurons, its dead
+    channels (maximum 0 on the calibration images) and, where it has a neuron, the range of its thresholds above 0.
     """
-    fanout = observation.fanout
     table = []
-    for node in observation.graph.nodes:
+    for node in graph.nodes:
         entry = {
             "node": node.name,
             "op": node.meta["op"],
@@ -27,20 +35,43 @@ def coverage(observation: Observation, networks: dict[str, SpikingNetwork]) -> l
             "analog_macs": fanout.analog.get(node, 0),
         }
         if "activation" in node.meta:
-            entry |= _site(node, observation, networks)
+            entry |= _site(node, neurons.get(node.name))
         table.append(entry)
     return table
 
 
-def _site(node: Node, observation: Observation, networks: dict[str, SpikingNetwork]) -> dict:
-    theta = {label: network.neurons[node.name].theta for label, network in networks.items()}
-    alive = {label: values[values > 0] for label, values in theta.items()}
-    return {
+def _site(node: Node, neuron: Neuron | None) -> dict:
+    entry = {
         "activation": node.meta["activation"].name,
         "neurons": torch.Size(node.meta["shape"]).numel(),
-        "dead_channels": int((observation.sites[node.name].maximum == 0).sum()),
-        "theta": {
-            label: [values.min().item(), values.max().item()] if values.numel() else [0.0, 0.0]
-            for label, values in alive.items()
-        },
+        "dead_channels": node.meta["dead_channels"],
     }
+    if neuron is None:
+        return entry
+    alive = neuron.theta[neuron.theta > 0]
+    return entry | {"theta": [alive.min().item(), alive.max().item()] if alive.numel() else [0.0, 0.0]}
+
+
+def coverage(observation: Observation, networks: dict[str, SpikingNetwork]) -> list[dict]:
+    """The tables of several networks as one: a row per node of the traced graph, its ``theta`` by label.
+
+    A network whose options changed its graph (``analog``, ``spiking_linear``) has rows of its own behind these, marked
+    with its label as ``method``.
+    """
+    table = node_table(observation.graph, observation.fanout, {})
+    shared = table[:]
+    for row in shared:
+        if "activation" in row:
+            row["theta"] = {}
+    for label, network in networks.items():
+        own = network.coverage
+        for row in own:
+            if "theta" in row:
+                row["theta"] = {label: row["theta"]}
+        if network.graph is not observation.graph:
+            table += [{"method": label} | row for row in own]
+            continue
+        for row, mine in zip(shared, own, strict=True):
+            if "theta" in row:
+                row["theta"] |= mine["theta"]
+    return table

@@ -45,13 +45,15 @@ class FanOut:
 
     macs: {node: multiply-adds of one float forward of one image}. spikes: {event source (spiking node or max pooling):
     (C, …) multiply-adds that one spike of each neuron reaches}. analog: {node: multiply-adds paid in every timestep}.
-    once: multiply-adds on inputs that do not change in time, paid once.
+    once: multiply-adds on inputs that do not change in time, paid once. evaluations: elements in which differential
+    nodes evaluate something other than comparisons and multiply-adds, in every timestep.
     """
 
     macs: dict[Node, int] = field(default_factory=dict)
     spikes: dict[Node, Tensor] = field(default_factory=dict)
     analog: dict[Node, float] = field(default_factory=dict)
     once: float = 0.0
+    evaluations: int = 0
 
     @property
     def total(self) -> int:
@@ -71,10 +73,12 @@ def fan_out(graph: Graph, batch: Tensor | tuple | list | dict) -> FanOut:
     batch: one image (batch size 1), for the values of shapes.
     """
     shapes = {node: value for node, value in graph.walk(batch) if node.meta["kind"] is Kind.SHAPE}
-    static = _static(graph)
+    static = static_nodes(graph)
     analog = _analog_masks(graph, shapes, static)
     result = FanOut()
     for node in graph.nodes:
+        if _is_evaluated(node, static):
+            result.evaluations += torch.Size(node.meta["shape"]).numel()
         if node.meta.get("op") not in ops.MULTIPLYING or node.meta["kind"] not in (Kind.LINEAR, Kind.DIFFERENTIAL):
             continue
         if node.meta["kind"] is Kind.DIFFERENTIAL:  # a product of two branches
@@ -91,11 +95,16 @@ def fan_out(graph: Graph, batch: Tensor | tuple | list | dict) -> FanOut:
     return result
 
 
+def _is_evaluated(node: Node, static: set[Node]) -> bool:
+    cheap = ops.MULTIPLYING | HOMOGENEOUS | (ops.POINTWISE - ops.CURVED)
+    return node.meta["kind"] is Kind.DIFFERENTIAL and node not in static and node.meta["op"] not in cheap
+
+
 def _data_inputs(node: Node) -> list[Node]:
     return [n for n in node.all_input_nodes if n.meta["kind"] is not Kind.SHAPE]
 
 
-def _static(graph: Graph) -> set[Node]:
+def static_nodes(graph: Graph) -> set[Node]:
     """Nodes whose value does not change in time: nothing spiking comes before them."""
     static: set[Node] = set()
     for node in graph.nodes:

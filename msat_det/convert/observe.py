@@ -6,15 +6,17 @@ is below 1/64 (a bin's width).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
+from torch.fx.node import Node
 from tqdm import tqdm
 
 from msat_det.convert.fanout import FanOut, fan_out
 from msat_det.convert.graph import Batch, Graph, trace, where
+from msat_det.detectors.base import Detector
 from msat_det.errors import InputError
 from msat_det.kernels import observe_channels
 
@@ -78,12 +80,21 @@ class Observation:
     """What the methods know: the traced network, its multiply-adds, its activations on calibration images, and those.
 
     batches: the calibration images as the network takes them; any sequence, so that they need not lie in memory.
+    detector: what the network is a part of, if anything. variants: observations of the same network under options that
+    change its graph (``convert.variants``).
     """
 
     graph: Graph
     fanout: FanOut
     sites: dict[str, Site]
     batches: Sequence[Batch]
+    detector: Detector | None = None
+    variants: dict[tuple, "Observation"] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for node in self.graph.sites:
+            if node.name in self.sites:
+                node.meta["dead_channels"] = int((self.sites[node.name].maximum == 0).sum())
 
     def first(self, images: int) -> Batch:
         """The first calibration images, as many as there are up to ``images``, in one batch."""
@@ -105,16 +116,23 @@ def observe(net: nn.Module | Graph, batches: Sequence[Batch], progress: bool = F
         raise InputError("there are no calibration images: give some, the thresholds are set by their activations")
     first = batches[0]
     graph = net if isinstance(net, Graph) else trace(net, _images(first, 2))
-    sites: dict[str, Site] = {}
-    with torch.inference_mode():
-        for batch in tqdm(batches, "observing", unit="batch", disable=not progress, leave=False):
-            _observe_batch(graph, batch, sites)
+    sites = observe_sites(graph, graph.sites, batches, progress)
     return Observation(graph, fan_out(graph, _images(first, 1)), sites, batches)
 
 
-def _observe_batch(graph: Graph, batch: Batch, sites: dict[str, Site]) -> None:
+def observe_sites(graph: Graph, nodes: list[Node], batches: Sequence[Batch], progress: bool = False) -> dict[str, Site]:
+    """The statistics of these call sites over all ``batches``."""
+    sites: dict[str, Site] = {}
+    with torch.inference_mode():
+        for batch in tqdm(batches, "observing", unit="batch", disable=not progress, leave=False):
+            _observe_batch(graph, nodes, batch, sites)
+    return sites
+
+
+def _observe_batch(graph: Graph, nodes: list[Node], batch: Batch, sites: dict[str, Site]) -> None:
+    wanted = set(nodes)
     for node, value in graph.walk(batch):
-        if "activation" not in node.meta:
+        if node not in wanted:
             continue
         if value.dim() < 2:
             raise InputError(f"{where(node)} has no channel dimension: its output must be (batch, channels, …)")

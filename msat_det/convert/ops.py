@@ -45,6 +45,11 @@ class Activation:
     slope: float = 0.0
 
 
+def identity(x: Tensor) -> Tensor:
+    """f(x) = x: the call site that ``spiking_linear`` puts behind a linear node."""
+    return x
+
+
 # Operations that multiply: their multiply-adds are what a network costs.
 MULTIPLYING = {"conv1d", "conv2d", "conv3d", "convtranspose2d", "linear", "matmul", "bmm", "mm", "einsum"}
 

@@ -17,7 +17,8 @@ class Options:
     ``all`` counts zeros and is floored at 5 % of the maximum. factor: on that threshold. signed, margin, gamma,
     rounding, stages: see ``neurons.Neuron``; rounding None is ``track`` where the threshold varies, else ``fixed``.
     initial: potential at the start, 0 or θ/2. confidence: eq. 18 for the call sites that feed a head, a number, none or
-    an estimate from calibration images. drop: what a dropped spike does to its charge.
+    an estimate from calibration images. drop: what a dropped spike does to its charge. analog: names of call sites that
+    stay analog. spiking_linear: neurons also on what a convolution or linear layer sends to another one unrectified.
     """
 
     scale: Literal["layer", "channel"] = "layer"
@@ -32,6 +33,8 @@ class Options:
     stages: tuple[float, ...] = (1.0,)
     confidence: Literal["none", "estimate"] | float = "none"
     drop: Literal["keep", "lossy"] = "keep"
+    analog: tuple[str, ...] = ()
+    spiking_linear: bool = False
 
     def __post_init__(self) -> None:
         require(0 < self.percentile <= 100, "percentile", self.percentile, "a number above 0, at most 100")
@@ -76,6 +79,10 @@ def _fitting(name: str, key: str, value: Any, hint: Any) -> Any:
         return value in (True, "on")
     if isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value)):
         pass
+    elif str in kinds:
+        members = [value] if isinstance(value, str) else value
+        if isinstance(members, list | tuple) and all(isinstance(v, str) for v in members):
+            return tuple(members)
     elif typing.get_origin(hint) is tuple and isinstance(value, list | tuple | int | float):
         members = value if isinstance(value, list | tuple) else [value]
         if all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in members):
@@ -92,7 +99,7 @@ def _fitting(name: str, key: str, value: Any, hint: Any) -> Any:
 
 def _name(hint: Any) -> str:
     names = {bool: "true or false", int: "a whole number", float: "a number"}
-    return names.get(hint, "a list of numbers")
+    return names.get(hint, "a list of names" if str in typing.get_args(hint) else "a list of numbers")
 
 
 def require(holds: bool, key: str, value: Any, wanted: str) -> None:
