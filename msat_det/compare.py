@@ -48,10 +48,15 @@ class Comparison:
         return sorted({row.t for row in self.rows[1:]})
 
     @property
+    def network(self) -> str:
+        model = self.config.model
+        return Path(model.cfg).stem if model.cfg else model.name
+
+    @property
     def title(self) -> str:
         data = self.config.data
         folder = "/".join(filter(None, (Path(data.root).name, data.split)))
-        return f"{self.config.model.name} on {self.facts['images']} images of {folder}"
+        return f"{self.network} on {self.facts['images']} images of {folder}"
 
     def accuracy(self, label: str, t: int) -> float | None:
         """The main accuracy of a method at t, percent; None where it was not recorded."""
@@ -118,7 +123,7 @@ def table(comparison: Comparison) -> str:
     for row in comparison.rows:
         names = {"label": row.method, "method": methods.get(row.method, row.method), "t": row.t}
         figures = {name: value for name, value in row.figures().items() if name in (*accuracies, *COSTS)}
-        writer.writerow({"source": "measured", "network": comparison.config.model.name} | names | figures)
+        writer.writerow({"source": "measured", "network": comparison.network} | names | figures)
     for network in TABLE_1:
         for label, line in reported(comparison, network).items():
             for t, accuracy in {"": line.ann, **line.at}.items():
@@ -173,7 +178,7 @@ def _paper(comparison: Comparison, network: str) -> str:
     parts = [
         fill(PAPER.format(source=SOURCE, network=network), 120),
         pipe_table(["method", "float", *(f"T = {t}" for t in TIMES), "best"], lines),
-        "\n".join(_order(comparison, known, t) for t in TIMES if t in comparison.times),
+        "\n".join(filter(None, (_order(comparison, known, t) for t in TIMES))),
     ]
     return "\n\n".join(filter(None, parts))
 
@@ -184,6 +189,8 @@ def _order(comparison: Comparison, known: dict[str, Reported], t: int) -> str:
     here = {label: accuracy for label, accuracy in here.items() if accuracy is not None}
     paper = {label: known[label].at[t] for label in here}
     pairs = list(combinations(here, 2))
+    if not pairs:
+        return ""
     same = sum((here[a] - here[b]) * (paper[a] - paper[b]) > 0 for a, b in pairs)
     ranked = [", ".join(sorted(figures, key=figures.get, reverse=True)) for figures in (here, paper)]
     return f"- T = {t}, best first: here {ranked[0]}; the paper {ranked[1]}; {same} of {len(pairs)} pairs agree."

@@ -132,6 +132,7 @@ def test_the_papers_figures_are_marked_and_compared(finished: Path) -> None:
         assert f"**The paper's own figures for {network}**, not measured here" in text
     assert cells(text, "`msat`", 1) == ["`msat`", "78.5", "63.3", "75.5", "78.1", "78.6", "78.6"]
     assert cells(text, "`msat`", 2)[2] == "72.0"
+    assert "T = 64, best" not in text  # not recorded
     assert text.count("| `signed`") == text.count("| `staged`") == 1  # no method's own name
     assert text.count("T = 32, best first: here burst, p-norm, msat; the paper burst, msat, p-norm; 2 of 3 pairs") == 2
 
@@ -205,6 +206,10 @@ def test_page_of_results(make_results: ModuleType, tmp_path: Path, capsys: pytes
     assert all(f"{name}: no finished run" in told for name in ("squeezenet_imagenet", "ssd_mobilenet_coco"))
     text = page.read_text()
     assert "## ResNet-20, CIFAR-100" in text
+    assert (
+        "\nMobileNetV2-YOLOv3-Nano-coco on 7 images of coco_val128/val2017; thresholds from all images of coco_calib64"
+        in text
+    )
     assert (
         "\n    msat-det compare --cfg configs/real/resnet20_cifar100.yaml --out runs/results/resnet20_cifar100\n"
         in text
