@@ -108,6 +108,7 @@ def draw_pareto(rows: list["CurveRow"], title: str = "") -> Figure:
     name = f"float network, {level.metrics[metric]:.1f}"
     axes.axhline(level.metrics[metric], color=INK, linestyle="--", linewidth=1.3, label=name)
     axes.axvline(1, color=INK, linestyle=":", linewidth=1)
+    axes.margins(x=0.12)  # room for the names
     _cost_axis(axes)
     axes.set_ylim(0, max([level.metrics[metric], *(row.metrics[metric] for row in rows)]) * 1.08 or 1)
     axes.set_ylabel(f"{ACCURACY[metric]}, %")
