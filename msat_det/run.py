@@ -77,10 +77,12 @@ def run(config: Config, task: Task = "detection") -> list[CurveRow]:
         "images": len(good),
         "corrupt_images": corrupt,
         "seed": config.seed,
-        "analog_mac_share": sum(observation.fanout.analog.values()) / max(observation.fanout.total, 1),
+        "analog_mac_share": observation.fanout.analog_share,
         "commit": commit_id(),
     }
-    directory.write_summary(rows, **facts)
+    # options of a method (analog, spiking_linear) may change its own share
+    own = {c.label: c.snn.fanout.analog_share for c in conversions if c.snn.graph is not observation.graph}
+    directory.write_summary(rows, **facts, **({"analog_mac_share_of": own} if own else {}))
     directory.write_scalars(rows)
     title = f"{config.model.name}, {len(good)} images of {config.data.kind}"
     directory.write_plot(rows, title)

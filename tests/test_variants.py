@@ -178,7 +178,7 @@ def test_yolo_nano_has_no_analog_multiply_adds(shared_data: Path) -> None:
     stem = shared_data / "weights/MobileNetV2-YOLOv3-Nano-coco"
     detector = build_detector(Model("darknet", f"{stem}.weights", f"{stem}.cfg", "coco"))
     observation = observe(detector.net, [images(1, size=320)])
-    assert sum(observation.fanout.analog.values()) / observation.fanout.total == pytest.approx(0.236, abs=0.001)
+    assert observation.fanout.analog_share == pytest.approx(0.236, abs=0.001)
     snn = converted(observation, spiking_linear=True)
     assert len(snn.graph.sites) - len(observation.graph.sites) == 16
     assert sum(snn.fanout.analog.values()) == 0

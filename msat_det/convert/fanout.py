@@ -60,6 +60,11 @@ class FanOut:
         """Multiply-adds of one float forward of one image."""
         return sum(self.macs.values())
 
+    @property
+    def analog_share(self) -> float:
+        """Share of the multiply-adds that are paid at full price in every timestep."""
+        return sum(self.analog.values()) / max(self.total, 1)
+
 
 def is_event_source(node: Node) -> bool:
     """Whether the node emits spikes: a neuron, or the differences of a max pooling."""
