@@ -126,7 +126,8 @@ def main() -> None:
             for neuron in NEURONS:
                 cost = measure(observation, neuron, x, T, 3 if args.quick else 5)
                 peak = peak_mb(network, neuron, batch, T)
-                row = dict(network=network, neuron=neuron, batch=batch, T=T, cost_per_step_over_float=cost, peak_mb=peak)
+                row = {"network": network, "neuron": neuron, "batch": batch, "T": T}
+                row |= {"cost_per_step_over_float": cost, "peak_mb": peak}
                 rows.append(row)
                 print(f"| {network} | {neuron} | {batch} | {T} | {cost:.2f} | {peak:.0f} |", flush=True)
     if args.json:
