@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msat_det.coverage_picture import draw_graph
+from msat_det.coverage_table import coverage_text
 from msat_det.errors import InputError
 
 TIGHT = {"bbox_inches": "tight", "pad_inches": 0.08}
@@ -103,8 +105,13 @@ class RunDirectory:
         self._save("pareto.png", draw_pareto(rows, title))
 
     def write_coverage(self, nodes: list[dict]) -> None:
-        """coverage.json: one entry per node of the traced network."""
+        """coverage.json, coverage.txt and coverage.svg: what every node became, as data, as a table, as a picture.
+
+        nodes: rows of ``convert.coverage.coverage``.
+        """
         self._write_json("coverage.json", nodes)
+        self._write("coverage.txt", coverage_text(nodes))
+        self._write("coverage.svg", draw_graph(nodes))
 
     def write_scalars(self, rows: list[CurveRow]) -> None:
         """TensorBoard events, t as the step: mAP/<method>, mAP50/<method> (or top1, top5), the float figure as a level

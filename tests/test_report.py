@@ -34,7 +34,8 @@ def write_all(run: RunDirectory) -> None:
     run.write_config("batch: 8\n")
     run.write_curve(ROWS)
     run.write_summary(ROWS, images=128, seed=0, analog_mac_share=torch.tensor(0.25), commit="abc")
-    run.write_coverage([{"node": "conv1", "kind": "linear", "macs": 10}])
+    node = {"op": "conv2d", "source": "net.py:1: conv(x)", "shape": [1, 2, 2], "inputs": [], "analog_macs": 0}
+    run.write_coverage([node | {"node": "conv1", "kind": "linear", "macs": 10}])
     run.write_plot(ROWS, "demo · 128 images")
     run.write_detections(*picture(), "if · image 7")
 
@@ -104,6 +105,8 @@ def test_equal_runs_give_equal_bytes(tmp_path: Path) -> None:
         "curve.csv",
         "summary.json",
         "coverage.json",
+        "coverage.txt",
+        "coverage.svg",
         "curve.png",
         "detections/___a_7.png",
     }

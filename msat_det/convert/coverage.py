@@ -31,6 +31,7 @@ def node_table(graph: Graph, fanout: FanOut, neurons: dict[str, Neuron]) -> list
             "source": node.meta["source"],
             "kind": node.meta["kind"].value,
             "shape": list(node.meta["shape"]) if node.meta.get("shape") is not None else None,
+            "inputs": [entering.name for entering in node.all_input_nodes],
             "macs": fanout.macs.get(node, 0),
             "analog_macs": fanout.analog.get(node, 0),
         }
