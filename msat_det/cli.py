@@ -18,7 +18,7 @@ ABOUT_RUN = """\
 Converts the {network} of a configuration file into spiking networks, one for each of the
 file's methods, runs them on the evaluated images for T timesteps and writes what they still
 {verb} at every recorded timestep, beside the float network. The run directory (--out) then
-holds curve.csv, summary.json, coverage.json, curve.png, TensorBoard events{pictures}.
+holds curve.csv, summary.json, coverage.json, coverage.svg, curve.png, TensorBoard events{pictures}.
 
 Any key of the file can be set here as --key value. Relative paths are relative to the working
 directory here and to the project root in the file; $MSAT_SHARED_DATA stands for
@@ -49,6 +49,19 @@ examples:
   msat-det compare --cfg configs/vgg_demo.yaml --methods all
   msat-det compare --cfg configs/yolo_voc.yaml --sim.record 8,16,32 --data.limit 32 --out runs/side-by-side"""
 
+ABOUT_INSPECT = """\
+Says of every node of a configuration's network what it becomes, without running it in time: traces
+it, observes the calibration images, converts it by the file's methods and prints a table: source
+line, kind, neuron, range of thresholds θ (of the first method: --methods picks), channels without
+any activation, multiply-adds and the share of them that is paid in full at every timestep. The run
+directory (--out) then holds the table of all methods as coverage.txt and coverage.json, and the
+graph, coloured by kind, as coverage.svg."""
+
+EXAMPLES_INSPECT = """\
+examples:
+  msat-det inspect --cfg configs/yolo_voc.yaml
+  msat-det inspect --cfg configs/vgg_demo.yaml --methods signed --calib.limit 8 --out runs/look"""
+
 USAGE = """\
 usage: msat-det COMMAND …
 
@@ -58,6 +71,7 @@ commands:
   convert-det --cfg FILE [--key value …]        convert a detector: mAP over time
   eval-cls --cfg FILE [--key value …]           convert a classifier: accuracy over time
   compare --cfg FILE [--key value …]            all methods of a file, or of the registry, in one table
+  inspect --cfg FILE [--key value …]            what every node of the network becomes: table and picture
   list methods|detectors|classifiers            the names that a configuration may use, one a line
 
 Each command explains itself: msat-det convert-det --help"""
@@ -108,6 +122,15 @@ def compare(argv: list[str]) -> None:
 
 
 @guarded
+def inspect(argv: list[str]) -> None:
+    """``msat-det inspect``: what every node of a configuration's network becomes."""
+    config = load_config(argv, "msat-det inspect", ABOUT_INSPECT, EXAMPLES_INSPECT)
+    from msat_det.inspect_network import inspect_network
+
+    inspect_network(config)
+
+
+@guarded
 def list_names(argv: list[str]) -> None:
     """``msat-det list KIND``: the names in one registry, one a line."""
     if len(argv) != 1 or argv[0] not in REGISTRIES:
@@ -116,7 +139,13 @@ def list_names(argv: list[str]) -> None:
     print("\n".join(getattr(importlib.import_module(module), registry)))
 
 
-COMMANDS = {"convert-det": convert_det, "eval-cls": eval_cls, "compare": compare, "list": list_names}
+COMMANDS = {
+    "convert-det": convert_det,
+    "eval-cls": eval_cls,
+    "compare": compare,
+    "inspect": inspect,
+    "list": list_names,
+}
 
 
 def main(argv: list[str] | None = None) -> int:

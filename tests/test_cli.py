@@ -43,7 +43,7 @@ def test_tools_hand_over_the_configuration(seen: list) -> None:
     assert seen[0][0].sim.T == 4
 
 
-@pytest.mark.parametrize("command", ["convert-det", "eval-cls", "compare"])
+@pytest.mark.parametrize("command", ["convert-det", "eval-cls", "compare", "inspect"])
 def test_help_names_every_key_and_starts_fast(command: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
@@ -59,7 +59,7 @@ def test_command_names(capsys: pytest.CaptureFixture) -> None:
     usage = capsys.readouterr().out
     assert all(command in usage for command in cli.COMMANDS)
     assert cli.main(["nope"]) == 2
-    assert capsys.readouterr().err == "error: no command nope: give one of convert-det, eval-cls, compare, list\n"
+    assert capsys.readouterr().err == f"error: no command nope: give one of {', '.join(cli.COMMANDS)}\n"
 
 
 @pytest.mark.parametrize("kind", cli.REGISTRIES)

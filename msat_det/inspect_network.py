@@ -1,0 +1,40 @@
+"""``msat-det inspect``: what every node of a configuration's network becomes, without running it in time."""
+
+import torch
+
+from msat_det.config import Config
+from msat_det.convert.conversion import spiking_network
+from msat_det.convert.coverage import coverage
+from msat_det.convert.methods import parse_options
+from msat_det.convert.observe import observe
+from msat_det.coverage_table import coverage_text
+from msat_det.report import RunDirectory
+from msat_det.run import build_model, calibration_batches, method_options
+
+
+def inspect_network(config: Config) -> list[dict]:
+    """Trace, observe and convert; print the coverage table and write it into ``config.out``. Returns its rows.
+
+    Each method is converted for its last recorded timestep. Evaluated images are not touched.
+    Raises InputError for bad input of any kind.
+    """
+    directory = RunDirectory(config.out)
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    torch.manual_seed(config.seed)
+    converted = [entry for entry in config.methods if config.record_of(entry)]
+    for entry in converted:
+        parse_options(entry["method"], method_options(entry))
+    model = build_model(config, "detection" if config.data.kind in ("voc", "coco") else "classification")
+    observation = observe(model.net, calibration_batches(config, model), progress=True)
+    networks = {
+        entry["label"]: spiking_network(
+            entry["method"], method_options(entry), observation, config.record_of(entry)[-1], config.seed
+        )
+        for entry in converted
+    }
+    rows = coverage(observation, networks)
+    directory.write_coverage(rows)
+    print(coverage_text(rows, most=1), end="")
+    files = "coverage.json, coverage.txt and coverage.svg"
+    print(f"{files} are in {directory.path}; the thresholds of all {len(networks)} methods are in the first two")
+    return rows
