@@ -62,6 +62,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Using padding=.same.")
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 def test_every_layer(layer: nn.Module) -> None:
     x = images(2)[:, :, :7, :5]
