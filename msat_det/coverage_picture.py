@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from itertools import pairwise
 from statistics import fmean
 
-from msat_det.coverage_table import Rows, graphs, labels_of
+from msat_det.coverage_table import Rows, graphs
 
 COLOURS = {  # kind → fill and stroke; Okabe and Ito's hues, told apart by colour-blind readers
     "linear": ("#DCEBF7", "#0072B2"),
@@ -37,8 +37,7 @@ def draw_graph(rows: Rows) -> str:
 
     rows: of ``convert.coverage.coverage``; a box's tooltip holds all of its node's row.
     """
-    found = graphs(rows)
-    own = next((graph for graph in found.values() if labels_of(graph)), rows if len(found) == 1 else found[""])
+    own = next(iter(graphs(rows).values()))
     layer = layers(own)
     paths = edge_paths(own, layer)
     x = columns(own, layer, paths)

@@ -8,10 +8,15 @@ Rows = list[dict[str, Any]]
 
 
 def graphs(rows: Rows) -> dict[str, Rows]:
-    """The rows of ``convert.coverage.coverage`` by graph: "" for the one that methods share, else a method's label."""
+    """The rows of ``convert.coverage.coverage`` by graph: "" for the one that methods share, else a method's label.
+
+    The shared graph is left out where every method has a graph of its own.
+    """
     found: dict[str, Rows] = {}
     for row in rows:
         found.setdefault(row.get("method", ""), []).append(row)
+    if len(found) > 1 and not labels_of(found[""]):
+        del found[""]
     return found
 
 

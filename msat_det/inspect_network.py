@@ -1,5 +1,7 @@
 """``msat-det inspect``: what every node of a configuration's network becomes, without running it in time."""
 
+import sys
+
 import torch
 
 from msat_det.config import Config
@@ -35,6 +37,6 @@ def inspect_network(config: Config) -> list[dict]:
     rows = coverage(observation, networks)
     directory.write_coverage(rows)
     print(coverage_text(rows, most=1), end="")
-    files = "coverage.json, coverage.txt and coverage.svg"
-    print(f"{files} are in {directory.path}; the thresholds of all {len(networks)} methods are in the first two")
+    others = f", thresholds of all {len(networks)} methods with them" if len(networks) > 1 else ""
+    print(f"coverage.json, coverage.txt and coverage.svg are in {directory.path}{others}", file=sys.stderr)
     return rows

@@ -56,10 +56,11 @@ def test_every_node_is_in_table_and_picture(inspected: Path) -> None:
 
 def test_terminal_shows_the_first_method(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["inspect", *DEMO, "--methods", "signed,p-norm", "--out", str(tmp_path)]) == 0
-    shown = capsys.readouterr().out
+    shown, told = capsys.readouterr()
     assert "θ signed" in shown
     assert "θ p-norm" not in shown
-    assert str(tmp_path) in shown.splitlines()[-1]
+    assert shown.splitlines()[-1].startswith("total: ")
+    assert str(tmp_path) in told.splitlines()[-1]
 
 
 @pytest.mark.parametrize("words", [["--cfg", "nope.yaml"], [*DEMO, "--methods", "nope"], [*DEMO, "--calib.root", "no"]])
@@ -78,11 +79,13 @@ def test_totals_and_ranges() -> None:
 
 
 def test_a_method_with_a_graph_of_its_own() -> None:
-    shared = [row("x", kind="input"), site("r", ["x"], {})]
+    shared = [row("x", kind="input"), site("r", ["x"], {"m": [1.0, 1.0]})]
     own = [row("x", kind="input", method="v"), row("r", ["x"], "differential", method="v"), row("more", method="v")]
+    assert coverage_text(shared + own).count("total: ") == 2
     assert "The graph of v" in coverage_text(shared + own)
     assert set(boxes(draw_graph(shared + own))) == {"x", "r"}
-    own[2] = site("more", ["r"], {"v": [1.0, 1.0]}) | {"method": "v"}
+    shared[1]["theta"] = {}  # no method runs on this one
+    assert coverage_text(shared + own).count("total: ") == 1
     assert set(boxes(draw_graph(shared + own))) == {"x", "r", "more"}
 
 

@@ -25,7 +25,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_its_files(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
-    assert {"config.yaml", "summary.json", "curve.csv", "coverage.json", "curve.png", "detections"} <= names
+    assert {"config.yaml", "summary.json", "curve.csv", "curve.png", "detections"} <= names
+    assert {"coverage.json", "coverage.txt", "coverage.svg"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert len(list((finished / "detections").glob("*.png"))) == 1
 
