@@ -130,7 +130,7 @@ class Draw:
 
     images: number of images drawn, the first ones evaluated; 0: none.
     t: recorded timesteps that are drawn; null: three spread over the record.
-    method: label of the method that is drawn; null: the one with the best last accuracy.
+    method: label of the method that is drawn; null: of those with the most drawn timesteps the best at its last one.
     """
 
     images: int = 4

@@ -22,6 +22,7 @@ MARKERS = "osD^vPX"
 LINES = ["-", (0, (5, 1)), (0, (1, 1))]
 ACCURACY = {"map": "mAP", "top1": "top-1 accuracy"}
 INK, PALE = "#333333", "#DDDDDD"
+SILENT = 0.02  # operations per multiply-add below which next to nothing has fired: no place on a log axis
 MIN_SCORE, MAX_BOXES = 0.3, 30  # what is drawn of the detections
 CAPTION = 7  # points
 
@@ -42,7 +43,7 @@ def draw_curve(rows: list["CurveRow"], title: str = "") -> Figure:
         handles += over_time.plot(
             [row.t for row in curve], [row.metrics[metric] for row in curve], label=label, **style
         )
-        paid = [row for row in curve if row.sops_per_mac > 0]  # a silent network has no place on a log axis
+        paid = [row for row in curve if row.sops_per_mac > SILENT]
         over_cost.plot([row.sops_per_mac for row in paid], [row.metrics[metric] for row in paid], **style)
     handles.append(over_time.axhline(level.metrics[metric], color=INK, linestyle="--", linewidth=1.3))
     handles[-1].set_label(f"float network, {level.metrics[metric]:.1f}")
@@ -75,7 +76,7 @@ def draw_pareto(rows: list["CurveRow"], title: str = "") -> Figure:
     axes = figure.subplots()
     for i, label in enumerate(dict.fromkeys(row.method for row in rows)):
         curve = [
-            row for row in rows if row.method == label and row.sops_per_mac > 0
+            row for row in rows if row.method == label and row.sops_per_mac > SILENT
         ]  # silence has no place on a log axis
         axes.plot(
             [row.sops_per_mac for row in curve],
@@ -123,7 +124,7 @@ def pareto_front(rows: list["CurveRow"], metric: str) -> list["CurveRow"]:
     """The rows, cheapest first, that are more accurate than all of the same or lower cost; silent ones left out."""
     front: list[CurveRow] = []
     for row in sorted(rows, key=lambda row: (row.sops_per_mac, -row.metrics[metric])):
-        if row.sops_per_mac > 0 and row.metrics[metric] > (front[-1].metrics[metric] if front else 0):
+        if row.sops_per_mac > SILENT and row.metrics[metric] > (front[-1].metrics[metric] if front else 0):
             front.append(row)
     return front
 

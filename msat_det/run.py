@@ -232,8 +232,12 @@ def draw(
     last = {row.method: row for row in rows[1:]}
     if not last or not config.draw.images:
         return
-    label = config.draw.method or max(last, key=lambda name: last[name].metrics["map"])
-    entry = next(entry for entry in config.methods if entry["label"] == label)
+    entries = {entry["label"]: entry for entry in config.methods}
+    # a curve shows more than a single point: the best of the methods with the most drawn timesteps
+    label = config.draw.method or max(
+        last, key=lambda name: (len(config.drawn_times(entries[name])), last[name].metrics["map"])
+    )
+    entry = entries[label]
     for i in range(min(config.draw.images, len(dataset))):
         sample: Sample = dataset[i]
         columns = {"float": results["float", None][sample.id]}
