@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <cstring>
 
+#define INLINE static inline __attribute__((always_inline))  // a call left in the loop would undo its vectors
+
 extern "C" {
 
 struct Scan {
@@ -30,7 +32,7 @@ struct Scan {
 static const int64_t UNIT = 4096;  // neurons of one task: a multiple of the group below, small enough to balance threads
 
 // e^x, relative error below 2e-7 on the range of floats; the argument is clamped where e^x leaves it.
-static inline float exp_(float x) {
+INLINE float exp_(float x) {
     x = x < -87.f ? -87.f : x;
     x = x > 88.f ? 88.f : x;
     float k = std::floor(x * 1.44269504088896f + 0.5f);
@@ -50,7 +52,7 @@ static inline float exp_(float x) {
 }
 
 // ln(1 + u) for u in 0..1, relative error below 2e-7: u times a polynomial fitted at Chebyshev nodes.
-static inline float log1p_(float u) {
+INLINE float log1p_(float u) {
     float p = 5.126102123e-3f;
     p = std::fma(p, u, -2.907406461e-2f);
     p = std::fma(p, u, 7.751608662e-2f);
@@ -63,17 +65,20 @@ static inline float log1p_(float u) {
     return u * p;
 }
 
-static inline float softplus_(float z) { return (z > 0.f ? z : 0.f) + log1p_(exp_(-std::fabs(z))); }
+INLINE float softplus_(float z) { return (z > 0.f ? z : 0.f) + log1p_(exp_(-std::fabs(z))); }
 
 // Soft-reset IF, reset-to-zero IF, tracking of a piecewise linear function, leaky ReLU with imbalanced threshold.
 enum Family { SPIKE, RESET, TRACK, LEAKY };
 
 // W neighbouring neurons over the whole chunk. Keeps NaN: every comparison lets it through.
-template <int W, int FAMILY, bool OUTPUT, bool ADAPTIVE>
-static inline void group(const Scan &c, int64_t b, int64_t i, double *counts) {
+enum Threshold { CONSTANT, ADAPTIVE, USUAL };  // USUAL: adaptive with DTT and DET, driven by the current
+
+template <int W, int FAMILY, bool OUTPUT, int THRESHOLD>
+INLINE void group(const Scan &c, int64_t b, int64_t i, double *counts) {
     const int64_t at = b * c.N + i, plane = c.B * c.N;
     const float per_k_i = 1.f / c.k_i, per_C = 1.f / c.C;
     float v[W], o[W], sum[W], mean[W], before[W], theta[W], start[W], bias[W], count[W], fired[W], unit[W], rest[W];
+    float alive[W];
     for (int j = 0; j < W; j++) {
         v[j] = c.v[at + j];
         theta[j] = c.theta[i + j];
@@ -82,17 +87,18 @@ static inline void group(const Scan &c, int64_t b, int64_t i, double *counts) {
         count[j] = fired[j] = 0.f;
         if (OUTPUT) o[j] = c.o[at + j];
         if (FAMILY == TRACK) sum[j] = c.sum[at + j];
-        if (ADAPTIVE) mean[j] = c.mean[at + j];
-        if (ADAPTIVE) before[j] = c.depolarisation ? c.before[at + j] : 0.f;
-        if (ADAPTIVE) unit[j] = c.normalised ? 1.f / theta[j] : 1.f;
-        if (ADAPTIVE) rest[j] = c.rest_is_max ? -c.theta_max[i + j] : c.rest;
+        if (THRESHOLD) mean[j] = c.mean[at + j];
+        if (THRESHOLD == ADAPTIVE) before[j] = c.depolarisation ? c.before[at + j] : 0.f;
+        if (THRESHOLD) unit[j] = c.normalised ? 1.f / theta[j] : 1.f;
+        if (THRESHOLD) alive[j] = c.theta_max[i + j] > 0.f ? 1.f : 0.f;
+        if (THRESHOLD) rest[j] = c.rest_is_max ? -c.theta_max[i + j] : c.rest;
     }
     for (int64_t k = 0; k < c.K; k++) {
         const float *x = c.x + k * c.x_step + at;
         float *y = c.y + k * plane + at;
         const int64_t t = c.t0 + k;
         const float n = (float)(t + 1), stage = c.stage[k], inverse = 1.f / n;
-        const bool adapt = ADAPTIVE && t > 0;
+        const bool adapt = THRESHOLD && t > 0;
 #pragma omp simd
         for (int j = 0; j < W; j++) {
             float in = x[j] + bias[j], up;
@@ -109,15 +115,15 @@ static inline void group(const Scan &c, int64_t b, int64_t i, double *counts) {
             float th = theta[j];
             if (adapt) {
                 float total = 0.f;
-                if (c.dtt) {
+                if (THRESHOLD == USUAL || c.dtt) {
                     float delta = (v[j] - mean[j]) * unit[j];
                     total += c.tau_mp * (c.alpha * delta + rest[j] + c.k_a * softplus_(delta * per_k_i));
                 }
-                if (c.det) {
-                    float drive = (c.depolarisation ? up - before[j] : in) * unit[j];
+                if (THRESHOLD == USUAL || c.det) {
+                    float drive = (THRESHOLD == ADAPTIVE && c.depolarisation ? up - before[j] : in) * unit[j];
                     total += c.tau_det * exp_(-drive * per_C);
                 }
-                th = c.theta_max[i + j] > 0.f ? th / (1.f + exp_(-total)) : th;  // a dead channel stays dead
+                th = th / (1.f + alive[j] * exp_(-total));  // a dead channel stays dead
             }
             th *= stage;
             float goal = up;
@@ -141,8 +147,8 @@ static inline void group(const Scan &c, int64_t b, int64_t i, double *counts) {
             const float charge = FAMILY == LEAKY && s < 0.f ? out / c.slope : out;
             v[j] = FAMILY == RESET ? (s > 0.f || s < 0.f ? 0.f : up) : up - charge;
             if (OUTPUT) o[j] += out;
-            if (ADAPTIVE) mean[j] += (v[j] - mean[j]) * inverse;
-            if (ADAPTIVE) before[j] = up;
+            if (THRESHOLD) mean[j] += (v[j] - mean[j]) * inverse;
+            if (THRESHOLD == ADAPTIVE) before[j] = up;
             y[j] = out;
             float size = std::fabs(s);
             count[j] += size;
@@ -153,8 +159,8 @@ static inline void group(const Scan &c, int64_t b, int64_t i, double *counts) {
         c.v[at + j] = v[j];
         if (OUTPUT) c.o[at + j] = o[j];
         if (FAMILY == TRACK) c.sum[at + j] = sum[j];
-        if (ADAPTIVE) c.mean[at + j] = mean[j];
-        if (ADAPTIVE && c.depolarisation) c.before[at + j] = before[j];
+        if (THRESHOLD) c.mean[at + j] = mean[j];
+        if (THRESHOLD == ADAPTIVE && c.depolarisation) c.before[at + j] = before[j];
         const double fanout = c.fanout[i + j];
         counts[0] += count[j];
         counts[1] += count[j] * fanout;
@@ -163,7 +169,7 @@ static inline void group(const Scan &c, int64_t b, int64_t i, double *counts) {
     }
 }
 
-template <int FAMILY, bool OUTPUT, bool ADAPTIVE>
+template <int FAMILY, bool OUTPUT, int THRESHOLD>
 static void scan(const Scan &c) {
     const int64_t units = (c.N + UNIT - 1) / UNIT;
 #pragma omp parallel for schedule(static)
@@ -172,10 +178,22 @@ static void scan(const Scan &c) {
         const int64_t end = first + UNIT < c.N ? first + UNIT : c.N;
         double counts[4] = {0, 0, 0, 0};
         int64_t i = first;
-        for (; i + 64 <= end; i += 64) group<64, FAMILY, OUTPUT, ADAPTIVE>(c, b, i, counts);
-        for (; i < end; i++) group<1, FAMILY, OUTPUT, ADAPTIVE>(c, b, i, counts);
+        for (; i + 64 <= end; i += 64) group<64, FAMILY, OUTPUT, THRESHOLD>(c, b, i, counts);
+        for (; i < end; i++) group<1, FAMILY, OUTPUT, THRESHOLD>(c, b, i, counts);
         std::memcpy(c.counts + 4 * u, counts, sizeof counts);
     }
+}
+
+template <int FAMILY, bool OUTPUT>
+static void dispatch(const Scan &c, bool adaptive) {
+    if (!adaptive) return scan<FAMILY, OUTPUT, CONSTANT>(c);
+    const bool usual = c.dtt && c.det && !c.depolarisation;
+    return usual ? scan<FAMILY, OUTPUT, USUAL>(c) : scan<FAMILY, OUTPUT, ADAPTIVE>(c);
+}
+
+template <int FAMILY>
+static void dispatch(const Scan &c, bool output, bool adaptive) {
+    return output ? dispatch<FAMILY, true>(c, adaptive) : dispatch<FAMILY, false>(c, adaptive);
 }
 
 extern "C" {
@@ -185,17 +203,12 @@ int64_t scan_units(int64_t N) { return (N + UNIT - 1) / UNIT; }
 int64_t scan_struct_size() { return sizeof(Scan); }
 
 void scan_chunk(const Scan *c, int32_t family, int32_t output, int32_t adaptive) {
-    if (family == TRACK) return adaptive ? scan<TRACK, true, true>(*c) : scan<TRACK, true, false>(*c);
-    if (family == RESET) {
-        if (output) return adaptive ? scan<RESET, true, true>(*c) : scan<RESET, true, false>(*c);
-        return adaptive ? scan<RESET, false, true>(*c) : scan<RESET, false, false>(*c);
+    switch (family) {
+        case RESET: return dispatch<RESET>(*c, output, adaptive);
+        case TRACK: return dispatch<TRACK>(*c, true, adaptive);
+        case LEAKY: return dispatch<LEAKY>(*c, output, adaptive);
+        default: return dispatch<SPIKE>(*c, output, adaptive);
     }
-    if (family == LEAKY) {
-        if (output) return adaptive ? scan<LEAKY, true, true>(*c) : scan<LEAKY, true, false>(*c);
-        return adaptive ? scan<LEAKY, false, true>(*c) : scan<LEAKY, false, false>(*c);
-    }
-    if (output) return adaptive ? scan<SPIKE, true, true>(*c) : scan<SPIKE, true, false>(*c);
-    return adaptive ? scan<SPIKE, false, true>(*c) : scan<SPIKE, false, false>(*c);
 }
 
 // Adds |x| to per-channel histograms over the leading bits of a float (see convert/observe.py) and to the maxima.
