@@ -5,6 +5,8 @@ record)`` gives {t: the network's outputs, as running means}.
 """
 
 import importlib
+import sys
+from types import ModuleType
 
 # Public name → module; imported at first use, for PyTorch takes seconds and `msat-det --help` should not.
 _PUBLIC = {
@@ -24,3 +26,14 @@ def __getattr__(name: str) -> object:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'msat_det' has no attribute {name!r}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+class _Package(ModuleType):
+    """``convert`` stays the function: importing the sub-package of that name would put itself in its place."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _PUBLIC and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
