@@ -107,36 +107,49 @@ class Observation:
         return pytree.tree_map(lambda *parts: torch.cat(parts), *taken)
 
 
-def observe(net: nn.Module | Graph, batches: Sequence[Batch], progress: bool = False) -> Observation:
+def observe(
+    net: nn.Module | Graph, batches: Sequence[Batch], progress: bool = False, share: Sequence[int] | None = None
+) -> Observation:
     """Trace ``net`` and observe every call site on the calibration ``batches``.
 
+    share: the numbers of the batches to be observed, where other processes observe the rest; all by default.
     Raises InputError when there is no batch, or where an activation is not finite (naming its call site).
     """
     if len(batches) == 0:
         raise InputError("there are no calibration images: give some, the thresholds are set by their activations")
     first = batches[0]
     graph = net if isinstance(net, Graph) else trace(net, _images(first, 2))
-    sites = observe_sites(graph, graph.sites, batches, progress)
+    sites = observe_sites(graph, graph.sites, batches, progress, share)
     return Observation(graph, fan_out(graph, _images(first, 1)), sites, batches)
 
 
-def observe_sites(graph: Graph, nodes: list[Node], batches: Sequence[Batch], progress: bool = False) -> dict[str, Site]:
-    """The statistics of these call sites over all ``batches``."""
-    sites: dict[str, Site] = {}
+def observe_sites(
+    graph: Graph,
+    nodes: list[Node],
+    batches: Sequence[Batch],
+    progress: bool = False,
+    share: Sequence[int] | None = None,
+) -> dict[str, Site]:
+    """The statistics of these call sites over all ``batches``, or over those whose numbers ``share`` holds."""
+    sites = {node.name: Site.empty(_channels(node)) for node in nodes}
+    numbers = range(len(batches)) if share is None else share
     with torch.inference_mode():
-        for batch in tqdm(batches, "observing", unit="batch", disable=not progress, leave=False):
-            _observe_batch(graph, nodes, batch, sites)
+        for number in tqdm(numbers, "observing", unit="batch", disable=not progress, leave=False):
+            _observe_batch(graph, batches[number], sites)
     return sites
 
 
-def _observe_batch(graph: Graph, nodes: list[Node], batch: Batch, sites: dict[str, Site]) -> None:
-    wanted = set(nodes)
+def _channels(node: Node) -> int:
+    if not node.meta["shape"]:
+        raise InputError(f"{where(node)} has no channel dimension: its output must be (batch, channels, …)")
+    return node.meta["shape"][0]
+
+
+def _observe_batch(graph: Graph, batch: Batch, sites: dict[str, Site]) -> None:
     for node, value in graph.walk(batch):
-        if node not in wanted:
+        if node.name not in sites:
             continue
-        if value.dim() < 2:
-            raise InputError(f"{where(node)} has no channel dimension: its output must be (batch, channels, …)")
-        site = sites.setdefault(node.name, Site.empty(value.shape[1]))
+        site = sites[node.name]
         site.add(value)
         if not site.maximum.isfinite().all():
             raise InputError(
