@@ -5,6 +5,7 @@ import importlib
 import sys
 from collections.abc import Callable
 
+from msat_det import ranks
 from msat_det.errors import InputError
 from msat_det.options import load_config
 
@@ -81,6 +82,7 @@ def guarded(command: Callable[[list[str]], None]) -> Callable[..., int]:
     """The command as a function of its words (the process's own by default) that returns an exit status.
 
     0: done. 2: bad input, told in one line on stderr. 130: interrupted, with how to go on. No traceback for either.
+    Under torchrun one rank tells it.
     """
 
     @functools.wraps(command)
@@ -88,10 +90,13 @@ def guarded(command: Callable[[list[str]], None]) -> Callable[..., int]:
         try:
             command(sys.argv[1:] if argv is None else argv)
         except InputError as error:
-            print("error:", " ".join(str(error).split()), file=sys.stderr)
+            if ranks.is_first_to_tell():
+                # another rank than the first may speak in the middle of the first one's progress bar
+                print("\nerror:" if ranks.rank() else "error:", " ".join(str(error).split()), file=sys.stderr)
             return 2
         except KeyboardInterrupt:
-            print("\ninterrupted: the same command starts the run anew", file=sys.stderr)
+            if ranks.rank() == 0:
+                print("\ninterrupted: the same command with --resume goes on from here", file=sys.stderr)
             return 130
         return 0
 

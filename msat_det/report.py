@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -66,6 +67,17 @@ class RunDirectory:
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"cannot write into {self.path}: {reason}; give another folder with --out DIR") from None
+
+    @property
+    def parts(self) -> Path:
+        """Folder of what an unfinished run has computed (``msat_det.parts``)."""
+        return self.path / "parts"
+
+    def clear(self) -> None:
+        """Remove an earlier run's results; summary.json first, which says that they are complete."""
+        for name in ("summary.json", "curve.csv", "curve.png", "coverage.json", "coverage.txt", "coverage.svg"):
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "detections", ignore_errors=True)
 
     def write_config(self, text: str) -> None:
         """config.yaml: all resolved values, ``Config.to_yaml()``."""
@@ -169,18 +181,25 @@ class RunDirectory:
         self._replace(name, lambda file: figure.savefig(file, format="png", metadata={"Software": None}, **TIGHT))
 
     def _replace(self, name: str, write: Callable[[Path], Any]) -> None:
-        """Writes a file beside ``name`` and puts it in its place, so that a reader never sees half of one."""
-        target = self.path / name
-        part = target.with_name(f".{target.name}.part")
-        try:
-            write(part)
-            part.replace(target)
-        except OSError as error:
-            raise InputError(
-                f"cannot write {target}: {error.strerror or error}; free space or give --out DIR"
-            ) from None
-        finally:
-            part.unlink(missing_ok=True)
+        write_whole(self.path / name, write)
+
+
+def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
+    """``write`` a file beside ``target`` and put it in its place, so that neither a reader nor a power cut finds half.
+
+    Raises InputError where the disk does not take it.
+    """
+    part = target.with_name(f".{target.name}.part")
+    try:
+        write(part)
+        with part.open("rb") as file:
+            os.fsync(file)
+        part.replace(target)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"cannot write {target}: {reason}; free space or give --out DIR") from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_summary(folder: Path) -> tuple[list[CurveRow], dict[str, Any]]:

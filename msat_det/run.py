@@ -1,16 +1,17 @@
 """One experiment: a float network, its conversions, the evaluated images → a run directory (DESIGN §1, §9)."""
 
 import sys
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from msat_det import ranks
+from msat_det.analysis.energy import Counts
 from msat_det.config import Config
 from msat_det.convert.conversion import spiking_network
 from msat_det.convert.coverage import coverage
@@ -20,7 +21,9 @@ from msat_det.data import Dataset, Sample, build_dataset, select, subset
 from msat_det.errors import InputError
 from msat_det.evaluate import make_evaluator
 from msat_det.files import CorruptImage
-from msat_det.report import CurveRow, RunDirectory, commit_id
+from msat_det.parts import Part, Parts
+from msat_det.report import CurveRow, RunDirectory, read_summary
+from msat_det.resume import begin, finish, is_finished, owned
 from msat_det.simulate import SpikingNetwork
 
 Task = Literal["detection", "classification"]
@@ -35,29 +38,34 @@ class Conversion:
     record: list[int]
 
 
-@dataclass
-class Costs:
-    """Sums over images of spikes per neuron, synaptic operations per multiply-add and energy ratio."""
-
-    sums: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
-
-    def add(self, counts: Any) -> None:
-        ratios = (counts.spikes / counts.neurons, counts.sops / counts.macs, counts.energy / counts.float_energy)
-        self.sums += torch.stack([ratio.sum() for ratio in ratios])
-
-
 def run(config: Config, task: Task = "detection") -> list[CurveRow]:
     """Run an experiment and leave its files in ``config.out``. Returns the rows of the curve, the float row first.
 
-    Raises InputError for bad input of any kind; what was computed before lies in the run directory.
+    Under torchrun the ranks share the batches; the rows come from rank 0, the others return none.
+    Raises InputError for bad input of any kind; what was computed before lies in the run directory, and
+    ``config.resume`` goes on with it.
     """
-    directory = RunDirectory(config.out)
-    directory.write_config(config.to_yaml())
     torch.set_num_threads(config.threads or torch.get_num_threads())
     torch.manual_seed(config.seed)
+    config = replace(config, threads=torch.get_num_threads())  # the last bits may depend on them
     for entry in config.methods:  # options are checked before anything long begins
         parse_options(entry["method"], method_options(entry))
 
+    ranks.join()
+    directory = RunDirectory(config.out)
+    with owned(directory):
+        if ranks.from_first(lambda: is_finished(directory, config)):
+            rows, _ = read_summary(directory.path)
+        else:
+            rows = compute(config, task, directory)
+        ranks.wait()
+    if rows and ranks.rank() == 0:
+        tell(directory, rows)
+    return rows
+
+
+def compute(config: Config, task: Task, directory: RunDirectory) -> list[CurveRow]:
+    """Convert, simulate and write everything that the directory does not hold yet."""
     model = build_model(config, task)
     dataset = subset(
         build_dataset(config.data.kind, config.data.root, config.data.split, config.data.year),
@@ -65,30 +73,42 @@ def run(config: Config, task: Task = "detection") -> list[CurveRow]:
         config.seed,
     )
     make_evaluator(dataset, model.classes)  # classes that do not fit are told now, not after the simulation
-    observation = observe(model.net, calibration_batches(config, model), progress=True)
+    calibration = calibration_batches(config, model)
+    observation = observe(model.net, calibration, ranks.rank() == 0, ranks.share(range(len(calibration))))
+    ranks.add_up(observation.sites)
     conversions = list(convert_all(config, observation))
-    directory.write_coverage(coverage(observation, {c.label: c.snn for c in conversions}))
 
-    results, costs, corrupt = evaluate_images(config, model, dataset, observation, conversions)
-    good = select(dataset, [id for id in dataset.ids if id in results["float", None]])
-    rows = score(good, model.classes, conversions, results, costs)
+    batches = [dataset.ids[i : i + config.batch] for i in range(0, len(dataset), config.batch)]
+    begun = ranks.from_first(lambda: begin(directory, config, observation, dataset, len(batches)))
+    if ranks.rank() == 0:
+        directory.write_coverage(coverage(observation, {c.label: c.snn for c in conversions}))
+    parts = Parts(directory.parts)
+    simulate(config, model, dataset, batches, ranks.share(begun.todo), observation, conversions, parts)
+    if ranks.rank() > 0:
+        return []
+
+    ids, corrupt = parts.ids(), parts.corrupt()
+    if not ids:
+        finish(directory)  # nothing to go on with
+        raise InputError(f"none of the {len(dataset)} images could be read; the first: {corrupt[0]}")
+    good = select(dataset, ids)
+    rows = score(good, model.classes, conversions, parts)
     directory.write_curve(rows)
+    directory.write_scalars(rows)
+    directory.write_plot(rows, f"{config.model.name}, {len(good)} images of {config.data.kind}")
+    if task == "detection":
+        draw(directory, config, good, model, rows, parts)
     facts = {
         "images": len(good),
         "corrupt_images": corrupt,
         "seed": config.seed,
         "analog_mac_share": observation.fanout.analog_share,
-        "commit": commit_id(),
+        "commit": begun.commit,
     }
     # options of a method (analog, spiking_linear) may change its own share
     own = {c.label: c.snn.fanout.analog_share for c in conversions if c.snn.graph is not observation.graph}
     directory.write_summary(rows, **facts, **({"analog_mac_share_of": own} if own else {}))
-    directory.write_scalars(rows)
-    title = f"{config.model.name}, {len(good)} images of {config.data.kind}"
-    directory.write_plot(rows, title)
-    if task == "detection":
-        draw(directory, config, good, model, rows, results)
-    tell(directory, rows)
+    finish(directory)
     return rows
 
 
@@ -129,10 +149,12 @@ def calibration_batches(config: Config, model: Any) -> Cached:
 
 def convert_all(config: Config, observation: Observation) -> Iterator[Conversion]:
     """Every method of the configuration, those that need T once for each recorded t."""
-    for entry in tqdm(config.methods, "converting", unit="method", leave=False):
+    quiet = ranks.rank() > 0
+    for entry in tqdm(config.methods, "converting", unit="method", leave=False, disable=quiet):
         record = config.record_of(entry)
         if not record:
-            print(f"{entry['label']}: none of its timesteps is in sim.record, left out", file=sys.stderr)
+            if not quiet:
+                print(f"{entry['label']}: none of its timesteps is in sim.record, left out", file=sys.stderr)
             continue
         name, options = entry["method"], method_options(entry)
         for times in [[t] for t in record] if find_method(name).needs_t else [record]:
@@ -144,89 +166,104 @@ def convert_all(config: Config, observation: Observation) -> Iterator[Conversion
 class Loaded:
     """A batch of images ready for the network. corrupt: the messages of those that could not be read."""
 
+    number: int
     ids: list
     inputs: Tensor | None
     metas: list
     corrupt: list[str]
 
 
-def load_batches(config: Config, model: Any, dataset: Dataset) -> Iterator[Loaded]:
-    """The dataset in batches, the next one read while this one is simulated."""
+def load_batches(
+    config: Config, model: Any, dataset: Dataset, batches: list[list], todo: Sequence[int]
+) -> Iterator[Loaded]:
+    """The numbered batches of images, the next one read while this one is simulated."""
 
-    def load(first: int) -> Loaded:
+    def load(number: int) -> Loaded:
         samples, corrupt = [], []
-        for i in range(first, min(first + config.batch, len(dataset))):
+        for id in batches[number]:
             try:
-                samples.append(dataset[i])
+                samples.append(Sample(id, dataset.image(id), None))
             except CorruptImage as error:
                 if config.strict:
                     raise
                 corrupt.append(str(error))
         made = [model.preprocess(sample.image) for sample in samples]
         inputs = torch.stack([image for image, _ in made]) if made else None
-        return Loaded([s.id for s in samples], inputs, [meta for _, meta in made], corrupt)
+        return Loaded(number, [s.id for s in samples], inputs, [meta for _, meta in made], corrupt)
 
-    starts = range(0, len(dataset), config.batch)
+    if not todo:
+        return
     with ThreadPoolExecutor(1) as reader:
-        following = reader.submit(load, starts[0])
-        for first in [*starts[1:], None]:
-            loaded = following.result()
-            if first is not None:
-                following = reader.submit(load, first)
+        coming = reader.submit(load, todo[0])
+        for number in [*todo[1:], None]:
+            loaded = coming.result()
+            if number is not None:
+                coming = reader.submit(load, number)
             yield loaded
 
 
-def evaluate_images(
-    config: Config, model: Any, dataset: Dataset, observation: Observation, conversions: list[Conversion]
-) -> tuple[dict, dict, list[str]]:
-    """Float pass and all simulations over the images.
+def simulate(
+    config: Config,
+    model: Any,
+    dataset: Dataset,
+    batches: list[list],
+    todo: Sequence[int],
+    observation: Observation,
+    conversions: list[Conversion],
+    parts: Parts,
+) -> None:
+    """Float pass and all simulations of the batches ``todo``, each kept once it is done. One bar for all ranks."""
 
-    Returns {(label, t): {image id: what was decoded}} with ("float", None) for the float network, {(label, t): Costs},
-    and the messages of corrupt images.
-    """
-    results: dict[tuple[str, int | None], dict] = defaultdict(dict)
-    costs: dict[tuple[str, int], Costs] = defaultdict(Costs)
-    corrupt: list[str] = []
-    bar = tqdm(total=len(dataset), desc="simulating", unit="image")
+    def images() -> int:
+        return sum(len(batches[number]) for number in parts.done())
+
+    bar = tqdm(total=len(dataset), initial=images(), desc="simulating", unit="image", disable=ranks.rank() > 0)
     with bar, torch.inference_mode():
-        for batch in load_batches(config, model, dataset):
-            for message in batch.corrupt:
+        for loaded in load_batches(config, model, dataset, batches, todo):
+            for message in loaded.corrupt:
                 bar.write(f"skipped: {message}", file=sys.stderr)
-            corrupt += batch.corrupt
-            if batch.inputs is not None:
-                keep(results["float", None], batch, model.decode(observation.graph(batch.inputs), batch.metas))
-                for conversion in conversions:
-                    bar.set_postfix_str(conversion.label)
-                    outputs = conversion.snn.run(batch.inputs, conversion.record[-1], conversion.record, batch.ids)
-                    for t, output in outputs.items():
-                        keep(results[conversion.label, t], batch, model.decode(output, batch.metas))
-                        costs[conversion.label, t].add(conversion.snn.counts[t])
-            bar.update(len(batch.ids) + len(batch.corrupt))
+            part = Part(loaded.ids, loaded.corrupt)
+            if loaded.ids:
+                simulate_batch(model, observation, conversions, loaded, part, bar)
+            parts.write(loaded.number, part)
+            bar.update(images() - bar.n)
         bar.set_postfix_str("")
-    if not results["float", None]:
-        raise InputError(f"none of the {len(dataset)} images could be read; the first: {corrupt[0]}")
-    return results, costs, corrupt
+        ranks.wait(lambda: bar.update(images() - bar.n))
+        bar.update(images() - bar.n)
 
 
-def keep(results: dict, batch: Loaded, decoded: list) -> None:
-    results.update(zip(batch.ids, decoded, strict=True))
+def simulate_batch(
+    model: Any, observation: Observation, conversions: list[Conversion], loaded: Loaded, part: Part, bar: tqdm
+) -> None:
+    """Fill ``part`` with what every network finds on one batch and what that costs."""
+    part.found["float", None] = model.decode(observation.graph(loaded.inputs), loaded.metas)
+    for conversion in conversions:
+        bar.set_postfix_str(conversion.label)
+        outputs = conversion.snn.run(loaded.inputs, conversion.record[-1], conversion.record, loaded.ids)
+        for t, output in outputs.items():
+            part.found[conversion.label, t] = model.decode(output, loaded.metas)
+            part.costs[conversion.label, t] = costs(conversion.snn.counts[t])
 
 
-def score(
-    dataset: Dataset, classes: list[str], conversions: list[Conversion], results: dict, costs: dict
-) -> list[CurveRow]:
+def costs(counts: Counts) -> Tensor:
+    """(3,) float64, sums over a batch's images: spikes per neuron, operations per multiply-add, energy ratio."""
+    ratios = (counts.spikes / counts.neurons, counts.sops / counts.macs, counts.energy / counts.float_energy)
+    return torch.stack([ratio.sum() for ratio in ratios])
+
+
+def score(dataset: Dataset, classes: list[str], conversions: list[Conversion], parts: Parts) -> list[CurveRow]:
     """The accuracy of every (method, t), methods in the configuration's order."""
     evaluator = make_evaluator(dataset, classes)
-    rows = [CurveRow("float", None, evaluator(results["float", None]))]
+    rows = [CurveRow("float", None, evaluator(parts.found("float", None)))]
     pairs = [(c.label, t) for c in conversions for t in c.record]
     for label, t in tqdm(pairs, "scoring", unit="curve point", leave=False):
-        spikes, sops, energy = (costs[label, t].sums / len(dataset)).tolist()
-        rows.append(CurveRow(label, t, evaluator(results[label, t]), spikes, sops, energy))
+        spikes, sops, energy = (parts.costs(label, t) / len(dataset)).tolist()
+        rows.append(CurveRow(label, t, evaluator(parts.found(label, t)), spikes, sops, energy))
     return rows
 
 
 def draw(
-    directory: RunDirectory, config: Config, dataset: Dataset, model: Any, rows: list[CurveRow], results: dict
+    directory: RunDirectory, config: Config, dataset: Dataset, model: Any, rows: list[CurveRow], parts: Parts
 ) -> None:
     """Pictures of the first images: ground truth, float and the drawn method at its drawn timesteps."""
     last = {row.method: row for row in rows[1:]}
@@ -237,12 +274,11 @@ def draw(
     label = config.draw.method or max(
         last, key=lambda name: (len(config.drawn_times(entries[name])), last[name].metrics["map"])
     )
-    entry = entries[label]
+    found = {"float": parts.found("float", None)}
+    found |= {f"{label}, t = {t}": parts.found(label, t) for t in config.drawn_times(entries[label])}
     for i in range(min(config.draw.images, len(dataset))):
         sample: Sample = dataset[i]
-        columns = {"float": results["float", None][sample.id]}
-        for t in config.drawn_times(entry):
-            columns[f"{label}, t = {t}"] = results[label, t][sample.id]
+        columns = {heading: results[sample.id] for heading, results in found.items()}
         directory.write_detections(sample, dataset.classes, columns, model.classes, f"image {sample.id}")
 
 

@@ -85,7 +85,7 @@ def test_errors_become_one_line_and_a_status(capsys: pytest.CaptureFixture) -> N
     assert cli.guarded(bad)([]) == 2
     assert capsys.readouterr().err == "error: two lines\n"
     assert cli.guarded(stopped)([]) == 130
-    assert capsys.readouterr().err == "\ninterrupted: the same command starts the run anew\n"
+    assert capsys.readouterr().err == "\ninterrupted: the same command with --resume goes on from here\n"
 
 
 def test_ci_runs_the_readme_command() -> None:

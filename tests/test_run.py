@@ -150,3 +150,30 @@ def test_nan_weights_name_the_call_site(tmp_path: Path, capsys: pytest.CaptureFi
     words = ["--cfg", CFG, "--model.weights", str(tmp_path / "nan.safetensors"), "--out", str(tmp_path / "out"), *SMALL]
     assert cli.convert_det(words) == 2
     assert "nan" in capsys.readouterr().err.lower()
+
+
+def test_whole_batches_of_corrupt_images(voc_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the four images of ``voc_root``, first two, which are a batch, and then all of them."""
+    words = ["--cfg", CFG, "--data.root", str(voc_root), "--calib.root", str(PROJECT / "data" / "voc"), *SMALL]
+    words += ["--data.limit", "none", "--batch", "2", "--methods", "signed", "--out", str(tmp_path / "out")]
+    images = sorted((voc_root / "VOCdevkit" / "VOC2007" / "JPEGImages").iterdir())
+    for path in images[:2]:
+        path.write_bytes(b"no JPEG")
+    assert cli.convert_det(words) == 0
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["images"] == 2
+    capsys.readouterr()
+    for path in images[2:]:
+        path.write_bytes(b"no JPEG")
+    assert cli.convert_det(words) == 2
+    assert "error: none of the 4 images could be read; the first: can't read" in capsys.readouterr().err
+
+
+def test_classification_is_the_same_line(tmp_path: Path) -> None:
+    words = ["--cfg", str(PROJECT / "configs" / "vgg_demo.yaml"), "--methods", "signed,staged-4", "--sim.record", "4"]
+    assert cli.eval_cls([*words, "--data.limit", "20", "--calib.limit", "20", "--out", str(tmp_path)]) == 0
+    with (tmp_path / "curve.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[:4] == ["method", "t", "top1", "top5"]
+    assert float(rows[0]["top1"]) > 50
+    assert [row["method"] for row in rows] == ["float", "signed", "staged-4"]
+    assert not (tmp_path / "detections").exists()

@@ -1,0 +1,118 @@
+"""What a run has found so far, one file a batch: the run can go on after any end, and its ranks need no other channel.
+
+A part is a safetensors file, written whole or not at all: tensors to the bit, ids and messages as JSON in its header.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from msat_det.detectors.base import Detections
+from msat_det.errors import InputError
+from msat_det.report import write_whole
+
+T = TypeVar("T")
+Key = tuple[str, int | None]  # a method's label and a recorded timestep; ("float", None) is the float network
+
+
+@dataclass
+class Part:
+    """What one batch gave.
+
+    ids: of the images that could be read. corrupt: messages of those that could not.
+    found: {(label, t): for each image its Detections, or its logits (K,)}.
+    costs: {(label, t): (3,) float64, sums over the images: spikes per neuron, operations per MAC, energy ratio}.
+    """
+
+    ids: list[int | str]
+    corrupt: list[str]
+    found: dict[Key, list[Detections] | list[Tensor]] = field(default_factory=dict)
+    costs: dict[Key, Tensor] = field(default_factory=dict)
+
+
+class Parts:
+    """The parts of a run in ``folder``, numbered by batch; whatever they tell is in the order of the batches."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def done(self) -> set[int]:
+        """The numbers of the batches that have been written."""
+        return {int(path.stem) for path in self._files()}
+
+    def write(self, number: int, part: Part) -> None:
+        """Keep one batch. Raises InputError where the disk does not take it."""
+        tensors = {f"{_name(key)}/costs": costs for key, costs in part.costs.items()}
+        for key, found in part.found.items():
+            tensors |= {f"{_name(key)}/{name}": tensor for name, tensor in _pack(found).items()}
+        header = {"ids": json.dumps(part.ids), "corrupt": json.dumps(part.corrupt)}
+        content = safetensors.torch.save(tensors, header)
+        write_whole(self.folder / f"{number:08}.safetensors", lambda file: file.write_bytes(content))
+
+    def ids(self) -> list[int | str]:
+        """The images that could be read."""
+        return [id for ids in self._each(lambda ids, file: ids) for id in ids]
+
+    def corrupt(self) -> list[str]:
+        """What was wrong with the images that could not be read."""
+        return [
+            text for texts in self._each(lambda ids, file: json.loads(file.metadata()["corrupt"])) for text in texts
+        ]
+
+    def found(self, label: str, t: int | None) -> dict[int | str, Any]:
+        """Image id → its Detections or logits, of one method at one timestep."""
+        name, found = _name((label, t)), {}
+        for part in self._each(lambda ids, file: dict(zip(ids, _unpack(file, name), strict=True)) if ids else {}):
+            found |= part
+        return found
+
+    def costs(self, label: str, t: int | None) -> Tensor:
+        """(3,) float64 sums over all images; added batch by batch, so that they do not depend on who did which."""
+        name, none = f"{_name((label, t))}/costs", torch.zeros(3, dtype=torch.float64)
+        return sum(self._each(lambda ids, file: file.get_tensor(name) if ids else none), none)
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("[0-9]*.safetensors"))
+
+    def _each(self, take: Callable[[list[int | str], Any], T]) -> list[T]:
+        """What ``take`` gives for the ids and the open file of each part."""
+        taken = []
+        for path in self._files():
+            try:
+                with safe_open(path, "pt") as file:
+                    taken.append(take(json.loads(file.metadata()["ids"]), file))
+            except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+                raise InputError(f"{path} is damaged ({error}): delete it, --resume computes it again") from error
+        return taken
+
+
+def _name(key: Key) -> str:
+    label, t = key
+    return f"{label}/{t or 0}"
+
+
+def _pack(found: Iterable[Any]) -> dict[str, Tensor]:
+    """What was decoded on a batch's images as few tensors."""
+    if not isinstance(found[0], Detections):
+        return {"logits": torch.stack(found)}
+    return {
+        "boxes": torch.cat([one.boxes for one in found]),
+        "scores": torch.cat([one.scores for one in found]),
+        "labels": torch.cat([one.labels for one in found]),
+        "sizes": torch.tensor([len(one.scores) for one in found]),
+    }
+
+
+def _unpack(file: Any, name: str) -> Iterator[Any]:
+    """One method's part of a file, image by image."""
+    if f"{name}/logits" in file.keys():  # noqa: SIM118 (safetensors' file is no dict)
+        return iter(file.get_tensor(f"{name}/logits"))
+    sizes = file.get_tensor(f"{name}/sizes").tolist()
+    return map(Detections, *(file.get_tensor(f"{name}/{part}").split(sizes) for part in ("boxes", "scores", "labels")))
