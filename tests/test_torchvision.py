@@ -259,7 +259,7 @@ class Check:
 
 
 def check(name: str, record: tuple[int, ...], size: int = 320) -> Check:
-    """Convert on two pictures and run them. Thresholds: the channel's maximum × .5, γ = 7, half, signed."""
+    """Convert on two pictures and run them. Thresholds: the channel's maximum × .25, γ = 7, half, signed."""
     images = [picture(240, 333, 1), picture(400, 320, 2)]
     detector = lively(name, images, size)
     pixels, metas = batch(detector, images)
@@ -270,7 +270,7 @@ def check(name: str, record: tuple[int, ...], size: int = 320) -> Check:
     floated = time.perf_counter()
     with torch.inference_mode():
         original = detector.model.head(list(detector.model.backbone(pixels).values()))
-    options = {"scale": "channel", "factor": 0.5, "initial": "half", "signed": True, "gamma": 7}
+    options = {"scale": "channel", "factor": 0.25, "initial": "half", "signed": True, "gamma": 7}
     snn = msat_det.convert(observation, method="constant", **options)
     begun = time.perf_counter()
     outputs = snn.run(pixels, record[-1], record)
