@@ -45,7 +45,7 @@ def _site(node: Node, neuron: Neuron | None) -> dict:
     entry = {
         "activation": node.meta["activation"].name,
         "neurons": torch.Size(node.meta["shape"]).numel(),
-        "dead_channels": node.meta["dead_channels"],
+        "dead_channels": int((node.meta["maximum"] == 0).sum()),
     }
     if neuron is None:
         return entry

@@ -94,7 +94,7 @@ class Observation:
     def __post_init__(self) -> None:
         for node in self.graph.sites:
             if node.name in self.sites:
-                node.meta["dead_channels"] = int((self.sites[node.name].maximum == 0).sum())
+                node.meta["maximum"] = self.sites[node.name].maximum  # itself, as ranks add to it in place
 
     def first(self, images: int) -> Batch:
         """The first calibration images, as many as there are up to ``images``, in one batch."""
