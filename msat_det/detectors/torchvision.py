@@ -108,9 +108,10 @@ class TorchvisionDetector:
         return [self._named(one) for one in self.transform.postprocess(found, resized, originals)]
 
     def _named(self, found: dict[str, Tensor]) -> Detections:
-        labels = self.index.to(found["labels"].device)[found["labels"]]
-        known = labels >= 0
-        return Detections(found["boxes"][known], found["scores"][known], labels[known])
+        """Without boxes of no class, and those in the padding, of which clipping to the image has left a line."""
+        boxes, labels = found["boxes"], self.index.to(found["labels"].device)[found["labels"]]
+        good = (labels >= 0) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+        return Detections(boxes[good], found["scores"][good], labels[good])
 
     def _fix_size(self, size: int | None) -> tuple[int, int]:
         transform = self.transform
