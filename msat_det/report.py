@@ -77,7 +77,10 @@ class RunDirectory:
         """Remove an earlier run's results; summary.json first, which says that they are complete."""
         for name in ("summary.json", "curve.csv", "curve.png", "coverage.json", "coverage.txt", "coverage.svg"):
             (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.path / "detections", ignore_errors=True)
+        for events in self.path.glob("events.out.tfevents.*"):
+            events.unlink()
+        for name in ("hparams", "detections"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
 
     def write_config(self, text: str) -> None:
         """config.yaml: all resolved values, ``Config.to_yaml()``."""
@@ -124,34 +127,6 @@ class RunDirectory:
         self._write_json("coverage.json", nodes)
         self._write("coverage.txt", coverage_text(nodes))
         self._write("coverage.svg", draw_graph(nodes))
-
-    def write_scalars(self, rows: list[CurveRow]) -> None:
-        """TensorBoard events, t as the step: mAP/<method>, mAP50/<method> (or top1, top5), the float figure as a level
-        line mAP/float over all recorded t, and the costs; CUSTOM SCALARS shows all methods in one chart.
-
-        Rewrites the events of an earlier call.
-        """
-        from torch.utils.tensorboard import SummaryWriter
-
-        part = self.path / ".events.part"
-        shutil.rmtree(part, ignore_errors=True)
-        steps = sorted({row.t for row in rows[1:]})
-        with SummaryWriter(str(part)) as writer:
-            tags = [DISPLAY[name] for name in rows[0].accuracies] + ["spikes_per_neuron", "sops_per_mac"]
-            writer.add_custom_scalars({"all methods": {tag: ["Multiline", [f"{tag}/.+"]] for tag in tags}})
-            for name, level in rows[0].accuracies.items():
-                for t in steps:
-                    writer.add_scalar(f"{DISPLAY[name]}/float", level, t)
-            for row in rows[1:]:
-                for name, accuracy in row.accuracies.items():
-                    writer.add_scalar(f"{DISPLAY[name]}/{row.method}", accuracy, row.t)
-                writer.add_scalar(f"spikes_per_neuron/{row.method}", row.spikes_per_neuron, row.t)
-                writer.add_scalar(f"sops_per_mac/{row.method}", row.sops_per_mac, row.t)
-        for old in self.path.glob("events.out.tfevents.*"):
-            old.unlink()
-        for new in part.iterdir():
-            new.replace(self.path / new.name)
-        part.rmdir()
 
     def write_plot(self, rows: list[CurveRow], title: str = "") -> None:
         """curve.png: accuracy over t and over operations, every method beside the float level."""

@@ -1,9 +1,8 @@
 """One experiment: a float network, its conversions, the evaluated images → a run directory (DESIGN §1, §9)."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from msat_det import ranks
-from msat_det.analysis.energy import Counts
+from msat_det.batches import Conversion, simulate
 from msat_det.config import Config
 from msat_det.convert.conversion import spiking_network
 from msat_det.convert.coverage import coverage
@@ -19,23 +18,21 @@ from msat_det.convert.methods import find_method, parse_options
 from msat_det.convert.observe import Cached, Observation, observe
 from msat_det.data import Dataset, Sample, build_dataset, select, subset
 from msat_det.errors import InputError
-from msat_det.evaluate import make_evaluator
-from msat_det.files import CorruptImage
-from msat_det.parts import Part, Parts
+from msat_det.evaluate import VocEvaluator, make_evaluator
+from msat_det.parts import Parts
 from msat_det.report import CurveRow, RunDirectory, read_summary
 from msat_det.resume import begin, finish, is_finished, owned
-from msat_det.simulate import SpikingNetwork
+from msat_det.tensorboard import (
+    add_boxes,
+    add_curves,
+    add_histograms,
+    add_hyperparameters,
+    add_precision_recall,
+    add_truth,
+    events,
+)
 
 Task = Literal["detection", "classification"]
-
-
-@dataclass
-class Conversion:
-    """One network to simulate: a label's, or for a method that needs T its version for one timestep."""
-
-    label: str
-    snn: SpikingNetwork
-    record: list[int]
 
 
 def run(config: Config, task: Task = "detection") -> list[CurveRow]:
@@ -94,10 +91,14 @@ def compute(config: Config, task: Task, directory: RunDirectory) -> list[CurveRo
     good = select(dataset, ids)
     rows = score(good, model.classes, conversions, parts)
     directory.write_curve(rows)
-    directory.write_scalars(rows)
     directory.write_plot(rows, f"{config.model.name}, {len(good)} images of {config.data.kind}")
-    if task == "detection":
-        draw(directory, config, good, model, rows, parts)
+    with events(directory.path) as board:
+        add_curves(board, rows)
+        add_hyperparameters(board, config, rows)
+        for label, (snn, t) in {c.label: (c.snn, c.record[-1]) for c in conversions}.items():
+            add_histograms(board, label, snn, observation.first(1), t)
+        if task == "detection":
+            show(directory, board, config, good, model, rows, parts)
     facts = {
         "images": len(good),
         "corrupt_images": corrupt,
@@ -162,95 +163,6 @@ def convert_all(config: Config, observation: Observation) -> Iterator[Conversion
             yield Conversion(entry["label"], snn, times)
 
 
-@dataclass
-class Loaded:
-    """A batch of images ready for the network. corrupt: the messages of those that could not be read."""
-
-    number: int
-    ids: list
-    inputs: Tensor | None
-    metas: list
-    corrupt: list[str]
-
-
-def load_batches(
-    config: Config, model: Any, dataset: Dataset, batches: list[list], todo: Sequence[int]
-) -> Iterator[Loaded]:
-    """The numbered batches of images, the next one read while this one is simulated."""
-
-    def load(number: int) -> Loaded:
-        samples, corrupt = [], []
-        for id in batches[number]:
-            try:
-                samples.append(Sample(id, dataset.image(id), None))
-            except CorruptImage as error:
-                if config.strict:
-                    raise
-                corrupt.append(str(error))
-        made = [model.preprocess(sample.image) for sample in samples]
-        inputs = torch.stack([image for image, _ in made]) if made else None
-        return Loaded(number, [s.id for s in samples], inputs, [meta for _, meta in made], corrupt)
-
-    if not todo:
-        return
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(load, todo[0])
-        for number in [*todo[1:], None]:
-            loaded = coming.result()
-            if number is not None:
-                coming = reader.submit(load, number)
-            yield loaded
-
-
-def simulate(
-    config: Config,
-    model: Any,
-    dataset: Dataset,
-    batches: list[list],
-    todo: Sequence[int],
-    observation: Observation,
-    conversions: list[Conversion],
-    parts: Parts,
-) -> None:
-    """Float pass and all simulations of the batches ``todo``, each kept once it is done. One bar for all ranks."""
-
-    def images() -> int:
-        return sum(len(batches[number]) for number in parts.done())
-
-    bar = tqdm(total=len(dataset), initial=images(), desc="simulating", unit="image", disable=ranks.rank() > 0)
-    with bar, torch.inference_mode():
-        for loaded in load_batches(config, model, dataset, batches, todo):
-            for message in loaded.corrupt:
-                bar.write(f"skipped: {message}", file=sys.stderr)
-            part = Part(loaded.ids, loaded.corrupt)
-            if loaded.ids:
-                simulate_batch(model, observation, conversions, loaded, part, bar)
-            parts.write(loaded.number, part)
-            bar.update(images() - bar.n)
-        bar.set_postfix_str("")
-        ranks.wait(lambda: bar.update(images() - bar.n))
-        bar.update(images() - bar.n)
-
-
-def simulate_batch(
-    model: Any, observation: Observation, conversions: list[Conversion], loaded: Loaded, part: Part, bar: tqdm
-) -> None:
-    """Fill ``part`` with what every network finds on one batch and what that costs."""
-    part.found["float", None] = model.decode(observation.graph(loaded.inputs), loaded.metas)
-    for conversion in conversions:
-        bar.set_postfix_str(conversion.label)
-        outputs = conversion.snn.run(loaded.inputs, conversion.record[-1], conversion.record, loaded.ids)
-        for t, output in outputs.items():
-            part.found[conversion.label, t] = model.decode(output, loaded.metas)
-            part.costs[conversion.label, t] = costs(conversion.snn.counts[t])
-
-
-def costs(counts: Counts) -> Tensor:
-    """(3,) float64, sums over a batch's images: spikes per neuron, operations per multiply-add, energy ratio."""
-    ratios = (counts.spikes / counts.neurons, counts.sops / counts.macs, counts.energy / counts.float_energy)
-    return torch.stack([ratio.sum() for ratio in ratios])
-
-
 def score(dataset: Dataset, classes: list[str], conversions: list[Conversion], parts: Parts) -> list[CurveRow]:
     """The accuracy of every (method, t), methods in the configuration's order."""
     evaluator = make_evaluator(dataset, classes)
@@ -262,11 +174,24 @@ def score(dataset: Dataset, classes: list[str], conversions: list[Conversion], p
     return rows
 
 
-def draw(
-    directory: RunDirectory, config: Config, dataset: Dataset, model: Any, rows: list[CurveRow], parts: Parts
+def show(
+    directory: RunDirectory,
+    board: Any,
+    config: Config,
+    dataset: Dataset,
+    model: Any,
+    rows: list[CurveRow],
+    parts: Parts,
 ) -> None:
-    """Pictures of the first images: ground truth, float and the drawn method at its drawn timesteps."""
-    last = {row.method: row for row in rows[1:]}
+    """What a detector finds: precision over recall of every method, and boxes on the first images.
+
+    The pictures hold ground truth, float and the drawn method at its drawn timesteps.
+    """
+    last = {row.method: row for row in rows}
+    judge = VocEvaluator(dataset, model.classes)
+    for row in last.values():
+        add_precision_recall(board, row.method, *judge.judged(parts.found(row.method, row.t)), row.t)
+    del last["float"]
     if not last or not config.draw.images:
         return
     entries = {entry["label"]: entry for entry in config.methods}
@@ -274,12 +199,15 @@ def draw(
     label = config.draw.method or max(
         last, key=lambda name: (len(config.drawn_times(entries[name])), last[name].metrics["map"])
     )
-    found = {"float": parts.found("float", None)}
-    found |= {f"{label}, t = {t}": parts.found(label, t) for t in config.drawn_times(entries[label])}
+    level, found = parts.found("float", None), {t: parts.found(label, t) for t in config.drawn_times(entries[label])}
     for i in range(min(config.draw.images, len(dataset))):
         sample: Sample = dataset[i]
-        columns = {heading: results[sample.id] for heading, results in found.items()}
+        columns = {"float": level[sample.id]} | {f"{label}, t = {t}": found[t][sample.id] for t in found}
         directory.write_detections(sample, dataset.classes, columns, model.classes, f"image {sample.id}")
+        add_truth(board, sample, dataset.classes)
+        add_boxes(board, "float", sample, level[sample.id], model.classes)
+        for t in found:
+            add_boxes(board, label, sample, found[t][sample.id], model.classes, t)
 
 
 def tell(directory: RunDirectory, rows: list[CurveRow]) -> None:

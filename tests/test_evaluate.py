@@ -364,3 +364,21 @@ def test_topk_evaluator(shared_data: Path) -> None:
 def test_images_without_labels_have_no_evaluator(coco_root: Path) -> None:
     with pytest.raises(InputError, match="no labels"):
         make_evaluator(ImageFiles(coco_root), [])
+
+
+@pytest.mark.parametrize("kind", ["voc", "coco"])
+def test_judged_at_half_overlap(kind: str, voc_root: Path, coco_root: Path) -> None:
+    """A hit, one on an ignored object (left out), a miss, and a class that is not evaluated there."""
+    dataset = VocDetection(voc_root) if kind == "voc" else CocoDetection(coco_root)
+    images = [dataset.ids[number] for number in (0, 1, 2)]
+    boxes = ([5, 8, 30, 40], [30, 10, 60, 44], [5, 8, 30, 40])
+    found = {
+        id: Detections(torch.tensor([box, box]).float(), torch.tensor([score, 0.1]), torch.tensor([0, 1]))
+        for id, box, score in zip(images, boxes, (0.5, 0.9, 0.7), strict=True)
+    }
+    scores, right, positives = VocEvaluator(dataset, ["dog", "bottle" if kind == "voc" else "tv"]).judged(found)
+    of_dogs = scores > 0.2
+    assert scores[of_dogs].tolist() == pytest.approx([0.7, 0.5])
+    assert right[of_dogs].tolist() == [False, True]
+    assert not right[~of_dogs].any()
+    assert positives == (3 if kind == "voc" else 4)

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from small_runs import command, contents
 
 from msat_det import ranks
 from msat_det.options import PROJECT
-from runs import command, contents
 
 TOOL = str(PROJECT / "tools/convert_det.py")
 # Without a repository every run is of the same commit: None.

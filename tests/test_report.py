@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from msat_det.data import Sample, Target
 from msat_det.detectors.base import Detections
@@ -112,28 +111,6 @@ def test_equal_runs_give_equal_bytes(tmp_path: Path) -> None:
     }
     for name in names:
         assert (runs[0].path / name).read_bytes() == (runs[1].path / name).read_bytes(), name
-
-
-def test_scalars_read_back(run: RunDirectory) -> None:
-    run.write_scalars(ROWS[:2])
-    run.write_scalars(ROWS)
-    assert len(list(run.path.iterdir())) == 1
-    events = EventAccumulator(str(run.path))
-    events.Reload()
-    curves = {
-        "mAP/float": [(4, 23.3), (8, 23.3)],
-        "mAP50/float": [(4, 39.1), (8, 39.1)],
-        "mAP/if": [(4, 1 / 3), (8, 20.0)],
-        "mAP50/if": [(4, 2.0), (8, 35.0)],
-        "mAP/staged-4": [(4, 21.5)],
-        "spikes_per_neuron/if": [(4, 1.5), (8, 3.0)],
-        "sops_per_mac/if": [(4, 0.25), (8, 0.5)],
-    }
-    for tag, points in curves.items():
-        scalars = events.Scalars(tag)
-        assert [scalar.step for scalar in scalars] == [t for t, _ in points]
-        assert [scalar.value for scalar in scalars] == pytest.approx([value for _, value in points])
-    assert "mAP50_11point/if" not in events.Tags()["scalars"]
 
 
 def test_pictures_show_what_they_should() -> None:

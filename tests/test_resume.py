@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from small_runs import command, contents, die_at, run_quietly, start, tiny
 
 from msat_det.errors import InputError
 from msat_det.options import PROJECT
 from msat_det.parts import Part, Parts
 from msat_det.report import RunDirectory
 from msat_det.resume import owned
-from runs import command, contents, die_at, run_quietly, start, tiny
 
 
 @pytest.fixture(scope="module")

@@ -59,6 +59,15 @@ class VocEvaluator:
             "ap50": {self.classes[label]: float(ap * 100) for label, ap in zip(self.labels, area[0], strict=True)},
         }
 
+    def judged(self, detections: dict, threshold: float = 0.5) -> tuple[np.ndarray, np.ndarray, int]:
+        """Scores (D,) of the evaluated classes' detections, best first, whether each is right (D,), and the number of
+        objects to be found. Works for any dataset of boxes; a detection on an ignored object is left out."""
+        found = best_first(flatten(detections, self.ids, self.matched))
+        right, counted = judge(self.truth, *best_overlap(self.truth, found), threshold)
+        counted &= np.isin(found.label, self.labels)
+        wanted = np.isin(self.truth.label, self.labels) & ~self.truth.difficult
+        return found.scores[counted], right[counted], int(wanted.sum())
+
 
 def voc_ap(
     truth: Truth, found: Found, labels: list[int], thresholds: np.ndarray, eleven_point: bool = False
@@ -70,16 +79,11 @@ def voc_ap(
     wrong. That object does not depend on the detections before, so all of them are matched at once. Equal scores keep
     the order given. Box sides count whole pixels, x2 − x1 + 1.
     """
-    order = np.argsort(-found.scores, kind="stable")
-    found = Found(found.image[order], found.label[order], found.boxes[order], found.scores[order])
+    found = best_first(found)
     overlap, taken = best_overlap(truth, found)
     result = np.full((len(thresholds), len(labels)), np.nan)
     for row, threshold in enumerate(thresholds):
-        right = np.zeros(len(overlap), dtype=bool)
-        hit = np.flatnonzero(overlap >= threshold)
-        right[hit[np.unique(taken[hit], return_index=True)[1]]] = True
-        counted = np.ones(len(overlap), dtype=bool)
-        counted[hit] = ~truth.difficult[taken[hit]]
+        right, counted = judge(truth, overlap, taken, threshold)
         for column, label in enumerate(labels):
             positives = int(((truth.label == label) & ~truth.difficult).sum())
             if positives:
@@ -87,6 +91,22 @@ def voc_ap(
                     right[counted & (found.label == label)], positives, eleven_point
                 )
     return result
+
+
+def best_first(found: Found) -> Found:
+    """In order of score; equal ones keep the order given."""
+    order = np.argsort(-found.scores, kind="stable")
+    return Found(found.image[order], found.label[order], found.boxes[order], found.scores[order])
+
+
+def judge(truth: Truth, overlap: np.ndarray, taken: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Which detections, best first, are right at an IoU threshold, and which count at all: two (D,) bool."""
+    right = np.zeros(len(overlap), dtype=bool)
+    hit = np.flatnonzero(overlap >= threshold)
+    right[hit[np.unique(taken[hit], return_index=True)[1]]] = True
+    counted = np.ones(len(overlap), dtype=bool)
+    counted[hit] = ~truth.difficult[taken[hit]]
+    return right, counted
 
 
 def best_overlap(truth: Truth, found: Found) -> tuple[np.ndarray, np.ndarray]:
@@ -109,9 +129,9 @@ def best_overlap(truth: Truth, found: Found) -> tuple[np.ndarray, np.ndarray]:
     sizes = [(boxes[:, 2:] - boxes[:, :2] + 1).clip(min=0).prod(1) for boxes in (a, b)]
     iou = common / (sizes[0] + sizes[1] - common)
     overlap, taken = np.zeros(len(wanted)), np.zeros(len(wanted), dtype=np.int64)
-    best_first = np.lexsort((candidate, -iou, detection))
-    some, position = np.unique(detection[best_first], return_index=True)
-    overlap[some], taken[some] = iou[best_first[position]], candidate[best_first[position]]
+    order = np.lexsort((candidate, -iou, detection))
+    some, position = np.unique(detection[order], return_index=True)
+    overlap[some], taken[some] = iou[order[position]], candidate[order[position]]
     return overlap, taken
 
 
