@@ -16,8 +16,8 @@ from torch.fx.node import Node
 from msat_det.analysis.energy import Counts, count
 from msat_det.convert import ops
 from msat_det.convert.coverage import node_table
-from msat_det.convert.fanout import HOMOGENEOUS, FanOut, is_event_source
-from msat_det.convert.graph import Batch, Graph, last_uses, where
+from msat_det.convert.fanout import HOMOGENEOUS, FanOut, is_event_source, static_nodes
+from msat_det.convert.graph import Batch, Graph, before_output, closure, elements, last_uses, where
 from msat_det.convert.observe import Observation
 from msat_det.convert.ops import Kind
 from msat_det.detectors.base import Detections, Detector
@@ -119,64 +119,39 @@ class SpikingNetwork:
 
 @dataclass
 class _Plan:
-    """Which nodes run where: ``static`` once per batch, ``body`` in every chunk, the rest on running means."""
+    """Which nodes run where: ``static`` once per batch, ``body`` in every chunk, ``readout`` on running means of the
+    outputs of ``readout_sites``. ``moving``: all that changes in time."""
 
     graph: Graph
     static: list[Node] = field(default_factory=list)
     body: list[Node] = field(default_factory=list)
     last: dict[Node, list[Node]] = field(default_factory=dict)
     moving: set[Node] = field(default_factory=set)
-    readout_sites: set[Node] = field(default_factory=set)
+    readout_sites: list[Node] = field(default_factory=list)
+    readout: list[Node] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         nodes = self.graph.nodes
-        for node in nodes:
-            if node.meta["kind"] is Kind.SPIKING or any(n in self.moving for n in node.all_input_nodes):
-                self.moving.add(node)
+        self.moving = set(nodes) - static_nodes(self.graph)
         pays = {n for n in nodes if n.meta.get("op") in ops.MULTIPLYING}
         # a max pooling that no neuron follows is simulated only where a paying layer follows: its spikes count
-        timed = [n for n in nodes if n.meta["kind"] is Kind.SPIKING or (_is_pool(n) and _reaches(n, pays))]
-        needed = _ancestors(timed)
+        timed = [n for n in nodes if n.meta["kind"] is Kind.SPIKING or (_is_pool(n) and closure([n], _users) & pays)]
+        needed = closure(timed, lambda n: n.all_input_nodes)
         sizes = {n for n in nodes if n.meta["kind"] is Kind.SHAPE and n.op != "get_attr"}  # they differ by chunk
         self.body = [n for n in nodes if n in needed and (n in self.moving or n in sizes)]
         self.static = [n for n in nodes if n not in self.moving and n.op != "output"]
         self.last = last_uses(self.body)
-        stack, seen = [nodes[-1]], set()
-        while stack:
-            node = stack.pop()
-            if node in seen or node not in self.moving:
-                continue
-            seen.add(node)
-            if node.meta["kind"] is Kind.SPIKING:
-                self.readout_sites.add(node)
-            else:
-                stack.extend(node.all_input_nodes)
+        behind = before_output(self.graph) & self.moving
+        self.readout_sites = [n for n in self.graph.sites if n in behind]
+        self.readout = [n for n in nodes if n in behind and n not in self.readout_sites and n.op != "output"]
+
+
+def _users(node: Node) -> Iterable[Node]:
+    return node.users
 
 
 def _is_pool(node: Node) -> bool:
     return is_event_source(node) and node.meta["kind"] is Kind.DIFFERENTIAL
-
-
-def _ancestors(nodes: Iterable[Node]) -> set[Node]:
-    found, stack = set(), list(nodes)
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found.add(node)
-            stack.extend(node.all_input_nodes)
-    return found
-
-
-def _reaches(node: Node, targets: set[Node]) -> bool:
-    found, stack = set(), list(node.users)
-    while stack:
-        user = stack.pop()
-        if user in targets:
-            return True
-        if user not in found:
-            found.add(user)
-            stack.extend(user.users)
-    return False
 
 
 def layer_by_layer(
@@ -188,7 +163,7 @@ def layer_by_layer(
     timestep (1, B, C, …) where they are constant in time, and returns its Neuron. A layer's activations over all T
     timesteps are in memory at once; where they would pass a gigabyte, fewer images are taken.
     """
-    largest = 4 * T * max(torch.Size(node.meta["shape"]).numel() for node in observation.graph.sites)
+    largest = 4 * T * max(map(elements, observation.graph.sites))
     batch = observation.first(min(images, max(1, MEMORY_BYTES // largest)))
     snn = SpikingNetwork(observation.graph, {}, observation.fanout, decide=decide)
     with torch.inference_mode():
@@ -229,7 +204,7 @@ class _Run:
         self.chunk = snn.chunk or self._choose_chunk()
 
     def _choose_chunk(self) -> int:
-        sites = [torch.Size(n.meta["shape"]).numel() for n in self.graph.sites]
+        sites = [elements(n) for n in self.graph.sites]
         typical = 4 * self.size * sum(s * s for s in sites) / max(sum(sites), 1)
         return int(min(max(CHUNK_BYTES / max(typical, 1), 1), LONGEST_CHUNK))
 
@@ -291,24 +266,11 @@ class _Run:
     def readout(self, t: int) -> Any:
         """The network's outputs on the running means over the first t timesteps."""
         env: dict[Node, Any] = dict(self.static)
-        for node in self.graph.nodes:
-            if node in self.plan.readout_sites:
-                env[node] = self.scans[node].state.o / t
-        output = self.graph.nodes[-1]
-        for node in self._after_spikes(output):
+        for node in self.plan.readout_sites:
+            env[node] = self.scans[node].state.o / t
+        for node in self.plan.readout:
             env[node] = self._call(node, env)
-        return self.graph.restructure(fx.map_arg(output.args[0], env.__getitem__))
-
-    def _after_spikes(self, output: Node) -> list[Node]:
-        """The moving nodes between the last neurons and the output, in order."""
-        wanted, stack = set(), list(output.all_input_nodes)
-        while stack:
-            node = stack.pop()
-            if node in wanted or node not in self.plan.moving or node in self.plan.readout_sites:
-                continue
-            wanted.add(node)
-            stack.extend(node.all_input_nodes)
-        return [node for node in self.graph.nodes if node in wanted]
+        return self.graph.restructure(fx.map_arg(self.graph.nodes[-1].args[0], env.__getitem__))
 
 
 class _ChunkValues:

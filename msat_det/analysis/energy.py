@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from msat_det.convert.graph import elements
+
 if TYPE_CHECKING:
     from msat_det.simulate import SpikingNetwork
 
@@ -26,8 +28,7 @@ class Counts:
 
     spikes: (B,) Σ|s| over all neurons, a burst of k counting k. sops: (B,) synaptic operations: the multiply-adds that
     spikes reach. energy: (B,) pJ. sites: {call site: (B, 4) Σ|s|, Σ|s|·fan-out, Σ[s≠0], Σ[s≠0]·fan-out}. neurons: their
-    number.
-    macs: multiply-adds of one float forward of one image; float_energy: its pJ.
+    number. macs: multiply-adds of one float forward of one image; float_energy: its pJ.
     """
 
     spikes: Tensor
@@ -70,7 +71,7 @@ def count(
     spikes = accumulations = torch.zeros((), dtype=torch.float64)
     sops = differences
     for node in snn.graph.sites:
-        neuron, size = snn.neurons[node.name], torch.Size(node.meta["shape"]).numel()
+        neuron, size = snn.neurons[node.name], elements(node)
         bursts, burst_ops, events, event_ops = sites[node.name].unbind(1)
         if neuron.window:
             bursts, burst_ops = 2 * events, 2 * event_ops
@@ -87,7 +88,7 @@ def count(
         sops=sops,
         energy=energy,
         sites={name: c.clone() for name, c in sites.items()},
-        neurons=sum(torch.Size(n.meta["shape"]).numel() for n in snn.graph.sites),
+        neurons=sum(map(elements, snn.graph.sites)),
         macs=snn.fanout.total,
         float_energy=price["mac"] * snn.fanout.total,
     )

@@ -4,9 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.fx.node import Node
 
-from msat_det.convert.graph import Graph
+from msat_det.convert.graph import Graph, before_output
 from msat_det.convert.methods import find_method, parse_options
 from msat_det.convert.observe import Observation
 from msat_det.convert.variants import variant
@@ -42,16 +41,8 @@ def _set_confidence(snn: SpikingNetwork, confidence: float | str, observation: O
 
 def head_sites(graph: Graph) -> list[str]:
     """The last spiking layer: every call site whose spikes reach an output without passing another neuron."""
-    found: set[Node] = set()
-    stack, seen = [graph.nodes[-1]], set()
-    while stack:
-        node = stack.pop()
-        if "activation" in node.meta:
-            found.add(node)
-        elif node not in seen:
-            seen.add(node)
-            stack.extend(node.all_input_nodes)
-    return [node.name for node in graph.sites if node in found]
+    last = before_output(graph)
+    return [node.name for node in graph.sites if node in last]
 
 
 def estimate_confidence(snn: SpikingNetwork, sites: list[str], observation: Observation) -> dict[str, float]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch.fx.node import Node
 
 from msat_det.convert.fanout import FanOut
-from msat_det.convert.graph import Graph
+from msat_det.convert.graph import Graph, elements
 from msat_det.neurons import Neuron
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def node_table(graph: Graph, fanout: FanOut, neurons: dict[str, Neuron]) -> list
 def _site(node: Node, neuron: Neuron | None) -> dict:
     entry = {
         "activation": node.meta["activation"].name,
-        "neurons": torch.Size(node.meta["shape"]).numel(),
+        "neurons": elements(node),
         "dead_channels": int((node.meta["maximum"] == 0).sum()),
     }
     if neuron is None:

@@ -13,25 +13,17 @@ from torch import Tensor, fx
 from torch.fx.node import Node
 
 from msat_det.convert import ops
-from msat_det.convert.graph import Graph
+from msat_det.convert.graph import Graph, elements
 from msat_det.convert.ops import Kind
 from msat_det.errors import InputError
 
 _SPATIAL = {
-    "avgpool1d",
-    "avgpool2d",
-    "avgpool3d",
-    "adaptiveavgpool1d",
-    "adaptiveavgpool2d",
-    "upsample",
-    "interpolate",
-} | {
-    "upsamplingnearest2d",
-    "upsamplingbilinear2d",
+    *("avgpool1d", "avgpool2d", "avgpool3d", "adaptiveavgpool1d", "adaptiveavgpool2d"),
+    *("upsample", "interpolate", "upsamplingnearest2d", "upsamplingbilinear2d"),
 }
 # element by element: a spike arrives once, whatever it is multiplied by and however often it is added to itself
-_ELEMENTWISE = {"add", "sub", "rsub", "mul", "truediv", "neg"} | {
-    *("batchnorm2d", "batchnorm1d", "batchnorm", "frozenbatchnorm2d")
+_ELEMENTWISE = {
+    *("add", "sub", "rsub", "mul", "truediv", "neg", "batchnorm2d", "batchnorm1d", "batchnorm", "frozenbatchnorm2d")
 }
 _CONVOLUTION = ["stride", "padding", "dilation", "groups"]  # the arguments of F.conv2d after input, weight and bias
 _REDUCING = {"mean", "sum"}
@@ -83,7 +75,7 @@ def fan_out(graph: Graph, batch: Tensor | tuple | list | dict) -> FanOut:
     result = FanOut()
     for node in graph.nodes:
         if _is_evaluated(node, static):
-            result.evaluations += torch.Size(node.meta["shape"]).numel()
+            result.evaluations += elements(node)
         if node.meta.get("op") not in ops.MULTIPLYING or node.meta["kind"] not in (Kind.LINEAR, Kind.DIFFERENTIAL):
             continue
         if node.meta["kind"] is Kind.DIFFERENTIAL:  # a product of two branches
@@ -224,7 +216,7 @@ def _convolution(graph: Graph, node: Node, shape: tuple, shapes: dict) -> Tensor
 
 def _product_macs(node: Node) -> int:
     inner = node.all_input_nodes[0].meta["shape"][-1]
-    return int(torch.Size(node.meta["shape"]).numel()) * inner
+    return elements(node) * inner
 
 
 def _push(graph: Graph, node: Node, reach: Tensor, shapes: dict, static: set[Node], result: FanOut) -> None:

@@ -11,7 +11,7 @@ import inspect
 import operator
 import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,20 +32,10 @@ Batch = Tensor | tuple | list | dict
 _TOLERANCE = 1e-4
 _TORCH = str(Path(torch.__file__).parent) + os.sep  # its frames stand between a network's line and its operation
 # Nodes whose output may share memory with their input: writing into one in place changes the other.
-_VIEWS = {"view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand"} | {
-    *(
-        "getitem",
-        "chunk",
-        "split",
-        "unbind",
-        "select",
-        "narrow",
-        "movedim",
-        "detach",
-        "contiguous",
-        "identity",
-        "getattr",
-    )
+_VIEWS = {
+    *("view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand"),
+    *("getitem", "chunk", "split", "unbind", "select", "narrow", "movedim", "detach", "contiguous", "identity"),
+    "getattr",
 }
 
 
@@ -131,6 +121,27 @@ class Graph:
         with torch.inference_mode():
             *_, (_, outputs) = self.walk(batch)
         return outputs
+
+
+def closure(start: Iterable[Node], onward: Callable[[Node], Iterable[Node]]) -> set[Node]:
+    """All nodes that ``onward``, called again and again, leads to from ``start``, those included."""
+    found, stack = set(), list(start)
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack.extend(onward(node))
+    return found
+
+
+def before_output(graph: Graph) -> set[Node]:
+    """The output, the last call sites before it, and all that lies between them: no other neuron's spikes do."""
+    return closure([graph.nodes[-1]], lambda n: () if n.meta["kind"] is Kind.SPIKING else n.all_input_nodes)
+
+
+def elements(node: Node) -> int:
+    """The number of elements of a node's output for one image: of a call site, its neurons."""
+    return torch.Size(node.meta["shape"]).numel()
 
 
 def last_uses(nodes: list[Node]) -> dict[Node, list[Node]]:

@@ -165,13 +165,8 @@ def opt(options: Opt, observation: Observation, T: int) -> Neurons:
     return {name: replace(n, bias=n.theta / (2 * T)) for name, n in found.items()}
 
 
-@dataclass(frozen=True)
-class Switch(Options):
-    """The common options."""
-
-
-@method("tsc", Switch, needs_t=True)
-def tsc(options: Switch, observation: Observation, T: int) -> Neurons:
+@method("tsc", Options, needs_t=True)
+def tsc(options: Options, observation: Observation, T: int) -> Neurons:
     """Temporal switch coding: a value in a window of T timesteps is the distance from an opening to a closing spike.
 
     Han & Roy, "Deep spiking neural network: energy efficiency through time based coding", 2020. A layer opens its

@@ -1,12 +1,13 @@
 """The options that change the graph itself: call sites kept analog, and neurons on linear outputs (DESIGN §4)."""
 
 import difflib
+from collections.abc import Iterable
 
 from torch.fx.node import Node
 
 from msat_det.convert import ops
 from msat_det.convert.fanout import fan_out, static_nodes
-from msat_det.convert.graph import Graph
+from msat_det.convert.graph import Graph, closure
 from msat_det.convert.observe import Observation, observe_sites
 from msat_det.convert.ops import Activation, Kind
 from msat_det.errors import InputError
@@ -62,15 +63,10 @@ def _multiplies(node: Node) -> bool:
 
 
 def _feeds_another(node: Node) -> bool:
-    stack, seen = list(node.users), set()
-    while stack:
-        user = stack.pop()
-        if _multiplies(user):
-            return True
-        if user.meta["kind"] is Kind.LINEAR and user not in seen:
-            seen.add(user)
-            stack.extend(user.users)
-    return False
+    def through(user: Node) -> Iterable[Node]:
+        return user.users if user.meta["kind"] is Kind.LINEAR and not _multiplies(user) else ()
+
+    return any(map(_multiplies, closure(node.users, through)))
 
 
 def add_identity(graph: Graph, node: Node) -> Node:

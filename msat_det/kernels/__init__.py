@@ -22,7 +22,7 @@ from torch import Tensor
 from msat_det.neurons import Chances, Neuron, State, new_state, per_channel, step, threshold
 
 _SOURCE = Path(__file__).with_name("scan.cpp")
-_FLAGS = "-O3 -march=native -fno-math-errno -fno-trapping-math -ffp-contract=off -fPIC -std=c++17 -shared".split()
+_FLAGS = "-O3 -march=native -fno-math-errno -fno-trapping-math -ffp-contract=off -fPIC -std=c++17".split()
 _FAMILIES = {"spike": 0, "reset": 1, "track": 2, "leaky": 3}
 _PIECEWISE = {  # slope, low, high of f(x) = clamp(max(x, slope·x), low, high)
     "identity": (1.0, -math.inf, math.inf),
@@ -100,8 +100,7 @@ def _build(compiler: str, target: Path) -> None:
         built = Path(folder) / "scan.so"
         # OpenMP's symbols are left open on purpose: they resolve to the runtime that PyTorch has loaded, so that both
         # share one thread pool and torch.set_num_threads holds here too.
-        compile_only = [f for f in _FLAGS if f != "-shared"]
-        command = [compiler, *compile_only, "-fopenmp", "-c", str(_SOURCE), "-o", f"{folder}/scan.o"]
+        command = [compiler, *_FLAGS, "-fopenmp", "-c", str(_SOURCE), "-o", f"{folder}/scan.o"]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
         link = [compiler, "-shared", f"{folder}/scan.o", "-o", str(built)]
         subprocess.run(link, check=True, capture_output=True, timeout=120)

@@ -70,9 +70,9 @@ INLINE float softplus_(float z) { return (z > 0.f ? z : 0.f) + log1p_(exp_(-std:
 // Soft-reset IF, reset-to-zero IF, tracking of a piecewise linear function, leaky ReLU with imbalanced threshold.
 enum Family { SPIKE, RESET, TRACK, LEAKY };
 
-// W neighbouring neurons over the whole chunk. Keeps NaN: every comparison lets it through.
 enum Threshold { CONSTANT, ADAPTIVE, USUAL };  // USUAL: adaptive with DTT and DET, driven by the current
 
+// W neighbouring neurons over the whole chunk. Keeps NaN: every comparison lets it through.
 template <int W, int FAMILY, bool OUTPUT, int THRESHOLD>
 INLINE void group(const Scan &c, int64_t b, int64_t i, double *counts) {
     const int64_t at = b * c.N + i, plane = c.B * c.N;
@@ -205,7 +205,7 @@ int64_t scan_struct_size() { return sizeof(Scan); }
 void scan_chunk(const Scan *c, int32_t family, int32_t output, int32_t adaptive) {
     switch (family) {
         case RESET: return dispatch<RESET>(*c, output, adaptive);
-        case TRACK: return dispatch<TRACK>(*c, true, adaptive);
+        case TRACK: return dispatch<TRACK, true>(*c, adaptive);  // its output sum is part of its state
         case LEAKY: return dispatch<LEAKY>(*c, output, adaptive);
         default: return dispatch<SPIKE>(*c, output, adaptive);
     }
