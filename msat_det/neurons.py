@@ -95,6 +95,20 @@ class Neuron:
         """Whether a spike's height differs by neuron and time, so that it cannot be folded into the weights."""
         return self.adaptive is not None
 
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        """What the neuron must remember from one timestep to the next, by the names of ``State``."""
+        adaptive = self.adaptive
+        kept = {
+            # a tracking neuron's potential is its error, which only an adaptive threshold looks back at
+            "v": not self.tracking or adaptive is not None,
+            "o": self.signed or self.tracking or self.bounded,
+            "x": self.tracking,
+            "mean": adaptive is not None,
+            "before": adaptive is not None and adaptive.drive == "depolarisation",
+        }
+        return tuple(name for name, needed in kept.items() if needed)
+
     def stage(self, t: int) -> float:
         """The factor on the threshold at timestep t."""
         return self.stages[min(t, len(self.stages) - 1)]
@@ -145,14 +159,8 @@ def new_state(neuron: Neuron, like: Tensor, with_output: bool) -> State:
     v = zeros()
     if neuron.offset == 0.0:
         v += per_channel(neuron.initial, like) * per_channel(neuron.theta, like)
-    adaptive = neuron.adaptive
-    return State(
-        v=v,
-        o=zeros() if neuron.signed or neuron.tracking or neuron.bounded or with_output else None,
-        x=zeros() if neuron.tracking else None,
-        mean=zeros() if adaptive else None,
-        before=zeros() if adaptive and adaptive.drive == "depolarisation" else None,
-    )
+    kept = {*neuron.keeps, "o"} if with_output else set(neuron.keeps)
+    return State(v=v, **{name: zeros() for name in ("o", "x", "mean", "before") if name in kept})
 
 
 def dynamic_tracking_threshold(m: Msat, delta: Tensor, rest: Tensor | float) -> Tensor:
@@ -185,23 +193,33 @@ def adaptive_threshold(neuron: Neuron, state: State, x: Tensor, before: Tensor, 
     return torch.where(per_channel(neuron.theta, x) > 0, varying, theta)
 
 
+def _charge(neuron: Neuron, state: State, x: Tensor, t: int) -> tuple[Tensor | None, Tensor, Tensor]:
+    """The input sum of a tracking neuron with the current x in it, the potential before the spike, and θ(t)."""
+    total = state.x
+    if neuron.bias is not None:
+        x = x + per_channel(neuron.bias, x)
+    if neuron.tracking:
+        total = total + x
+        before = (t + 1) * neuron.activation.fn(total / (t + 1)) - state.o
+    else:
+        before = state.v + x
+    theta = adaptive_threshold(neuron, state, x, before, t) if neuron.adaptive else threshold(neuron, x)
+    return total, before, theta * neuron.stage(t)
+
+
+def coming_threshold(neuron: Neuron, state: State, x: Tensor, t: int) -> Tensor:
+    """θ(t), stage included, that ``step`` is about to fire at on the current x (B, C, …); the state stays as it is."""
+    return _charge(neuron, state, x, t)[2]
+
+
 def step(neuron: Neuron, state: State, x: Tensor, t: int, chances: Chances | None = None) -> tuple[Tensor, Tensor]:
     """One timestep of a population.
 
     x: input current (B, C, …) at timestep t = 0, 1, …. Advances ``state`` and returns (s, y): the spikes (bursts count,
     negative ones take back) and the output s·θ(t), both (B, C, …).
     """
-    n, theta_rest = t + 1, threshold(neuron, x)
-    if neuron.bias is not None:
-        x = x + per_channel(neuron.bias, x)
-    if neuron.tracking:
-        state.x = state.x + x
-        before = n * neuron.activation.fn(state.x / n) - state.o
-    else:
-        before = state.v + x
-    theta = adaptive_threshold(neuron, state, x, before, t) if neuron.adaptive else theta_rest
-    theta = theta * neuron.stage(t)
-
+    n = t + 1
+    state.x, before, theta = _charge(neuron, state, x, t)
     start = 0.0 if neuron.offset else per_channel(neuron.initial, x) * per_channel(neuron.theta, x)
     goal = torch.minimum(before, n * neuron.activation.upper - state.o + start) if neuron.bounded else before
     s = torch.floor(goal / theta + neuron.offset)

@@ -67,12 +67,15 @@ class SpikingNetwork:
         record: Iterable[int] | None = None,
         images: list | None = None,
         tap: Callable[[str, Tensor], None] | None = None,
+        watch: Callable[[str, Scan, Tensor], None] | None = None,
     ) -> dict[int, Any]:
         """Simulate T timesteps of one batch from rest.
 
         batch: tensor (B, …), or a tuple or dict of them, held constant in time. record: timesteps (1..T) whose outputs
         are wanted, [T] by default. images: ids of the B images, by which spike confidence draws masks (0..B−1 if None).
         tap: called with (call site, output s·θ of a chunk (K, B, C, …)) as the network runs; must not keep the tensor.
+        watch: called before that with (call site, its population, the chunk's input currents (K, B, C, …), or
+        (1, B, C, …) where they are constant in time); must not keep the tensor.
         Returns {t: the outputs in the network's own structure, as running means over the first t timesteps}, and leaves
         the spikes and operations up to each recorded t in ``counts``.
         Raises InputError, naming the call site, when a neuron's potential is NaN.
@@ -84,7 +87,7 @@ class SpikingNetwork:
         if record[0] % window:
             raise InputError(f"recorded timestep {record[0]} is no whole number of windows of {window} timesteps")
         with torch.inference_mode():
-            run = _Run(self, batch, images, tap)
+            run = _Run(self, batch, images, tap, watch)
             outputs, t = {}, 0
             self.counts = {}
             for until in record:
@@ -167,7 +170,7 @@ def layer_by_layer(
     batch = observation.first(min(images, max(1, MEMORY_BYTES // largest)))
     snn = SpikingNetwork(observation.graph, {}, observation.fanout, decide=decide)
     with torch.inference_mode():
-        _Run(snn, batch, None, None).advance(0, T)
+        _Run(snn, batch).advance(0, T)
     return snn.neurons
 
 
@@ -181,8 +184,15 @@ def run_alone(neuron: Neuron, currents: Tensor, T: int) -> Tensor:
 class _Run:
     """One batch from rest to T: the states of its neurons and the running sums of its differential nodes."""
 
-    def __init__(self, snn: SpikingNetwork, batch: Batch, images: list | None, tap: Callable | None):
-        self.snn, self.graph, self.plan, self.tap = snn, snn.graph, snn._plan, tap
+    def __init__(
+        self,
+        snn: SpikingNetwork,
+        batch: Batch,
+        images: list | None = None,
+        tap: Callable | None = None,
+        watch: Callable | None = None,
+    ):
+        self.snn, self.graph, self.plan, self.tap, self.watch = snn, snn.graph, snn._plan, tap, watch
         keep_freed_memory()
         inputs = self.graph.bind(batch)
         self.size = next(iter(inputs.values())).shape[0]
@@ -242,6 +252,8 @@ class _Run:
                 self.snn.neurons[node.name] = self.snn.decide(node, x)
             self.scans[node] = Scan(self.snn.neurons[node.name], x[0], reach, keep, chances)
         scan = self.scans[node]
+        if self.watch is not None:
+            self.watch(node.name, scan, x)
         own = not constant and len(source.users) == 1 and source.meta["op"] in _FRESH
         y = scan.run(x, t0, steps, in_place=own)
         if scan.counts.isnan().any():
