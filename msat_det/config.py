@@ -142,11 +142,26 @@ class Draw:
             raise InputError(f"draw.images is {self.images}: give 0 or more")
 
 
+@dataclass
+class Ledger:
+    """Where the error comes from, call site by call site, and how to mend the worst of them (``msat-det doctor``).
+
+    images: calibration images that every method is taken apart on at the end of a run, the first ones; 0: none.
+    """
+
+    images: int = 0
+
+    def __post_init__(self) -> None:
+        if self.images < 0:
+            raise InputError(f"ledger.images is {self.images}: give 0 or more")
+
+
 @dataclass(kw_only=True)
 class Config:
     """Everything that decides what a run computes.
 
     methods: the conversions to compare: a list of {label, method, …options of the method, record: own timesteps}.
+    energy: what operations cost: a table in msat_det/analysis/energy_tables.yaml, or a file of the same form.
     batch: images per batch.
     seed: seed of subsets and of random masks.
     threads: CPU threads; null: as PyTorch finds it.
@@ -161,6 +176,8 @@ class Config:
     methods: list[dict] = field(default_factory=list)
     sim: Sim
     draw: Draw = field(default_factory=Draw)
+    ledger: Ledger = field(default_factory=Ledger)
+    energy: str = "45nm"
     batch: int = 8
     seed: int = 0
     threads: int | None = None

@@ -18,8 +18,8 @@ from msat_det.config import Config, checked_method, show
 from msat_det.errors import InputError
 
 PROJECT = Path(__file__).resolve().parents[1]
-PATH_KEYS = {"data.root", "calib.root", "model.weights", "model.cfg", "model.names", "out"}
-NAME_OR_PATH_KEYS = {"model.weights", "model.names"}  # a bare word is a name there: DEFAULT, voc
+PATH_KEYS = {"data.root", "calib.root", "model.weights", "model.cfg", "model.names", "energy", "out"}
+NAME_OR_PATH_KEYS = {"model.weights", "model.names", "energy"}  # a bare word is a name there: DEFAULT, voc, 45nm
 
 
 def load_config(argv: list[str], prog: str = "convert_det.py", about: str = "", examples: str = "") -> Config:
@@ -155,7 +155,7 @@ def _convert(key: str, value: Any, source: str, base: Path) -> Any:
     readers = {str: _text, int: _whole, float: _number, bool: _flag, list[int]: _wholes, list[dict]: _mappings}
     try:
         value = readers[kinds[0]](value)
-        if key in PATH_KEYS and not (key in NAME_OR_PATH_KEYS and value.isidentifier()):
+        if key in PATH_KEYS and not (key in NAME_OR_PATH_KEYS and re.fullmatch(r"\w+", value)):
             value = _path(value, base)
     except ValueError as error:
         raise InputError(f"{key} is {show(value)} {source}: give {error}") from None

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from msat_det import ranks
+from msat_det.analysis.energy import prices
 from msat_det.batches import Conversion, simulate
 from msat_det.config import Config
 from msat_det.convert.conversion import spiking_network
@@ -45,6 +46,7 @@ def run(config: Config, task: Task = "detection") -> list[CurveRow]:
     torch.set_num_threads(config.threads or torch.get_num_threads())
     torch.manual_seed(config.seed)
     config = replace(config, threads=torch.get_num_threads())  # the last bits may depend on them
+    prices(config.energy)
     for entry in config.methods:  # options are checked before anything long begins
         parse_options(entry["method"], method_options(entry))
 
@@ -104,6 +106,7 @@ def compute(config: Config, task: Task, directory: RunDirectory) -> list[CurveRo
         "corrupt_images": corrupt,
         "seed": config.seed,
         "analog_mac_share": observation.fanout.analog_share,
+        "energy": asdict(prices(config.energy)),
         "commit": begun.commit,
     }
     # options of a method (analog, spiking_linear) may change its own share
@@ -160,6 +163,7 @@ def convert_all(config: Config, observation: Observation) -> Iterator[Conversion
         name, options = entry["method"], method_options(entry)
         for times in [[t] for t in record] if find_method(name).needs_t else [record]:
             snn = spiking_network(name, options, observation, times[-1], config.seed, config.sim.chunk)
+            snn.energy = config.energy
             yield Conversion(entry["label"], snn, times)
 
 

@@ -40,6 +40,7 @@ class SpikingNetwork:
     fanout: as ``convert.fanout.fan_out`` gives it. seed: of the spike confidence's masks. chunk: timesteps that a layer
     runs at once; None chooses it by the size of the activations. decide: makes the neuron of a call site that has none
     when its currents are first seen (``layer_by_layer``). detector: what the network is a part of, if anything.
+    energy: what its operations cost, see ``analysis.energy.prices``.
     """
 
     def __init__(
@@ -51,12 +52,13 @@ class SpikingNetwork:
         chunk: int | None = None,
         decide: Callable[[Node, Tensor], Neuron] | None = None,
         detector: Detector | None = None,
+        energy: str = "45nm",
     ):
         missing = [node.name for node in graph.sites if node.name not in neurons]
         if missing and not decide:
             raise InputError(f"no neuron for call site {missing[0]}: a method must give one for each of graph.sites")
         self.graph, self.neurons, self.fanout, self.seed, self.chunk = graph, neurons, fanout, seed, chunk
-        self.decide, self.detector = decide, detector
+        self.decide, self.detector, self.energy = decide, detector, energy
         self.counts: dict[int, Counts] = {}
         self._plan = _Plan(graph)
 
@@ -97,7 +99,7 @@ class SpikingNetwork:
                     t += steps
                 outputs[until] = run.readout(t)
                 sites = {node.name: scan.counts for node, scan in run.scans.items()}
-                self.counts[until] = count(self, sites, run.pools, until)
+                self.counts[until] = count(self, sites, run.pools, until, self.energy)
         return outputs
 
     def detect(
