@@ -1,0 +1,219 @@
+"""A plan: the neurons of a network's call sites as plain data, which can be kept, looked at and used again.
+
+A file holds, by call site, its channels and the fields of its ``Neuron`` as JSON, tensors beside it as safetensors. It
+holds no function: a neuron's activation is the call site's own, and the file's must be the same.
+"""
+
+import math
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from msat_det.archive import finite, read_archive, write_archive
+from msat_det.convert.graph import Graph
+from msat_det.convert.ops import Activation
+from msat_det.errors import InputError
+from msat_det.files import show
+from msat_det.neurons import Msat, Neuron
+
+KIND = "plan"
+_LARGEST = 2**31 - 1  # whole number
+_LONGEST = 4096  # list of stages
+# What the equations need of a number, beside being finite.
+_RANGES: dict[tuple[type, str], tuple[float, float]] = {
+    (Neuron, "theta"): (0, math.inf),
+    (Neuron, "margin"): (0, math.inf),
+    (Neuron, "gamma"): (1, _LARGEST),
+    (Neuron, "confidence"): (0, 1),
+    (Neuron, "window"): (1, _LARGEST),
+    (Neuron, "stages"): (1e-30, math.inf),
+    (Msat, "k_i"): (1e-30, math.inf),
+    (Msat, "C"): (1e-30, math.inf),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a plan file holds. notes: what its maker wrote beside the neurons (method, options, …), any JSON."""
+
+    path: Path
+    sites: dict[str, Any]
+    tensors: dict[str, Tensor]
+    notes: dict[str, Any]
+
+    def neurons(self, graph: Graph) -> dict[str, Neuron]:
+        """The neurons for ``graph``. Raises InputError where its call sites are not those that the plan is for."""
+        try:
+            return read_neurons(self.sites, self.tensors, graph)
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from error
+
+
+def save_plan(path: str | Path, neurons: dict[str, Neuron], graph: Graph, **notes: Any) -> None:
+    """Write the neurons of a network's call sites into one small file. notes: JSON to keep with them."""
+    sites, tensors = write_neurons(neurons, graph)
+    write_archive(path, KIND, {"sites": sites, "notes": notes}, tensors)
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Read a plan. Raises InputError for a file that is none; the neurons are checked when a network is there."""
+    document, tensors = read_archive(path, KIND)
+    sites, notes = document.get("sites"), document.get("notes")
+    if not isinstance(sites, dict) or not isinstance(notes, dict) or len(document) > 2:
+        raise InputError(f"{path}: a plan holds sites and notes: save it again")
+    return Plan(Path(path), sites, tensors, notes)
+
+
+def write_neurons(neurons: dict[str, Neuron], graph: Graph) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The neurons of ``graph``'s call sites as JSON values and named tensors, which ``read_neurons`` reads.
+
+    Raises InputError for a neuron that could not be read again.
+    """
+    sites, tensors = {}, {}
+    for node in graph.sites:
+        if node.name in neurons:
+            fields_ = _plain(neurons[node.name], _prefix(node.name), tensors)
+            sites[node.name] = {"channels": node.meta["shape"][0], "neuron": fields_}
+    read_neurons(sites, tensors, graph)
+    return sites, tensors
+
+
+def read_neurons(sites: Any, tensors: dict[str, Tensor], graph: Graph) -> dict[str, Neuron]:
+    """The neurons that ``write_neurons`` wrote, one for each call site of ``graph``.
+
+    Raises InputError, naming call site and field, for call sites, channels or activations that are not the graph's, an
+    unknown or missing field, and a value of the wrong type, shape or range.
+    """
+    if not isinstance(sites, dict):
+        raise InputError(f"the call sites are {show(sites)}: give a mapping of their names")
+    known = {node.name: node for node in graph.sites}
+    for name in sites:
+        if name not in known:
+            raise InputError(f"call site {show(name)} is not the network's: use the plan of this network")
+    neurons = {}
+    for name, node in known.items():
+        entry, channels = sites.get(name), node.meta["shape"][0]
+        if not isinstance(entry, dict) or set(entry) != {"channels", "neuron"}:
+            raise InputError(f"no neuron for call site {name}: use the plan of this network")
+        if type(entry["channels"]) is not int or entry["channels"] != channels:
+            wrong = show(entry["channels"])
+            raise InputError(
+                f"call site {name} has {channels} channels, the plan {wrong}: use the plan of this network"
+            )
+        neurons[name] = _Reader(name, tensors, channels, node.meta["activation"]).read(Neuron, entry["neuron"])
+    return neurons
+
+
+def _prefix(site: str) -> str:
+    return f"neurons/{site}"
+
+
+def _plain(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """A value as JSON; a tensor as its shape, itself going into ``tensors``; ∞ as the word."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"shape": list(value.shape)}
+    if is_dataclass(value):
+        kept = (f.name for f in fields(value) if f.name != "fn")
+        return {key: _plain(getattr(value, key), f"{name}.{key}", tensors) for key in kept}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item, name, tensors) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@dataclass
+class _Reader:
+    """Reads the fields of one call site's neuron by the type hints of the dataclasses."""
+
+    site: str
+    tensors: dict[str, Tensor]
+    channels: int
+    activation: Activation
+
+    def read(self, cls: type, values: Any, name: str = "") -> Any:
+        if not isinstance(values, dict):
+            raise self._wrong(name or "neuron", values, "a mapping of its fields")
+        hints = typing.get_type_hints(cls)
+        for key in values:
+            if key not in hints:
+                raise self._wrong(f"{name}{key}", values[key], f"no such field, but {', '.join(hints)}")
+        found = {}
+        for item in fields(cls):
+            if item.name in values:
+                found[item.name] = self._field(
+                    cls, item.name, hints[item.name], values[item.name], f"{name}{item.name}"
+                )
+            elif item.default is MISSING and item.default_factory is MISSING:
+                raise InputError(f"call site {self.site}: {name}{item.name} is missing: save the plan again")
+        made = cls(**found)
+        if cls is Neuron and made.imbalanced and not 0 < self.activation.slope < math.inf:
+            raise self._wrong("imbalanced", True, f"false: {self.activation.name} has no slope below 0")
+        return made
+
+    def _field(self, cls: type, key: str, hint: Any, value: Any, name: str) -> Any:
+        for kind in typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
+            matches, found = self._as(kind, value, name)
+            if matches:
+                low, high = _RANGES.get((cls, key), (-math.inf, math.inf))
+                if not all(low <= number <= high for number in _numbers(found)):
+                    raise self._wrong(name, value, f"values from {low:g} to {high:g}")
+                return found
+        raise self._wrong(
+            name, value, f"a value of its type, {hint if hint.__module__ != 'builtins' else hint.__name__}"
+        )
+
+    def _as(self, kind: Any, value: Any, name: str) -> tuple[bool, Any]:
+        """Whether a JSON value is of this kind, and what it stands for."""
+        if kind is Activation:
+            if value != _plain(self.activation, "", {}):
+                own = self.activation.name
+                raise self._wrong(name, value, f"the network's own, {own}: use the plan of this network")
+            return True, self.activation
+        if kind is Tensor:
+            return isinstance(value, dict) and set(value) == {"shape"}, self._tensor(value, name)
+        if is_dataclass(kind):
+            return isinstance(value, dict), self.read(kind, value, f"{name}.") if isinstance(value, dict) else None
+        if typing.get_origin(kind) is Literal:
+            return isinstance(value, str) and value in typing.get_args(kind), value
+        if typing.get_origin(kind) in (Sequence, tuple, list):
+            inner = typing.get_args(kind)[0]
+            if not isinstance(value, list) or not 0 < len(value) <= _LONGEST:
+                return False, None
+            pairs = [self._as(inner, item, name) for item in value]
+            return all(matches for matches, _ in pairs), tuple(item for _, item in pairs)
+        if kind is types.NoneType or kind is bool:
+            return isinstance(value, kind), value
+        if kind is int:
+            return type(value) is int and abs(value) <= _LARGEST, value
+        if kind is float and type(value) in (int, float) and abs(value) < 1e38:
+            return True, float(value)
+        return False, None
+
+    def _tensor(self, value: Any, name: str) -> Tensor | None:
+        """The tensor that stands for a field: () or one number a channel."""
+        key = f"{_prefix(self.site)}.{name}"
+        if not isinstance(value, dict):
+            return None
+        tensor = self.tensors.get(key)
+        if tensor is None or list(tensor.shape) != value.get("shape") or tensor.shape not in ((), (self.channels,)):
+            shape = None if tensor is None else tuple(tensor.shape)
+            raise self._wrong(name, shape, f"a tensor of shape () or ({self.channels},)")
+        return finite(key, tensor)
+
+    def _wrong(self, name: str, value: Any, wanted: str) -> InputError:
+        return InputError(f"call site {self.site}: {show(name)[1:-1]} is {show(value)}: give {wanted}")
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """The numbers in a field's value: its least and greatest ones stand for a tensor."""
+    if isinstance(value, Tensor):
+        yield from (value.amin().item(), value.amax().item()) if value.numel() else ()
+    elif isinstance(value, tuple):
+        yield from value
+    elif isinstance(value, int | float):
+        yield value
