@@ -168,6 +168,7 @@ class Config:
     out: run directory; null: runs/<name of the configuration file>.
     resume: go on where an interrupted run in the same directory stopped.
     strict: stop at a corrupt image instead of counting it and going on.
+    command: the command line that asked for it, which the report shows; no key.
     """
 
     data: Data
@@ -184,6 +185,7 @@ class Config:
     out: str | None = None
     resume: bool = False
     strict: bool = False
+    command: str | None = field(default=None, compare=False, metadata={"key": False})
 
     def __post_init__(self) -> None:
         _positive("batch", self.batch)
@@ -223,7 +225,8 @@ class Config:
 
     def to_yaml(self) -> str:
         """All resolved values, as YAML that makes the same run again."""
-        return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True, width=120)
+        values = {key: value for key, value in asdict(self).items() if key != "command"}
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
 
 
 def checked_method(entry: dict) -> dict:

@@ -5,6 +5,7 @@ import difflib
 import math
 import os
 import re
+import shlex
 import types
 import typing
 from dataclasses import MISSING, fields, is_dataclass
@@ -51,7 +52,17 @@ def load_config(argv: list[str], prog: str = "convert_det.py", about: str = "", 
     values |= command
     if values.get("out") is None:
         values["out"] = str(Path.cwd() / "runs" / file.stem)
+    values["command"] = command_line(prog, argv)
     return _build(Config, values, file)
+
+
+def command_line(prog: str, argv: list[str]) -> str:
+    """The words of a run as a shell takes them, without --resume: with it and without it a run ends the same."""
+    words = ["python", f"tools/{prog}"] if prog.endswith(".py") else prog.split()
+    for before, word in zip(["", *argv], argv, strict=False):
+        asked = word.partition("=")[0] == "--resume" or (before == "--resume" and word in ("true", "false"))
+        words += [] if asked else [word]
+    return shlex.join(words)
 
 
 def read_yaml(file: Path) -> dict:
@@ -121,7 +132,7 @@ def _keys(cls: type = Config, prefix: str = "") -> dict[str, tuple[type, Any]]:
     for item in fields(cls):
         if is_dataclass(item.type):
             keys |= _keys(item.type, f"{prefix}{item.name}.")
-        else:
+        elif item.metadata.get("key", True):
             keys[prefix + item.name] = (cls, item)
     return keys
 
