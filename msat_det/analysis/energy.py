@@ -69,8 +69,9 @@ class Cost:
     spikes: Σ|s|, a burst of k counting k. sops: the multiply-adds that its spikes reach. accumulations: those of them
     that only add. graded: those that multiply, since the spike's height differs by neuron and time. updates: of an
     adaptive threshold. analog: multiply-adds at full price. traffic: bytes of neuron state read and written.
-    Beside it, for the float network: float_macs, the multiply-adds that the node's output takes part in (for what is
-    analog: those of the node itself); float_traffic, bytes of its activations written once and read once.
+    Beside it, for the float network: float_macs, the multiply-adds that the node's output takes part in, those reached
+    by several branches or pooled elements counted for each (for what is analog: those of the node itself);
+    float_traffic, bytes of its activations written once and read once.
     """
 
     spikes: Tensor = field(default_factory=_none)

@@ -11,7 +11,7 @@ import inspect
 import operator
 import os
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,14 @@ class Graph:
             return getattr(args[0], node.target)(*args[1:], **kwargs)
         return node.target(*args, **kwargs)
 
+    def evaluate(self, node: Node, values: Mapping[Node, Any]) -> Any:
+        """The float value of a node that is no input, from those of the nodes before it."""
+        if node.op == "get_attr":
+            return self.attribute(node)
+        if node.op == "output":
+            return self.restructure(fx.map_arg(node.args[0], values.__getitem__))
+        return self.call(node, fx.map_arg(node.args, values.__getitem__), fx.map_arg(node.kwargs, values.__getitem__))
+
     def attribute(self, node: Node) -> Any:
         """The value of a get_attr node."""
         value = self.module
@@ -101,16 +109,7 @@ class Graph:
         """Run the float graph node by node: yields (node, value); values are freed after their last use."""
         inputs, env, last = self.bind(batch), {}, last_uses(self.nodes)
         for node in self.nodes:
-            if node.op == "placeholder":
-                value = inputs[node.target]
-            elif node.op == "get_attr":
-                value = self.attribute(node)
-            elif node.op == "output":
-                value = self.restructure(fx.map_arg(node.args[0], env.__getitem__))
-            else:
-                value = self.call(
-                    node, fx.map_arg(node.args, env.__getitem__), fx.map_arg(node.kwargs, env.__getitem__)
-                )
+            value = inputs[node.target] if node.op == "placeholder" else self.evaluate(node, env)
             yield node, value
             env[node] = value
             for done in last[node]:

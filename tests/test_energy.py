@@ -1,0 +1,61 @@
+"""Energy tables are data: by name, from a file, and what is no table is told in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from networks import images, observed
+
+from msat_det.analysis.energy import TABLES, prices
+from msat_det.convert.conversion import spiking_network
+from msat_det.errors import InputError
+from msat_det.options import PROJECT, load_config
+
+
+def test_the_default_is_horowitz_at_45_nm() -> None:
+    price = prices()
+    assert (price.mac, price.ac) == (4.6, 0.9)
+    assert "Horowitz" in price.source
+    assert prices("45nm_int8").mac < price.mac
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+def test_a_file_of_ones_own_changes_energy_and_nothing_else(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"mine.{suffix}"
+    file.write_text(json.dumps({"mac": 10, "ac": 1.0, "source": "measured"}))
+    assert prices(str(file)).source == "measured"
+    snn = spiking_network("constant", {}, observed("plain"), 8)
+    snn.run(images(), 8)
+    before = snn.counts[8]
+    snn.energy = str(file)
+    snn.run(images(), 8)
+    after = snn.counts[8]
+    assert after.float_energy == 10 * before.macs
+    assert after.sops.tolist() == before.sops.tolist()
+    macs = sum(cost.macs for cost in after.costs.values())
+    adds = sum(cost.accumulations for cost in after.costs.values())
+    assert after.energy.tolist() == pytest.approx((10 * macs + adds).tolist())
+
+
+@pytest.mark.parametrize(
+    "text", ["mac: 1", "mac: -1\nac: 1\nsource: s", "mac: x\nac: 1\nsource: s", "[", "7", "{mac: 1"]
+)
+def test_what_is_no_table_is_told(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "table.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match="table.yaml"):
+        prices(str(file))
+
+
+def test_an_unknown_table_is_told_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match="45nm, 45nm_int8"):
+        prices("7nm")
+
+
+def test_the_command_line_takes_a_name_or_a_file() -> None:
+    def energy(word: str) -> str:
+        return load_config(["--cfg", str(PROJECT / "configs/vgg_demo.yaml"), "--energy", word]).energy
+
+    assert energy("45nm_int8") == "45nm_int8"
+    assert energy("mine.yaml") == str(Path.cwd() / "mine.yaml")
+    assert TABLES.is_file()
