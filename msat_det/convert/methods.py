@@ -266,7 +266,7 @@ def calibration(options: Calibration, observation: Observation, T: int) -> Neuro
     goals = {n.name: v for n, v in observation.graph.walk(observation.first(options.images)) if "activation" in n.meta}
 
     def decide(node: Node, currents: Tensor) -> Neuron:
-        goal = goals.pop(node.name)
+        goal = goals.pop(node.name)[: currents.shape[1]]  # a layer too large for memory is run on fewer images
         made = neuron(options, node, _mmse(options, observation, node, goal, T))
         if options.correct == "none":
             return made

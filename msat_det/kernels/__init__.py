@@ -198,7 +198,7 @@ class Scan:
         y = flat
         if constant or not in_place:
             y = torch.empty((steps * c.B, *flat.shape[1:]), memory_format=self._format)
-        stages = torch.tensor([n.stage(t0 + k) for k in range(steps)])
+        stages = torch.tensor([n.stage(t0 + k) for k in range(steps)], dtype=torch.float32)
         c.K, c.t0, c.x_step = steps, t0, 0 if constant else c.B * c.N
         c.x, c.y, c.stage = flat.data_ptr(), y.data_ptr(), stages.data_ptr()
         family = "track" if n.tracking else "leaky" if n.imbalanced else "reset" if n.reset == "zero" else "spike"
