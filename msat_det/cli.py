@@ -73,6 +73,7 @@ commands:
   eval-cls --cfg FILE [--key value …]           convert a classifier: accuracy over time
   compare --cfg FILE [--key value …]            all methods of a file, or of the registry, in one table
   inspect --cfg FILE [--key value …]            what every node of the network becomes: table and picture
+  fetch NAME … [--root DIR]                     data sets and weights by name; --list shows them
   list methods|detectors|classifiers            the names that a configuration may use, one a line
 
 Each command explains itself: msat-det convert-det --help"""
@@ -144,11 +145,20 @@ def list_names(argv: list[str]) -> None:
     print("\n".join(getattr(importlib.import_module(module), registry)))
 
 
+@guarded
+def fetch(argv: list[str]) -> None:
+    """``tools/fetch.py``: data sets and weights by name."""
+    from msat_det.fetch import fetch
+
+    fetch(argv)
+
+
 COMMANDS = {
     "convert-det": convert_det,
     "eval-cls": eval_cls,
     "compare": compare,
     "inspect": inspect,
+    "fetch": fetch,
     "list": list_names,
 }
 

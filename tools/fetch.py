@@ -1,0 +1,10 @@
+"""Data sets and weights by name; needs no installation. --help tells how, --list what there is."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from msat_det.cli import fetch
+
+if __name__ == "__main__":
+    sys.exit(fetch())
