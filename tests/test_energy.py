@@ -43,7 +43,7 @@ def test_a_file_of_ones_own_changes_energy_and_nothing_else(tmp_path: Path, suff
 def test_what_is_no_table_is_told(tmp_path: Path, text: str) -> None:
     file = tmp_path / "table.yaml"
     file.write_text(text)
-    with pytest.raises(InputError, match="table.yaml"):
+    with pytest.raises(InputError, match=r"table\.yaml"):
         prices(str(file))
 
 

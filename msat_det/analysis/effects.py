@@ -1,7 +1,7 @@
 """What the error of one call site alone does to a network's outputs: the terms of the paper's eq. 7."""
 
 from collections import ChainMap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from msat_det.convert.graph import Batch, Graph
+from msat_det.simulate import SpikingNetwork
 
 IMAGES = 2  # of each batch: every float activation of theirs is in memory at once
 
@@ -42,3 +43,14 @@ def squares(got: Any, expected: Any) -> Tensor:
     """(2,) ‖got − expected‖² and ‖expected‖² over all output tensors."""
     pairs = zip(pytree.tree_leaves(got), pytree.tree_leaves(expected), strict=True)
     return sum(torch.stack((dot(a - b, a - b), dot(b, b))) for a, b in pairs if isinstance(a, Tensor))
+
+
+def output_error(snn: SpikingNetwork, batches: Iterable[Batch], t: int) -> float:
+    """‖outputs after t timesteps − float outputs‖ / ‖float outputs‖ over all images."""
+    total, images = torch.zeros(2, dtype=torch.float64), 0
+    for batch in batches:
+        size = pytree.tree_leaves(batch)[0].shape[0]
+        found = snn.run(batch, t, images=list(range(images, images + size)))[t]
+        total += squares(found, snn.graph(batch))
+        images += size
+    return relative(*total.tolist())
