@@ -5,12 +5,10 @@ holds no function: a neuron's activation is the call site's own, and the file's 
 """
 
 import math
-import types
-import typing
-from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -20,17 +18,16 @@ from msat_det.convert.ops import Activation
 from msat_det.errors import InputError
 from msat_det.files import show
 from msat_det.neurons import Msat, Neuron
+from msat_det.typed import LARGEST, Ranges, Reader
 
 KIND = "plan"
-_LARGEST = 2**31 - 1  # whole number
-_LONGEST = 4096  # list of stages
 # What the equations need of a number, beside being finite.
-_RANGES: dict[tuple[type, str], tuple[float, float]] = {
+_RANGES: Ranges = {
     (Neuron, "theta"): (0, math.inf),
     (Neuron, "margin"): (0, math.inf),
-    (Neuron, "gamma"): (1, _LARGEST),
+    (Neuron, "gamma"): (1, LARGEST),
     (Neuron, "confidence"): (0, 1),
-    (Neuron, "window"): (1, _LARGEST),
+    (Neuron, "window"): (1, LARGEST),
     (Neuron, "stages"): (1e-30, math.inf),
     (Msat, "k_i"): (1e-30, math.inf),
     (Msat, "C"): (1e-30, math.inf),
@@ -105,7 +102,7 @@ def read_neurons(sites: Any, tensors: dict[str, Tensor], graph: Graph) -> dict[s
             raise InputError(
                 f"call site {name} has {channels} channels, the plan {wrong}: use the plan of this network"
             )
-        neurons[name] = _Reader(name, tensors, channels, node.meta["activation"]).read(Neuron, entry["neuron"])
+        neurons[name] = _Reader(name, tensors, channels, node.meta["activation"]).neuron(entry["neuron"])
     return neurons
 
 
@@ -126,94 +123,36 @@ def _plain(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-@dataclass
-class _Reader:
-    """Reads the fields of one call site's neuron by the type hints of the dataclasses."""
+class _Reader(Reader):
+    """Reads one call site's neuron."""
 
-    site: str
-    tensors: dict[str, Tensor]
-    channels: int
-    activation: Activation
+    def __init__(self, site: str, tensors: dict[str, Tensor], channels: int, activation: Activation):
+        super().__init__(f"call site {site}", _RANGES)
+        self.site, self.tensors, self.channels, self.activation = site, tensors, channels, activation
 
-    def read(self, cls: type, values: Any, name: str = "") -> Any:
-        if not isinstance(values, dict):
-            raise self._wrong(name or "neuron", values, "a mapping of its fields")
-        hints = typing.get_type_hints(cls)
-        for key in values:
-            if key not in hints:
-                raise self._wrong(f"{name}{key}", values[key], f"no such field, but {', '.join(hints)}")
-        found = {}
-        for item in fields(cls):
-            if item.name in values:
-                found[item.name] = self._field(
-                    cls, item.name, hints[item.name], values[item.name], f"{name}{item.name}"
-                )
-            elif item.default is MISSING and item.default_factory is MISSING:
-                raise InputError(f"call site {self.site}: {name}{item.name} is missing: save the plan again")
-        made = cls(**found)
-        if cls is Neuron and made.imbalanced and not 0 < self.activation.slope < math.inf:
-            raise self._wrong("imbalanced", True, f"false: {self.activation.name} has no slope below 0")
+    def neuron(self, values: Any) -> Neuron:
+        made = self.read(Neuron, values)
+        if made.imbalanced and not 0 < self.activation.slope < math.inf:
+            raise self.wrong("imbalanced", True, f"false: {self.activation.name} has no slope below 0")
         return made
 
-    def _field(self, cls: type, key: str, hint: Any, value: Any, name: str) -> Any:
-        for kind in typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
-            matches, found = self._as(kind, value, name)
-            if matches:
-                low, high = _RANGES.get((cls, key), (-math.inf, math.inf))
-                if not all(low <= number <= high for number in _numbers(found)):
-                    raise self._wrong(name, value, f"values from {low:g} to {high:g}")
-                return found
-        raise self._wrong(
-            name, value, f"a value of its type, {hint if hint.__module__ != 'builtins' else hint.__name__}"
-        )
-
-    def _as(self, kind: Any, value: Any, name: str) -> tuple[bool, Any]:
-        """Whether a JSON value is of this kind, and what it stands for."""
+    def match(self, kind: Any, value: Any, name: str) -> tuple[bool, Any]:
+        if kind is Tensor:
+            matches = isinstance(value, dict) and set(value) == {"shape"}
+            return matches, self._tensor(value["shape"], name) if matches else None
         if kind is Activation:
             if value != _plain(self.activation, "", {}):
-                own = self.activation.name
-                raise self._wrong(name, value, f"the network's own, {own}: use the plan of this network")
+                raise self.wrong(
+                    name, value, f"the network's own, {self.activation.name}: use the plan of this network"
+                )
             return True, self.activation
-        if kind is Tensor:
-            return isinstance(value, dict) and set(value) == {"shape"}, self._tensor(value, name)
-        if is_dataclass(kind):
-            return isinstance(value, dict), self.read(kind, value, f"{name}.") if isinstance(value, dict) else None
-        if typing.get_origin(kind) is Literal:
-            return isinstance(value, str) and value in typing.get_args(kind), value
-        if typing.get_origin(kind) in (Sequence, tuple, list):
-            inner = typing.get_args(kind)[0]
-            if not isinstance(value, list) or not 0 < len(value) <= _LONGEST:
-                return False, None
-            pairs = [self._as(inner, item, name) for item in value]
-            return all(matches for matches, _ in pairs), tuple(item for _, item in pairs)
-        if kind is types.NoneType or kind is bool:
-            return isinstance(value, kind), value
-        if kind is int:
-            return type(value) is int and abs(value) <= _LARGEST, value
-        if kind is float and type(value) in (int, float) and abs(value) < 1e38:
-            return True, float(value)
-        return False, None
+        return super().match(kind, value, name)
 
-    def _tensor(self, value: Any, name: str) -> Tensor | None:
+    def _tensor(self, shape: Any, name: str) -> Tensor:
         """The tensor that stands for a field: () or one number a channel."""
         key = f"{_prefix(self.site)}.{name}"
-        if not isinstance(value, dict):
-            return None
         tensor = self.tensors.get(key)
-        if tensor is None or list(tensor.shape) != value.get("shape") or tensor.shape not in ((), (self.channels,)):
-            shape = None if tensor is None else tuple(tensor.shape)
-            raise self._wrong(name, shape, f"a tensor of shape () or ({self.channels},)")
+        if tensor is None or list(tensor.shape) != shape or tensor.shape not in ((), (self.channels,)):
+            found = None if tensor is None else tuple(tensor.shape)
+            raise self.wrong(name, found, f"a tensor of shape () or ({self.channels},)")
         return finite(key, tensor)
-
-    def _wrong(self, name: str, value: Any, wanted: str) -> InputError:
-        return InputError(f"call site {self.site}: {show(name)[1:-1]} is {show(value)}: give {wanted}")
-
-
-def _numbers(value: Any) -> Iterator[float]:
-    """The numbers in a field's value: its least and greatest ones stand for a tensor."""
-    if isinstance(value, Tensor):
-        yield from (value.amin().item(), value.amax().item()) if value.numel() else ()
-    elif isinstance(value, tuple):
-        yield from value
-    elif isinstance(value, int | float):
-        yield value
