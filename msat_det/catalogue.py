@@ -12,7 +12,7 @@ class Source:
     """A file on a server.
 
     size: its bytes, or a bound on them. checksum: ``md5:…`` or ``sha256:…``, of which the first digits may do; "" where
-    nobody publishes one: then the first copy is trusted and its SHA-256 kept for all later ones.
+    none is known: then the first copy is trusted and its SHA-256 kept for all later ones.
     """
 
     url: str
@@ -165,24 +165,29 @@ CATALOGUE = {
 
 
 def data_command(kind: str, root: Path, split: str, year: str) -> str:
-    """The command that puts a registered dataset below ``root``; "" where none does, or what it gets is there."""
+    """The command that puts a dataset of a registered kind below ``root``; "" where none does or all is there."""
     if kind == "images" and root.name == COCO_CALIB64.path:
-        return _command("coco_calib64", root.parent)
+        return fetch_command("coco_calib64", root.parent)
+    if kind == "coco" and split == "train2017":  # 19 GB for the few images that calibration looks at
+        folder = shlex.quote(str(root / COCO_CALIB64.path))
+        command = fetch_command("coco_calib64", root)
+        return f"{command}, then add --calib.kind images --calib.split null --calib.root {folder}"
     if kind == "imagenet":
-        return _command("imagenet", root)
+        return fetch_command("imagenet", root)
     name = {"voc": f"voc{year or 2007}", "coco": "coco2017" if split in ("", "val2017") else ""}.get(kind, kind)
     if name in CATALOGUE and not all((root / item.path).exists() for item in CATALOGUE[name].items):
-        return _command(name, root)
+        return fetch_command(name, root)
     return ""
 
 
-def weights_command(path: Path) -> str:
-    """The command that puts a file of the catalogue at ``path``; "" where none does."""
+def get_with(path: Path) -> str:
+    """What to say of a missing file at ``path``: which command puts it there; "" where none does."""
     for name, entry in CATALOGUE.items():
         if any(Path(item.path).parts == path.parts[-2:] for item in entry.items):
-            return _command(name, path.parents[1])
+            return f"get it with: {fetch_command(name, path.parents[1])}"
     return ""
 
 
-def _command(name: str, root: Path) -> str:
+def fetch_command(name: str, root: Path | str) -> str:
+    """The command that puts a name below ``root``, as a shell takes it."""
     return f"msat-det fetch {name} --root {shlex.quote(str(root))}"

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torchvision.datasets import CIFAR100
 
+from msat_det.catalogue import data_command, fetch_command
 from msat_det.errors import InputError
 from msat_det.files import CorruptImage as CorruptImage
-from msat_det.files import inside, is_file, one_line, read_image, read_text, show
+from msat_det.files import MissingData, inside, is_file, one_line, read_image, read_text, show
 
 # fmt: off
 VOC_CLASSES = [
@@ -120,7 +121,7 @@ class VocDetection(Dataset):
         listing = inside(home, "ImageSets", "Main", f"{split}.txt")
         if not is_file(listing):
             known = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt"))[:8]) or "none"
-            raise InputError(
+            raise MissingData(
                 f"no image list {one_line(listing)} (there: {known}): check the root, the split and the year"
             )
         ids = [line.split()[0] for line in read_text(listing).splitlines() if line.strip()]
@@ -272,7 +273,7 @@ class ClassFolders(Dataset):
     def __init__(self, root: Path | str, split: str = ""):
         folder = inside(Path(root), split)
         if not folder.is_dir():
-            raise InputError(f"no folder {one_line(folder)}: check the root and the split")
+            raise MissingData(f"no folder {one_line(folder)}: check the root and the split")
         classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         index = {name: label for label, name in enumerate(classes)}
         names = [name for name in image_names(folder) if name.split("/")[0] in index]
@@ -296,7 +297,10 @@ class Cifar100(Dataset):
             source = CIFAR100(root, train=split == "train")
         except (RuntimeError, OSError) as error:
             where = Path(root, CIFAR100.base_folder)
-            raise InputError(f"{where}: missing files or MD5 sums that aren't CIFAR-100's: fetch it again") from error
+            raise InputError(
+                f"{where}: missing files or MD5 sums that aren't CIFAR-100's: move it away, then "
+                f"{fetch_command('cifar100', root)}"
+            ) from error
         targets = dict(enumerate(source.targets))
         super().__init__(Path(root), list(source.classes), dict.fromkeys(targets, CIFAR100.base_folder), targets)
         self._pixels = torch.from_numpy(source.data).permute(0, 3, 1, 2)
@@ -332,9 +336,18 @@ def build_dataset(
         near = difflib.get_close_matches(kind, DATASETS, n=1)
         mend = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(DATASETS)}"
         raise InputError(f"unknown kind of dataset {show(kind)}: {mend}")
-    if not root or not Path(root).is_dir():
-        raise InputError(f"no data folder {one_line(root) or '(none named)'}: give an existing one with {option}")
-    return DATASETS[kind](Path(root), str(split or ""), str(year or ""))
+    if not root:
+        raise InputError(f"no data folder named: give one with {option}")
+    root, split, year = Path(root), str(split or ""), str(year or "")
+    try:
+        if not root.is_dir():
+            raise MissingData(f"no data folder {one_line(root)}: give an existing one with {option}")
+        return DATASETS[kind](root, split, year)
+    except MissingData as error:
+        command = data_command(kind, root, split, year)
+        if not command:
+            raise
+        raise MissingData(f"{error}, or get the data with: {command}") from error
 
 
 def image_names(folder: Path) -> list[str]:
@@ -346,7 +359,7 @@ def image_names(folder: Path) -> list[str]:
 def require_images(folder: Path, names: Iterable[str]) -> None:
     """Raise InputError unless at least one of the listed images is there."""
     if not any(is_file(inside(folder, name)) for name in names):
-        raise InputError(f"none of the listed images is in {folder}: put them there or check the root and the split")
+        raise MissingData(f"none of the listed images is in {folder}: put them there or check the root and the split")
 
 
 def make_target(boxes: list, labels: list[int], ignore: list) -> Target:

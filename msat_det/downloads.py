@@ -22,7 +22,7 @@ CHUNK = 1 << 16  # bytes; what a broken transfer loses at most
 
 
 def download(source: Source, target: Path, show: bool = True) -> None:
-    """The file at ``source.url``, or at its mirror, as ``target``; nothing to do if it is there and as published.
+    """The file at ``source.url``, or at its mirror, as ``target``; nothing to do if it is there with its checksum.
 
     The bytes gather in ``<target>.part``. A broken transfer goes on from there for as long as every attempt brings
     more, and so does the next call, where the server can and a checksum would tell of a change in between; otherwise
@@ -59,7 +59,7 @@ def download(source: Source, target: Path, show: bool = True) -> None:
         got = pooch.file_hash(part, source.checksum.partition(":")[0])
         part.unlink()
         raise InputError(
-            f"{url}: wrong checksum {got}, published is {source.checksum}: the copy is deleted; fetch it again or "
+            f"{url}: wrong checksum {got}, it should be {source.checksum}: the copy is deleted; fetch it again or "
             "from a mirror with MSAT_DET_MIRROR"
         )
     part.replace(target)

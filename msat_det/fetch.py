@@ -21,8 +21,8 @@ from msat_det.unpack import unpack
 
 ABOUT = """\
 Fetches data sets and weights by name into the folder that --data.root of a run then names. What is there is left as it
-is; a transfer that broke off goes on where it stopped; everything is compared with its published checksum. Where none
-is published, the first copy is trusted, and its SHA-256, kept beside it, binds all later ones."""
+is; a transfer that broke off goes on where it stopped; everything is compared with a known checksum. Where there
+is none, the first copy is trusted, and its SHA-256, kept beside it, binds all later ones."""
 EPILOG = """\
 imagenet says how to lay out ImageNet, which only its owners may hand out. torchvision:MODEL, or with the name of one of
 its weights torchvision:MODEL:WEIGHTS, goes into torch.hub's cache, where torchvision looks for it.
@@ -138,12 +138,12 @@ def check(item: Item, root: Path) -> None:
             f"{target} is incomplete, {found} files of at least {item.least}: move it away and fetch it again"
         )
     if target.is_file() and not item.unpacked and not matches(target, item.sources[0].checksum):
-        raise InputError(f"{target} is not the published file, its checksum differs: move it away and fetch it again")
+        raise InputError(f"{target} is another file, its checksum differs: move it away and fetch it again")
     trust(item, root, root)
 
 
 def trust(item: Item, folder: Path, root: Path) -> None:
-    """Compare files without a published checksum, below ``folder``, with the SHA-256 that their first copies had.
+    """Compare files without a known checksum, below ``folder``, with the SHA-256 that their first copies had.
 
     The sums are in ``<path>.sha256`` below ``root``, which ``sha256sum -c`` reads. Raises InputError on a difference.
     """
@@ -161,7 +161,7 @@ def trust(item: Item, folder: Path, root: Path) -> None:
 
 
 def keep_sums(item: Item, folder: Path, root: Path) -> None:
-    """Write the first copies' SHA-256 for ``trust``; nothing where checksums are published or the sums are kept."""
+    """Write the first copies' SHA-256 for ``trust``; nothing where checksums are known or the sums are kept."""
     sums, file = first_sums(item, folder), sums_file(item, root)
     if sums and not file.exists():
         part = file.with_name(f".{file.name}.part")
@@ -174,7 +174,7 @@ def sums_file(item: Item, root: Path) -> Path:
 
 
 def first_sums(item: Item, folder: Path) -> dict[str, str]:
-    """Path below ``folder`` → SHA-256 of the item's files that have no published checksum and are there."""
+    """Path below ``folder`` → SHA-256 of the item's files that have no known checksum and are there."""
     made = folder / item.path
     files = [made if made.is_file() else made / source.name for source in item.sources if not source.checksum]
     return {file.relative_to(folder).as_posix(): pooch.file_hash(file) for file in files if file.is_file()}

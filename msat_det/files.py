@@ -22,6 +22,10 @@ class CorruptImage(InputError):
     """An image that can't be read; the message names the file. A run may count it and go on."""
 
 
+class MissingData(InputError):
+    """A part of a dataset that is not there at all, so that it may help to fetch it."""
+
+
 def read_image(path: Path) -> Tensor:
     """An image file → uint8 (3, H, W) RGB. EXIF orientation is left alone, as VOC's and COCO's own tools do.
 
@@ -57,9 +61,9 @@ def inside(folder: Path, *names: str) -> Path:
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file. Raises InputError."""
+    """A UTF-8 file. Raises InputError, MissingData where there is none."""
     if not is_file(path):  # also keeps us from waiting on a pipe
-        raise InputError(f"no file {one_line(path)}: check the root, the split and the year")
+        raise MissingData(f"no file {one_line(path)}: check the root, the split and the year")
     try:
         return path.read_text("utf-8")
     except (OSError, ValueError) as error:

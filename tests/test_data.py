@@ -559,3 +559,46 @@ def test_symbolic_links_must_not_leave(coco_root: Path, voc_root: Path, tmp_path
 def test_a_root_that_is_itself_a_link_works(coco_root: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(coco_root)
     assert CocoDetection(tmp_path / "link")[0].image.shape == (3, 48, 64)
+
+
+@pytest.mark.parametrize(
+    ("kind", "split", "year", "command"),
+    [
+        ("voc", None, None, "voc2007 --root ROOT"),
+        ("voc", "val", 2012, "voc2012 --root ROOT"),
+        ("coco", None, None, "coco2017 --root ROOT"),
+        ("coco", "train2017", None, "coco_calib64 --root ROOT, then add --calib.kind images --calib.split null"),
+        ("cifar100", "train", None, "cifar100 --root ROOT"),
+        ("imagenet", None, None, "imagenet --root ROOT"),
+        ("images", None, None, None),
+        ("voc", None, 2009, None),
+        ("coco", "test2017", None, None),
+    ],
+)
+def test_missing_data_name_the_command_that_gets_them(
+    tmp_path: Path, kind: str, split: str | None, year: int | None, command: str | None
+) -> None:
+    for root in (tmp_path / "no folder", tmp_path / "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(InputError) as error:
+            build_dataset(kind, root, split, year)
+        message = str(error.value)
+        assert "\n" not in message
+        if command is None:
+            assert "fetch" not in message
+        else:
+            quoted = f"'{root}'" if " " in str(root) else str(root)
+            assert f"get the data with: msat-det fetch {command}".replace("ROOT", quoted) in message
+
+
+def test_calibration_images_by_the_name_of_their_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"with: msat-det fetch coco_calib64 --root {tmp_path}$"):
+        build_dataset("images", tmp_path / "coco_calib64", option="--calib.root")
+
+
+def test_data_that_are_there_are_not_to_be_fetched(voc_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the year$"):
+        build_dataset("voc", voc_root, "val")
+    (tmp_path / "cifar-100-python").mkdir()
+    with pytest.raises(InputError, match=f"move it away, then msat-det fetch cifar100 --root {tmp_path}$"):
+        build_dataset("cifar100", tmp_path)

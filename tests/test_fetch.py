@@ -19,7 +19,9 @@ import torch
 
 from msat_det import cli, downloads
 from msat_det import fetch as command
-from msat_det.catalogue import CATALOGUE, DEFAULT_ROOT, Entry, Item, Source
+from msat_det.catalogue import CATALOGUE, DEFAULT_ROOT, Entry, Item, Source, get_with
+from msat_det.config import Model
+from msat_det.detectors import build_detector
 from msat_det.errors import InputError
 from msat_det.options import PROJECT
 from msat_det.unpack import unpack
@@ -224,7 +226,7 @@ def test_wrong_checksum(server: Server, offer, tmp_path: Path, capsys) -> None:
 def test_a_file_that_is_there_but_another(offer, tmp_path: Path, capsys) -> None:
     offer("net", "net", {"net": CONTENT})
     (tmp_path / "net").write_text("mine")
-    assert "not the published file" in refused(capsys, "net", "--root", str(tmp_path))
+    assert "another file" in refused(capsys, "net", "--root", str(tmp_path))
     assert tree(tmp_path) == {"net": b"mine"}
 
 
@@ -493,6 +495,25 @@ def test_the_catalogue_keeps_its_rules() -> None:
                 assert source.checksum or not item.unpacked, "an archive is never unpacked on trust"
     assert len(CATALOGUE["coco2017"].items[-1].sources) == 64
     assert DEFAULT_ROOT == "~/data"
+
+
+@pytest.mark.parametrize(
+    "file", [*sorted(PROJECT.glob("configs/**/*.yaml")), PROJECT / "README.md"], ids=lambda p: p.name
+)
+def test_commands_in_configurations_and_readme_name_what_there_is(file: Path) -> None:
+    for words in re.findall(r"(?:tools/fetch\.py|msat-det fetch)((?: (?!--)[\w:-]+)+)", file.read_text("utf-8")):
+        for name in words.split():
+            assert name in CATALOGUE or command.find(name, Path()), name
+
+
+def test_a_missing_network_names_the_command_that_gets_it(tmp_path: Path) -> None:
+    model = Model(
+        "darknet", cfg=str(tmp_path / "weights/yolo-fastest-1.1.cfg"), weights=str(tmp_path / "x"), names="coco"
+    )
+    with pytest.raises(InputError, match=f"get it with: msat-det fetch yolo-fastest --root {tmp_path}$"):
+        build_detector(model)
+    assert get_with(tmp_path / "yolo-fastest-1.1.cfg") == ""  # it would go into another folder
+    assert "fetch yolo-nano-voc" in get_with(tmp_path / "weights/MobileNetV2-YOLOv3-Nano-voc.weights")
 
 
 def test_the_catalogue_s_networks_are_those_of_the_configurations(shared_data: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from msat_det.catalogue import get_with
 from msat_det.detectors.darknet_cfg import Section, parse_cfg
 from msat_det.detectors.darknet_layers import HEADS, LAYERS, TRAINING_ONLY, Head, Shape, infer_shape, read_head
 from msat_det.detectors.files import given, read_names
@@ -90,7 +91,8 @@ def load_weights(net: DarknetNet, path: str | Path) -> None:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: weights not readable ({error.strerror}); give the path of a .weights file") from None
+        mend = (not path.exists() and get_with(path)) or "give the path of a .weights file"
+        raise InputError(f"{path}: weights not readable ({error.strerror}); {mend}") from None
     if len(data) < 16:
         raise InputError(f"{path}: {len(data)} bytes are too few for a Darknet header; is the file truncated?")
     major, minor, _ = np.frombuffer(data, "<i4", 3).tolist()

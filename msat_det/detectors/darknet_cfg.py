@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from msat_det.catalogue import get_with
 from msat_det.errors import InputError
 from msat_det.files import show
 
@@ -78,7 +79,8 @@ def parse_cfg(path: str | Path) -> list[Section]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise InputError(f"{path}: no such Darknet cfg file; give model.cfg the path of one") from None
+        mend = get_with(path) or "give model.cfg the path of one"
+        raise InputError(f"{path}: no such Darknet cfg file; {mend}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not readable as a Darknet cfg file ({error}); give model.cfg a text file") from None
     sections: list[Section] = []
