@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import re
 import sys
 from collections.abc import Callable
 
@@ -63,6 +64,19 @@ examples:
   msat-det inspect --cfg configs/yolo_voc.yaml
   msat-det inspect --cfg configs/vgg_demo.yaml --methods signed --calib.limit 8 --out runs/look"""
 
+ABOUT_DOCTOR = """\
+Says where the error of every method of a configuration comes from. Runs them on a few calibration
+images (--images N, 8 by default), takes the error of every layer's neurons apart (what the layers
+before handed on, clipping, neurons that should be silent, quantisation) and prints of each method
+the three call sites that harm the outputs most, each with its cause and a mend that was tried on
+the same images. The run directory (--out) then holds ledger.json and doctor.json, and doctor/ the
+pictures and TensorBoard events. The configuration key ledger.images makes a run do this at its end."""
+
+EXAMPLES_DOCTOR = """\
+examples:
+  msat-det doctor --cfg configs/vgg_demo.yaml --methods msat,signed --sim.T 16
+  msat-det doctor --cfg configs/yolo_voc.yaml --images 4 --out runs/look"""
+
 USAGE = """\
 usage: msat-det COMMAND …
 
@@ -73,6 +87,7 @@ commands:
   eval-cls --cfg FILE [--key value …]           convert a classifier: accuracy over time
   compare --cfg FILE [--key value …]            all methods of a file, or of the registry, in one table
   inspect --cfg FILE [--key value …]            what every node of the network becomes: table and picture
+  doctor --cfg FILE [--images N] [--key value …] the worst layers of every method, with cause and mend
   fetch NAME … [--root DIR]                     data sets and weights by name; --list shows them
   list methods|detectors|classifiers            the names that a configuration may use, one a line
 
@@ -137,6 +152,16 @@ def inspect(argv: list[str]) -> None:
 
 
 @guarded
+def doctor(argv: list[str]) -> None:
+    """``msat-det doctor``: where the error of a configuration's methods comes from."""
+    words = [re.sub(r"^--images(?==|$)", "--ledger.images", word) for word in argv]
+    config = load_config(words, "msat-det doctor", ABOUT_DOCTOR, EXAMPLES_DOCTOR)
+    from msat_det.doctor import doctor
+
+    doctor(config)
+
+
+@guarded
 def list_names(argv: list[str]) -> None:
     """``msat-det list KIND``: the names in one registry, one a line."""
     if len(argv) != 1 or argv[0] not in REGISTRIES:
@@ -158,6 +183,7 @@ COMMANDS = {
     "eval-cls": eval_cls,
     "compare": compare,
     "inspect": inspect,
+    "doctor": doctor,
     "fetch": fetch,
     "list": list_names,
 }

@@ -250,6 +250,11 @@ def checked_method(entry: dict) -> dict:
     return entry
 
 
+def method_options(entry: dict) -> dict:
+    """An entry of ``Config.methods`` without what is not the method's own."""
+    return {key: value for key, value in entry.items() if key not in ("label", "method", "record")}
+
+
 def _positive(key: str, value: int | None) -> None:
     if value is not None and value <= 0:
         raise InputError(f"{key} is {value}: give a whole number above 0")

@@ -39,7 +39,7 @@ def draw_curve(rows: list["CurveRow"], title: str = "") -> Figure:
     handles = []
     for i, label in enumerate(labels):
         curve = [row for row in rows if row.method == label]
-        style = _curve_style(i, len(curve))
+        style = curve_style(i, len(curve))
         handles += over_time.plot(
             [row.t for row in curve], [row.metrics[metric] for row in curve], label=label, **style
         )
@@ -59,7 +59,7 @@ def draw_curve(rows: list["CurveRow"], title: str = "") -> Figure:
     top = max([level.metrics[metric], *(row.metrics[metric] for row in rows)])
     over_time.set_ylim(0, top * 1.08 or 1)
     for axes in (over_time, over_cost):
-        _quiet(axes)
+        quiet(axes)
     if title:
         figure.suptitle(title, color=INK, fontsize=12, fontweight="bold")
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=9)
@@ -82,7 +82,7 @@ def draw_pareto(rows: list["CurveRow"], title: str = "") -> Figure:
             [row.sops_per_mac for row in curve],
             [row.metrics[metric] for row in curve],
             label=label,
-            **_curve_style(i, len(curve)),
+            **curve_style(i, len(curve)),
         )
     front = pareto_front(rows, metric)
     axes.step(
@@ -113,7 +113,7 @@ def draw_pareto(rows: list["CurveRow"], title: str = "") -> Figure:
     _cost_axis(axes)
     axes.set_ylim(0, max([level.metrics[metric], *(row.metrics[metric] for row in rows)]) * 1.08 or 1)
     axes.set_ylabel(f"{ACCURACY[metric]}, %")
-    _quiet(axes)
+    quiet(axes)
     if title:
         figure.suptitle(title, color=INK, fontsize=12, fontweight="bold")
     figure.legend(loc="outside right center", frameon=False, fontsize=9)
@@ -129,7 +129,7 @@ def pareto_front(rows: list["CurveRow"], metric: str) -> list["CurveRow"]:
     return front
 
 
-def _curve_style(i: int, points: int) -> dict:
+def curve_style(i: int, points: int) -> dict:
     """The look of the i-th method's curve; one of a single point has no line and a larger marker."""
     return {
         "color": COLOURS[i % len(COLOURS)],
@@ -152,7 +152,7 @@ def _cost_axis(axes: Axes) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _quiet(axes: Axes) -> None:
+def quiet(axes: Axes) -> None:
     """A pale grid and frame, so that the curves stand out."""
     axes.grid(color=PALE, linewidth=0.7)
     axes.set_axisbelow(True)

@@ -75,11 +75,12 @@ class RunDirectory:
 
     def clear(self) -> None:
         """Remove an earlier run's results; summary.json first, which says that they are complete."""
-        for name in ("summary.json", "curve.csv", "curve.png", "coverage.json", "coverage.txt", "coverage.svg"):
+        coverage = ("coverage.json", "coverage.txt", "coverage.svg")
+        for name in ("summary.json", "curve.csv", "curve.png", *coverage, "ledger.json", "doctor.json"):
             (self.path / name).unlink(missing_ok=True)
         for events in self.path.glob("events.out.tfevents.*"):
             events.unlink()
-        for name in ("hparams", "detections"):
+        for name in ("hparams", "detections", "doctor"):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
     def write_config(self, text: str) -> None:
@@ -127,6 +128,16 @@ class RunDirectory:
         self._write_json("coverage.json", nodes)
         self._write("coverage.txt", coverage_text(nodes))
         self._write("coverage.svg", draw_graph(nodes))
+
+    def write_ledger(self, rows: list[dict], findings: dict[str, list[dict]], figures: dict[str, Any]) -> None:
+        """ledger.json: rows of ``analysis.ledger.Entry`` with their method. doctor.json: {label: findings, the worst
+        first}. doctor/<name>.png: the figures.
+        """
+        (self.path / "doctor").mkdir(exist_ok=True)
+        self._write_json("ledger.json", rows)
+        self._write_json("doctor.json", findings)
+        for name, figure in figures.items():
+            self._save(f"doctor/{name}.png", figure)
 
     def write_plot(self, rows: list[CurveRow], title: str = "") -> None:
         """curve.png: accuracy over t and over operations, every method beside the float level."""

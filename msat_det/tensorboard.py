@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes
 
+from msat_det.analysis.ledger import BINS, RESIDUAL
 from msat_det.config import Config
 from msat_det.convert.graph import Batch
 from msat_det.data import Sample
@@ -24,8 +26,10 @@ from msat_det.pictures import COLOURS, MAX_BOXES, MIN_SCORE
 from msat_det.report import DISPLAY, CurveRow
 from msat_det.simulate import SpikingNetwork
 
-if TYPE_CHECKING:  # it takes half a second to import, and a run needs it only at its end
-    from torch.utils.tensorboard import SummaryWriter
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter  # takes half a second to import, needed only at a run's end
+
+    from msat_det.analysis.examine import Examination
 
 SAMPLE = 20_000  # values of a call site that enter a histogram of residuals
 SIDE = 640  # pixels up to which a small image is enlarged
@@ -151,3 +155,29 @@ def add_precision_recall(
         t,
         LEVELS,
     )
+
+
+def add_ledgers(writer: "SummaryWriter", examinations: "list[Examination]", figures: dict[str, Figure]) -> None:
+    """What ``msat-det doctor`` finds: error/<label> of the outputs over t; own_error, sin_ratio and spikes_by_depth of
+    every call site at the last t, and its histogram of residual potentials in thresholds, the step its number; and the
+    pictures.
+    """
+    edges = np.linspace(-RESIDUAL, RESIDUAL, BINS + 1)
+    centres = (edges[1:] + edges[:-1]) / 2
+    for one in examinations:
+        for t, error in one.outputs.items():
+            writer.add_scalar(f"error/{one.label}", error, t)
+        for number, entry in enumerate(one.at(one.t)):
+            writer.add_scalar(f"own_error/{one.label}", entry.own_norm, number)
+            writer.add_scalar(f"sin_ratio/{one.label}", entry.sin_ratio, number)
+            writer.add_scalar(f"spikes_by_depth/{one.label}", entry.spikes_per_neuron, number)
+        for number, shares in enumerate(one.residuals.values()):
+            share = shares.numpy()
+            sums = {"sum": float(share @ centres), "sum_squares": float(share @ centres**2), "num": 1}
+            limits, counts = edges[1:].tolist(), share.tolist()
+            writer.add_histogram_raw(
+                f"potential/{one.label}", -RESIDUAL, RESIDUAL, **sums, bucket_limits=limits, bucket_counts=counts,
+                global_step=number,
+            )  # fmt: skip
+    for name, figure in figures.items():
+        writer.add_figure(f"doctor/{name}", figure)
