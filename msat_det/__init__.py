@@ -9,6 +9,8 @@ import sys
 from types import ModuleType
 
 # Public name → module; imported at first use, for PyTorch takes seconds and `msat-det --help` should not.
+__version__ = "0.1.0"
+
 _PUBLIC = {
     "METHODS": "msat_det.convert.methods",
     "Detections": "msat_det.detectors.base",
