@@ -1,14 +1,16 @@
 """The command line: what the tools/ shims and the console script ``msat-det`` call."""
 
+import argparse
 import functools
 import importlib
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from msat_det import ranks
 from msat_det.errors import InputError
-from msat_det.options import load_config
+from msat_det.options import Parser, load_config
 
 REGISTRIES = {
     "methods": ("msat_det.convert.methods", "METHODS"),
@@ -20,7 +22,8 @@ ABOUT_RUN = """\
 Converts the {network} of a configuration file into spiking networks, one for each of the
 file's methods, runs them on the evaluated images for T timesteps and writes what they still
 {verb} at every recorded timestep, beside the float network. The run directory (--out) then
-holds curve.csv, summary.json, coverage.json, coverage.svg, curve.png, TensorBoard events{pictures}.
+holds report.html, a page that shows it all, curve.csv, summary.json, coverage.json, coverage.svg,
+curve.png, TensorBoard events{pictures}.
 
 Any key of the file can be set here as --key value. Relative paths are relative to the working
 directory here and to the project root in the file; $MSAT_SHARED_DATA stands for
@@ -77,6 +80,16 @@ examples:
   msat-det doctor --cfg configs/vgg_demo.yaml --methods msat,signed --sim.T 16
   msat-det doctor --cfg configs/yolo_voc.yaml --images 4 --out runs/look"""
 
+ABOUT_REPORT = """\
+Of one run directory: makes its report.html anew from its other files. Of several: lays them side by
+side in one page, all methods in one table and the curves over one another; they must have measured
+the same accuracy on the same images. A page needs nothing but itself, no network either."""
+
+EXAMPLES_REPORT = """\
+examples:
+  msat-det report runs/yolo_voc
+  msat-det report runs/45nm runs/7nm runs/longer --out all.html"""
+
 USAGE = """\
 usage: msat-det COMMAND …
 
@@ -88,6 +101,7 @@ commands:
   compare --cfg FILE [--key value …]            all methods of a file, or of the registry, in one table
   inspect --cfg FILE [--key value …]            what every node of the network becomes: table and picture
   doctor --cfg FILE [--images N] [--key value …] the worst layers of every method, with cause and mend
+  report DIR … [--out FILE]                     the page of a run, or several runs side by side in one
   fetch NAME … [--root DIR]                     data sets and weights by name; --list shows them
   list methods|detectors|classifiers            the names that a configuration may use, one a line
 
@@ -162,6 +176,25 @@ def doctor(argv: list[str]) -> None:
 
 
 @guarded
+def report(argv: list[str]) -> None:
+    """``msat-det report``: the page of a run directory, or of several side by side."""
+    parser = Parser(
+        "msat-det report",
+        usage="msat-det report DIR … [--out FILE]",
+        description=ABOUT_REPORT,
+        epilog=EXAMPLES_REPORT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", metavar="DIR", type=Path, help="run directories")
+    text = "the page (default: report.html in the one directory, comparison.html here for several)"
+    parser.add_argument("--out", metavar="FILE", type=Path, help=text)
+    given = parser.parse_args(argv)
+    from msat_det.report_page import write_report
+
+    print(write_report(given.runs, given.out))
+
+
+@guarded
 def list_names(argv: list[str]) -> None:
     """``msat-det list KIND``: the names in one registry, one a line."""
     if len(argv) != 1 or argv[0] not in REGISTRIES:
@@ -184,6 +217,7 @@ COMMANDS = {
     "compare": compare,
     "inspect": inspect,
     "doctor": doctor,
+    "report": report,
     "fetch": fetch,
     "list": list_names,
 }

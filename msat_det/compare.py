@@ -58,6 +58,15 @@ class Comparison:
         folder = "/".join(filter(None, (Path(data.root).name, data.split)))
         return f"{self.network} on {self.facts['images']} images of {folder}"
 
+    def curve(self, label: str) -> list[CurveRow]:
+        """A method's rows, the first t first."""
+        return sorted((row for row in self.rows[1:] if row.method == label), key=lambda row: row.t)
+
+    def near(self, label: str) -> CurveRow | None:
+        """The first t at which a method keeps NEAR of the float network's main accuracy; None where it never does."""
+        wanted = NEAR * self.rows[0].metrics[self.metric]
+        return next((row for row in self.curve(label) if row.metrics[self.metric] >= wanted), None)
+
     def accuracy(self, label: str, t: int) -> float | None:
         """The main accuracy of a method at t, percent; None where it was not recorded."""
         return next((row.metrics[self.metric] for row in self.rows if (row.method, row.t) == (label, t)), None)
@@ -138,7 +147,7 @@ def _measured(comparison: Comparison) -> str:
     best = {t: max(row.metrics[metric] for row in rows if row.t == t) for t in times}
     lines = [["float network", *[f"{level.metrics[metric]:.1f}"] * len(times), "", "1", "1", ""]]
     for label in comparison.labels:
-        curve = {row.t: row for row in rows if row.method == label}
+        curve = {row.t: row for row in comparison.curve(label)}
         cells = []
         for t in times:
             text = f"{curve[t].metrics[metric]:.1f}" if t in curve else ""
@@ -146,7 +155,7 @@ def _measured(comparison: Comparison) -> str:
         last = curve[max(curve)]
         costs = [f"{getattr(last, name):.2f}" for name in COSTS]
         costs[0] += f" (t = {last.t})" if last.t < times[-1] else ""
-        near = next((row for row in curve.values() if row.metrics[metric] >= NEAR * level.metrics[metric]), None)
+        near = comparison.near(label)
         costs.append(f"t = {near.t}: {near.sops_per_mac:.2f}" if near else "–")
         lines.append([f"`{label}`", *cells, *costs])
     header = ["method", *(f"t = {t}" for t in times), "spikes/neuron", "SOPs/MAC", "energy ratio", "to 95 %"]

@@ -90,7 +90,7 @@ def shared_data() -> Path:
 
 def make_parser(prog: str, about: str = "", examples: str = "") -> argparse.ArgumentParser:
     """The command line of a run: --cfg and one option for every key of the tree, help from the docstrings."""
-    parser = _Parser(
+    parser = Parser(
         prog=prog,
         usage=f"{prog} --cfg FILE [--key value …]",
         description=about,
@@ -121,7 +121,9 @@ def make_parser(prog: str, about: str = "", examples: str = "") -> argparse.Argu
     return parser
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are InputErrors."""
+
     def error(self, message: str) -> typing.NoReturn:
         raise InputError(f"{message} (--help lists all options)")
 

@@ -66,11 +66,16 @@ class Parts:
             text for texts in self._each(lambda ids, file: json.loads(file.metadata()["corrupt"])) for text in texts
         ]
 
-    def found(self, label: str, t: int | None) -> dict[int | str, Any]:
-        """Image id → its Detections or logits, of one method at one timestep."""
+    def found(self, label: str, t: int | None, least: int | None = None) -> dict[int | str, Any]:
+        """Image id → its Detections or logits, of one method at one timestep.
+
+        With ``least`` N, no more batches are read than hold the first N images.
+        """
         name, found = _name((label, t)), {}
         for part in self._each(lambda ids, file: dict(zip(ids, _unpack(file, name), strict=True)) if ids else {}):
             found |= part
+            if least is not None and len(found) >= least:
+                break
         return found
 
     def costs(self, label: str, t: int | None) -> Tensor:
@@ -81,16 +86,15 @@ class Parts:
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("[0-9]*.safetensors"))
 
-    def _each(self, take: Callable[[list[int | str], Any], T]) -> list[T]:
+    def _each(self, take: Callable[[list[int | str], Any], T]) -> Iterator[T]:
         """What ``take`` gives for the ids and the open file of each part."""
-        taken = []
         for path in self._files():
             try:
                 with safe_open(path, "pt") as file:
-                    taken.append(take(json.loads(file.metadata()["ids"]), file))
+                    taken = take(json.loads(file.metadata()["ids"]), file)
             except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
                 raise InputError(f"{path} is damaged ({error}): delete it, --resume computes it again") from error
-        return taken
+            yield taken
 
 
 def _name(key: Key) -> str:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,8 @@ class RunDirectory:
         coverage = ("coverage.json", "coverage.txt", "coverage.svg")
         for name in ("summary.json", "curve.csv", "curve.png", *coverage, "ledger.json", "doctor.json"):
             (self.path / name).unlink(missing_ok=True)
+        for name in ("report.html", "report.json", "boxes.gif"):
+            (self.path / name).unlink(missing_ok=True)
         for events in self.path.glob("events.out.tfevents.*"):
             events.unlink()
         for name in ("hparams", "detections", "doctor"):
@@ -139,6 +142,14 @@ class RunDirectory:
         for name, figure in figures.items():
             self._save(f"doctor/{name}.png", figure)
 
+    def write_about(self, about: dict[str, Any]) -> None:
+        """report.json: what report.html shows beyond the other files, the drawn images and their boxes among it."""
+        self._write_json("report.json", about, indent=None)
+
+    def write_animation(self, gif: bytes) -> None:
+        """boxes.gif: the boxes over t on one image."""
+        self._replace("boxes.gif", lambda file: file.write_bytes(gif))
+
     def write_plot(self, rows: list[CurveRow], title: str = "") -> None:
         """curve.png: accuracy over t and over operations, every method beside the float level."""
         from msat_det.pictures import draw_curve
@@ -159,8 +170,8 @@ class RunDirectory:
     def _write(self, name: str, text: str) -> None:
         self._replace(name, lambda file: file.write_bytes(text.encode()))
 
-    def _write_json(self, name: str, value: Any) -> None:
-        self._write(name, json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    def _write_json(self, name: str, value: Any, indent: int | None = 2) -> None:
+        self._write(name, json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
     def _save(self, name: str, figure: Any) -> None:
         # Without matplotlib's version in it, equal runs give equal files.
@@ -185,7 +196,8 @@ def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
         reason = error.strerror or error
         raise InputError(f"cannot write {target}: {reason}; free space or give --out DIR") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def read_summary(folder: Path) -> tuple[list[CurveRow], dict[str, Any]]:
@@ -200,6 +212,10 @@ def read_summary(folder: Path) -> tuple[list[CurveRow], dict[str, Any]]:
             CurveRow(label, t, {k: v for k, v in row.items() if k not in costs}, *(row[name] for name in costs))
             for (label, t), row in curves.items()
         ]
+        names = list(rows[0].accuracies)
+        figures = [[row.metrics[name] for name in names] + [row.sops_per_mac, row.energy_ratio] for row in rows]
+        if not names or not all(math.isfinite(figure) for line in figures for figure in line):
+            raise ValueError(names)
     except FileNotFoundError:
         raise InputError(f"no {file}: the run did not end; start it anew") from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):

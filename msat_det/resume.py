@@ -1,7 +1,8 @@
 """Who may use a run directory, and whether a run in it starts anew or goes on.
 
-While a run is unfinished its directory holds config.yaml and parts/; summary.json is written last and then parts/ goes.
-So parts/ means that there is something to go on with, and summary.json without it that nothing is left to do.
+While a run is unfinished its directory holds config.yaml and parts/; summary.json and the page made of it are written
+last and then parts/ goes. So parts/ means that there is something to go on with, and summary.json without it that
+nothing is left to do.
 """
 
 import fcntl
@@ -104,8 +105,8 @@ def begin(directory: RunDirectory, config: Config, observation: Observation, dat
     path, commit = _begun(directory), commit_id()
     weights = observation.graph.module.state_dict().values()
     facts = {
-        "evaluated images": _digest(json.dumps(dataset.ids).encode()),
-        "weights": _digest(*(tensor.cpu().numpy().tobytes() for tensor in weights)),
+        "evaluated images": digest(json.dumps(dataset.ids).encode()),
+        "weights": digest(*(tensor.cpu().numpy().tobytes() for tensor in weights)),
     }
     maxima = torch.cat([torch.zeros(0), *(site.maximum for site in observation.sites.values())])
     if config.resume and path.is_file():
@@ -162,7 +163,7 @@ def _refuse_other_input(path: Path, facts: dict[str, str], maxima: Tensor, commi
     """Returns the commits by which the parts were and will be computed."""
     with safe_open(path, "pt") as file:
         then, old = file.metadata(), file.get_tensor("maxima")
-    changed = [name for name, digest in facts.items() if then[name] != digest]
+    changed = [name for name, fact in facts.items() if then[name] != fact]
     if maxima.shape != old.shape or not torch.allclose(maxima, old, rtol=1e-3):  # another processor rounds otherwise
         changed.append("calibration images")
     if changed:
@@ -177,8 +178,9 @@ def _refuse_other_input(path: Path, facts: dict[str, str], maxima: Tensor, commi
     return f"{began} then {commit}"
 
 
-def _digest(*contents: bytes) -> str:
-    digest = hashlib.sha256()
+def digest(*contents: bytes) -> str:
+    """SHA-256 of the contents, in hexadecimal."""
+    whole = hashlib.sha256()
     for content in contents:
-        digest.update(content)
-    return digest.hexdigest()
+        whole.update(content)
+    return whole.hexdigest()

@@ -19,10 +19,12 @@ from msat_det.convert.coverage import coverage
 from msat_det.convert.methods import find_method, parse_options
 from msat_det.convert.observe import Cached, Observation, observe
 from msat_det.data import Dataset, Sample, build_dataset, select, subset
+from msat_det.drawn import write_about
 from msat_det.errors import InputError
 from msat_det.evaluate import VocEvaluator, make_evaluator
 from msat_det.parts import Parts
 from msat_det.report import CurveRow, RunDirectory, read_summary
+from msat_det.report_page import write_report
 from msat_det.resume import begin, finish, is_finished, owned
 from msat_det.tensorboard import (
     add_boxes,
@@ -102,6 +104,7 @@ def compute(config: Config, task: Task, directory: RunDirectory) -> list[CurveRo
             add_histograms(board, label, snn, observation.first(1), t)
         if task == "detection":
             show(directory, board, config, good, model, rows, parts)
+    write_about(directory, config, good, model.classes, parts, rows, drawn_method(config, rows))
     if config.ledger.images:
         write_examinations(directory, examine(config, observation, conversions, config.ledger.images))
     facts = {
@@ -115,6 +118,7 @@ def compute(config: Config, task: Task, directory: RunDirectory) -> list[CurveRo
     # options of a method (analog, spiking_linear) may change its own share
     own = {c.label: c.snn.fanout.analog_share for c in conversions if c.snn.graph is not observation.graph}
     directory.write_summary(rows, **facts, **({"analog_mac_share_of": own} if own else {}))
+    write_report([directory.path])
     finish(directory)
     return rows
 
@@ -193,15 +197,11 @@ def show(
     judge = VocEvaluator(dataset, model.classes)
     for row in last.values():
         add_precision_recall(board, row.method, *judge.judged(parts.found(row.method, row.t)), row.t)
-    del last["float"]
-    if not last or not config.draw.images:
+    label = drawn_method(config, rows)
+    if not label or not config.draw.images:
         return
-    entries = {entry["label"]: entry for entry in config.methods}
-    # a curve shows more than a single point: the best of the methods with the most drawn timesteps
-    label = config.draw.method or max(
-        last, key=lambda name: (len(config.drawn_times(entries[name])), last[name].metrics["map"])
-    )
-    level, found = parts.found("float", None), {t: parts.found(label, t) for t in config.drawn_times(entries[label])}
+    times = next(config.drawn_times(entry) for entry in config.methods if entry["label"] == label)
+    level, found = parts.found("float", None), {t: parts.found(label, t) for t in times}
     for i in range(min(config.draw.images, len(dataset))):
         sample: Sample = dataset[i]
         columns = {"float": level[sample.id]} | {f"{label}, t = {t}": found[t][sample.id] for t in found}
@@ -210,6 +210,16 @@ def show(
         add_boxes(board, "float", sample, level[sample.id], model.classes)
         for t in found:
             add_boxes(board, label, sample, found[t][sample.id], model.classes, t)
+
+
+def drawn_method(config: Config, rows: list[CurveRow]) -> str | None:
+    """The label of the method that pictures show: a curve shows more than a single point, so by default the best of the
+    methods with the most drawn timesteps. None where no method was run."""
+    last = {row.method: next(iter(row.accuracies.values())) for row in rows[1:]}
+    count = {entry["label"]: len(config.drawn_times(entry)) for entry in config.methods}
+    if config.draw.method in last:
+        return config.draw.method
+    return max(last, key=lambda label: (count[label], last[label]), default=None)
 
 
 def tell(directory: RunDirectory, rows: list[CurveRow]) -> None:

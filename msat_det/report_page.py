@@ -1,0 +1,289 @@
+"""report.html: a run directory as one page that needs nothing else, and several run directories side by side.
+
+The page is made of the directory's files alone and holds nothing that differs between equal runs. None of the files is
+trusted: jinja2 escapes whatever it writes, and a content security policy lets no script run but ours and nothing load.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from msat_det.compare import NEAR, Comparison, read_comparison
+from msat_det.coverage_table import graphs, labels_of, short_source, totals
+from msat_det.errors import InputError
+from msat_det.page_chart import Curve, charts
+from msat_det.report import DISPLAY, write_whole
+
+PAGE = Path(__file__).with_name("page")
+NAMES = {"map": "mAP", "top1": "top-1 accuracy"}
+KINDS = {
+    "spiking": "became neurons",
+    "linear": "run on the spikes as they are",
+    "differential": "exact functions of running means: maxima, products, norms",
+    "input": "where an image comes in",
+    "output": "what is decoded",
+    "shape": "sizes and constants",
+}
+PARTS = ("quantisation", "clipping", "sin", "inherited")
+PHOTO = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/]+={0,2}")
+
+
+def write_report(folders: list[Path], target: Path | None = None) -> Path:
+    """The page of one run directory, made anew, or of several side by side. Returns where it is: ``target``, or
+    report.html in the one directory, comparison.html in the working directory for several.
+
+    Raises InputError where a folder holds no finished run or a damaged file, and where runs can't be compared.
+    """
+    alone = len(folders) == 1
+    page = run_page(folders[0]) if alone else comparison_page(folders)
+    target = target or (folders[0] / "report.html" if alone else Path("comparison.html"))
+    write_whole(target, lambda file: file.write_bytes(page.encode()))
+    return target
+
+
+def run_page(folder: Path) -> str:
+    """The page of one run directory."""
+    run = read_comparison(folder)
+    about = _read(folder, "report.json", _about) or {"versions": {}, "images": []}
+    curves = [Curve(label, i, run.curve(label)) for i, label in enumerate(run.labels)]
+    name, level = NAMES[run.metric], run.rows[0]
+    return _render(
+        "run.html",
+        title=run.title,
+        runs=[entry(run)],
+        charts=charts(curves, {f"float {level.metrics[run.metric]:.1f}": level.metrics[run.metric]}, run.metric, name),
+        curves=curves,
+        lines=[method_line(run, curve) for curve in curves],
+        boxes=_boxes(run, about, curves),
+        coverage=_read(folder, "coverage.json", _coverage),
+        ledger=_read(folder, "ledger.json", _ledger),
+        doctor=_read(folder, "doctor.json", _doctor),
+        about=about,
+        config=(folder / "config.yaml").read_text("utf-8"),
+    )
+
+
+def comparison_page(folders: list[Path]) -> str:
+    """The page of several run directories. Raises InputError where metrics or images differ."""
+    runs = [read_comparison(folder) for folder in folders]
+    evaluated = [(_read(folder, "report.json", _about) or {}).get("evaluated") for folder in folders]
+    for i in range(1, len(runs)):
+        _require_same(runs[0], runs[i], evaluated[0], evaluated[i], folders[0], folders[i])
+    short = [folder.resolve().name for folder in folders]
+    names = [name if short.count(name) == 1 else str(folder) for name, folder in zip(short, folders, strict=True)]
+    if len(set(names)) < len(names):
+        raise InputError(f"{next(n for n in names if names.count(n) > 1)} is given twice: give each run once")
+    pairs = [(name, run, label) for name, run in zip(names, runs, strict=True) for label in run.labels]
+    curves = [Curve(f"{name} · {label}", i, run.curve(label)) for i, (name, run, label) in enumerate(pairs)]
+    metric = runs[0].metric
+    levels: dict[float, list[str]] = {}
+    for name, run in zip(names, runs, strict=True):
+        levels.setdefault(run.rows[0].metrics[metric], []).append(name)
+    same = len(levels) == 1
+    texts = {f"float {y:.1f}" if same else f"{', '.join(who)}: float {y:.1f}": y for y, who in levels.items()}
+    return _render(
+        "comparison.html",
+        title=f"{len(runs)} runs on {runs[0].title.partition(' on ')[2]}",
+        runs=[entry(run, name) for name, run in zip(names, runs, strict=True)],
+        charts=charts(curves, texts, metric, NAMES[metric]),
+        curves=curves,
+        lines=[method_line(run, curve) | {"run": name} for (name, run, _), curve in zip(pairs, curves, strict=True)],
+    )
+
+
+def entry(run: Comparison, name: str = "") -> dict[str, Any]:
+    """What the templates need of a run."""
+    facts = {key: run.facts.get(key) for key in ("images", "seed", "commit")}
+    energy = run.facts.get("energy")
+    facts["energy"] = energy.get("source") if isinstance(energy, dict) else None
+    facts["corrupt"] = list(run.facts.get("corrupt_images") or [])
+    return {"name": name, "run": run, "verdict": verdict(run), "facts": facts}
+
+
+def verdict(run: Comparison) -> dict[str, Any]:
+    """Which methods are good enough, and when: the rows that first keep NEAR of the float accuracy.
+
+    best: the one of least energy. others: the remaining ones by energy. failing: labels of methods that never do.
+    closest: the most accurate row of all, None where there is no method.
+    """
+    near = {label: run.near(label) for label in run.labels} if run.rows[0].metrics[run.metric] > 0 else {}
+    good = sorted((row for row in near.values() if row), key=lambda row: (row.energy_ratio, row.t))
+    return {
+        "best": good[0] if good else None,
+        "others": good[1:],
+        "failing": [label for label in run.labels if not near.get(label)],
+        "closest": max(run.rows[1:], key=lambda row: row.metrics[run.metric], default=None),
+    }
+
+
+def method_line(run: Comparison, curve: Curve) -> dict[str, Any]:
+    """A line of the method table. near: the row that first keeps NEAR. best: the most accurate one."""
+    best = max(curve.rows, key=lambda row: row.metrics[run.metric])
+    return {
+        "curve": curve,
+        "near": run.near(curve.rows[0].method),
+        "best": best,
+        "last": curve.rows[-1],
+        "level": run.rows[0],
+    }
+
+
+def _require_same(a: Comparison, b: Comparison, seen_a: str | None, seen_b: str | None, one: Path, other: Path) -> None:
+    """Raise InputError unless both runs measured the same accuracy on the same images."""
+    values = {
+        "the metric": (DISPLAY[a.metric], DISPLAY[b.metric]),
+        "data.kind": (a.config.data.kind, b.config.data.kind),
+        "data.split": (a.config.data.split, b.config.data.split),
+        "the number of images": (a.facts.get("images"), b.facts.get("images")),
+    }
+    if seen_a and seen_b:  # the same images may lie elsewhere
+        values["the list of evaluated images"] = (seen_a[:12], seen_b[:12])
+    else:
+        values["data.root"] = (a.config.data.root, b.config.data.root)
+    for name, (first, second) in values.items():
+        if first != second:
+            raise InputError(
+                f"{name} is {first} in {one} and {second} in {other}: compare runs that evaluated the same images"
+            )
+
+
+def _boxes(run: Comparison, about: dict, curves: list[Curve]) -> dict[str, Any] | None:
+    """What the slider shows, for page.js: {method, images, figures: {label: {t: text}}, level}; None without images."""
+    if not about["images"] or not curves:
+        return None
+    name = NAMES[run.metric]
+    drawn = about["images"][0]["methods"]
+    figures = {
+        curve.name: {
+            str(row.t): f"{row.metrics[run.metric]:.1f} % {name} on all images, {row.energy_ratio:.2f} × the float "
+            "network’s energy"
+            for row in curve.rows
+        }
+        for curve in curves
+        if curve.name in drawn
+    }
+    method = about["method"] if about["method"] in figures else next(iter(figures), None)
+    return {"method": method, "images": about["images"], "figures": figures} if figures else None
+
+
+def _read(folder: Path, name: str, check: Callable[[Any], Any]) -> Any:
+    """What ``check`` makes of a JSON file of a run directory; None where there is no such file."""
+    file = folder / name
+    try:
+        return check(json.loads(file.read_text("utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise InputError(f"{file} is not what a run writes: delete it or make it anew") from None
+
+
+def _about(value: dict) -> dict[str, Any]:
+    images = []
+    for image in value["images"]:
+        if not PHOTO.fullmatch(image["photo"]):
+            raise ValueError("photo")
+        images.append(
+            {name: image[name] for name in ("id", "photo")}
+            | {name: float(image[name]) for name in ("width", "height")}
+            | {name: [_box(box) for box in image[name]] for name in ("truth", "float")}
+            | {
+                "methods": {
+                    label: {str(int(t)): [_box(box) for box in boxes] for t, boxes in found.items()}
+                    for label, found in image["methods"].items()
+                }
+            }
+        )
+    return {
+        "command": value["command"],
+        "versions": dict(value["versions"]),
+        "evaluated": str(value["evaluated"]),
+        "method": value["method"],
+        "images": images,
+    }
+
+
+def _box(box: list) -> list:
+    x1, y1, x2, y2, name, mark = box
+    return [float(x1), float(y1), float(x2), float(y2), str(name), mark if isinstance(mark, bool) else float(mark)]
+
+
+def _coverage(rows: list[dict]) -> list[dict[str, Any]]:
+    """A graph each: its title, rows, totals, and for each kind its nodes and multiply-adds."""
+    made = []
+    for method, own in graphs(rows).items():
+        count, macs, analog = Counter(), Counter(), Counter()
+        for row in own:
+            count[row["kind"]] += 1
+            macs[row["kind"]] += row["macs"]
+            analog[row["kind"]] += row["analog_macs"]
+        kinds = [
+            {"kind": kind, "about": about, "nodes": count[kind], "macs": macs[kind], "analog": analog[kind]}
+            for kind, about in KINDS.items()
+            if count[kind]
+        ]
+        nodes = [row | {"where": short_source(row["source"])} for row in own]
+        made.append({"method": method, "nodes": nodes, "labels": labels_of(own), "kinds": kinds, "totals": totals(own)})
+    return made
+
+
+def _ledger(entries: list[dict]) -> list[dict[str, Any]]:
+    """The entries by method and t, each part's bar as a share of the largest total."""
+    groups: dict[tuple[str, int], list[dict]] = {}
+    for entry in entries:
+        groups.setdefault((str(entry["method"]), int(entry["t"])), []).append(entry)
+    made = []
+    for (method, t), own in groups.items():
+        largest = max([float(entry.get("total") or 0) for entry in own]) or 1.0
+        rows = []
+        for entry in own:
+            parts = {part: max(0.0, float(entry.get(part) or 0)) for part in PARTS}  # a part may go against the total
+            scale = 100 * float(entry.get("total") or 0) / largest / (sum(parts.values()) or 1.0)
+            rows.append(entry | {"bar": [(part, round(scale * size, 2)) for part, size in parts.items() if size]})
+        made.append({"method": method, "t": t, "rows": rows})
+    return made
+
+
+def _doctor(advice: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    return {str(label): [dict(item) for item in items] for label, items in advice.items() if items}
+
+
+def _figure(value: Any, digits: int = 2) -> str:
+    """A number for a reader, an en dash where there is none; any other value as it is."""
+    if value is None or value != value:
+        return "–"
+    return f"{value:,.{digits}f}" if isinstance(value, int | float) else str(value)
+
+
+def _count(value: int) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return str(value)
+
+
+def _range(theta: list[float] | None) -> str:
+    return "–".join(dict.fromkeys(f"{value:.3g}" for value in theta)) if theta else ""
+
+
+def _render(template: str, **values: Any) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PAGE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"figure": _figure, "count": _count, "range": _range}
+    environment.globals |= {"DISPLAY": DISPLAY, "NAMES": NAMES, "NEAR": round(100 * NEAR), "PARTS": PARTS}
+    script = (PAGE / "page.js").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assets = {"script": script, "digest": digest, "style": (PAGE / "page.css").read_text("utf-8")}
+    return environment.get_template(template).render(**values, **assets)
