@@ -1,12 +1,13 @@
 """The doctor: a planted fault is found where it was planted, and the advice, followed, makes the error smaller."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from networks import build, images, observed
+from networks import images, observed
 from small_runs import contents, run_quietly, tiny
 from torch import nn
 
@@ -18,6 +19,8 @@ from msat_det.convert.conversion import spiking_network
 from msat_det.convert.methods import METHODS, parse_options
 from msat_det.convert.observe import Observation, observe
 from msat_det.options import PROJECT
+from msat_det.report import RunDirectory
+from msat_det.simulate import SpikingNetwork
 
 FINE = {"scale": "channel", "signed": True, "initial": "half", "gamma": 3}
 BATCHES = [images(4, seed=100), images(4, seed=101)]  # the calibration images of ``observed``
@@ -37,13 +40,13 @@ def error(method: str, options: dict, observation: Observation, T: int) -> float
 
 FAULTS = [
     ("clipped", CLIPPED, FINE | {"gamma": 1, "percentile": 80.0}, 32),
-    ("unsigned", OVER, {"scale": "channel", "initial": "half", "gamma": 7, "factor": 0.5}, 64),
+    ("unsigned", OVER, {"scale": "channel", "initial": "half", "gamma": 15}, 32),
     ("too few timesteps", COARSE, FINE, 2),
     ("rough thresholds", COARSE, {"factor": 3.0}, 16),
 ]
 
 
-@pytest.mark.parametrize("network", ["yolo", "bottleneck", "plain"])
+@pytest.mark.parametrize("network", ["yolo", "bottleneck"])
 @pytest.mark.parametrize(("name", "cause", "options", "T"), FAULTS, ids=[fault[0] for fault in FAULTS])
 def test_following_the_advice_mends_a_planted_fault(network: str, name: str, cause: str, options: dict, T: int) -> None:
     observation = observed(network)
@@ -63,7 +66,7 @@ def test_following_the_advice_mends_a_planted_fault(network: str, name: str, cau
 def test_clipping_is_mended_by_reach_and_over_firing_by_signed_spikes() -> None:
     clipped = diagnose("constant", FAULTS[0][2], observed("bottleneck"), 32)[0]
     assert "percentile 80 → 99" in clipped.mend
-    unsigned = next(f for f in diagnose("constant", FAULTS[1][2], observed("bottleneck"), 64) if OVER in f.cause)
+    unsigned = next(f for f in diagnose("constant", FAULTS[1][2], observed("bottleneck"), 32) if OVER in f.cause)
     assert unsigned.mend.startswith("signed: true")
     assert unsigned.change == {"signed": True}
 
@@ -76,22 +79,22 @@ def test_longer_helps_where_too_coarse(network: str) -> None:
 
 
 def test_a_layer_that_only_hands_on_is_told_to_look_before_itself() -> None:
-    """The first call site's channels are scaled so that its own thresholds clip; what follows inherits that."""
+    """The first call site alone clips; what follows inherits that, and is well once the first one is."""
     observation = observed("plain")
-    findings = diagnose("constant", FAULTS[0][2] | {"percentile": 50.0}, observation, 32)
-    first = observation.graph.sites[0].name
-    handed_on = [finding for finding in findings if finding.cause.startswith(INHERITED)]
+    good = spiking_network("constant", FINE, observation, 32)
+    first, *others = (node.name for node in good.graph.sites)
+    low = {first: replace(good.neurons[first], theta=good.neurons[first].theta / 20)}
+    bad = SpikingNetwork(good.graph, good.neurons | low, good.fanout)
+    books = [ledger(snn, BATCHES, 32) for snn in (good, bad)]
+    findings = Patient("constant", FINE, observation, BATCHES, books[1], bad.graph, 32).diagnose()
     assert findings[0].site == first
-    assert handed_on
-    for finding in handed_on:
-        assert finding.mend == f"look at {first} first"
-        assert finding.change == {}
-        # it is true: with the first call site exact, the error of this one is smaller
-        both = [
-            {e.site: e.total for e in ledger(spiking_network("constant", o, observation, 32), BATCHES, 32).entries}
-            for o in (FAULTS[0][2] | {"percentile": 50.0}, FAULTS[0][2] | {"percentile": 50.0, "analog": [first]})
-        ]
-        assert both[1][finding.site] < 0.7 * both[0][finding.site]
+    assert findings[0].cause.startswith(CLIPPED)
+    assert {finding.site for finding in findings[1:]} == set(others)
+    for finding in findings[1:]:
+        assert finding.cause.startswith(INHERITED)
+        assert (finding.mend, finding.change) == (f"look at {first} first", {})
+        well, ill = ({entry.site: entry.total for entry in book.entries}[finding.site] for book in books)
+        assert well < 0.3 * ill
 
 
 def test_where_nothing_helps_that_is_what_is_said() -> None:
@@ -136,7 +139,6 @@ def test_the_cause_is_the_largest_part() -> None:
         silent.graph.module.get_submodule("0").bias.fill_(-1.0)
     snn = spiking_network("constant", {}, silent, 4)
     assert Patient("constant", {}, silent, [images()], ledger(snn, [images()], 4), snn.graph, 4).diagnose() == []
-    assert build("plain") is not None
 
 
 def test_the_command_writes_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -164,14 +166,13 @@ def test_the_command_writes_what_it_says(tmp_path: Path, capsys: pytest.CaptureF
     assert list((out / "doctor").glob("events.out.tfevents.*"))
 
 
-def test_a_run_does_it_at_its_end_where_asked_and_takes_it_along_when_it_is_made_anew(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    run_quietly(tiny(out, "--ledger.images", "2"))
-    files = contents(out)
+def test_a_run_does_it_at_its_end_where_asked_and_a_new_one_clears_it_away(tmp_path: Path) -> None:
+    run_quietly(tiny(tmp_path, "--ledger.images", "2"))
+    files = contents(tmp_path)
     assert {"ledger.json", "doctor.json", "doctor/errors.png"} <= set(files)
     assert {row["t"] for row in json.loads(files["ledger.json"])} == {1, 4}
-    run_quietly(tiny(out))
-    assert not any(name.startswith(("ledger", "doctor")) for name in contents(out))
+    RunDirectory(tmp_path).clear()
+    assert not any(name.startswith(("ledger", "doctor")) for name in contents(tmp_path))
 
 
 def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
