@@ -8,9 +8,9 @@ import importlib
 import sys
 from types import ModuleType
 
-# Public name → module; imported at first use, for PyTorch takes seconds and `msat-det --help` should not.
 __version__ = "0.1.0"
 
+# Public name → module; imported at first use, for PyTorch takes seconds and `msat-det --help` should not.
 _PUBLIC = {
     "METHODS": "msat_det.convert.methods",
     "Detections": "msat_det.detectors.base",
@@ -19,6 +19,7 @@ _PUBLIC = {
     "SpikingNetwork": "msat_det.simulate",
     "TorchvisionDetector": "msat_det.detectors.torchvision",
     "convert": "msat_det.api",
+    "load": "msat_det.saved",
     "observe": "msat_det.api",
 }
 __all__ = list(_PUBLIC)

@@ -7,6 +7,7 @@ computed once per batch; what no neuron follows is linear in the spikes and eval
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -111,10 +112,19 @@ class SpikingNetwork:
         Raises InputError when the network was not converted as a part of a ``Detector``.
         """
         if self.detector is None:
-            raise InputError("this network has no detector: convert a Detector, not its net, to read boxes")
+            raise InputError(
+                "this network has no detector to read boxes: convert a Detector, not its net; hand a detector of your "
+                "own in again with msat_det.load(path, detector=…)"
+            )
         pixels, metas = zip(*map(self.detector.preprocess, images), strict=True)
         outputs = self.run(torch.stack(pixels), T, record)
         return {t: self.detector.decode(output, list(metas)) for t, output in outputs.items()}
+
+    def save(self, path: str | Path) -> None:
+        """Write the network into one file, which ``msat_det.load`` reads; see ``saved.save``. Raises InputError."""
+        from msat_det.saved import save
+
+        save(self, path)
 
     @property
     def coverage(self) -> list[dict]:

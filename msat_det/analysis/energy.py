@@ -42,7 +42,7 @@ def prices(table: str = "45nm") -> Prices:
 
     Raises InputError for an unknown name, an unreadable file, and for what is no positive number.
     """
-    known = yaml.safe_load(TABLES.read_text())
+    known = _tables()
     if table in known:
         return Prices(**known[table])
     try:
@@ -56,6 +56,16 @@ def prices(table: str = "45nm") -> Prices:
     if not (0 < made.mac < math.inf and 0 < made.ac < math.inf):
         raise InputError(f"{table} holds mac {made.mac} and ac {made.ac}: give energies above 0, in pJ")
     return made
+
+
+def is_known(table: str) -> bool:
+    """Whether it is one of ``energy_tables.yaml`` and no file."""
+    return table in _tables()
+
+
+@cache
+def _tables() -> dict[str, dict]:
+    return yaml.safe_load(TABLES.read_text())
 
 
 def _none() -> Tensor:

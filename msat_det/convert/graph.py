@@ -2,8 +2,8 @@
 
 ``trace`` gives a functional ``torch.fx`` graph with batch norm folded. Every node carries in ``node.meta``: ``kind``
 (``ops.Kind``), ``op`` (canonical name), ``source`` (file:line), ``shape`` (of one image's output, without the batch
-dimension; None for a value that no image enters; ``parts`` the shapes of a tuple's elements); and spiking nodes
-``activation`` (``ops.Activation``).
+dimension; None for a value that no image enters; ``parts`` the shapes of a tuple's elements), ``dtype``; and spiking
+nodes ``activation`` (``ops.Activation``).
 """
 
 import copy
@@ -180,7 +180,7 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
-    _classify(graph)
+    classify(graph)
     with torch.inference_mode():
         _check_batch(graph, values)
         _check_outputs(graph, values, expected)
@@ -228,7 +228,7 @@ def _symbolic_trace(net: nn.Module, constants: dict[str, Any]) -> fx.GraphModule
 
 def where(node: Node) -> str:
     """``node 'name' (file:line: code)`` for messages."""
-    return f"node '{node.name}' ({_source(node)})"
+    return f"node '{node.name}' ({node.meta.get('source') or _source(node)})"
 
 
 def _source(node: Node) -> str:
@@ -354,7 +354,8 @@ def _as_batch_norm(norm: nn.Module) -> nn.Module:
     return plain
 
 
-def _classify(graph: Graph) -> None:
+def classify(graph: Graph) -> None:
+    """Give every node its verdict, but for shapes. Raises InputError, naming the node, for an unknown operation."""
     data: set[Node] = set()  # nodes whose value depends on an input tensor
     for node in graph.nodes:
         node.meta["source"] = _source(node)
@@ -425,7 +426,7 @@ def _check_batch(graph: Graph, batch: Any) -> None:
                 continue
             if a.is_floating_point() and a.isnan().any():
                 raise InputError(f"{where(node)} gives NaN: check the weights and the calibration images")
-            node.meta["shape"] = tuple(a.shape[1:])
+            node.meta["shape"], node.meta["dtype"] = tuple(a.shape[1:]), a.dtype
             alike = a.dim() > 0 and a.shape[0] == size and b.shape[0] == 2 * size
             if not alike or _difference(a, b[:size]) > _TOLERANCE:
                 raise InputError(f"{where(node)} mixes the images of a batch: keep dimension 0 for images alone")

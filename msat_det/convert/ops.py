@@ -110,6 +110,11 @@ def canonical(node: fx.Node, module: nn.Module | None) -> str:
         name = type(module).__name__
     else:
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return canonical_name(name)
+
+
+def canonical_name(name: str) -> str:
+    """The canonical name of a function, method or class called ``name``."""
     name = name.lower().replace("_", "")
     return _ALIASES.get(name, name)
 

@@ -66,12 +66,19 @@ class TorchvisionDetector:
         shrink or enlarge an image, its aspect ratio kept, until its longer side is ``size`` (default 640), and pad it
         with zeros at the right and bottom to the next multiple of 32; torchvision's published figures are for a shorter
         side of 800. SSD stretches to its own fixed size; another is an InputError.
+    name: of the model in ``torchvision.models``, where it is built as that name says.
     Scores, suppression and the number of boxes kept are the model's ``score_thresh``, ``nms_thresh`` and
     ``detections_per_img``.
     """
 
-    def __init__(self, model: SSD | RetinaNet | FCOS, columns: Sequence[str] | None = None, size: int | None = None):
-        self.model = model.eval()
+    def __init__(
+        self,
+        model: SSD | RetinaNet | FCOS,
+        columns: Sequence[str] | None = None,
+        size: int | None = None,
+        name: str | None = None,
+    ):
+        self.model, self.name = model.eval(), name
         self.net = Dense(model).eval()
         self.transform = copy.deepcopy(model.transform)
         self.size = self._fix_size(size)
@@ -80,6 +87,7 @@ class TorchvisionDetector:
             columns = COCO_COLUMNS if count == len(COCO_COLUMNS) else [BACKGROUND, *map(str, range(1, count))]
         if len(columns) != count:
             raise InputError(f"{len(columns)} class names for {count} columns: give one for each, background included")
+        self.columns = list(columns)
         known = [i for i, name in enumerate(columns) if name not in NO_CLASS]
         self.classes = [columns[i] for i in known]
         self.index = torch.full((count,), -1).index_put((torch.tensor(known),), torch.arange(len(known)))
@@ -171,7 +179,7 @@ def torchvision_detector(model: Any) -> TorchvisionDetector:
     names = {"score": "score_thresh", "nms_iou": "nms_thresh", "top_k": "detections_per_img"}
     for key, value in given(model, *names).items():
         setattr(net, names[key], value)
-    return TorchvisionDetector(net, columns, model.size)
+    return TorchvisionDetector(net, columns, model.size, model.name)
 
 
 def _columns(model: Any) -> list[str]:
