@@ -19,7 +19,7 @@ from msat_det.data import Dataset
 from msat_det.detectors.base import Detections
 from msat_det.evaluate.detections import match_classes
 from msat_det.parts import Key, Parts
-from msat_det.pictures import COLOURS, COLOURS_UNDER_WHITE, INK, MAX_BOXES, MIN_SCORE
+from msat_det.pictures import COLOURS, INK, MAX_BOXES, MIN_SCORE, caption_places, text_on
 from msat_det.report import CurveRow, RunDirectory
 from msat_det.resume import digest
 
@@ -157,17 +157,18 @@ def animate(image: dict[str, Any], label: str, level: str, captions: dict[str, s
 def _panel(photo: Image.Image, boxes: list[Box], colours: dict[str, str], scale: float) -> Image.Image:
     """The photograph with boxes and their classes; the best last, on top."""
     panel = photo.copy()
-    pen, font = ImageDraw.Draw(panel), _font(11)
-    for *corners, name, mark in reversed(boxes):
-        x1, y1, x2, y2 = (scale * x for x in corners)
-        colour = colours[name]
-        pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=2)
-        text = name if isinstance(mark, bool) else f"{name} {mark:.2f}"
-        width = pen.textlength(text, font) + 6
-        left, top = max(0, min(x1, panel.width - width)), max(0, y1 - 15)
-        pen.rectangle((left, top, left + width, top + 15), fill=colour)
-        ink = "white" if colour in COLOURS_UNDER_WHITE else "black"
-        pen.text((left + 3, top + 7), text, ink, font, anchor="lm")
+    pen, font, line = ImageDraw.Draw(panel), _font(11), 15
+    corners = [[scale * x for x in box[:4]] for box in boxes]
+    for (x1, y1, x2, y2), box in reversed(list(zip(corners, boxes, strict=True))):
+        pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colours[box[4]], width=2)
+    texts = [name if isinstance(mark, bool) else f"{name} {mark:.2f}" for *_, name, mark in boxes]
+    lengths = [pen.textlength(text, font) + 6 for text in texts]
+    places = caption_places(corners, lengths, line, *panel.size)
+    for place, length, text, box in zip(places, lengths, texts, boxes, strict=True):
+        if place:
+            left, top = place
+            pen.rectangle((left, top, left + length, top + line), fill=colours[box[4]])
+            pen.text((left + 3, top + line / 2), text, text_on(colours[box[4]]), font, anchor="lm")
     return panel
 
 

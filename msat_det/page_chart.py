@@ -16,20 +16,24 @@ ROOM = 4  # percent left free at either end of a logarithmic axis
 
 @dataclass(frozen=True)
 class Curve:
-    """A method on the page. look: its number; it decides colour, marker and dashes. rows: by t."""
+    """A method's curve, the ``number``-th on the page. rows: by t. colour, marker, dash: numbers of any size."""
 
     name: str
-    look: int
     rows: list[CurveRow]
+    number: int
+    colour: int
+    marker: int
+    dash: int
 
     @property
     def style(self) -> str:
         """The classes of page.css."""
-        return f"c{self.look % COLOURS} d{self.look // COLOURS % DASHES}"
+        return f"c{self.colour % COLOURS} d{self.dash % DASHES}"
 
     @property
-    def marker(self) -> int:
-        return self.look % MARKERS
+    def mark(self) -> str:
+        """The id of the marker in parts.html."""
+        return f"m{self.marker % MARKERS}"
 
 
 @dataclass(frozen=True)

@@ -201,22 +201,46 @@ def draw_detections(
 
 
 def _write_captions(axes: Axes, boxes: list, texts: list[str], colours: list[str], pixels_per_point: float) -> None:
-    """Each box's text on its colour, at the first place around its left side that is free; none where all are taken."""
-    right, bottom = axes.get_xlim()[1], axes.get_ylim()[0]
+    """Each box's text on its colour, where ``caption_places`` finds room."""
     line = 10 * pixels_per_point
+    lengths = [(TextPath((0, 0), text, size=CAPTION).get_extents().width + 4) * pixels_per_point for text in texts]
+    places = caption_places(boxes, lengths, line, axes.get_xlim()[1], axes.get_ylim()[0])
+    for place, length, text, colour in zip(places, lengths, texts, colours, strict=True):
+        if place:
+            axes.add_patch(Rectangle(place, length, line, facecolor=colour, edgecolor="none", zorder=2))
+            where = (place[0] + length / 2, place[1] + line / 2)
+            style = {
+                "color": text_on(colour),
+                "fontsize": CAPTION,
+                "ha": "center",
+                "va": "center_baseline",
+                "zorder": 3,
+            }
+            axes.text(*where, text, **style)
+
+
+def text_on(colour: str) -> str:
+    """The colour of text that can be read on one of COLOURS."""
+    return "white" if colour in COLOURS_UNDER_WHITE else "black"
+
+
+def caption_places(
+    boxes: list, lengths: list[float], line: float, right: float, bottom: float
+) -> list[tuple[float, float] | None]:
+    """For each box's caption, ``line`` high, the first free place around the box's left side, as left and top.
+
+    None where all are taken, or lie outside of an image of size (right, bottom).
+    """
+    places: list[tuple[float, float] | None] = []
     taken: list[tuple[float, float, float, float]] = []
-    for (x1, y1, _, y2), text, colour in zip(boxes, texts, colours, strict=True):
-        length = (TextPath((0, 0), text, size=CAPTION).get_extents().width + 4) * pixels_per_point
+    for (x1, y1, _, y2), length in zip(boxes, lengths, strict=True):
         left = max(0, min(x1, right - length))
         for top in (y1 - line, y1, y2 - line, y2):
-            place = (left, top, left + length, top + line)
             clear = all(left >= c or left + length <= a or top >= d or top + line <= b for a, b, c, d in taken)
             if clear and top >= 0 and top + line <= bottom:
-                taken.append(place)
-                axes.add_patch(Rectangle((left, top), length, line, facecolor=colour, edgecolor="none", zorder=2))
-                text_colour = "white" if colour in COLOURS_UNDER_WHITE else "black"
-                where = (left + length / 2, top + line / 2)
-                axes.text(
-                    *where, text, color=text_colour, fontsize=CAPTION, ha="center", va="center_baseline", zorder=3
-                )
+                taken.append((left, top, left + length, top + line))
+                places.append((left, top))
                 break
+        else:
+            places.append(None)
+    return places

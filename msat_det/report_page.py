@@ -18,7 +18,7 @@ import jinja2
 from msat_det.compare import NEAR, Comparison, read_comparison
 from msat_det.coverage_table import graphs, labels_of, short_source, totals
 from msat_det.errors import InputError
-from msat_det.page_chart import Curve, charts
+from msat_det.page_chart import COLOURS, Curve, charts
 from msat_det.report import DISPLAY, write_whole
 
 PAGE = Path(__file__).with_name("page")
@@ -52,7 +52,7 @@ def run_page(folder: Path) -> str:
     """The page of one run directory."""
     run = read_comparison(folder)
     about = _read(folder, "report.json", _about) or {"versions": {}, "images": []}
-    curves = [Curve(label, i, run.curve(label)) for i, label in enumerate(run.labels)]
+    curves = [Curve(label, run.curve(label), i, i, i, i // COLOURS) for i, label in enumerate(run.labels)]
     name, level = NAMES[run.metric], run.rows[0]
     return _render(
         "run.html",
@@ -81,7 +81,11 @@ def comparison_page(folders: list[Path]) -> str:
     if len(set(names)) < len(names):
         raise InputError(f"{next(n for n in names if names.count(n) > 1)} is given twice: give each run once")
     pairs = [(name, run, label) for name, run in zip(names, runs, strict=True) for label in run.labels]
-    curves = [Curve(f"{name} · {label}", i, run.curve(label)) for i, (name, run, label) in enumerate(pairs)]
+    labels = list(dict.fromkeys(label for _, _, label in pairs))
+    curves = [  # a label's colour is the same in every run, a run's marker and dashes the same for every label
+        Curve(f"{name} · {label}", run.curve(label), i, labels.index(label), names.index(name), names.index(name))
+        for i, (name, run, label) in enumerate(pairs)
+    ]
     metric = runs[0].metric
     levels: dict[float, list[str]] = {}
     for name, run in zip(names, runs, strict=True):
@@ -258,7 +262,7 @@ def _figure(value: Any, digits: int = 2) -> str:
     """A number for a reader, an en dash where there is none; any other value as it is."""
     if value is None or value != value:
         return "–"
-    return f"{value:,.{digits}f}" if isinstance(value, int | float) else str(value)
+    return f"{value:,.{digits}f}".replace("-", "−") if isinstance(value, int | float) else str(value)
 
 
 def _count(value: int) -> str:
