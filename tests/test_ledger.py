@@ -11,6 +11,7 @@ from test_contract import OPTIONS
 from test_simulate import plain_convolutions
 from torch import Tensor, nn
 
+from msat_det.analysis.effects import output_error
 from msat_det.analysis.energy import UPDATE_MACS, prices
 from msat_det.analysis.ledger import BINS, PARTS, Ledger, ledger, split
 from msat_det.convert.conversion import spiking_network
@@ -180,13 +181,22 @@ def test_the_effect_of_the_last_call_site_is_what_the_head_makes_of_its_error() 
     head = snn.graph.module.get_submodule("head")
     driven = torch.relu(mean["x"])
     error = (mean["y"] - driven).mean((2, 3)) @ head.weight.T
-    expected = (error.norm() / head(mean["a"].mean((2, 3))).norm()).item()
+    expected = (error.norm() / (mean["a"].mean((2, 3)) @ head.weight.T).norm()).item()
     book = ledger(snn, [images()], T, record=[4, T])
     assert book.at(T)[-1].effect == pytest.approx(expected, rel=1e-3)
     assert all(entry.effect != entry.effect for entry in book.at(4))  # NaN: of the last t alone
     outputs = snn.run(images(), T)[T]
     float_outputs = snn.graph(images())
-    assert book.outputs[T] == pytest.approx(((outputs - float_outputs).norm() / float_outputs.norm()).item(), rel=1e-3)
+    assert book.outputs[T] == pytest.approx(
+        ((outputs - float_outputs).norm() / (float_outputs - head.bias).norm()).item(), rel=1e-3
+    )
+
+
+def test_the_error_of_silence_is_one() -> None:
+    for network in NETWORKS:
+        snn = spiking_network("constant", {"factor": 1e6}, observed(network), 2)
+        assert ledger(snn, [images()], 2).outputs[2] == pytest.approx(1.0, abs=1e-5)
+        assert output_error(snn, [images(3)], 2) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_sin_stays_where_spikes_cannot_be_taken_back() -> None:

@@ -29,7 +29,7 @@ class Finding:
     """What is wrong with one call site at one t, and what to do about it.
 
     effect: see ``ledger.Entry``. change: the mend as options (or t) of the method, empty where there is none. before,
-    after: relative error of the network's outputs without and with it; NaN where nothing helped.
+    after: error of the network's outputs (``effects.output_error``) without and with it; NaN where nothing helped.
     """
 
     site: str
@@ -92,7 +92,7 @@ class Patient:
         return {node.name for node in closure(nodes[site].all_input_nodes, lambda n: n.all_input_nodes)}
 
     def _error_with(self, change: dict[str, Any]) -> float:
-        """Relative error of the outputs under changed options; infinite where they cannot be had."""
+        """Error of the outputs under changed options; infinite where they cannot be had."""
         key = repr(sorted(change.items()))
         if key not in self._tried:
             t = change.get("t", self.t)

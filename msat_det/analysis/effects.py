@@ -1,4 +1,8 @@
-"""What the error of one call site alone does to a network's outputs: the terms of the paper's eq. 7."""
+"""Errors of a network's outputs, whole and by the call site that causes them: the terms of the paper's eq. 7.
+
+They are relative to what spikes bring about, the float outputs' distance from those of a network in which no neuron
+fires: 1 is as bad as silence, whatever constants the outputs hold.
+"""
 
 from collections import ChainMap
 from collections.abc import Iterable, Iterator
@@ -9,7 +13,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx.node import Node
 
-from msat_det.convert.graph import Batch, Graph
+from msat_det.convert.graph import Batch, Graph, before_output
 from msat_det.simulate import SpikingNetwork
 
 IMAGES = 2  # of each batch: every float activation of theirs is in memory at once
@@ -20,14 +24,27 @@ def effects_of_own_errors(graph: Graph, batch: Batch, own: dict[str, Tensor]) ->
     eq. 7, but that the layers behind are as they are.
     """
     few = pytree.tree_map(lambda value: value[:IMAGES], batch)
-    values, last = dict(graph.walk(few)), graph.nodes[-1]
+    values, last, silent = dict(graph.walk(few)), graph.nodes[-1], silent_outputs(graph, few)
     for node in graph.sites:
         changed: dict[Node, Any] = {node: values[node] + own[node.name][:IMAGES]}
         seen = ChainMap(changed, values)
         for behind in graph.nodes[graph.nodes.index(node) + 1 :]:
             if any(source in changed for source in behind.all_input_nodes):
                 changed[behind] = graph.evaluate(behind, seen)
-        yield node.name, squares(seen[last], values[last])
+        yield node.name, squares(seen[last], values[last], silent)
+
+
+def silent_outputs(graph: Graph, batch: Batch) -> Any:
+    """The outputs when no neuron fires: what biases alone make."""
+    size = pytree.tree_leaves(batch)[0].shape[0]
+    values: dict[Node, Any] = {node: torch.zeros(size, *node.meta["shape"]) for node in graph.sites}
+    inputs = graph.bind(batch)
+    values |= {node: inputs[node.target] for node in graph.nodes if node.op == "placeholder"}
+    needed = before_output(graph)
+    for node in graph.nodes:
+        if node in needed and node not in values:
+            values[node] = graph.evaluate(node, values)
+    return values[graph.nodes[-1]]
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -39,18 +56,18 @@ def relative(error: float, size: float) -> float:
     return (error / size) ** 0.5 if size > 0 else float("nan")
 
 
-def squares(got: Any, expected: Any) -> Tensor:
-    """(2,) ‖got − expected‖² and ‖expected‖² over all output tensors."""
-    pairs = zip(pytree.tree_leaves(got), pytree.tree_leaves(expected), strict=True)
-    return sum(torch.stack((dot(a - b, a - b), dot(b, b))) for a, b in pairs if isinstance(a, Tensor))
+def squares(got: Any, expected: Any, silent: Any) -> Tensor:
+    """(2,) ‖got − expected‖² and ‖expected − silent‖² over all output tensors."""
+    leaves = zip(*map(pytree.tree_leaves, (got, expected, silent)), strict=True)
+    return sum(torch.stack((dot(a - b, a - b), dot(b - c, b - c))) for a, b, c in leaves if isinstance(a, Tensor))
 
 
 def output_error(snn: SpikingNetwork, batches: Iterable[Batch], t: int) -> float:
-    """‖outputs after t timesteps − float outputs‖ / ‖float outputs‖ over all images."""
+    """‖outputs after t timesteps − float outputs‖ / ‖float outputs − silent outputs‖ over all images."""
     total, images = torch.zeros(2, dtype=torch.float64), 0
     for batch in batches:
         size = pytree.tree_leaves(batch)[0].shape[0]
         found = snn.run(batch, t, images=list(range(images, images + size)))[t]
-        total += squares(found, snn.graph(batch))
+        total += squares(found, snn.graph(batch), silent_outputs(snn.graph, batch))
         images += size
     return relative(*total.tolist())

@@ -85,7 +85,7 @@ def examination_text(examinations: list[Examination]) -> str:
         entries = {entry.site: entry for entry in one.at(one.t)}
         width = max([len("call site"), *(len(finding.site) for finding in one.findings)])
         parts = "  ".join(f"{part[:12]:>12}" for part in PARTS)
-        lines.append(f"{one.label}, t = {one.t}: the outputs are off by {one.outputs[one.t]:.3g} of their size")
+        lines.append(f"{one.label}, t = {one.t}: error of the outputs {one.outputs[one.t]:.3g} (1: as bad as silence)")
         lines.append(f"  {'call site':{width}}  effect  error = {parts}")
         for finding, after in zip_longest(one.findings, one.findings[1:]):
             entry = entries[finding.site]

@@ -15,7 +15,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx.node import Node
 
-from msat_det.analysis.effects import dot, effects_of_own_errors, relative, squares
+from msat_det.analysis.effects import dot, effects_of_own_errors, relative, silent_outputs, squares
 from msat_det.analysis.energy import Cost
 from msat_det.convert.graph import Batch, elements
 from msat_det.kernels import Scan
@@ -37,7 +37,8 @@ class Entry:
     total: ‖ȳ − a‖ / ‖a‖; quantisation, clipping, sin, inherited: its parts, which add up to it (a part's share is its
     projection on the whole, ⟨part, total⟩/‖total‖²); …_norm: each part's own ‖part‖ / ‖a‖, own_norm of the first three
     together. All NaN where the float activation is zero throughout. effect: what the site's own error alone does to the
-    network's outputs, relative to them, everything behind it being float; NaN but for the last t.
+    network's outputs, everything behind it being float, in units of their distance from silence (``analysis.effects``);
+    NaN but for the last t.
     inactive: share of neurons whose float activation is zero; sin_ratio: share of those whose mean output is not (the
     paper's R; its Fig. 2). dead: share of the active ones that have sent nothing. saturated: share of all that fired at
     their full rate. over: share of ‖ȳ − a'‖², clipping left out, of neurons that have sent more than one threshold too
@@ -76,7 +77,8 @@ class Entry:
 
 @dataclass
 class Ledger:
-    """All that was taken down. entries: by t, then by depth. outputs: {t: relative error of the network's outputs}.
+    """All that was taken down. entries: by t, then by depth. outputs: {t: error of the network's outputs, 1 as bad as
+    silence}.
 
     residuals: {call site: (BINS,) share of the potentials in each of BINS equal bins from −RESIDUAL to RESIDUAL
     thresholds at the last t; what lies beyond is in the outermost}. traces: {call site: (neurons, T) θ(t)} (Fig. 5).
@@ -135,8 +137,9 @@ def ledger(
             run = _Batch(watched, batch, record, sums, chosen if images == 0 else {})
             size = pytree.tree_leaves(batch)[0].shape[0]
             found = watched.run(batch, T, record, list(range(images, images + size)), run.tap, run.watch)
+            silent = silent_outputs(snn.graph, batch)
             for t, output in found.items():
-                outputs[t] += squares(output, run.expected)
+                outputs[t] += squares(output, run.expected, silent)
                 for name in run.sites:
                     _add(costs, (name, t), watched.counts[t].costs[name], size)
             if effects:
