@@ -6,6 +6,7 @@ over a chunk of timesteps.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -79,7 +80,7 @@ class Neuron:
     def tracking(self) -> bool:
         return not self.activation.rectified and not self.imbalanced
 
-    @property
+    @cached_property
     def bounded(self) -> bool:
         """Whether firing at full rate would pass the activation's upper bound, so that spikes must be held back."""
         height = self.gamma * max(self.stages) * float(self.theta.max())
@@ -109,9 +110,12 @@ class Neuron:
         }
         return tuple(name for name, needed in kept.items() if needed)
 
-    def stage(self, t: int) -> float:
+    def stage(self, t: int | Tensor) -> float | Tensor:
         """The factor on the threshold at timestep t."""
-        return self.stages[min(t, len(self.stages) - 1)]
+        last = len(self.stages) - 1
+        if last and isinstance(t, Tensor):
+            return torch.tensor(self.stages)[t.clamp(max=last)]
+        return self.stages[min(t, last) if last else 0]
 
 
 def per_channel(value: Tensor | float, like: Tensor) -> Tensor:
@@ -173,10 +177,10 @@ def dynamic_evoked_threshold(m: Msat, drive: Tensor) -> Tensor:
     return m.tau_rd * torch.exp(-drive / m.C)
 
 
-def adaptive_threshold(neuron: Neuron, state: State, x: Tensor, before: Tensor, t: int) -> Tensor:
+def adaptive_threshold(neuron: Neuron, state: State, x: Tensor, before: Tensor, t: int | Tensor) -> Tensor:
     """θ(t) = θ_max·sigmoid(τ_mp·DTT + τ_rd·DET), eq. 15 and Algorithm 1; θ_max itself in the first timestep."""
     m, theta = neuron.adaptive, threshold(neuron, x)
-    if t == 0:
+    if isinstance(t, int) and t == 0:
         return theta
     scale = theta if m.normalised else 1.0
     total = torch.zeros_like(x)
@@ -190,10 +194,11 @@ def adaptive_threshold(neuron: Neuron, state: State, x: Tensor, before: Tensor, 
         total += (m.tau_rd if m.twice else 1.0) * dynamic_evoked_threshold(m, drive / scale)
     # e^88 bounds the sigmoid away from 0 in single precision: V⁺/θ stays a number; a dead channel keeps its threshold
     varying = theta / (1 + torch.exp((-total).clamp(max=88.0)))
-    return torch.where(per_channel(neuron.theta, x) > 0, varying, theta)
+    varying = torch.where(per_channel(neuron.theta, x) > 0, varying, theta)
+    return varying if isinstance(t, int) else torch.where(t == 0, theta, varying)
 
 
-def _charge(neuron: Neuron, state: State, x: Tensor, t: int) -> tuple[Tensor | None, Tensor, Tensor]:
+def _charge(neuron: Neuron, state: State, x: Tensor, t: int | Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
     """The input sum of a tracking neuron with the current x in it, the potential before the spike, and θ(t)."""
     total = state.x
     if neuron.bias is not None:
@@ -212,11 +217,13 @@ def coming_threshold(neuron: Neuron, state: State, x: Tensor, t: int) -> Tensor:
     return _charge(neuron, state, x, t)[2]
 
 
-def step(neuron: Neuron, state: State, x: Tensor, t: int, chances: Chances | None = None) -> tuple[Tensor, Tensor]:
+def step(
+    neuron: Neuron, state: State, x: Tensor, t: int | Tensor, chances: Chances | None = None
+) -> tuple[Tensor, Tensor]:
     """One timestep of a population.
 
-    x: input current (B, C, …) at timestep t = 0, 1, …. Advances ``state`` and returns (s, y): the spikes (bursts count,
-    negative ones take back) and the output s·θ(t), both (B, C, …).
+    x: input current (B, C, …) at timestep t = 0, 1, … (a tensor () where the step is exported). Advances ``state`` and
+    returns (s, y): the spikes (bursts count, negative ones take back) and the output s·θ(t), both (B, C, …).
     """
     n = t + 1
     state.x, before, theta = _charge(neuron, state, x, t)

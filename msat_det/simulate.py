@@ -61,7 +61,7 @@ class SpikingNetwork:
         self.graph, self.neurons, self.fanout, self.seed, self.chunk = graph, neurons, fanout, seed, chunk
         self.decide, self.detector, self.energy = decide, detector, energy
         self.counts: dict[int, Counts] = {}
-        self._plan = _Plan(graph)
+        self.plan = _Plan(graph)
 
     def run(
         self,
@@ -204,7 +204,7 @@ class _Run:
         tap: Callable | None = None,
         watch: Callable | None = None,
     ):
-        self.snn, self.graph, self.plan, self.tap, self.watch = snn, snn.graph, snn._plan, tap, watch
+        self.snn, self.graph, self.plan, self.tap, self.watch = snn, snn.graph, snn.plan, tap, watch
         keep_freed_memory()
         inputs = self.graph.bind(batch)
         self.size = next(iter(inputs.values())).shape[0]
