@@ -94,7 +94,8 @@ def _transfer(url: str, part: Path, source: Source, show: bool) -> None:
     headers = {"Accept-Encoding": "identity"}  # so that lengths and ranges are those of the file
     if start:
         headers["Range"] = f"bytes={start}-"
-    bar = tqdm(desc=source.name, total=source.size, unit="B", unit_scale=True, disable=None if show else True)
+    desc = source.name + (f", from {start / 1e6:.0f} MB" if start else "")
+    bar = tqdm(desc=desc, total=source.size, unit="B", unit_scale=True, disable=None if show else True)
     with part.open("ab") as file, bar:
         sink = _Sink(file, source)
         pooch.HTTPDownloader(

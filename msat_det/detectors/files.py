@@ -81,7 +81,8 @@ def download(enum: WeightsEnum) -> dict[str, Tensor]:
     except (URLError, OSError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
-            f"{enum.url} can't be fetched ({reason}): fetch the file elsewhere and give it as --model.weights FILE"
+            f"{enum.url} can't be fetched ({reason}): msat-det fetch torchvision:MODEL goes on after a break and takes "
+            "mirrors; or give the file as --model.weights FILE"
         ) from error
 
 
