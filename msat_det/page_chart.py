@@ -98,8 +98,8 @@ def tip(curve: str, row: CurveRow, metric: str, name: str) -> str:
 def steps(top: float) -> list[float]:
     """0 and up to six round numbers below ``top``."""
     unit = 10.0 ** math.floor(math.log10(top))
-    step = next(unit * factor for factor in (0.1, 0.2, 0.5, 1, 2) if top / (unit * factor) <= 6)
-    return [round(i * step, 10) for i in range(int(top / step) + 1)]
+    step = next(unit * factor for factor in (0.1, 0.2, 0.5, 1, 2) if top / (unit * factor) <= 6.001)
+    return [round(i * step, 10) for i in range(int(top / step + 1e-9) + 1)]
 
 
 class _Axis:

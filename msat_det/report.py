@@ -218,7 +218,7 @@ def read_summary(folder: Path) -> tuple[list[CurveRow], dict[str, Any]]:
             raise ValueError(names)
     except FileNotFoundError:
         raise InputError(f"no {file}: the run did not end; start it anew") from None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{file} is not what a run writes: make it anew") from None
     return rows, facts
 

@@ -6,33 +6,19 @@ trusted: jinja2 escapes whatever it writes, and a content security policy lets n
 
 import base64
 import hashlib
-import json
-import re
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from msat_det import page_files
 from msat_det.compare import NEAR, Comparison, read_comparison
-from msat_det.coverage_table import graphs, labels_of, short_source, totals
 from msat_det.errors import InputError
 from msat_det.page_chart import COLOURS, Curve, charts
 from msat_det.report import DISPLAY, write_whole
 
 PAGE = Path(__file__).with_name("page")
 NAMES = {"map": "mAP", "top1": "top-1 accuracy"}
-KINDS = {
-    "spiking": "became neurons",
-    "linear": "run on the spikes as they are",
-    "differential": "exact functions of running means: maxima, products, norms",
-    "input": "where an image comes in",
-    "output": "what is decoded",
-    "shape": "sizes and constants",
-}
-PARTS = ("quantisation", "clipping", "sin", "inherited")
-PHOTO = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/]+={0,2}")
 
 
 def write_report(folders: list[Path], target: Path | None = None) -> Path:
@@ -51,7 +37,7 @@ def write_report(folders: list[Path], target: Path | None = None) -> Path:
 def run_page(folder: Path) -> str:
     """The page of one run directory."""
     run = read_comparison(folder)
-    about = _read(folder, "report.json", _about) or {"versions": {}, "images": []}
+    about, ledger = page_files.about(folder), page_files.ledger(folder)
     curves = [Curve(label, run.curve(label), i, i, i, i // COLOURS) for i, label in enumerate(run.labels)]
     name, level = NAMES[run.metric], run.rows[0]
     return _render(
@@ -62,9 +48,10 @@ def run_page(folder: Path) -> str:
         curves=curves,
         lines=[method_line(run, curve) for curve in curves],
         boxes=_boxes(run, about, curves),
-        coverage=_read(folder, "coverage.json", _coverage),
-        ledger=_read(folder, "ledger.json", _ledger),
-        doctor=_read(folder, "doctor.json", _doctor),
+        coverage=page_files.coverage(folder),
+        ledger=ledger,
+        opened=next((one for one in ledger[::-1] if one["method"] == about["method"]), ledger[-1]) if ledger else None,
+        doctor=page_files.doctor(folder),
         about=about,
         config=(folder / "config.yaml").read_text("utf-8"),
     )
@@ -73,7 +60,7 @@ def run_page(folder: Path) -> str:
 def comparison_page(folders: list[Path]) -> str:
     """The page of several run directories. Raises InputError where metrics or images differ."""
     runs = [read_comparison(folder) for folder in folders]
-    evaluated = [(_read(folder, "report.json", _about) or {}).get("evaluated") for folder in folders]
+    evaluated = [page_files.about(folder)["evaluated"] for folder in folders]
     for i in range(1, len(runs)):
         _require_same(runs[0], runs[i], evaluated[0], evaluated[i], folders[0], folders[i])
     short = [folder.resolve().name for folder in folders]
@@ -177,87 +164,6 @@ def _boxes(run: Comparison, about: dict, curves: list[Curve]) -> dict[str, Any] 
     return {"method": method, "images": about["images"], "figures": figures} if figures else None
 
 
-def _read(folder: Path, name: str, check: Callable[[Any], Any]) -> Any:
-    """What ``check`` makes of a JSON file of a run directory; None where there is no such file."""
-    file = folder / name
-    try:
-        return check(json.loads(file.read_text("utf-8")))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise InputError(f"{file} is not what a run writes: delete it or make it anew") from None
-
-
-def _about(value: dict) -> dict[str, Any]:
-    images = []
-    for image in value["images"]:
-        if not PHOTO.fullmatch(image["photo"]):
-            raise ValueError("photo")
-        images.append(
-            {name: image[name] for name in ("id", "photo")}
-            | {name: float(image[name]) for name in ("width", "height")}
-            | {name: [_box(box) for box in image[name]] for name in ("truth", "float")}
-            | {
-                "methods": {
-                    label: {str(int(t)): [_box(box) for box in boxes] for t, boxes in found.items()}
-                    for label, found in image["methods"].items()
-                }
-            }
-        )
-    return {
-        "command": value["command"],
-        "versions": dict(value["versions"]),
-        "evaluated": str(value["evaluated"]),
-        "method": value["method"],
-        "images": images,
-    }
-
-
-def _box(box: list) -> list:
-    x1, y1, x2, y2, name, mark = box
-    return [float(x1), float(y1), float(x2), float(y2), str(name), mark if isinstance(mark, bool) else float(mark)]
-
-
-def _coverage(rows: list[dict]) -> list[dict[str, Any]]:
-    """A graph each: its title, rows, totals, and for each kind its nodes and multiply-adds."""
-    made = []
-    for method, own in graphs(rows).items():
-        count, macs, analog = Counter(), Counter(), Counter()
-        for row in own:
-            count[row["kind"]] += 1
-            macs[row["kind"]] += row["macs"]
-            analog[row["kind"]] += row["analog_macs"]
-        kinds = [
-            {"kind": kind, "about": about, "nodes": count[kind], "macs": macs[kind], "analog": analog[kind]}
-            for kind, about in KINDS.items()
-            if count[kind]
-        ]
-        nodes = [row | {"where": short_source(row["source"])} for row in own]
-        made.append({"method": method, "nodes": nodes, "labels": labels_of(own), "kinds": kinds, "totals": totals(own)})
-    return made
-
-
-def _ledger(entries: list[dict]) -> list[dict[str, Any]]:
-    """The entries by method and t, each part's bar as a share of the largest total."""
-    groups: dict[tuple[str, int], list[dict]] = {}
-    for entry in entries:
-        groups.setdefault((str(entry["method"]), int(entry["t"])), []).append(entry)
-    made = []
-    for (method, t), own in groups.items():
-        largest = max([float(entry.get("total") or 0) for entry in own]) or 1.0
-        rows = []
-        for entry in own:
-            parts = {part: max(0.0, float(entry.get(part) or 0)) for part in PARTS}  # a part may go against the total
-            scale = 100 * float(entry.get("total") or 0) / largest / (sum(parts.values()) or 1.0)
-            rows.append(entry | {"bar": [(part, round(scale * size, 2)) for part, size in parts.items() if size]})
-        made.append({"method": method, "t": t, "rows": rows})
-    return made
-
-
-def _doctor(advice: dict[str, list[dict]]) -> dict[str, list[dict]]:
-    return {str(label): [dict(item) for item in items] for label, items in advice.items() if items}
-
-
 def _figure(value: Any, digits: int = 2) -> str:
     """A number for a reader, an en dash where there is none; any other value as it is."""
     if value is None or value != value:
@@ -272,10 +178,6 @@ def _count(value: int) -> str:
     return str(value)
 
 
-def _range(theta: list[float] | None) -> str:
-    return "–".join(dict.fromkeys(f"{value:.3g}" for value in theta)) if theta else ""
-
-
 def _render(template: str, **values: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGE),
@@ -285,8 +187,14 @@ def _render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"figure": _figure, "count": _count, "range": _range}
-    environment.globals |= {"DISPLAY": DISPLAY, "NAMES": NAMES, "NEAR": round(100 * NEAR), "PARTS": PARTS}
+    environment.filters |= {"figure": _figure, "count": _count}
+    environment.globals |= {
+        "DISPLAY": DISPLAY,
+        "NAMES": NAMES,
+        "NEAR": round(100 * NEAR),
+        "PARTS": page_files.PARTS,
+        "FIGURES": page_files.FIGURES,
+    }
     script = (PAGE / "page.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assets = {"script": script, "digest": digest, "style": (PAGE / "page.css").read_text("utf-8")}

@@ -57,6 +57,13 @@ def test_detections_come_back(parts: Parts) -> None:
                 assert getattr(a, name).dtype == getattr(b, name).dtype
 
 
+def test_no_more_batches_are_read_than_are_asked_for(parts: Parts) -> None:
+    assert list(parts.found("if", 4, least=1)) == [7, 3]
+    assert list(parts.found("if", 4, least=3)) == [7, 3, "a/1"]
+    (parts.folder / "00000002.safetensors").write_bytes(b"no part")
+    assert len(parts.found("float", None, least=2)) == 2
+
+
 def test_costs_are_added_in_the_order_of_the_batches(parts: Parts) -> None:
     a, b = (BATCHES[number].costs["if", 4] for number in (0, 2))
     assert torch.equal(parts.costs("if", 4), a + b)

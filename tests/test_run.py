@@ -27,8 +27,24 @@ def test_a_run_leaves_its_files(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert {"config.yaml", "summary.json", "curve.csv", "curve.png", "detections"} <= names
     assert {"coverage.json", "coverage.txt", "coverage.svg"} <= names
+    assert {"report.html", "report.json", "boxes.gif"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert len(list((finished / "detections").glob("*.png"))) == 1
+
+
+def test_the_report_is_made_anew_from_the_files_alone(finished: Path) -> None:
+    page = finished / "report.html"
+    before = page.read_bytes()
+    page.unlink()
+    assert cli.main(["report", str(finished)]) == 0
+    assert page.read_bytes() == before
+    image = json.loads((finished / "report.json").read_text())["images"][0]
+    assert {label: list(found) for label, found in image["methods"].items()} == {
+        "signed-b3": ["2", "4"],
+        "msat": ["2", "4"],
+        "staged-4": ["4"],
+    }
+    assert image["float"]
 
 
 def test_the_curve_has_a_row_for_each_method_and_t(finished: Path) -> None:
@@ -177,3 +193,5 @@ def test_classification_is_the_same_line(tmp_path: Path) -> None:
     assert float(rows[0]["top1"]) > 50
     assert [row["method"] for row in rows] == ["float", "signed", "staged-4"]
     assert not (tmp_path / "detections").exists()
+    assert not (tmp_path / "boxes.gif").exists()
+    assert "top-1 accuracy" in (tmp_path / "report.html").read_text("utf-8")
