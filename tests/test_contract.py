@@ -173,4 +173,4 @@ def test_every_method_takes_the_common_options(method: str, options: dict) -> No
     elif "stages" in options:
         assert all(tuple(neuron.stages) == (2.0, 1.0, 0.5, 0.25) for neuron in neurons)
         assert all(neuron.rounding == "track" for neuron in neurons)
-    assert all(neuron.signed == options.get("signed", False) for neuron in neurons)
+    assert all(neuron.signed == options.get("signed", METHODS[method].options().signed) for neuron in neurons)

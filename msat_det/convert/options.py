@@ -93,12 +93,24 @@ def _fitting(name: str, key: str, value: Any, hint: Any) -> Any:
         return value
     elif value is None and type(None) in kinds:
         return None
+    elif isinstance(value, dict) and _by_t(hint) and _numbers_by_t(value):
+        return {t: float(number) for t, number in value.items()}
     wanted = f"one of {', '.join(map(str, choices))}" if choices else _name(hint)
     raise InputError(f"option {key} of method {name} is {value!r}: give {wanted}")
 
 
+def _by_t(hint: Any) -> bool:
+    return any(typing.get_origin(kind) is dict for kind in typing.get_args(hint))
+
+
+def _numbers_by_t(value: dict) -> bool:
+    return bool(value) and all(type(t) is int and t > 0 and type(n) in (int, float) for t, n in value.items())
+
+
 def _name(hint: Any) -> str:
     names = {bool: "true or false", int: "a whole number", float: "a number"}
+    if _by_t(hint):
+        return "a number, or one for each T as in {4: 3.1, 8: 4.8}"
     return names.get(hint, "a list of names" if str in typing.get_args(hint) else "a list of numbers")
 
 

@@ -1,0 +1,107 @@
+"""Methods whose neurons are searched for on calibration images; the search is ``convert.fit``."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.fx.node import Node
+
+from msat_det.convert.fit import Fit, Goal, anytime_candidates, fit, stage_candidates
+from msat_det.convert.graph import elements
+from msat_det.convert.methods.layerwise import LayerByLayer
+from msat_det.convert.methods.registry import Neurons, method, neuron, threshold
+from msat_det.convert.observe import Observation
+from msat_det.convert.options import require
+from msat_det.neurons import Neuron
+
+
+@dataclass(frozen=True)
+class Fitted(LayerByLayer):
+    """stages: 1 leaves them to the search. budget: spikes per neuron (or SOPs per float multiply-add) up to T that the
+    fit may spend on the calibration images, one number or one for each T: {4: 3.1, 8: 4.8}; None: as the price says.
+    price: what a spike per neuron is worth in relative squared error of the outputs; a budget's search starts there.
+    correct: take each channel's mean error off by a bias.
+    """
+
+    images: int = 8
+    scale: Literal["layer", "channel"] = "channel"
+    percentile: float = 99.9
+    signed: bool = True
+    gamma: int = 15
+    rounding: Literal["fixed", "track"] | None = "track"
+    price: float = 0.003
+    budget: float | dict[int, float] | None = None
+    budget_of: Literal["spikes", "sops"] = "spikes"
+    correct: Literal["bias", "none"] = "bias"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.price > 0, "price", self.price, "a number above 0")
+        budgets = self.budget.values() if isinstance(self.budget, dict) else [self.budget or 1.0]
+        require(min(budgets) > 0, "budget", self.budget, "numbers above 0")
+
+    def budget_at(self, T: int) -> float | None:
+        """The budget for T: its own, or that of the largest T below it."""
+        if not isinstance(self.budget, dict):
+            return self.budget
+        return self.budget[max((t for t in self.budget if t <= T), default=min(self.budget))]
+
+
+PRICED = "what a spike may cost sets the error, not T"
+
+
+@method("constant-fit", Fitted, needs_t=True, stays_off=PRICED)
+def constant_fit(options: Fitted, observation: Observation, T: int) -> Neurons:
+    """Constant thresholds by the same search as ``msat-fit``, at the same budget: what adaptivity adds is the rest."""
+    return _fit(options, observation, [T], [(1.0,)], []).neurons
+
+
+@dataclass(frozen=True)
+class MsatFit(Fitted):
+    """dtt, det: also try eqs. 16 and 17, per call site."""
+
+    dtt: bool = False
+    det: bool = False
+
+    @property
+    def adaptive(self) -> list[str]:
+        return [name for name in ("dtt", "det") if getattr(self, name)]
+
+
+@method("msat-fit", MsatFit, needs_t=True, stays_off=PRICED)
+def msat_fit(options: MsatFit, observation: Observation, T: int) -> Neurons:
+    """The multi-stage threshold fitted for one T: scale per channel, stages and, if asked, eqs. 16 and 17 per call
+    site, by eq. 14 under a budget of spikes. Ours; see ``convert.fit``."""
+    return _fit(options, observation, [T], stage_candidates(T), options.adaptive).neurons
+
+
+@method("msat-fit-anytime", MsatFit)
+def msat_fit_anytime(options: MsatFit, observation: Observation, T: int) -> Neurons:
+    """One plan for every t: the error is averaged over t = 2, 3, 4, 6, 8, 12, 16, … up to T."""
+    times = [t for t in _doubling(T) if t <= T] or [T]
+    return _fit(options, observation, times, anytime_candidates(T), options.adaptive).neurons
+
+
+def _doubling(T: int) -> list[int]:
+    powers = [2**i for i in range(1, T.bit_length() + 1)]
+    return sorted({T, *powers, *(3 * p // 2 for p in powers)})
+
+
+def _fit(
+    options: Fitted, observation: Observation, times: list[int], stages: list[tuple[float, ...]], adaptive: list[str]
+) -> Fit:
+    neurons = sum(map(elements, observation.graph.sites))
+
+    def weight(node: Node) -> Tensor:
+        if options.budget_of == "spikes":
+            return torch.tensor(1.0 / neurons)
+        reach = observation.fanout.spikes.get(node, torch.zeros(node.meta["shape"]))
+        return reach.float().flatten(1).mean(1) / observation.fanout.total
+
+    def make(node: Node, unit: Tensor) -> Neuron:
+        return neuron(options, node, threshold(options, observation, node).expand_as(unit))
+
+    stages = [options.stages] if options.varying else stages  # what is asked for is not searched for
+    goal = Goal(times, stages, adaptive, options.price, weight, options.correct == "bias", options.images)
+    return fit(observation, goal, make, options.budget_at(times[-1]))
