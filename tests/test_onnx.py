@@ -7,18 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import block, images, observed, randomise
+from networks import block, build, images, observed, randomise
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import msat_det
-from msat_det import onnx_step
+from msat_det import export, onnx_step
+from msat_det.cli import main
 from msat_det.convert.conversion import spiking_network
 from msat_det.convert.observe import observe
 from msat_det.errors import InputError
 from msat_det.neurons import Msat, Neuron
 from msat_det.onnx_check import Agreement, check
 from msat_det.onnx_step import Step, export_step, write_onnx
+from msat_det.options import PROJECT
 from msat_det.simulate import SpikingNetwork
 
 onnx = pytest.importorskip("onnx", reason="needs pip install 'msat-det[onnx]'")
@@ -173,3 +175,27 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     snn = msat_det.convert(observed("plain"), method="constant")
     with pytest.raises(InputError, match=r"no_such_package: pip install 'msat-det\[onnx\]'"):
         export_step(Step(snn))
+
+
+class Small:
+    """In place of a configuration's network."""
+
+    def __init__(self, *_: object):
+        self.net, self.classes = build("plain"), ["thing"]
+
+    def preprocess(self, image: Tensor) -> tuple[Tensor, None]:
+        return image[:, :12, :12].float() / 255, None
+
+
+def test_the_command_writes_a_file_that_passed_the_check(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(export, "build_model", Small)
+    words = ["--cfg", str(PROJECT / "configs/yolo_voc.yaml"), "--calib.limit", "2", "--method", "signed", "--onnx"]
+    assert main(["export", *words, "--out", str(tmp_path / "a.onnx")]) == 0
+    assert "onnxruntime agrees to" in capsys.readouterr().err
+    onnx.checker.check_model(onnx.load(tmp_path / "a.onnx"))
+    monkeypatch.setattr(export, "check", lambda *_: Agreement(faults=1))
+    assert main(["export", *words, "--out", str(tmp_path / "b.onnx")]) == 2
+    assert "b.onnx is not written" in capsys.readouterr().err
+    assert not (tmp_path / "b.onnx").exists()

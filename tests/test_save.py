@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 import msat_det
 from msat_det.archive import read_archive, write_archive
+from msat_det.cli import main
 from msat_det.convert.conversion import spiking_network
 from msat_det.convert.methods import METHODS
 from msat_det.detectors import build_detector
@@ -385,3 +386,24 @@ def test_the_document_is_the_only_one_that_counts(tmp_path: Path) -> None:
     save_file({}, tmp_path / "a", {"msat_det": json.dumps({"kind": "plan"})})
     with pytest.raises(InputError, match="holds no network"):
         msat_det.load(tmp_path / "a")
+
+
+def test_the_command_writes_what_load_reads(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = [
+        "--cfg",
+        str(PROJECT / "configs/yolo_voc.yaml"),
+        "--calib.limit",
+        "2",
+        "--method",
+        "signed",
+        "--threads",
+        "1",
+    ]
+    assert main(["export", *words, "--out", str(tmp_path / "a.safetensors")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'a.safetensors'}\n"
+    snn = msat_det.load(tmp_path / "a.safetensors")
+    assert all(neuron.signed for neuron in snn.neurons.values())
+    assert len(snn.detector.classes) == 20
+    for wrong in (["--t", "0"], ["--method", "nobody"], ["--method", "signed,msat"], ["--out", str(tmp_path / "no/a")]):
+        assert main(["export", *words, "--out", str(tmp_path / "b"), *wrong]) == 2
+    assert not (tmp_path / "b").exists()
