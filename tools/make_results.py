@@ -17,10 +17,7 @@ from msat_det.errors import InputError
 from msat_det.options import PROJECT, load_config
 
 RUNS = "runs/results"
-METHODS = (
-    "p-norm,channel-norm,spike-norm,rmp,tsc,opt,calibration,burst,constant,"
-    "msat,msat-paper,msat-normalised,dtt-only,det-only,msat-confidence"
-)
+METHODS = "p-norm,channel-norm,spike-norm,rmp,tsc,opt,calibration,burst,constant,msat,msat-normalised"
 DETECTION = f"--sim.record 8,16,32,64 --data.limit 64 --methods {METHODS}"
 # Name of a configuration in configs/real → heading, and what the command sets beside the configuration.
 EXPERIMENTS = {
