@@ -6,6 +6,7 @@ trusted: jinja2 escapes whatever it writes, and a content security policy lets n
 
 import base64
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +166,10 @@ def _boxes(run: Comparison, about: dict, curves: list[Curve]) -> dict[str, Any] 
 
 
 def _figure(value: Any, digits: int = 2) -> str:
-    """A number for a reader, an en dash where there is none; any other value as it is."""
-    if value is None or value != value:
+    """A number for a reader, an en dash where there is none."""
+    if value is None or not math.isfinite(value):
         return "–"
-    return f"{value:,.{digits}f}".replace("-", "−") if isinstance(value, int | float) else str(value)
+    return f"{round(value, digits) + 0.0:,.{digits}f}".replace("-", "−")  # + 0: no minus before zero
 
 
 def _count(value: int) -> str:

@@ -451,7 +451,8 @@ const rows = document.querySelectorAll("#methods ~ .wide tbody:last-child th");
 said.push([...rows].map((row) => row.dataset.value).join());
 document.querySelector("[data-toggle='1']").click();
 said.push([...document.querySelectorAll("[data-curve]")].map((curve) => getComputedStyle(curve).display).join());
-said.push(document.querySelectorAll(".spiking-boxes .box").length, document.querySelectorAll("img").length);
+const count = (selector) => document.querySelectorAll(selector).length;
+said.push(count(".spiking-boxes .box"), count(".float-boxes .box"), count(".truth .box"), count("img"));
 said.push(document.documentElement.scrollWidth <= innerWidth);
 document.title = JSON.stringify(said);
 }"""
@@ -490,7 +491,7 @@ def test_in_a_browser(folder: Path, chromium: str, tmp_path: Path) -> None:
         "Image a, p-norm, t = 4: 1 box",
         "signed,staged-4,p-norm",  # by the best mAP, falling
         "inline,none,inline,inline,none,inline",
-        *[2, 0, True],
+        *[2, 4, 4, 0, True],
     ]
 
 

@@ -220,6 +220,7 @@ function showBoxes({ images, figures }) {
     playing = setInterval(step, 800);
   });
   for (const control of [method, time]) control.addEventListener("pointerdown", stop);
+  showStill();
   choose();
   // captions keep their size when the pictures change theirs
   new ResizeObserver(() => {
