@@ -230,7 +230,7 @@ class Config:
 
 
 def checked_method(entry: dict) -> dict:
-    """One entry of ``methods``, checked: label and method are words, options are scalars or flat lists of them."""
+    """One entry of ``methods``, checked: label and method are words, options are scalars, flat lists or one for each T."""
     label = entry.get("label", entry.get("method"))
     for name, word in (("label", label), ("method", entry.get("method"))):
         if not isinstance(word, str) or not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", word):
@@ -239,8 +239,11 @@ def checked_method(entry: dict) -> dict:
         meaning = {"float": "the float network", "all": "every method in --methods"}[label]
         raise InputError(f"a method is labelled {label}, which names {meaning}: give it another label")
     for name, value in entry.items():
-        if any(isinstance(part, dict | list) for part in (value if isinstance(value, list) else [value])):
-            raise InputError(f"option {name} of method {label} is nested: give one value or a flat list")
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        if any(isinstance(part, dict | list) for part in parts):
+            raise InputError(
+                f"option {name} of method {label} is nested: give one value, a flat list or one for each T"
+            )
     entry = {"label": label} | entry
     record = entry.get("record")
     if record is not None and not (

@@ -74,6 +74,11 @@ class RunDirectory:
         """Folder of what an unfinished run has computed (``msat_det.parts``)."""
         return self.path / "parts"
 
+    def plan(self, label: str, t: int) -> Path:
+        """Where the neurons of a method that was fitted for T = t are kept (``convert.plan``)."""
+        (self.path / "plans").mkdir(exist_ok=True)
+        return self.path / "plans" / f"{label}-t{t}.safetensors"
+
     def clear(self) -> None:
         """Remove an earlier run's results; summary.json first, which says that they are complete."""
         coverage = ("coverage.json", "coverage.txt", "coverage.svg")
@@ -83,7 +88,7 @@ class RunDirectory:
             (self.path / name).unlink(missing_ok=True)
         for events in self.path.glob("events.out.tfevents.*"):
             events.unlink()
-        for name in ("hparams", "detections", "doctor"):
+        for name in ("hparams", "detections", "doctor", "plans"):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
     def write_config(self, text: str) -> None:

@@ -17,7 +17,9 @@ from msat_det.config import Config, method_options
 from msat_det.convert.conversion import spiking_network
 from msat_det.convert.coverage import coverage
 from msat_det.convert.methods import find_method, parse_options
+from msat_det.convert.methods.layerwise import LayerByLayer
 from msat_det.convert.observe import Cached, Observation, observe
+from msat_det.convert.plan import save_plan
 from msat_det.data import Dataset, Sample, build_dataset, select, subset
 from msat_det.drawn import write_about
 from msat_det.errors import InputError
@@ -84,6 +86,7 @@ def compute(config: Config, task: Task, directory: RunDirectory) -> list[CurveRo
     begun = ranks.from_first(lambda: begin(directory, config, observation, dataset, len(batches)))
     if ranks.rank() == 0:
         directory.write_coverage(coverage(observation, {c.label: c.snn for c in conversions}))
+        keep_plans(directory, config, conversions)
     parts = Parts(directory.parts)
     simulate(config, model, dataset, batches, ranks.share(begun.todo), observation, conversions, parts)
     if ranks.rank() > 0:
@@ -167,6 +170,16 @@ def convert_all(config: Config, observation: Observation) -> Iterator[Conversion
             snn = spiking_network(name, options, observation, times[-1], config.seed, config.sim.chunk)
             snn.energy = config.energy
             yield Conversion(entry["label"], snn, times)
+
+
+def keep_plans(directory: RunDirectory, config: Config, conversions: list[Conversion]) -> None:
+    """The neurons of methods that took a search, so that they can be looked at and used again."""
+    entries = {entry["label"]: entry for entry in config.methods}
+    for conversion in conversions:
+        entry, t, snn = entries[conversion.label], conversion.record[-1], conversion.snn
+        if issubclass(find_method(entry["method"]).options, LayerByLayer):
+            notes = {"method": entry["method"], "options": method_options(entry), "t": t}
+            save_plan(directory.plan(conversion.label, t), snn.neurons, snn.graph, **notes)
 
 
 def score(dataset: Dataset, classes: list[str], conversions: list[Conversion], parts: Parts) -> list[CurveRow]:

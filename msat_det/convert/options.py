@@ -79,6 +79,11 @@ def _fitting(name: str, key: str, value: Any, hint: Any) -> Any:
         return value in (True, "on")
     if isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value)):
         pass
+    elif str in kinds and typing.get_origin(hint) is not tuple:
+        if isinstance(value, str):
+            return value
+        if value is None and type(None) in kinds:
+            return None
     elif str in kinds:
         members = [value] if isinstance(value, str) else value
         if isinstance(members, list | tuple) and all(isinstance(v, str) for v in members):
@@ -108,7 +113,7 @@ def _numbers_by_t(value: dict) -> bool:
 
 
 def _name(hint: Any) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number"}
+    names = {bool: "true or false", int: "a whole number", float: "a number", str | None: "a word"}
     if _by_t(hint):
         return "a number, or one for each T as in {4: 3.1, 8: 4.8}"
     return names.get(hint, "a list of names" if str in typing.get_args(hint) else "a list of numbers")

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from msat_det.convert.fit import Fit, Goal, anytime_candidates, fit, stage_candidates
+from msat_det.convert.fit import Goal, anytime_candidates, fit, stage_candidates
 from msat_det.convert.graph import elements
 from msat_det.convert.methods.layerwise import LayerByLayer
 from msat_det.convert.methods.registry import Neurons, method, neuron, threshold
 from msat_det.convert.observe import Observation
 from msat_det.convert.options import require
+from msat_det.convert.plan import load_plan
 from msat_det.neurons import Neuron
 
 
@@ -21,7 +22,8 @@ class Fitted(LayerByLayer):
     """stages: 1 leaves them to the search. budget: spikes per neuron (or SOPs per float multiply-add) up to T that the
     fit may spend on the calibration images, one number or one for each T: {4: 3.1, 8: 4.8}; None: as the price says.
     price: what a spike per neuron is worth in relative squared error of the outputs; a budget's search starts there.
-    correct: take each channel's mean error off by a bias.
+    correct: take each channel's mean error off by a bias. plan: a file that an earlier fit has left in its run
+    directory (plans/LABEL-tT.safetensors), whose neurons are taken as they are.
     """
 
     images: int = 8
@@ -34,6 +36,7 @@ class Fitted(LayerByLayer):
     budget: float | dict[int, float] | None = None
     budget_of: Literal["spikes", "sops"] = "spikes"
     correct: Literal["bias", "none"] = "bias"
+    plan: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,7 +57,7 @@ PRICED = "what a spike may cost sets the error, not T"
 @method("constant-fit", Fitted, needs_t=True, stays_off=PRICED)
 def constant_fit(options: Fitted, observation: Observation, T: int) -> Neurons:
     """Constant thresholds by the same search as ``msat-fit``, at the same budget: what adaptivity adds is the rest."""
-    return _fit(options, observation, [T], [(1.0,)], []).neurons
+    return _fit(options, observation, [T], [(1.0,)], [])
 
 
 @dataclass(frozen=True)
@@ -73,14 +76,14 @@ class MsatFit(Fitted):
 def msat_fit(options: MsatFit, observation: Observation, T: int) -> Neurons:
     """The multi-stage threshold fitted for one T: scale per channel, stages and, if asked, eqs. 16 and 17 per call
     site, by eq. 14 under a budget of spikes. Ours; see ``convert.fit``."""
-    return _fit(options, observation, [T], stage_candidates(T), options.adaptive).neurons
+    return _fit(options, observation, [T], stage_candidates(T), options.adaptive)
 
 
 @method("msat-fit-anytime", MsatFit)
 def msat_fit_anytime(options: MsatFit, observation: Observation, T: int) -> Neurons:
     """One plan for every t: the error is averaged over t = 2, 3, 4, 6, 8, 12, 16, … up to T."""
     times = [t for t in _doubling(T) if t <= T] or [T]
-    return _fit(options, observation, times, anytime_candidates(T), options.adaptive).neurons
+    return _fit(options, observation, times, anytime_candidates(T), options.adaptive)
 
 
 def _doubling(T: int) -> list[int]:
@@ -90,7 +93,9 @@ def _doubling(T: int) -> list[int]:
 
 def _fit(
     options: Fitted, observation: Observation, times: list[int], stages: list[tuple[float, ...]], adaptive: list[str]
-) -> Fit:
+) -> Neurons:
+    if options.plan:
+        return load_plan(options.plan).neurons(observation.graph)
     neurons = sum(map(elements, observation.graph.sites))
 
     def weight(node: Node) -> Tensor:
@@ -104,4 +109,4 @@ def _fit(
 
     stages = [options.stages] if options.varying else stages  # what is asked for is not searched for
     goal = Goal(times, stages, adaptive, options.price, weight, options.correct == "bias", options.images)
-    return fit(observation, goal, make, options.budget_at(times[-1]))
+    return fit(observation, goal, make, options.budget_at(times[-1])).neurons
