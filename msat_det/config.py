@@ -230,7 +230,7 @@ class Config:
 
 
 def checked_method(entry: dict) -> dict:
-    """One entry of ``methods``, checked: label and method are words, options are scalars, flat lists or one for each T."""
+    """One entry of ``methods``, checked: label and method are words, options scalars, flat lists or {T: number}."""
     label = entry.get("label", entry.get("method"))
     for name, word in (("label", label), ("method", entry.get("method"))):
         if not isinstance(word, str) or not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", word):
@@ -240,7 +240,8 @@ def checked_method(entry: dict) -> dict:
         raise InputError(f"a method is labelled {label}, which names {meaning}: give it another label")
     for name, value in entry.items():
         parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-        if any(isinstance(part, dict | list) for part in parts):
+        by_word = isinstance(value, dict) and not all(type(t) is int for t in value)
+        if by_word or any(isinstance(part, dict | list) for part in parts):
             raise InputError(
                 f"option {name} of method {label} is nested: give one value, a flat list or one for each T"
             )

@@ -41,8 +41,8 @@ class Fitted(LayerByLayer):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.price > 0, "price", self.price, "a number above 0")
-        budgets = self.budget.values() if isinstance(self.budget, dict) else [self.budget or 1.0]
-        require(min(budgets) > 0, "budget", self.budget, "numbers above 0")
+        budgets = self.budget.values() if isinstance(self.budget, dict) else [self.budget]
+        require(all(budget is None or budget > 0 for budget in budgets), "budget", self.budget, "numbers above 0")
 
     def budget_at(self, T: int) -> float | None:
         """The budget for T: its own, or that of the largest T below it."""
