@@ -211,12 +211,12 @@ def test_page_of_results(make_results: ModuleType, tmp_path: Path, capsys: pytes
         in text
     )
     assert (
-        "\n    msat-det compare --cfg configs/real/resnet20_cifar100.yaml --out runs/results/resnet20_cifar100\n"
+        "\n    msat-det compare --cfg configs/real/resnet20_cifar100.yaml --out runs/results/resnet20_cifar100 --methods"
         in text
     )
     assert "--sim.record 8,16,32,64 --data.limit 64 --methods p-norm,channel-norm," in text
     assert cells(text, "method")[1:7] == [f"t = {t}" for t in (8, 16, 32, 64, 128, 256)]
-    assert cells(text, "`msat-confidence`", 1)[1:5] == ["**17.0**"] * 4
+    assert cells(text, "`msat-normalised`", 1)[1:5] == ["**17.0**"] * 4
     assert {file.name for file in (tmp_path / "page").iterdir()} == {
         f"{name}.{kind}" for name in ("resnet20_cifar100", "yolo_nano_coco") for kind in ("csv", "png")
     }

@@ -17,12 +17,14 @@ from msat_det.errors import InputError
 from msat_det.options import PROJECT, load_config
 
 RUNS = "runs/results"
-METHODS = "p-norm,channel-norm,spike-norm,rmp,tsc,opt,calibration,burst,constant,msat,msat-normalised"
-DETECTION = f"--sim.record 8,16,32,64 --data.limit 64 --methods {METHODS}"
+METHODS = "p-norm,channel-norm,spike-norm,rmp,tsc,opt,calibration,burst,constant"
+DETECTION = f"--sim.record 8,16,32,64 --data.limit 64 --methods {METHODS},msat,msat-normalised"
+VARIANTS = "msat,msat-paper,msat-normalised,dtt-only,det-only,msat-confidence"
+CLASSIFICATION = f"--methods {METHODS},{VARIANTS}"
 # Name of a configuration in configs/real → heading, and what the command sets beside the configuration.
 EXPERIMENTS = {
-    "resnet20_cifar100": ("ResNet-20, CIFAR-100", ""),
-    "squeezenet_imagenet": ("SqueezeNet 1.0, ImageNet", ""),
+    "resnet20_cifar100": ("ResNet-20, CIFAR-100", CLASSIFICATION),
+    "squeezenet_imagenet": ("SqueezeNet 1.0, ImageNet", CLASSIFICATION),
     "ssd_mobilenet_coco": ("SSD-MobileNetV1, COCO", DETECTION),
     "yolo_nano_coco": ("YOLOv3-Nano, COCO", DETECTION),
 }
