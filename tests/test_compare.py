@@ -210,10 +210,7 @@ def test_page_of_results(make_results: ModuleType, tmp_path: Path, capsys: pytes
         "\nMobileNetV2-YOLOv3-Nano-coco on 7 images of coco_val128/val2017; thresholds from all images of coco_calib64"
         in text
     )
-    assert (
-        "\n    msat-det compare --cfg configs/real/resnet20_cifar100.yaml --out runs/results/resnet20_cifar100 --methods"
-        in text
-    )
+    assert "\n    msat-det compare --cfg configs/real/resnet20_cifar100.yaml --out runs/results/resnet20" in text
     assert "--sim.record 8,16,32,64 --data.limit 64 --methods p-norm,channel-norm," in text
     assert cells(text, "method")[1:7] == [f"t = {t}" for t in (8, 16, 32, 64, 128, 256)]
     assert cells(text, "`msat-normalised`", 1)[1:5] == ["**17.0**"] * 4
