@@ -10,7 +10,6 @@ from networks import build, images, observed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from msat_det.convert import fit as core
 from msat_det.convert.conversion import spiking_network
 from msat_det.convert.fit import Bench, Goal, anytime_candidates, fit_once, search, stage_candidates
 from msat_det.convert.methods import fitted
@@ -18,6 +17,7 @@ from msat_det.convert.observe import Observation, observe
 from msat_det.convert.plan import load_plan, save_plan
 from msat_det.convert.sensitivity import sensitivity
 from msat_det.errors import InputError
+from msat_det.kernels import Scan
 from msat_det.neurons import Neuron
 from msat_det.simulate import SpikingNetwork, run_alone
 
@@ -77,14 +77,20 @@ def neuron_of(bench: Bench, theta: float, **changes: object) -> Neuron:
     return Neuron(torch.full((channels,), theta), bench.node.meta["activation"], **(common | changes))
 
 
-@pytest.mark.parametrize("index", [0, 1])
-def test_a_trial_measures_the_error_and_the_spikes_of_a_neuron(index: int) -> None:
-    bench = bench_of(observed("plain"), 6, index)
-    neuron = neuron_of(bench, 0.4, stages=(1000.0, 4.0, 2.0, 1.0))
+@pytest.mark.parametrize("stages", [(1.0,), (4.0, 2.0, 1.0), (1000.0,) * 4 + (5.0, 1.0)])
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("site", ["plain", "residual"])
+def test_a_trial_measures_the_error_and_the_spikes_of_a_neuron(site: str, constant: bool, stages: tuple) -> None:
+    """The same as in a whole simulation, although the timesteps in which nothing fires are skipped."""
+    bench = bench_of(observed(site), 6)
+    bench.currents += 0.3 * torch.randn(bench.currents.shape, generator=torch.Generator().manual_seed(1))
+    if constant:
+        bench = replace(bench, currents=bench.currents[:1])
+    neuron = neuron_of(bench, 0.4, stages=stages)
     trial = bench.try_(neuron)
     rate = run_alone(neuron, bench.currents, 6) / 6
     torch.testing.assert_close(trial.error, (rate - bench.wanted).square().mean((0, 2, 3)))
-    scan = core.Scan(neuron, bench.currents[0], torch.zeros(bench.node.meta["shape"]), with_output=True)
+    scan = Scan(neuron, bench.currents[0], torch.zeros(bench.node.meta["shape"]), with_output=True)
     scan.run(bench.currents, 0, 6)
     total = trial.spikes.sum().item() * bench.positions
     assert total == pytest.approx(scan.counts[:, 0].mean().item(), rel=1e-4)

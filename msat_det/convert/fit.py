@@ -157,18 +157,32 @@ class Bench:
     sensitivity: Tensor
 
     def __post_init__(self) -> None:
+        self.T = max(self.goal.times)
         self.positions = elements(self.node) // self.wanted.shape[1]
         self.dims = [0, *range(2, self.wanted.dim())]
+        self.shortened: dict[int, Tensor] = {0: self.currents}
+
+    def simulate(self, neuron: Neuron) -> tuple[Scan, list[Tensor]]:
+        """The neuron after T timesteps, and its output at each of them."""
+        silent = 0 if neuron.adaptive else sum(stage == SILENT for stage in neuron.stages)
+        scan = Scan(neuron, self.currents[0], torch.zeros(self.currents.shape[2:]), with_output=True)
+        outputs = scan.run(self.without(silent), silent, self.T - silent)
+        return scan, [torch.zeros_like(outputs[0])] * silent + list(outputs)
+
+    def without(self, silent: int) -> Tensor:
+        """The currents with those of the first timesteps, in which nothing fires, added to the next one's."""
+        if silent not in self.shortened:
+            currents = self.currents.expand(self.T, *self.currents.shape[1:])
+            first = currents[: silent + 1].sum(0, keepdim=True)
+            self.shortened[silent] = torch.cat((first, currents[silent + 1 :]))
+        return self.shortened[silent]
 
     def try_(self, neuron: Neuron) -> Trial:
         """Simulate a candidate."""
-        T = max(self.goal.times)
-        scan = Scan(neuron, self.currents[0], torch.zeros(self.currents.shape[2:]), with_output=True)
-        outputs = scan.run(self.currents, 0, T)
+        scan, outputs = self.simulate(neuron)
         error = torch.zeros(self.wanted.shape[1])
         for t in self.goal.times:
-            rate = (scan.state.o if t == T else outputs[:t].sum(0)) / t
-            difference = rate - self.wanted
+            difference = self.rate(scan, outputs, t) - self.wanted
             squared = difference.square().mean(self.dims)
             if self.goal.correct:
                 squared = squared - difference.mean(self.dims).square()
@@ -177,23 +191,24 @@ class Bench:
         cost = (self.sensitivity * error + self.goal.price * spikes * self.goal.weight(self.node)) * self.positions
         return Trial(neuron, error, spikes, cost)
 
-    def _spikes(self, neuron: Neuron, outputs: Tensor, scan: Scan) -> Tensor:
+    def rate(self, scan: Scan, outputs: list[Tensor], t: int) -> Tensor:
+        """The running mean of the output over the first t timesteps."""
+        return (scan.state.o if t == self.T else sum(outputs[:t])) / t
+
+    def _spikes(self, neuron: Neuron, outputs: list[Tensor], scan: Scan) -> Tensor:
         """Σ|s| of each channel, per neuron."""
         if neuron.adaptive is None:
-            heights = [neuron.stage(k) for k in range(len(outputs))]
-            sizes = sum(o.abs().mean(self.dims) / height for o, height in zip(outputs, heights, strict=True))
+            sizes = sum(o.abs().mean(self.dims) / neuron.stage(t) for t, o in enumerate(outputs))
             return torch.where(neuron.theta > 0, sizes / neuron.theta.clamp(min=1e-30), 0.0)
         # heights differ by neuron: the count of all spikes, shared out by where there are any
-        events = (outputs != 0).float().mean([0, *(d + 1 for d in self.dims)])
+        events = sum((o != 0).float().mean(self.dims) for o in outputs)
         each = scan.counts[:, 0].mean().item() / self.positions
         return each * events / events.sum().clamp(min=1e-30)
 
     def corrected(self, neuron: Neuron) -> Neuron:
         """The neuron with each channel's mean error, over the wanted timesteps, as a bias."""
-        T = max(self.goal.times)
-        scan = Scan(neuron, self.currents[0], torch.zeros(self.currents.shape[2:]), with_output=True)
-        outputs = scan.run(self.currents, 0, T)
-        means = [(self.wanted - outputs[:t].sum(0) / t).mean(self.dims) for t in self.goal.times]
+        scan, outputs = self.simulate(neuron)
+        means = [(self.wanted - self.rate(scan, outputs, t)).mean(self.dims) for t in self.goal.times]
         return replace(neuron, bias=torch.stack(means).mean(0))
 
 
