@@ -17,6 +17,8 @@ from msat_det.report import DISPLAY, CurveRow, RunDirectory, read_summary
 
 COSTS = ("spikes_per_neuron", "sops_per_mac", "energy_ratio")
 NEAR = 0.95  # of the float network's accuracy
+KEPT = (0.99, 0.95, 0.90)
+FRONTIER = "Where a method first keeps a share of the float figure, and the least energy ratio at which it does:"
 READING = """\
 {name} in percent after t timesteps, the best of each t in bold. Costs are those of one image after the last t: spikes
 per neuron; synaptic operations over the float network's multiply-adds; energy, estimated with 45 nm figures, over the
@@ -111,6 +113,7 @@ def markdown(comparison: Comparison) -> str:
         f"Float network: **{floats}**.",
         fill(READING.format(name={"map": "mAP", "top1": "Top-1 accuracy"}[comparison.metric]), 120),
         _measured(comparison),
+        _frontier(comparison),
         _meanings(comparison),
         *(_paper(comparison, network) for network in TABLE_1),
     ]
@@ -160,6 +163,25 @@ def _measured(comparison: Comparison) -> str:
         lines.append([f"`{label}`", *cells, *costs])
     header = ["method", *(f"t = {t}" for t in times), "spikes/neuron", "SOPs/MAC", "energy ratio", "to 95 %"]
     return pipe_table(header, lines)
+
+
+def _frontier(comparison: Comparison) -> str:
+    """The smallest t and smallest energy at which each method keeps shares of the float figure, over the recorded t;
+    methods that keep none of them are left out."""
+    level, *rows = comparison.rows
+    metric, lines = comparison.metric, []
+    for label in comparison.labels:
+        cells = []
+        for share in KEPT:
+            kept = [r for r in rows if r.method == label and r.metrics[metric] >= share * level.metrics[metric]]
+            cells.append(f"t = {min(r.t for r in kept)}" if kept else "–")
+            cells.append(f"{min(r.energy_ratio for r in kept):.2f}" if kept else "–")
+        if cells[-1] != "–":
+            lines.append([f"`{label}`", *cells])
+    if not lines:
+        return f"No method keeps {KEPT[-1]:.0%} of the float figure at a recorded t."
+    header = [f"{share:.0%}: {what}" for share in KEPT for what in ("first t", "least energy")]
+    return f"{FRONTIER}\n\n{pipe_table(['keeps', *header], lines)}"
 
 
 def _meanings(comparison: Comparison) -> str:

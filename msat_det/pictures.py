@@ -21,6 +21,10 @@ COLOURS_UNDER_WHITE = {"#0072B2", "#D55E00", "#009E73", "#882255"}  # dark enoug
 MARKERS = "osD^vPX"
 LINES = ["-", (0, (5, 1)), (0, (1, 1))]
 ACCURACY = {"map": "mAP", "top1": "top-1 accuracy"}
+COST_AXES = {
+    "sops_per_mac": "synaptic operations / multiply-adds of the float network",
+    "energy_ratio": "energy / energy of the float network",
+}
 INK, PALE = "#333333", "#DDDDDD"
 SILENT = 0.02  # operations per multiply-add below which next to nothing has fired: no place on a log axis
 MIN_SCORE, MAX_BOXES = 0.3, 30  # what is drawn of the detections
@@ -55,7 +59,7 @@ def draw_curve(rows: list["CurveRow"], title: str = "") -> Figure:
     over_time.set_xticks(steps, [str(t) for t in steps])
     over_time.set(xlabel="timesteps t", ylabel=f"{ACCURACY[metric]}, %")
     over_time.xaxis.set_minor_locator(NullLocator())
-    _cost_axis(over_cost)
+    _cost_axis(over_cost, "sops_per_mac")
     top = max([level.metrics[metric], *(row.metrics[metric] for row in rows)])
     over_time.set_ylim(0, top * 1.08 or 1)
     for axes in (over_time, over_cost):
@@ -67,27 +71,38 @@ def draw_curve(rows: list["CurveRow"], title: str = "") -> Figure:
 
 
 def draw_pareto(rows: list["CurveRow"], title: str = "") -> Figure:
-    """Main accuracy over synaptic operations (log) of every method, the float level, and the front: the points that no
-    other one beats in accuracy at the same or fewer operations, named where the method changes.
+    """Main accuracy over synaptic operations and over energy (log) of every method, the float level, and the front: the
+    points that no other one beats in accuracy at the same or lower cost, named where the method changes.
     """
     level, *rows = rows
     metric = next(iter(level.accuracies))
-    figure = Figure(figsize=(11, 6.5), dpi=140, layout="constrained")
-    axes = figure.subplots()
+    legend_rows = math.ceil((len({row.method for row in rows}) + 2) / 5)
+    figure = Figure(figsize=(13, 5.6 + 0.25 * legend_rows), dpi=140, layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, cost in zip(panels, COST_AXES, strict=True):
+        _draw_front(axes, level, rows, metric, cost)
+    panels[0].set_ylim(0, max([level.metrics[metric], *(row.metrics[metric] for row in rows)]) * 1.08 or 1)
+    panels[0].set_ylabel(f"{ACCURACY[metric]}, %")
+    if title:
+        figure.suptitle(title, color=INK, fontsize=12, fontweight="bold")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    return figure
+
+
+def _draw_front(axes: Axes, level: "CurveRow", rows: list["CurveRow"], metric: str, cost: str) -> None:
+    def place(row: "CurveRow") -> tuple[float, float]:
+        return getattr(row, cost), row.metrics[metric]
+
     for i, label in enumerate(dict.fromkeys(row.method for row in rows)):
-        curve = [
-            row for row in rows if row.method == label and row.sops_per_mac > SILENT
-        ]  # silence has no place on a log axis
+        curve = [row for row in rows if row.method == label and row.sops_per_mac > SILENT]
         axes.plot(
-            [row.sops_per_mac for row in curve],
-            [row.metrics[metric] for row in curve],
-            label=label,
-            **curve_style(i, len(curve)),
+            *zip(*map(place, curve), strict=True) if curve else ([], []), label=label, **curve_style(i, len(curve))
         )
-    front = pareto_front(rows, metric)
+    front = pareto_front(rows, metric, cost)
     axes.step(
-        [row.sops_per_mac for row in front],
-        [row.metrics[metric] for row in front],
+        [place(row)[0] for row in front],
+        [place(row)[1] for row in front],
         where="post",
         color=PALE,
         linewidth=9,
@@ -97,33 +112,20 @@ def draw_pareto(rows: list["CurveRow"], title: str = "") -> Figure:
     )
     for before, row in zip([None, *front], front, strict=False):
         if before is None or before.method != row.method:
-            axes.annotate(
-                f"{row.method}, t = {row.t}",
-                (row.sops_per_mac, row.metrics[metric]),
-                xytext=(-7, 5),
-                textcoords="offset points",
-                ha="right",
-                fontsize=8,
-                color=INK,
-            )
+            name, shift = f"{row.method}, t = {row.t}", {"xytext": (-7, 5), "textcoords": "offset points"}
+            axes.annotate(name, place(row), ha="right", fontsize=8, color=INK, **shift)
     name = f"float network, {level.metrics[metric]:.1f}"
     axes.axhline(level.metrics[metric], color=INK, linestyle="--", linewidth=1.3, label=name)
     axes.axvline(1, color=INK, linestyle=":", linewidth=1)
     axes.margins(x=0.12)  # room for the names
-    _cost_axis(axes)
-    axes.set_ylim(0, max([level.metrics[metric], *(row.metrics[metric] for row in rows)]) * 1.08 or 1)
-    axes.set_ylabel(f"{ACCURACY[metric]}, %")
+    _cost_axis(axes, cost)
     quiet(axes)
-    if title:
-        figure.suptitle(title, color=INK, fontsize=12, fontweight="bold")
-    figure.legend(loc="outside right center", frameon=False, fontsize=9)
-    return figure
 
 
-def pareto_front(rows: list["CurveRow"], metric: str) -> list["CurveRow"]:
+def pareto_front(rows: list["CurveRow"], metric: str, cost: str = "sops_per_mac") -> list["CurveRow"]:
     """The rows, cheapest first, that are more accurate than all of the same or lower cost; silent ones left out."""
     front: list[CurveRow] = []
-    for row in sorted(rows, key=lambda row: (row.sops_per_mac, -row.metrics[metric])):
+    for row in sorted(rows, key=lambda row: (getattr(row, cost), -row.metrics[metric])):
         if row.sops_per_mac > SILENT and row.metrics[metric] > (front[-1].metrics[metric] if front else 0):
             front.append(row)
     return front
@@ -144,9 +146,9 @@ def curve_style(i: int, points: int) -> dict:
     }
 
 
-def _cost_axis(axes: Axes) -> None:
+def _cost_axis(axes: Axes, cost: str) -> None:
     axes.set_xscale("log")
-    axes.set_xlabel("synaptic operations / multiply-adds of the float network")
+    axes.set_xlabel(COST_AXES[cost])
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(NullLocator())

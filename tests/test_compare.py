@@ -125,6 +125,14 @@ def test_a_row_per_method(finished: Path) -> None:
     assert "- `p-norm`" not in text
 
 
+def test_what_each_method_takes_to_keep_a_share(finished: Path) -> None:
+    text = markdown(read_comparison(finished))
+    assert cells(text, "keeps")[1:] == [f"{p}%: {x}" for p in (99, 95, 90) for x in ("first t", "least energy")]
+    assert cells(text, "`burst`", 1) == ["`burst`", "–", "–", "t = 32", "0.50", "t = 32", "0.50"]
+    assert cells(text, "`signed`", 1) == ["`signed`", "–", "–", "t = 8", "0.50", "t = 8", "0.50"]
+    assert text.count("\n| `p-norm`") == 3  # measured, and in the paper's two tables
+
+
 def test_the_papers_figures_are_marked_and_compared(finished: Path) -> None:
     comparison = read_comparison(finished)
     text = markdown(comparison)
@@ -133,7 +141,7 @@ def test_the_papers_figures_are_marked_and_compared(finished: Path) -> None:
     assert cells(text, "`msat`", 1) == ["`msat`", "78.5", "63.3", "75.5", "78.1", "78.6", "78.6"]
     assert cells(text, "`msat`", 2)[2] == "72.0"
     assert "T = 64, best" not in text  # not recorded
-    assert text.count("| `signed`") == text.count("| `staged`") == 1  # no method's own name
+    assert (text.count("| `signed`"), text.count("| `staged`")) == (2, 1)  # no method's own name
     assert text.count("T = 32, best first: here burst, p-norm, msat; the paper burst, msat, p-norm; 2 of 3 pairs") == 2
 
     rows = [row for row in csv.DictReader(io.StringIO(table(comparison))) if row["source"] == "paper"]
@@ -178,6 +186,16 @@ def test_pareto_front() -> None:
     assert draw_pareto([LEVEL, point("silent", 8, 0, 0)]).axes[0].texts[:] == []
 
 
+def test_the_front_by_energy_is_one_of_its_own() -> None:
+    cheap = CurveRow("cheap", 8, {"top1": 70.0, "top5": 90.0}, 1.0, 9.0, 0.1)
+    rows = [LEVEL, cheap, point("dear", 8, 75, 1.0)]
+    assert [row.method for row in pareto_front(rows[1:], "top1")] == ["dear"]
+    assert [row.method for row in pareto_front(rows[1:], "top1", "energy_ratio")] == ["cheap", "dear"]
+    by_operations, by_energy = draw_pareto(rows).axes
+    assert len(by_operations.texts) == 1
+    assert len(by_energy.texts) == 2
+
+
 def test_pipe_table() -> None:
     assert pipe_table(["a", "b"], [["x", "10"], ["long", ""]]) == (
         "| a    |   b |\n| ---- | --: |\n| x    |  10 |\n| long |     |"
@@ -213,7 +231,7 @@ def test_page_of_results(make_results: ModuleType, tmp_path: Path, capsys: pytes
     assert "\n    msat-det compare --cfg configs/real/resnet20_cifar100.yaml --out runs/results/resnet20" in text
     assert "--sim.record 8,16,32,64 --data.limit 64 --methods p-norm,channel-norm," in text
     assert cells(text, "method")[1:7] == [f"t = {t}" for t in (8, 16, 32, 64, 128, 256)]
-    assert cells(text, "`msat-normalised`", 1)[1:5] == ["**17.0**"] * 4
+    assert cells(text, "`msat-normalised`", 2)[1:5] == ["**17.0**"] * 4
     assert {file.name for file in (tmp_path / "page").iterdir()} == {
         f"{name}.{kind}" for name in ("resnet20_cifar100", "yolo_nano_coco") for kind in ("csv", "png")
     }
