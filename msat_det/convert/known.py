@@ -81,10 +81,7 @@ def check_call(node: fx.Node, op: str, args: tuple, kwargs: dict) -> None:
     """
     values = [*args, *kwargs.values()]
     wrong = None
-    if node.target is getattr:
-        if len(args) != 2 or kwargs or args[1] not in ops.SHAPE_ATTRIBUTES:
-            wrong = f"reads an attribute other than {', '.join(sorted(ops.SHAPE_ATTRIBUTES))}"
-    elif node.target in _ON_NUMBERS:
+    if node.target in _ON_NUMBERS:
         powers = node.target is operator.pow and not any(isinstance(value, Tensor) for value in values)
         if powers or not all(isinstance(value, Tensor | int | float) for value in values):
             wrong = "calculates with something other than tensors and numbers"

@@ -23,6 +23,7 @@ from msat_det.files import one_line, show
 
 # What layers, functions and methods raise on arguments that do not fit.
 _MISFIT = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError, ArithmeticError, NameError)
+_MISFIT += (SyntaxError, MemoryError)  # fx writes the graph down as Python before anything is checked on values
 _MOST_NODES = 10_000
 _MOST_PARTS = 100_000  # elements of all sequences that nodes give
 _MOST_ELEMENTS = 1 << 29  # of one node's output, for the images of _BATCH
@@ -131,8 +132,12 @@ class _Reading:
         kwargs = {key: decode(value, self.nodes) for key, value in entry["kwargs"].items()}
         if not all(map(_is_name, kwargs)) or (op == "placeholder" and (args or kwargs)):
             raise InputError(f"node {show(name)} has arguments that it can't have")
-        if op == "call_method" and not (args and isinstance(args[0], fx.Node)):
-            raise InputError(f"node {show(name)} calls a method of nothing")
+        if (op == "call_method" or target == "getattr") and not (args and isinstance(args[0], fx.Node)):
+            raise InputError(f"node {show(name)} calls a method or reads an attribute of no other node")
+        if target == "getattr" and args[1:] not in {(attribute,) for attribute in ops.SHAPE_ATTRIBUTES}:
+            raise InputError(
+                f"node {show(name)} reads an attribute other than {', '.join(sorted(ops.SHAPE_ATTRIBUTES))}"
+            )
         target = known.FUNCTIONS[target] if op == "call_function" else target
         node = graph.create_node(op, target, args, kwargs, name)
         if node.name != name:
