@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -76,10 +77,50 @@ def test_coco_equals_pycocotools_on_the_files(shared_data, coco_val, seed, names
     if names:
         known = {dataset.classes.index(name): number for number, name in enumerate(names)}
         found = {id: renamed(one, known) for id, one in found.items()}
-    assert evaluate(dataset, found, names or dataset.classes) == {
-        "map": run.stats[0] * 100,
-        "map50": run.stats[1] * 100,
+    expected = {"map": run.stats[0] * 100, "map50": run.stats[1] * 100}
+    assert CocoEvaluator(dataset, names or dataset.classes, "pycocotools")(found) == expected
+    assert evaluate(dataset, found, names or dataset.classes) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_hotcoco_equals_pycocotools_on_real_annotations(coco_val, seed) -> None:
+    pytest.importorskip("hotcoco", reason="hotcoco is not installed: pip install msat-det[fast]")
+    found = perturbed(coco_val, seed, copies=8)
+    some = dict(list(found.items())[::3])  # nothing is found on the other images
+    engines = [CocoEvaluator(coco_val, coco_val.classes, engine) for engine in ("hotcoco", "pycocotools")]
+    for detections in (found, some):
+        fast, reference = (evaluator(detections) for evaluator in engines)
+        assert 0 < reference["map"] < 100
+        assert fast == pytest.approx(reference, abs=1e-6)
+
+
+@few
+@given(st.integers(0, 10**6), st.integers(0, 120), st.booleans())
+def test_hotcoco_equals_pycocotools_on_ties_and_crowds(seed, count, crowd) -> None:
+    """Boxes on a coarse grid with few scores: equal scores, equal overlaps, overlaps at a threshold, empty boxes."""
+    pytest.importorskip("hotcoco", reason="hotcoco is not installed: pip install msat-det[fast]")
+    rng = np.random.default_rng(seed)
+
+    def boxes(number: int) -> np.ndarray:
+        return np.hstack([rng.integers(0, 4, (number, 2)), rng.integers(0, 4, (number, 2))]) * 8.0
+
+    truth = [np.maximum(boxes(5), [0, 0, 8, 8]) for _ in range(3)]
+    annotations = {
+        id: [
+            {"category_id": 7 - i % 2, "bbox": box.tolist(), "area": box[2] * box[3], "iscrowd": int(crowd and i == 2)}
+            for i, box in enumerate(found)
+        ]
+        for id, found in enumerate(truth)
     }
+    dataset = SimpleNamespace(ids=[2, 0, 1], classes=["a", "b"], category_ids=[6, 7], annotations=annotations)
+    found = {}
+    for id in (0, 2):
+        corners = torch.tensor(boxes(count))
+        corners[:, 2:] += corners[:, :2]
+        scores = torch.tensor(rng.integers(1, 4, count) / 4)
+        found[id] = Detections(corners, scores, torch.tensor(rng.integers(0, 2, count)))
+    fast, reference = (CocoEvaluator(dataset, ["a", "b"], engine)(found) for engine in ("hotcoco", "pycocotools"))
+    assert fast == pytest.approx(reference, abs=1e-6)
 
 
 def renamed(one: Detections, known: dict[int, int]) -> Detections:

@@ -1,7 +1,9 @@
-"""COCO's average precision, by pycocotools (Lin et al. 2014)."""
+"""COCO's average precision (Lin et al. 2014), by pycocotools or, where it is installed, by hotcoco."""
 
 import contextlib
+import importlib.util
 import io
+from typing import Any, Literal
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -12,15 +14,20 @@ from msat_det.detectors.base import Detections
 from msat_det.errors import InputError
 from msat_det.evaluate.detections import flatten, match_classes
 
+Engine = Literal["pycocotools", "hotcoco"]
+
 
 class CocoEvaluator:
     """COCOeval over the dataset's ids and over those of its classes that the detector knows.
 
     Crowds and areas are the annotation file's, so the figures are those of pycocotools on the same files.
+    engine: who computes it. hotcoco (the optional extra ``fast``) is pycocotools in Rust with bit for bit the same
+        figures, so it is taken where it is installed; tests/test_evaluate.py holds the two against each other.
     Raises InputError for a class that the dataset lacks, and if no object is left to find.
     """
 
-    def __init__(self, dataset: CocoDetection, classes: list[str]):
+    def __init__(self, dataset: CocoDetection, classes: list[str], engine: Engine | None = None):
+        self.engine = engine or ("hotcoco" if importlib.util.find_spec("hotcoco") else "pycocotools")
         self.ids = sorted(dataset.ids)
         self.matched = match_classes(classes, dataset.classes)
         self.category_ids = np.array(dataset.category_ids)
@@ -36,16 +43,21 @@ class CocoEvaluator:
         """Image id → its Detections; gives ``map`` (IoU .5:.95) and ``map50`` in percent. Raises InputError."""
         found = flatten(detections, self.ids, self.matched)
         corner, size = found.boxes[:, :2], (found.boxes[:, 2:] - found.boxes[:, :2]).clip(min=0)
-        columns = {
-            "image_id": [self.ids[number] for number in found.image],
-            "category_id": self.category_ids[found.label].tolist(),
-            "bbox": np.hstack([corner, size]).tolist(),
-            "area": size.prod(1).tolist(),
-            "score": found.scores.tolist(),
-        }
-        results = self._index([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
+        image, category = np.array(self.ids)[found.image], self.category_ids[found.label]
         with contextlib.redirect_stdout(io.StringIO()):
-            run = COCOeval(self.truth, results, "bbox")
+            if self.engine == "hotcoco":
+                rows = np.column_stack([image, corner, size, found.scores, category])
+                run = _hotcoco().COCOeval(self.truth, self.truth.load_res(rows), "bbox")
+            else:
+                columns = {
+                    "image_id": image.tolist(),
+                    "category_id": category.tolist(),
+                    "bbox": np.hstack([corner, size]).tolist(),
+                    "area": size.prod(1).tolist(),
+                    "score": found.scores.tolist(),
+                }
+                entries = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+                run = COCOeval(self.truth, self._index(entries), "bbox")
             run.params.imgIds, run.params.catIds = self.ids, self.evaluated
             # map and map50 are over all areas and 100 boxes: leaving out the rest takes a quarter of the time
             run.params.areaRng, run.params.areaRngLbl, run.params.maxDets = [[0, 1e10]], ["all"], [100]
@@ -54,17 +66,26 @@ class CocoEvaluator:
         precision = run.eval["precision"][..., 0, 0]  # (IoU, recall, class), −1 for a class without objects
         return {"map": _mean_percent(precision), "map50": _mean_percent(precision[0])}
 
-    def _index(self, entries: list[dict]) -> COCO:
-        """pycocotools' form of ground truth or detections, without a file. It keeps 0 for "no match", so ids from 1."""
-        coco = COCO()
-        coco.dataset = {
+    def _index(self, entries: list[dict]) -> Any:
+        """The engine's form of ground truth or detections, without a file. It keeps 0 for "no match", so ids from 1."""
+        content = {
             "images": [{"id": id} for id in self.ids],
             "categories": [{"id": int(id)} for id in self.category_ids],
             "annotations": [entry | {"id": number} for number, entry in enumerate(entries, 1)],
         }
+        if self.engine == "hotcoco":
+            return _hotcoco().COCO(content)
+        coco = COCO()
+        coco.dataset = content
         with contextlib.redirect_stdout(io.StringIO()):
             coco.createIndex()
         return coco
+
+
+def _hotcoco() -> Any:
+    import hotcoco
+
+    return hotcoco
 
 
 def _mean_percent(precision: np.ndarray) -> float:
