@@ -42,8 +42,8 @@ KINDS = {
     "bounded": {"gamma": 2},
     "imbalanced": {"imbalanced": True},
     "leaky, tracking": {"gamma": 3},
-    "silu, tracking": {"gamma": 3, "adaptive": Msat(normalised=True)},
     "sigmoid": {"gamma": 3},
+    "silu, tracking": {"gamma": 3, "adaptive": Msat(normalised=True)},
 }
 
 
@@ -61,7 +61,8 @@ class Zoo(nn.Module):
         for i, layer in enumerate(self.layers):
             x = (layer(x) + x) * 0.6 if i > 1 else layer(x)
             x = F.max_pool2d(x, 2) if i == 2 else x
-        x = x * torch.sigmoid(self.gate(x.mean((2, 3))))[:, :, None, None]
+            if i == 11:
+                x = x * torch.sigmoid(self.gate(x.mean((2, 3))))[:, :, None, None]
         raw = self.head(x.amax((2, 3)))
         return {"raw": [raw], "shares": [raw.softmax(-1), x]}
 

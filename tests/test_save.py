@@ -27,7 +27,7 @@ from msat_det.detectors.base import Detections
 from msat_det.detectors.stored import read_detector, write_detector
 from msat_det.detectors.torchvision import torchvision_detector
 from msat_det.errors import InputError
-from msat_det.files import read_image
+from msat_det.images import read_image
 from msat_det.options import PROJECT
 from msat_det.simulate import SpikingNetwork
 
@@ -88,7 +88,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
         converted(name).save(folder / f"{name}.network")
     demo().save(folder / "detector.network")
     command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(folder)]
-    subprocess.run(command, check=True, cwd=folder, timeout=200)
+    subprocess.run(command, check=True, cwd=folder, timeout=280)
     return folder
 
 
