@@ -1,138 +1,178 @@
-"""What a timestep costs against a float forward pass, measured side by side in one process.
+"""What a timestep costs against a float forward pass, and the rest of docs/performance.md.
 
     python benchmarks/bench.py --quick --json bench.json
+    python benchmarks/bench.py --json bench.json
+    python benchmarks/bench.py --part steps --network yolo-nano --neuron if msat --batch 1 --T 8 --json bench.json
 
-The float forward is batch-norm-folded, eager, with the same layout, batch and threads. Repeats of both alternate, and
-medians are compared, for the machine may be noisy. Weights are random: only the activity of neurons depends on them.
+Writes FILE and, as tables, the same name with .md; both after every row, so that a long run may be cut short. The float
+forward is batch-norm-folded, eager, with the same layout, batch and threads, and runs in turns with the simulation in
+one process. Peak memory is that of the whole process while it does so, its high-water mark started anew for each row.
 """
 
 import argparse
 import json
-import resource
-import statistics
-import subprocess
+import platform
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
-from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks import end_to_end, evaluation, memory, networks, rival, scan
+from benchmarks.networks import NETWORKS, NEURONS
+from benchmarks.timing import ratio
+from msat_det.cli import guarded
+from msat_det.errors import InputError
+from msat_det.report import write_whole
 
-from msat_det.convert.conversion import spiking_network
-from msat_det.convert.observe import Observation, observe
-
-NEURONS: dict[str, tuple[str, dict]] = {
-    "if": ("constant", {"percentile": 99.9, "initial": "half"}),
-    "if-signed-burst": ("constant", {"scale": "channel", "initial": "half", "signed": True, "gamma": 3}),
-    "msat": ("msat", {}),
-    "msat-signed": ("msat", {"variant": "normalised", "scale": "channel", "signed": True, "gamma": 3}),
+FOUR = [name for name in NETWORKS if name != "vgg16-cifar"]
+# Key in the JSON file, --part → heading in the Markdown file.
+PARTS = {
+    "rows": "A timestep over a float forward, and peak memory",
+    "scan": "The neurons alone",
+    "spikingjelly": "Against SpikingJelly's multi-step mode",
+    "memory": "Peak memory over T",
+    "decode": "Decoding at t = 1",
+    "scoring": "COCO's mAP of one (method, t)",
+    "end_to_end": "The whole command",
 }
 
 
-def ssd_mobilenet() -> tuple[nn.Module, Tensor]:
-    from msat_det.detectors.ssd import SsdMobileNetV1
-
-    return SsdMobileNetV1(), torch.rand(16, 3, 300, 300) * 2 - 1
-
-
-def yolo_nano() -> tuple[nn.Module, Tensor]:
-    from msat_det.detectors import build_detector
-    from msat_det.options import shared_data
-
-    files = shared_data() / "weights" / "MobileNetV2-YOLOv3-Nano-coco"
-    model = SimpleNamespace(
-        name="darknet", cfg=f"{files}.cfg", weights=f"{files}.weights", names=None, resize=None, size=None,
-        num_classes=None, score=None, nms_iou=None, top_k=None,
-    )  # fmt: skip
-    return build_detector(model).net, torch.rand(16, 3, 320, 320)
-
-
-def resnet20() -> tuple[nn.Module, Tensor]:
-    from msat_det.classifiers import CifarResNet
-
-    return CifarResNet(20, 100), torch.randn(16, 3, 32, 32)
-
-
-def ssd300_vgg16() -> tuple[nn.Module, Tensor]:
-    from torchvision.models import vgg16
-
-    return vgg16(weights=None).features, torch.randn(16, 3, 300, 300)
-
-
-NETWORKS = {"ssd-mobilenet": ssd_mobilenet, "yolo-nano": yolo_nano, "resnet20": resnet20, "ssd300-vgg16": ssd300_vgg16}
-
-
-def measure(observation: Observation, neuron: str, x: Tensor, T: int, repeats: int) -> float:
-    """Seconds of a timestep over seconds of a float forward: the median over alternating repeats."""
-    name, options = NEURONS[neuron]
-    snn = spiking_network(name, options, observation, T)
-    floats = x.contiguous(memory_format=torch.channels_last)
-    ratios = []
-    with torch.inference_mode():
-        snn.run(x, min(T, 2))
-        observation.graph(floats)
-        for _ in range(repeats):
-            start = time.perf_counter()
-            observation.graph(floats)
-            observation.graph(floats)
-            middle = time.perf_counter()
-            snn.run(x, T)
-            ratios.append((time.perf_counter() - middle) / T / ((middle - start) / 2))
-    return statistics.median(ratios)
-
-
-def peak_mb(network: str, neuron: str, batch: int, T: int) -> float:
-    """Peak resident memory of a process that does nothing else."""
-    command = [sys.executable, __file__, "--peak", network, neuron, str(batch), str(T)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
-def load(network: str, batch: int) -> tuple[Observation, Tensor]:
-    torch.manual_seed(0)
-    net, images = NETWORKS[network]()
-    return observe(net.eval(), [images[:2]]), images[:batch]
-
-
-def report_peak(network: str, neuron: str, batch: str, T: str) -> None:
-    observation, x = load(network, int(batch))
-    name, options = NEURONS[neuron]
-    spiking_network(name, options, observation, int(T)).run(x, int(T))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-
-
-def main() -> None:
+def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="ssd-mobilenet alone, batch 4, T = 8, under a minute")
-    parser.add_argument("--json", metavar="FILE", help="write {rows: [{network, neuron, batch, T, …}]} there")
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="ssd-mobilenet at batch 4, T = 8: under a minute")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="results, with FILE.md beside them")
+    parser.add_argument("--part", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}; all")
+    parser.add_argument("--network", nargs="+", choices=NETWORKS, metavar="NAME", help=f"of {', '.join(NETWORKS)}")
+    parser.add_argument("--neuron", nargs="+", choices=NEURONS, metavar="NAME", help=f"of {', '.join(NEURONS)}; all")
+    parser.add_argument("--batch", nargs="+", type=int, metavar="N", help="1 16")
+    parser.add_argument("--T", nargs="+", type=int, metavar="N", help="8 64")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), metavar="N", help="of PyTorch; %(default)s"
+    )
+    parser.add_argument("--seconds", type=float, metavar="S", help="for the repeats of one ratio; 60, --quick 4")
+    args = parser.parse_args(argv)
+    quick = {"part": ["rows"], "network": FOUR[:1], "batch": [4], "T": [8], "seconds": 4.0}
+    full = {"part": list(PARTS), "batch": [1, 16], "T": [8, 64], "seconds": 60.0}
+    for name, value in ((quick if args.quick else full) | {"neuron": list(NEURONS)}).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if min(args.batch + args.T + [args.threads]) < 1 or max(args.batch) > networks.MOST:
+        parser.error(f"--batch takes 1 to {networks.MOST}, --T and --threads 1 and more")
+    return args
+
+
+def step_rows(args: argparse.Namespace) -> Iterator[dict]:
+    """One dict for each network, neuron, batch and T. What lacks a file is left out unless it was asked for."""
+    for name in args.network or FOUR:
+        try:
+            bench = networks.load(name)
+        except InputError as error:
+            if args.network:
+                raise
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        for batch in args.batch:
+            float_forward = bench.float_forward(batch)
+            float_forward()
+            for T in args.T:
+                for neuron in args.neuron:
+                    bench.simulation(neuron, batch, min(T, 2))()  # what happens once: kernel, memory
+                    simulate = bench.simulation(neuron, batch, T)
+                    memory.forget_peak()
+                    measured = ratio(simulate, float_forward, args.seconds)
+                    yield {
+                        "network": name,
+                        "neuron": neuron,
+                        "batch": batch,
+                        "T": T,
+                        "cost_per_step_over_float": measured.value / T,
+                        "peak_mb": memory.resident("VmHWM"),
+                        "low": measured.low / T,
+                        "high": measured.high / T,
+                        "repeats": measured.repeats,
+                        "float_ms": measured.baseline * 1e3,
+                        "weights": bench.weights,
+                    }
+
+
+def memory_rows(args: argparse.Namespace) -> Iterator[dict]:
+    """Peak memory at T = 8, 64 and 256, each in a process of its own; SSD-MobileNet at batch 4."""
+    for neuron in args.neuron:
+        peaks = {T: memory.peak(FOUR[0], neuron, 4, T, args.threads)["peak_mb"] for T in (8, 64, 256)}
+        columns = {f"peak_mb_T{T}": peak for T, peak in peaks.items()}
+        yield {"network": FOUR[0], "neuron": neuron, "batch": 4, **columns, "T256_over_T8": peaks[256] / peaks[8]}
+
+
+def part_rows(part: str, args: argparse.Namespace) -> Iterator[dict]:
+    if part == "rows":
+        return step_rows(args)
+    if part == "scan":
+        return scan.rows(args.threads)
+    if part == "spikingjelly":
+        return rival.rows(args.network or list(NETWORKS), args.threads, args.seconds)
+    if part == "memory":
+        return memory_rows(args)
+    if part == "decode":
+        return evaluation.decode_rows(args.network or FOUR)
+    return evaluation.scoring_rows() if part == "scoring" else end_to_end.rows(args.threads)
+
+
+def table(rows: list[dict]) -> str:
+    """Rows with the same keys as a Markdown table."""
+
+    def cell(value: object) -> str:
+        if isinstance(value, float):
+            return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+        return "" if value is None else str(value)
+
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([cell(value) for value in row.values()] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write(path: Path, results: dict) -> None:
+    """The JSON file, and its tables beside it."""
+    machine = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
+    sections = [f"## {PARTS[part]}\n\n{table(results[part])}" for part in PARTS if results.get(part)]
+    write_whole(path, lambda part: part.write_text(json.dumps(results, indent=2) + "\n"))
+    text = "\n\n".join([f"`{results['command']}`: {machine}", *sections]) + "\n"
+    write_whole(path.with_suffix(".md"), lambda part: part.write_text(text))
+
+
+@guarded
+def main(argv: list[str]) -> None:
+    args = parse(argv)
     torch.set_num_threads(args.threads)
-    if args.peak:
-        report_peak(*args.peak)
-        return
-    networks = ["ssd-mobilenet"] if args.quick else args.networks
-    cases = [(4, 8)] if args.quick else [(1, 8), (1, 64), (16, 8), (16, 64)]
-    rows = []
-    print(f"{args.threads} threads, PyTorch {torch.__version__}\n")
-    print("| network | neuron | batch | T | timestep / float forward | peak MB |\n|---|---|---|---|---|---|")
-    for network in networks:
-        for batch, T in cases:
-            observation, x = load(network, batch)
-            for neuron in NEURONS:
-                cost = measure(observation, neuron, x, T, 3 if args.quick else 5)
-                peak = peak_mb(network, neuron, batch, T)
-                row = {"network": network, "neuron": neuron, "batch": batch, "T": T}
-                row |= {"cost_per_step_over_float": cost, "peak_mb": peak}
-                rows.append(row)
-                print(f"| {network} | {neuron} | {batch} | {T} | {cost:.2f} | {peak:.0f} |", flush=True)
+    results = {
+        "command": " ".join(["python benchmarks/bench.py", *argv]),
+        "machine": {"processor": processor(), "threads": args.threads, "PyTorch": torch.__version__},
+        "rows": [],
+    }
+    for part in args.part:
+        rows = results[part] = []
+        if part == "spikingjelly" and len(args.part) > 1 and not rival.installed():
+            print("left out: the comparison with SpikingJelly (pip install 'msat-det[bench]')", file=sys.stderr)
+            continue
+        for row in part_rows(part, args):
+            rows.append(row)
+            print(table([row]) if len(rows) == 1 else table([row]).splitlines()[-1], flush=True)
+            if args.json:
+                write(args.json, results)
+        print(flush=True)
     if args.json:
-        Path(args.json).write_text(json.dumps({"rows": rows}, indent=2) + "\n")
+        write(args.json, results)
+
+
+def processor() -> str:
+    """The processor's name as Linux or the platform tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return name or platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

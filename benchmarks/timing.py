@@ -1,0 +1,59 @@
+"""How often one thing is as long as another, measured in turns so that a noisy machine disturbs both alike."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+LEAST, MOST = 3, 9  # repeats
+SHORTEST = 0.2  # seconds: a shorter baseline is called several times in a row
+
+
+@dataclass
+class Ratio:
+    """value: median over the repeats. baseline, seconds: medians of one call of each, in seconds."""
+
+    value: float
+    low: float
+    high: float
+    repeats: int
+    seconds: float
+    baseline: float
+
+
+def seconds_of(call: Callable[[], Any], times: int = 1, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of one call, the mean over ``times`` calls in a row."""
+    start = clock()
+    for _ in range(times):
+        call()
+    return (clock() - start) / times
+
+
+def ratio(
+    call: Callable[[], Any],
+    baseline: Callable[[], Any],
+    budget: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Ratio:
+    """Time of ``call`` over time of ``baseline``, the median over repeats; each is held against the baselines right
+    before and after it.
+
+    Both must have been called once before, for what happens only then. budget: seconds that the repeats may take; there
+    are at least 3, but for a single call that is longer than the budget: then 1, and at most 9.
+    """
+    times = max(2, math.ceil(SHORTEST / max(seconds_of(baseline, 1, clock), 1e-9)))
+    times = min(times, 100)
+    ratios, lengths, baselines = [], [], [seconds_of(baseline, times, clock)]
+    begun = clock()
+    while len(ratios) < MOST:
+        lengths.append(seconds_of(call, 1, clock))
+        baselines.append(seconds_of(baseline, times, clock))
+        ratios.append(lengths[-1] / statistics.mean(baselines[-2:]))
+        spent = clock() - begun
+        least = 1 if lengths[0] > budget else LEAST
+        if len(ratios) >= least and spent + lengths[-1] > budget:
+            break
+    values = statistics.median(ratios), min(ratios), max(ratios)
+    return Ratio(*values, len(ratios), statistics.median(lengths), statistics.median(baselines))
