@@ -1,7 +1,6 @@
-"""The library as its users call it: their own modules and detectors, every activation, the pages that show how."""
+"""The library as its users call it: their own modules and detectors, every activation."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ import msat_det
 from msat_det.convert.observe import observe
 from msat_det.detectors.base import Detections
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
 OPTIONS = {"method": "constant", "scale": "channel", "initial": "half", "signed": True, "gamma": 3}
 
 
@@ -215,15 +213,3 @@ def test_the_function_outlives_the_import_of_the_subpackage() -> None:
     assert msat_det.convert.__name__ == "convert"
     assert callable(msat_det.convert)
     assert observe is not msat_det.observe
-
-
-@pytest.mark.parametrize("page", ["own_detector.md"])
-def test_pages_run_as_they_stand(page: str, capsys: pytest.CaptureFixture) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) > 2
-    names: dict[str, Any] = {}
-    for block in blocks:
-        exec(compile(block, page, "exec"), names)  # noqa: S102
-    out = capsys.readouterr().out
-    assert re.search(r"^spiking \S+ silu ", out, re.MULTILINE)
-    assert "['cat', 'dog'] (320, 320)" in out

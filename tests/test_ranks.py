@@ -1,7 +1,6 @@
 """torchrun: any number of ranks leaves the files of one process; an error is told once; a dead rank ends the run."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import pytest
 from small_runs import command, contents
 
 from msat_det import ranks
-from msat_det.options import PROJECT, load_config
+from msat_det.options import PROJECT
 
 TOOL = str(PROJECT / "tools/convert_det.py")
 # Without a repository every run is of the same commit: None.
@@ -98,16 +97,6 @@ def test_an_error_of_one_rank_is_told_by_it(voc_root: Path, tmp_path: Path) -> N
     lines = [line for line in told.splitlines() if line.startswith("error:")]
     assert len(lines) == 1
     assert "000003.jpg" in lines[0]
-
-
-def test_the_page_shows_commands_that_exist() -> None:
-    page = (PROJECT / "docs/many_machines.md").read_text()
-    commands = re.findall(r"convert_det\.py (--cfg .*)", page)
-    assert len(commands) > 3
-    for words in commands:
-        assert load_config(words.split()).model.name == "yolo_demo"
-    script = page[page.index("#!/bin/bash") : page.index("A job that ran out")]
-    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
 
 def test_one_process_has_everything_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -234,7 +234,9 @@ def where(node: Node) -> str:
 def _source(node: Node) -> str:
     lines = (node.stack_trace or "").splitlines()
     frames = [(i, line.strip()) for i, line in enumerate(lines) if line.strip().startswith("File ")]
-    frames = [(i, line) for i, line in frames if not line.split('"')[1].startswith(_TORCH)] or frames
+    # the user's line; of a network made of torch's own containers the container's, not the tracer's
+    for folder in (f"{_TORCH}fx{os.sep}", _TORCH):
+        frames = [(i, line) for i, line in frames if not line.split('"')[1].startswith(folder)] or frames
     if not frames:
         return "no source line"
     i, frame = frames[-1]

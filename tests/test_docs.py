@@ -1,0 +1,177 @@
+"""Every code block of README and docs/ runs, or is read as far as it can be; links and names lead somewhere."""
+
+import importlib.util
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torchvision
+import yaml
+from pages import PAGES, Block, anchors, assert_prints, blocks, commands, words_of
+from torchvision.models import WeightsEnum, get_model, get_model_weights, list_models
+
+from msat_det import cli, detectors
+from msat_det.config import Config, method_options
+from msat_det.convert.methods import METHODS, parse_options
+from msat_det.data import DATASETS
+from msat_det.options import PROJECT
+
+# Commands that do not run here as they stand, the first fitting row for each: those with words to add, which make them
+# small, run with these; the others are read: the command, its options, their values, the files they name.
+SKIPPED = "skipped"
+ROWS: list[tuple[str, str | None, str]] = [
+    (r"python3 -m venv", SKIPPED, "installs; CI does nothing else"),
+    (r"fetch(\.py)? (?!--list)", None, "downloads; test_fetch.py does from a local server"),
+    (r"torchrun", None, "starts processes; test_ranks.py does"),
+    (r"~/data", None, "data of the reader's"),
+    (r"--onnx", None, "takes a minute; test_onnx.py does"),
+    (r"compare .*vgg_demo", None, "takes minutes; test_compare.py does"),
+    (r"--resume", None, "a hundred images; test_resume.py does"),
+    (r"doctor|inspect|export|report|list", "", "small as it stands"),
+    (r"--data.limit 8", "", "small as it stands"),
+    (r".", "--data.limit 2 --calib.limit 4 --sim.record 2", "takes minutes on all images"),
+]
+# What the commands call, replaced where a command is only read.
+WORK = [
+    *("msat_det.run.run", "msat_det.compare.compare", "msat_det.inspect_network.inspect_network"),
+    *("msat_det.doctor.doctor", "msat_det.export.export", "msat_det.report_page.write_report"),
+    "msat_det.fetch.fetch_entry",
+]
+MADE = {"docs/results.md"}  # by tools/make_results.py, in hours
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder that looks like a checkout; what a page registers is forgotten."""
+    for name in ("configs", "data", "tools", "msat_det"):
+        (tmp_path / name).symlink_to(PROJECT / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", drawn)
+    registries = METHODS, DATASETS, detectors.DETECTORS
+    before = [dict(registry) for registry in registries]
+    yield tmp_path
+    for registry, entries in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(entries)
+
+
+def drawn(weights: WeightsEnum, *_: Any, **__: Any) -> dict[str, Any]:
+    """Random weights in place of those that torchvision would download."""
+    name = next(name for name in list_models() if get_model_weights(name) is type(weights))
+    backbone = {"weights_backbone": None} if name in list_models(module=torchvision.models.detection) else {}
+    return get_model(name, weights=None, **backbone).state_dict()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_page_runs(page: Path, checkout: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: dict[str, Any] = {"__name__": page.stem}
+    printed = ""
+    for block in blocks(page):
+        if block.language == "text":
+            assert_prints(printed, block.text)
+            continue
+        capsys.readouterr()
+        if block.language == "python":
+            code = compile("\n" * block.line + block.text, str(page), "exec")
+            exec(code, names)  # noqa: S102
+        elif block.language == "yaml":
+            save(block)
+        else:
+            assert block.language == "sh", f"{page.name}, line {block.line}: a block in {block.language or 'nothing'}"
+            shell(block, monkeypatch)
+        printed = capsys.readouterr().out
+
+
+def save(block: Block) -> None:
+    """A YAML block is a file, which its first line names."""
+    assert isinstance(yaml.safe_load(block.text), dict)
+    file = re.match(r"# (\w+\.yaml)\n", block.text)
+    assert file, f"a YAML block begins with # and its file's name, not {block.text[:40]!r}"
+    Path(file[1]).write_text(block.text, encoding="utf-8")
+
+
+def shell(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a block's commands, or read them, as ROWS says."""
+    subprocess.run(["bash", "-n"], input=block.text, text=True, check=True)
+    for command in commands(block):
+        added = row_of(command)[1]
+        if added is None:
+            read(command, monkeypatch)
+        elif added is not SKIPPED:
+            assert cli.main([*words_of(command), *added.split()]) == 0, command
+
+
+def row_of(command: str) -> tuple[str, str | None, str]:
+    return next(row for row in ROWS if re.search(row[0], command))
+
+
+def read(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that comes before the work: words, configuration, methods with their options, names to fetch."""
+    calls = []
+
+    def work(first: Any, *_: Any, **__: Any) -> None:
+        for entry in first.methods if isinstance(first, Config) else ():
+            parse_options(entry["method"], method_options(entry))
+        calls.append(first)
+
+    with monkeypatch.context() as patch:
+        for name in WORK:
+            patch.setattr(name, work)
+        assert cli.main(words_of(command)) == 0, command
+    assert calls, f"{command}: does nothing"
+
+
+def test_every_row_is_of_use() -> None:
+    found = [row_of(c) for page in PAGES for block in blocks(page) if block.language == "sh" for c in commands(block)]
+    assert [row for row in ROWS if row not in found] == []
+
+
+def test_a_wrong_command_is_seen(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = "python tools/convert_det.py --cfg configs/yolo_voc.yaml"
+    read(f"torchrun --nproc-per-node 2 {good[7:]}", monkeypatch)
+    for bad in (
+        good.replace("convert_det", "convert"),
+        good.replace("yolo_voc", "yolo"),
+        f"{good} --sim.t 4",
+        f"{good} --methods nope",
+        f"{good} --methods.signed.gama 3",
+        "msat-det look runs/a",
+        "msat-det fetch voc207",
+        "convert-det --cfg configs/yolo_voc.yaml",
+    ):
+        with pytest.raises(AssertionError):
+            read(bad, monkeypatch)
+
+
+def test_outputs_are_compared() -> None:
+    assert_prints("a 1.5  to 2e-3\nb\nc", "a 7 to 0.1\n…\nc\n")
+    for printed in ("a 1 to 2\nb\nd", "a x to 2\nc", ""):
+        with pytest.raises(AssertionError):
+            assert_prints(printed, "a 7 to 0.1\n…\nc\n")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_names_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if not target.startswith("https://"):
+            name, _, fragment = target.partition("#")
+            file = page.parent / name if name else page
+            assert file.is_file(), f"{page.name}: no {target}"
+            assert not fragment or fragment in anchors(file), f"{page.name}: no {target}"
+    for name in re.findall(r"(?<![\w./$])((?:benchmarks|configs|docs|msat_det|tests|tools)/[\w./-]*\w)", text):
+        assert (PROJECT / name).exists() or name in MADE, f"{page.name}: no {name}"
+    for command in re.findall(r"`msat-det (\w[\w-]*)", text):
+        assert command in cli.COMMANDS, f"{page.name}: no msat-det {command}"
+
+
+def test_the_reference_is_of_these_docstrings() -> None:
+    spec = importlib.util.spec_from_file_location("make_reference", PROJECT / "tools/make_reference.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made = module.reference()
+    assert "**`SpikingNetwork.detect(" in made
+    assert module.PAGE.read_text(encoding="utf-8") == made, "docstrings have changed: python tools/make_reference.py"
