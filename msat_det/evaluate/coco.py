@@ -30,7 +30,7 @@ class CocoEvaluator:
         self.engine = engine or ("hotcoco" if importlib.util.find_spec("hotcoco") else "pycocotools")
         self.ids = sorted(dataset.ids)
         self.matched = match_classes(classes, dataset.classes)
-        self.category_ids = np.array(dataset.category_ids)
+        self.category_ids, self.names = np.array(dataset.category_ids), dataset.classes
         self.evaluated = self.category_ids[np.unique(self.matched[self.matched >= 0])].tolist()
         truth = [entry | {"image_id": id} for id in self.ids for entry in dataset.annotations[id]]
         if not any(entry["category_id"] in self.evaluated and not entry["iscrowd"] for entry in truth):
@@ -70,7 +70,9 @@ class CocoEvaluator:
         """The engine's form of ground truth or detections, without a file. It keeps 0 for "no match", so ids from 1."""
         content = {
             "images": [{"id": id} for id in self.ids],
-            "categories": [{"id": int(id)} for id in self.category_ids],
+            "categories": [
+                {"id": int(id), "name": name} for id, name in zip(self.category_ids, self.names, strict=True)
+            ],
             "annotations": [entry | {"id": number} for number, entry in enumerate(entries, 1)],
         }
         if self.engine == "hotcoco":
