@@ -62,7 +62,7 @@ def yolo_nano() -> Source:
     stem = shared_data() / "weights/MobileNetV2-YOLOv3-Nano-coco"
     cfg, weights = stem.with_suffix(".cfg"), stem.with_suffix(".weights")
     if weights.is_file():
-        model = build_detector(Model("darknet", cfg=str(cfg), weights=str(weights)))
+        model = build_detector(Model("darknet", cfg=str(cfg), weights=str(weights), names="coco"))
         return Source(model.net, 320, "trained", model, shared_data() / "coco_calib64")
     if not cfg.is_file():
         raise InputError(f"yolo-nano needs {cfg}: set MSAT_SHARED_DATA to the folder above weights/, or leave it out")

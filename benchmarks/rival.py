@@ -25,7 +25,7 @@ from msat_det.errors import InputError
 NAME = "spikingjelly"
 NODES = ("IFNode", "SimpleIFNode")
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-# Network, batch, T. The memory of its multi-step mode grows with T: at T = 64 these take up to 6 GB.
+# Network, batch, T. The memory of its multi-step mode grows with T: at T = 64 these take up to 8 GB.
 CASES = [
     ("ssd-mobilenet", 1, 8),
     ("ssd-mobilenet", 4, 8),
