@@ -15,6 +15,7 @@ from msat_det.compare import Comparison, compare, markdown, read_comparison, tab
 from msat_det.config import Config
 from msat_det.errors import InputError
 from msat_det.options import PROJECT, load_config
+from msat_det.report import RunDirectory
 
 RUNS = "runs/results"
 METHODS = "p-norm,channel-norm,spike-norm,rmp,tsc,opt,calibration,burst,constant"
@@ -85,6 +86,7 @@ def write_page(page: Path, runs: Path) -> None:
         require_same(comparison.config, configuration(name, runs), runs / name)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.csv").write_text(table(comparison), "utf-8")
+        RunDirectory(runs / name).write_pareto(comparison.rows, comparison.title)
         shutil.copyfile(runs / name / "pareto.png", folder / f"{name}.png")
         command = " ".join(f"msat-det compare --cfg configs/real/{name}.yaml --out {RUNS}/{name} {words}".split())
         values = {"heading": heading, "command": command, "folder": folder.name, "name": name}
