@@ -6,6 +6,7 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
+from msat_det.cli import COMMANDS
 from msat_det.options import PROJECT
 
 PAGES = [PROJECT / "README.md", *sorted(PROJECT.glob("docs/*.md"))]
@@ -43,14 +44,15 @@ def commands(block: Block) -> list[str]:
 
 def words_of(command: str) -> list[str]:
     """A command as words of ``msat-det``: tools/convert_det.py is its convert-det, whatever starts it."""
-    words = shlex.split(command)
+    words = shlex.split(command, comments=True)
     for number, word in enumerate(words):
         if word == "msat-det":
             return words[number + 1 :]
-        if match := re.fullmatch(r"tools/(\w+)\.py", word):
+        if match := re.fullmatch(r"(?:tools|benchmarks)/(\w+)\.py", word):
             assert (PROJECT / word).is_file(), f"{command}: there is no {word}"
-            return [match[1].replace("_", "-"), *words[number + 1 :]]
-    raise AssertionError(f"{command}: neither msat-det nor one of tools/")
+            name = match[1].replace("_", "-")
+            return [name if name in COMMANDS else word, *words[number + 1 :]]
+    raise AssertionError(f"{command}: neither msat-det nor a script of this project")
 
 
 def assert_prints(printed: str, wanted: str) -> None:

@@ -199,7 +199,7 @@ def test_calibration_on_photographs_is_calibration_on_inputs() -> None:
 
 
 def test_boxes_need_a_detector() -> None:
-    with pytest.raises(msat_det.InputError, match="no detector: convert a Detector, not its net"):
+    with pytest.raises(msat_det.InputError, match="no detector to read boxes: convert a Detector, not its net"):
         msat_det.convert(observed("yolo")).detect(photographs(1), 4)
     with pytest.raises(msat_det.InputError, match=r"a dict is neither an nn\.Module nor a Detector"):
         msat_det.convert({}, [images(1)])

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torchvision
-import yaml
 from pages import PAGES, Block, anchors, assert_prints, blocks, commands, words_of
 from torchvision.models import WeightsEnum, get_model, get_model_weights, list_models
 
@@ -17,7 +16,7 @@ from msat_det import cli, detectors
 from msat_det.config import Config, method_options
 from msat_det.convert.methods import METHODS, parse_options
 from msat_det.data import DATASETS
-from msat_det.options import PROJECT
+from msat_det.options import PROJECT, load_config
 
 # Commands that do not run here as they stand, the first fitting row for each: those with words to add, which make them
 # small, run with these; the others are read: the command, its options, their values, the files they name.
@@ -27,6 +26,7 @@ ROWS: list[tuple[str, str | None, str]] = [
     (r"-m venv", None, "installs; tutorial.md begins with the same run on fewer images"),
     (r"fetch(\.py)? (?!--list)", None, "downloads; test_fetch.py does from a local server"),
     (r"torchrun", None, "starts processes; test_ranks.py does"),
+    (r"benchmarks/", None, "a minute to hours"),
     (r"~/data", None, "data of the reader's"),
     (r"--onnx", None, "needs more packages; test_onnx.py does"),
     (r"compare .*vgg_demo", None, "every method on all images; test_compare.py does"),
@@ -87,11 +87,11 @@ def test_page_runs(page: Path, checkout: Path, capsys: pytest.CaptureFixture, mo
 
 
 def save(block: Block) -> None:
-    """A YAML block is a file, which its first line names."""
-    assert isinstance(yaml.safe_load(block.text), dict)
+    """A YAML block is a configuration, and a file, which its first line names."""
     file = re.match(r"# (\w+\.yaml)\n", block.text)
     assert file, f"a YAML block begins with # and its file's name, not {block.text[:40]!r}"
     Path(file[1]).write_text(block.text, encoding="utf-8")
+    check_methods(load_config(["--cfg", file[1], "--data.root", ".", "--calib.root", "."]))
 
 
 def shell(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,23 +105,32 @@ def shell(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
             assert cli.main([*words_of(command), *added.split()]) == 0, command
 
 
+def check_methods(config: Config) -> None:
+    for entry in config.methods:
+        parse_options(entry["method"], method_options(entry))
+
+
 def row_of(command: str) -> tuple[str, str | None, str]:
     return next(row for row in ROWS if re.search(row[0], command))
 
 
 def read(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that comes before the work: words, configuration, methods with their options, names to fetch."""
-    calls = []
+    words, calls = words_of(command), []
+    if words[0].endswith(".py"):  # a script of its own: its options are in its text
+        text = (PROJECT / words[0]).read_text(encoding="utf-8")
+        assert all(f'"{word}"' in text for word in words if word.startswith("--")), command
+        return
 
     def work(first: Any, *_: Any, **__: Any) -> None:
-        for entry in first.methods if isinstance(first, Config) else ():
-            parse_options(entry["method"], method_options(entry))
+        if isinstance(first, Config):
+            check_methods(first)
         calls.append(first)
 
     with monkeypatch.context() as patch:
         for name in WORK:
             patch.setattr(name, work)
-        assert cli.main(words_of(command)) == 0, command
+        assert cli.main(words) == 0, command
     assert calls, f"{command}: does nothing"
 
 
@@ -140,6 +149,7 @@ def test_a_wrong_command_is_seen(checkout: Path, monkeypatch: pytest.MonkeyPatch
         f"{good} --methods nope",
         f"{good} --methods.signed.gama 3",
         "msat-det look runs/a",
+        "python benchmarks/bench.py --quickly",
         "msat-det fetch voc207",
         "convert-det --cfg configs/yolo_voc.yaml",
     ):
