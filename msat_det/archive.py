@@ -39,7 +39,7 @@ def read_archive(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str,
     """
     path = Path(path)
     if not is_file(path):
-        raise InputError(f"no file {one_line(path)}: give the path of a saved {kind}")
+        raise InputError(f"no file {path}: give the path of a saved {kind}")
     try:
         _check_header(path)
         with safe_open(path, "pt") as file:

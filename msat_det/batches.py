@@ -15,7 +15,7 @@ from msat_det.analysis.energy import Counts
 from msat_det.config import Config
 from msat_det.convert.observe import Observation
 from msat_det.data import Dataset, Sample
-from msat_det.files import CorruptImage
+from msat_det.images import CorruptImage
 from msat_det.parts import Part, Parts
 from msat_det.simulate import SpikingNetwork
 

@@ -5,11 +5,11 @@ The dataclasses are the only list of keys: ``msat_det.options`` takes types, def
 
 import re
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import yaml
 
 from msat_det.errors import InputError
+from msat_det.files import show
 
 
 @dataclass
@@ -262,9 +262,3 @@ def method_options(entry: dict) -> dict:
 def _positive(key: str, value: int | None) -> None:
     if value is not None and value <= 0:
         raise InputError(f"{key} is {value}: give a whole number above 0")
-
-
-def show(value: Any) -> str:
-    """The value as an error message quotes it: one short line."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"

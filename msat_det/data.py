@@ -4,6 +4,7 @@ import copy
 import difflib
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ from torchvision.datasets import CIFAR100
 
 from msat_det.catalogue import data_command, fetch_command
 from msat_det.errors import InputError
-from msat_det.files import CorruptImage as CorruptImage
-from msat_det.files import MissingData, inside, is_file, one_line, read_image, read_text, show
+from msat_det.files import MAX_BYTES, MAX_XML, MissingData, inside, is_file, read_text, show
+from msat_det.images import CorruptImage as CorruptImage
+from msat_det.images import image_names, read_image
 
 # fmt: off
 VOC_CLASSES = [
@@ -24,7 +26,6 @@ VOC_CLASSES = [
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 ]
 # fmt: on
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm"}
 MAX_COORDINATE = 1e9
 
 
@@ -121,13 +122,10 @@ class VocDetection(Dataset):
         listing = inside(home, "ImageSets", "Main", f"{split}.txt")
         if not is_file(listing):
             known = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt"))[:8]) or "none"
-            raise MissingData(
-                f"no image list {one_line(listing)} (there: {known}): check the root, the split and the year"
-            )
+            raise MissingData(f"no image list {listing} (there: {known}): check the root, the split and the year")
         ids = [line.split()[0] for line in read_text(listing).splitlines() if line.strip()]
-        if len(set(ids)) < len(ids):
-            twice = next(id for id in ids if ids.count(id) > 1)
-            raise InputError(f"{listing}: {show(twice)} is listed twice: list each image once")
+        if twice := [id for id, count in Counter(ids).items() if count > 1]:
+            raise InputError(f"{listing}: {show(twice[0])} is listed twice: list each image once")
         folder = inside(home, "JPEGImages")
         files = {id: f"{id}.jpg" for id in ids}
         require_images(folder, files.values())
@@ -138,13 +136,13 @@ class VocDetection(Dataset):
 
 def read_voc_xml(path: Path, index: dict[str, int]) -> Target:
     """One VOC annotation file → its Target. ``index``: class name → label. Raises InputError that names the object."""
-    text = read_text(path)
+    text = read_text(path, MAX_XML)
     if "<!DOCTYPE" in text:  # no document type, so no entities: neither bombs nor files of the machine
         raise InputError(f"{path}: has a document type, which no VOC annotation needs: remove <!DOCTYPE …>")
     try:
         tree = ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # the latter two: odd encodings
-        raise InputError(f"{path}: broken XML ({one_line(error)}): restore the file") from error
+        raise InputError(f"{path}: broken XML ({error}): restore the file") from error
     if tree.tag != "annotation":
         raise InputError(f"{path}: the root element is {show(tree.tag)}, a VOC annotation has <annotation>")
     boxes, labels, difficult = [], [], []
@@ -216,9 +214,9 @@ class CocoDetection(Dataset):
 def read_coco_json(path: Path) -> dict:
     """The annotation file with its three lists (images, annotations, categories). Raises InputError."""
     try:
-        content = json.loads(read_text(path))
+        content = json.loads(read_text(path, MAX_BYTES))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: broken JSON ({one_line(error)}): restore the file") from error
+        raise InputError(f"{path}: broken JSON ({error}): restore the file") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise InputError(f"{path}: has no list {key!r}: give an instances file in COCO's format")
@@ -273,7 +271,7 @@ class ClassFolders(Dataset):
     def __init__(self, root: Path | str, split: str = ""):
         folder = inside(Path(root), split)
         if not folder.is_dir():
-            raise MissingData(f"no folder {one_line(folder)}: check the root and the split")
+            raise MissingData(f"no folder {folder}: check the root and the split")
         classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         index = {name: label for label, name in enumerate(classes)}
         names = [name for name in image_names(folder) if name.split("/")[0] in index]
@@ -341,19 +339,13 @@ def build_dataset(
     root, split, year = Path(root), str(split or ""), str(year or "")
     try:
         if not root.is_dir():
-            raise MissingData(f"no data folder {one_line(root)}: give an existing one with {option}")
+            raise MissingData(f"no data folder {root}: give an existing one with {option}")
         return DATASETS[kind](root, split, year)
     except MissingData as error:
         command = data_command(kind, root, split, year)
         if not command:
             raise
         raise MissingData(f"{error}, or get the data with: {command}") from error
-
-
-def image_names(folder: Path) -> list[str]:
-    """Sorted relative paths of the image files at any depth."""
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and is_file(path))
-    return sorted(path.relative_to(folder).as_posix() for path in files)
 
 
 def require_images(folder: Path, names: Iterable[str]) -> None:

@@ -1,52 +1,28 @@
 """Reading files that nobody vouches for: nothing outside a folder is opened, and every fault is an InputError."""
 
+import errno
 import os
 import reprlib
+import stat
 from pathlib import Path
-
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
 
 from msat_det.errors import InputError
 
-# Named, because Pillow knows formats that start other programs (EPS) or need far more trust than a photograph does.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")
-MAX_PIXELS = 30_000_000  # decoding takes up to 14 bytes a pixel: the whole process stays under 1 GiB
-SHORT = reprlib.Repr()
+MAX_BYTES, MAX_TEXT = 2 << 30, 64 << 20
+MAX_XML, MAX_YAML = 4 << 20, 128 << 10  # bytes: parsing takes a second, and hundreds of times the memory
+
+
+class _Short(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if x.bit_length() < 1000 else "a number of hundreds of digits"
+
+
+SHORT = _Short()
 SHORT.maxstring = 100
-
-
-class CorruptImage(InputError):
-    """An image that can't be read; the message names the file. A run may count it and go on."""
 
 
 class MissingData(InputError):
     """A part of a dataset that is not there at all, so that it may help to fetch it."""
-
-
-def read_image(path: Path) -> Tensor:
-    """An image file → uint8 (3, H, W) RGB. EXIF orientation is left alone, as VOC's and COCO's own tools do.
-
-    Raises CorruptImage for anything that can't be decoded, and for more than MAX_PIXELS pixels.
-    """
-    if not is_file(path):
-        raise CorruptImage(f"no image file {one_line(path)}: restore it or take it off the list")
-    try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            pixels = _rgb(image)
-    except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
-        raise CorruptImage(f"can't read image {one_line(path)} ({one_line(error)}): restore or remove it") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-
-
-def _rgb(image: Image.Image) -> np.ndarray:
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
-    if image.mode.startswith("I"):  # 16 bits of grey: Pillow would clip them, not scale them
-        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-    return np.array(image.convert("RGB"))
 
 
 def inside(folder: Path, *names: str) -> Path:
@@ -60,14 +36,34 @@ def inside(folder: Path, *names: str) -> Path:
     raise InputError(f"{show('/'.join(names))} is no path inside {folder}: name a file within it")
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 file. Raises InputError, MissingData where there is none."""
-    if not is_file(path):  # also keeps us from waiting on a pipe
-        raise MissingData(f"no file {one_line(path)}: check the root, the split and the year")
+def bytes_of(path: str | Path, most: int = MAX_BYTES) -> bytes:
+    """What a regular file of at most ``most`` bytes holds. Raises OSError, and ValueError for a longer one."""
+    with open(path, "rb", opener=_open_at_once) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        if found.st_size > most:
+            raise ValueError(f"it has {found.st_size} bytes, more than {most}")
+        return file.read()
+
+
+def text_of(path: str | Path, most: int = MAX_TEXT) -> str:
+    """What a UTF-8 file of at most ``most`` bytes holds. Raises OSError, and ValueError for one of another kind."""
+    return bytes_of(path, most).decode("utf-8")
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for who writes into it
+
+
+def read_text(path: Path, most: int = MAX_TEXT) -> str:
+    """``text_of`` a dataset's file. Raises InputError, MissingData where there is none."""
+    if not is_file(path):
+        raise MissingData(f"no file {path}: check the root, the split and the year")
     try:
-        return path.read_text("utf-8")
+        return text_of(path, most)
     except (OSError, ValueError) as error:
-        raise InputError(f"can't read {one_line(path)} as UTF-8 text ({one_line(error)}): restore the file") from error
+        raise InputError(f"can't read {path} as UTF-8 text ({error}): restore the file") from error
 
 
 def is_file(path: Path) -> bool:

@@ -15,8 +15,9 @@ from typing import Any
 
 import yaml
 
-from msat_det.config import Config, checked_method, show
+from msat_det.config import Config, checked_method
 from msat_det.errors import InputError
+from msat_det.files import MAX_YAML, show, text_of
 
 PROJECT = Path(__file__).resolve().parents[1]
 PATH_KEYS = {"data.root", "calib.root", "model.weights", "model.cfg", "model.names", "energy", "out"}
@@ -68,7 +69,7 @@ def command_line(prog: str, argv: list[str]) -> str:
 def read_yaml(file: Path) -> dict:
     """One YAML mapping; InputError names the file and, where the text is not YAML, the line."""
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        tree = yaml.safe_load(text_of(file, MAX_YAML))
     except FileNotFoundError:
         raise InputError(f"no configuration {file}: {PROJECT / 'configs'} holds {_known_configs()}") from None
     except OSError as error:

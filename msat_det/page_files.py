@@ -9,6 +9,7 @@ from typing import Any
 
 from msat_det.coverage_table import graphs, labels_of, short_source, totals
 from msat_det.errors import InputError
+from msat_det.files import text_of
 
 KINDS = {
     "spiking": "became neurons",
@@ -50,7 +51,7 @@ def _read(folder: Path, name: str, check: Callable[[Any], Any]) -> Any:
     """What ``check`` makes of a JSON file; None where there is no such file. InputError for content of another form."""
     file = folder / name
     try:
-        return check(json.loads(file.read_text("utf-8")))
+        return check(json.loads(text_of(file)))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError):
@@ -116,10 +117,16 @@ def _node(row: dict, label: str) -> dict[str, Any]:
         "source": short_source(row["source"]),
         "activation": str(row.get("activation", "")),
         "theta": " – ".join(dict.fromkeys(f"{value:.3g}" for value in theta)) if theta else "",
-        "dead": int(row["dead_channels"]) if "dead_channels" in row else None,
-        "macs": int(row["macs"]),
-        "analog": int(row["analog_macs"]),
+        "dead": _whole(row["dead_channels"]) if "dead_channels" in row else None,
+        "macs": _whole(row["macs"]),
+        "analog": _whole(row["analog_macs"]),
     }
+
+
+def _whole(value: Any) -> int:
+    if not 0 <= value < 2**62:
+        raise ValueError(value)
+    return int(value)
 
 
 def _ledger(entries: list[dict]) -> list[dict[str, Any]]:

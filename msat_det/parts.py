@@ -4,7 +4,7 @@ A part is a safetensors file, written whole or not at all: tensors to the bit, i
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from msat_det.detectors.base import Detections
 from msat_det.errors import InputError
+from msat_det.files import is_file
 from msat_det.report import write_whole
 
 T = TypeVar("T")
@@ -38,10 +39,14 @@ class Part:
 
 
 class Parts:
-    """The parts of a run in ``folder``, numbered by batch; whatever they tell is in the order of the batches."""
+    """The parts of a run in ``folder``, numbered by batch; whatever they tell is in the order of the batches.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    batches: ids of each batch's images, and classes: number of those that a label or a logit can stand for; a part
+    that says otherwise is damaged. None: not known. Readers raise InputError for a damaged part.
+    """
+
+    def __init__(self, folder: Path, batches: Sequence[list[int | str]] | None = None, classes: int | None = None):
+        self.folder, self.batches, self.classes = folder, batches, classes
 
     def done(self) -> set[int]:
         """The numbers of the batches that have been written."""
@@ -62,9 +67,7 @@ class Parts:
 
     def corrupt(self) -> list[str]:
         """What was wrong with the images that could not be read."""
-        return [
-            text for texts in self._each(lambda ids, file: json.loads(file.metadata()["corrupt"])) for text in texts
-        ]
+        return [text for texts in self._each(lambda ids, file: _messages(file.metadata()["corrupt"])) for text in texts]
 
     def found(self, label: str, t: int | None, least: int | None = None) -> dict[int | str, Any]:
         """Image id → its Detections or logits, of one method at one timestep.
@@ -72,7 +75,9 @@ class Parts:
         With ``least`` N, no more batches are read than hold the first N images.
         """
         name, found = _name((label, t)), {}
-        for part in self._each(lambda ids, file: dict(zip(ids, _unpack(file, name), strict=True)) if ids else {}):
+        for part in self._each(
+            lambda ids, file: dict(zip(ids, _unpack(file, name, self.classes), strict=True)) if ids else {}
+        ):
             found |= part
             if least is not None and len(found) >= least:
                 break
@@ -81,20 +86,41 @@ class Parts:
     def costs(self, label: str, t: int | None) -> Tensor:
         """(3,) float64 sums over all images; added batch by batch, so that they do not depend on who did which."""
         name, none = f"{_name((label, t))}/costs", torch.zeros(3, dtype=torch.float64)
-        return sum(self._each(lambda ids, file: file.get_tensor(name) if ids else none), none)
+        return sum(self._each(lambda ids, file: _three(file.get_tensor(name)) if ids else none), none)
 
     def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("[0-9]*.safetensors"))
+        found = sorted(self.folder.glob(f"{'[0-9]' * 8}.safetensors"))
+        return [path for path in found if is_file(path) and not path.is_symlink()]
 
     def _each(self, take: Callable[[list[int | str], Any], T]) -> Iterator[T]:
         """What ``take`` gives for the ids and the open file of each part."""
         for path in self._files():
             try:
                 with safe_open(path, "pt") as file:
-                    taken = take(json.loads(file.metadata()["ids"]), file)
-            except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+                    taken = take(self._ids(int(path.stem), file.metadata()["ids"]), file)
+            except (SafetensorError, OSError, LookupError, ValueError, TypeError, RuntimeError) as error:
                 raise InputError(f"{path} is damaged ({error}): delete it, --resume computes it again") from error
             yield taken
+
+    def _ids(self, number: int, text: str) -> list[int | str]:
+        ids = json.loads(text)
+        known = ids if self.batches is None else self.batches[number]
+        if not isinstance(ids, list) or any(type(id) not in (int, str) or id not in known for id in ids):
+            raise ValueError("it names other images than its batch has")
+        return ids
+
+
+def _messages(text: str) -> list[str]:
+    messages = json.loads(text)
+    if not isinstance(messages, list) or not all(isinstance(message, str) for message in messages):
+        raise ValueError("its messages are none")
+    return messages
+
+
+def _three(costs: Tensor) -> Tensor:
+    if costs.shape != (3,) or costs.dtype != torch.float64:
+        raise ValueError("its costs are not three numbers")
+    return costs
 
 
 def _name(key: Key) -> str:
@@ -114,9 +140,23 @@ def _pack(found: Iterable[Any]) -> dict[str, Tensor]:
     }
 
 
-def _unpack(file: Any, name: str) -> Iterator[Any]:
+def _unpack(file: Any, name: str, classes: int | None) -> Iterator[Any]:
     """One method's part of a file, image by image."""
     if f"{name}/logits" in file.keys():  # noqa: SIM118 (safetensors' file is no dict)
-        return iter(file.get_tensor(f"{name}/logits"))
-    sizes = file.get_tensor(f"{name}/sizes").tolist()
-    return map(Detections, *(file.get_tensor(f"{name}/{part}").split(sizes) for part in ("boxes", "scores", "labels")))
+        logits = file.get_tensor(f"{name}/logits")
+        if not logits.is_floating_point() or logits.dim() != 2 or classes not in (logits.shape[1], None):
+            raise ValueError("its logits are not of the network's classes")
+        return iter(logits)
+    boxes, scores, labels, sizes = (file.get_tensor(f"{name}/{key}") for key in ("boxes", "scores", "labels", "sizes"))
+    n = len(labels)
+    fits = (
+        boxes.shape == (n, 4)
+        and scores.shape == labels.shape == (n,)
+        and sizes.dim() == 1
+        and labels.dtype == torch.int64
+    )
+    if not (fits and boxes.is_floating_point() and scores.is_floating_point()):
+        raise ValueError("its boxes, scores and labels do not fit together")
+    if n and not 0 <= labels.min() <= labels.max() < (classes or torch.inf):
+        raise ValueError("its labels are not of the network's classes")
+    return map(Detections, *(part.split(sizes.tolist()) for part in (boxes, scores, labels)))

@@ -18,6 +18,7 @@ from typing import Any
 from msat_det.coverage_picture import draw_graph
 from msat_det.coverage_table import coverage_text
 from msat_det.errors import InputError
+from msat_det.files import text_of
 
 TIGHT = {"bbox_inches": "tight", "pad_inches": 0.08}
 DISPLAY = {"map": "mAP", "map50": "mAP50", "top1": "top1", "top5": "top5"}
@@ -209,7 +210,7 @@ def read_summary(folder: Path) -> tuple[list[CurveRow], dict[str, Any]]:
     """The rows and the facts that ``write_summary`` wrote into a run directory. Raises InputError where it is none."""
     file = folder / "summary.json"
     try:
-        facts = json.loads(file.read_text("utf-8"))
+        facts = json.loads(text_of(file))
         curves = {("float", None): facts.pop("float")}
         curves |= {(label, int(t)): row for label, curve in facts.pop("methods").items() for t, row in curve.items()}
         costs = ("spikes_per_neuron", "sops_per_mac", "energy_ratio")
@@ -221,9 +222,12 @@ def read_summary(folder: Path) -> tuple[list[CurveRow], dict[str, Any]]:
         figures = [[row.metrics[name] for name in names] + [row.sops_per_mac, row.energy_ratio] for row in rows]
         if not names or not all(math.isfinite(figure) for line in figures for figure in line):
             raise ValueError(names)
+        found = facts["images"], facts.get("corrupt_images", []), facts.get("energy", {})
+        if [type(fact) for fact in found] != [int, list, dict] or not all(0 < row.t < 2**31 for row in rows[1:]):
+            raise ValueError(found)
     except FileNotFoundError:
         raise InputError(f"no {file}: the run did not end; start it anew") from None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError):
         raise InputError(f"{file} is not what a run writes: make it anew") from None
     return rows, facts
 

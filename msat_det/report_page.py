@@ -94,7 +94,7 @@ def entry(run: Comparison, name: str = "") -> dict[str, Any]:
     """What the templates need of a run."""
     facts = {key: run.facts.get(key) for key in ("images", "seed", "commit")}
     energy = run.facts.get("energy")
-    facts["energy"] = energy.get("source") if isinstance(energy, dict) else None
+    facts["energy"] = str(energy["source"]) if energy and energy.get("source") else None
     facts["corrupt"] = list(run.facts.get("corrupt_images") or [])
     return {"name": name, "run": run, "verdict": verdict(run), "facts": facts}
 

@@ -21,14 +21,15 @@ from typing import Any
 import safetensors.torch
 import torch
 import yaml
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from msat_det import ranks
-from msat_det.config import Config, show
+from msat_det.config import Config
 from msat_det.convert.observe import Observation
 from msat_det.data import Dataset
 from msat_det.errors import InputError
+from msat_det.files import MAX_YAML, show, text_of
 from msat_det.parts import Parts
 from msat_det.report import RunDirectory, commit_id, write_whole
 
@@ -112,10 +113,13 @@ def begin(directory: RunDirectory, config: Config, observation: Observation, dat
     if config.resume and path.is_file():
         commit = _refuse_other_input(path, facts, maxima, commit)
     else:
-        path.unlink(missing_ok=True)
-        directory.clear()
-        directory.write_config(replace(config, resume=False).to_yaml())
-        directory.parts.mkdir(exist_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+            directory.clear()
+            directory.write_config(replace(config, resume=False).to_yaml())
+            directory.parts.mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot write {error.filename} ({error.strerror}): give another --out DIR") from error
     content = safetensors.torch.save({"maxima": maxima}, facts | {"commit": json.dumps(commit)})
     write_whole(path, lambda file: file.write_bytes(content))
     return Begun(sorted(set(range(batches)) - Parts(directory.parts).done()), commit)
@@ -135,9 +139,8 @@ def _begun(directory: RunDirectory) -> Path:
 
 def _refuse_other_configuration(path: Path, config: Config) -> None:
     try:
-        then = yaml.safe_load(path.read_text("utf-8"))
-        then = _flat(then)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError) as error:
+        then = _flat(yaml.safe_load(text_of(path, MAX_YAML)))
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}): start anew with another --out DIR") from error
     now = _flat(yaml.safe_load(config.to_yaml()))
     for key in now | then:
@@ -161,9 +164,15 @@ def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
 
 def _refuse_other_input(path: Path, facts: dict[str, str], maxima: Tensor, commit: str | None) -> str | None:
     """Returns the commits by which the parts were and will be computed."""
-    with safe_open(path, "pt") as file:
-        then, old = file.metadata(), file.get_tensor("maxima")
-    changed = [name for name, fact in facts.items() if then[name] != fact]
+    try:
+        with safe_open(path, "pt") as file:
+            then, old = file.metadata(), file.get_tensor("maxima")
+        began = json.loads(then["commit"])
+        changed = [name for name, fact in facts.items() if then[name] != fact]
+        if old.dtype != maxima.dtype or not isinstance(began, str | None):
+            raise ValueError("it has other values than a run writes")
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({error}): start anew with another --out DIR") from error
     if maxima.shape != old.shape or not torch.allclose(maxima, old, rtol=1e-3):  # another processor rounds otherwise
         changed.append("calibration images")
     if changed:
@@ -171,7 +180,6 @@ def _refuse_other_input(path: Path, facts: dict[str, str], maxima: Tensor, commi
             f"the {changed[0]} are not those with which the run in {path.parent.parent} began: put them back, or start "
             "anew with another --out DIR"
         )
-    began = json.loads(then["commit"])
     if commit in (began or "").split(" then ") or commit == began:
         return began
     print(f"the run began with the code of commit {began} and goes on with {commit}", file=sys.stderr)

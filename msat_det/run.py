@@ -87,7 +87,7 @@ def compute(config: Config, task: Task, directory: RunDirectory) -> list[CurveRo
     if ranks.rank() == 0:
         directory.write_coverage(coverage(observation, {c.label: c.snn for c in conversions}))
         keep_plans(directory, config, conversions)
-    parts = Parts(directory.parts)
+    parts = Parts(directory.parts, batches, len(model.classes))
     simulate(config, model, dataset, batches, ranks.share(begun.todo), observation, conversions, parts)
     if ranks.rank() > 0:
         return []

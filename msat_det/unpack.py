@@ -1,5 +1,6 @@
 """Unpacking archives that nobody vouches for: nothing is written outside the folder, and there is a bound on it all."""
 
+import errno
 import shutil
 import stat
 import struct
@@ -20,6 +21,7 @@ from msat_det.errors import InputError
 from msat_det.files import one_line, show
 
 MAX_MEMBERS = 200_000
+MAX_NAME = 1 << 20  # bytes of a tar's long names and other extended headers, which are read at once
 BROKEN = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -28,6 +30,7 @@ BROKEN = (
     BadGzipFile,
     LZMAError,
     EOFError,
+    MemoryError,  # that an xz stream asks for
     RuntimeError,  # an encrypted zip; NotImplementedError, an unknown compression, is one too
     ValueError,
 )
@@ -59,6 +62,8 @@ def unpack(archive: Path, folder: Path, wanted: str, bound: int) -> None:
                 raise _refused(archive, f"its member {show(member.name)} leads out of the folder")
             if not member.plain:
                 raise _refused(archive, f"its member {show(member.name)} is a link or a device")
+            if member.size < 0:
+                raise ValueError("a size below 0")
             total += member.size
             if total > bound or count >= MAX_MEMBERS:
                 raise _refused(archive, f"it holds more than {bound} bytes or {MAX_MEMBERS} files")
@@ -67,8 +72,19 @@ def unpack(archive: Path, folder: Path, wanted: str, bound: int) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with member.open() as source, target.open("wb") as file:
                     shutil.copyfileobj(source, file, 1 << 20)
-    except BROKEN as error:
+    except (OSError, *BROKEN) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # the disk's; without a number, or with this one, it is the archive's
         raise _refused(archive, f"it is damaged ({one_line(error) or type(error).__name__})") from error
+
+
+class _TarInfo(tarfile.TarInfo):
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+        info = super().frombuf(buf, encoding, errors)
+        if not 0 <= info.size <= MAX_NAME and info.type in (b"x", b"g", b"X", b"L", b"K"):
+            raise tarfile.ReadError("a name of more than a megabyte")
+        return info
 
 
 def _members(archive: Path) -> Iterator[Member]:
@@ -84,7 +100,7 @@ def _zip(archive: Path) -> Iterator[Member]:
 
 
 def _tar(archive: Path) -> Iterator[Member]:
-    with tarfile.open(archive) as opened:
+    with tarfile.open(archive, tarinfo=_TarInfo) as opened:
         for info in opened:
             plain = info.isreg() or info.isdir()
             yield Member(info.name, info.size, info.isdir(), plain, partial(opened.extractfile, info))

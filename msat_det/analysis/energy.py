@@ -15,6 +15,7 @@ from torch.fx.node import Node
 
 from msat_det.convert.graph import elements
 from msat_det.errors import InputError
+from msat_det.files import MAX_YAML, text_of
 
 if TYPE_CHECKING:
     from msat_det.simulate import SpikingNetwork
@@ -46,12 +47,14 @@ def prices(table: str = "45nm") -> Prices:
     if table in known:
         return Prices(**known[table])
     try:
-        found = yaml.safe_load(Path(table).read_text("utf-8"))
+        found = yaml.safe_load(text_of(table, MAX_YAML))
+        if not isinstance(found["source"], str | int):
+            raise ValueError("source is no text")
         made = Prices(float(found["mac"]), float(found["ac"]), str(found["source"]))
     except OSError as error:
         names = ", ".join(known)
         raise InputError(f"energy is {table}, no table ({names}) and no file ({error.strerror}): give one") from None
-    except (yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError):
+    except (yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError, OverflowError):
         raise InputError(f"{table} is no energy table: give mac and ac in pJ, and source, as {TABLES} does") from None
     if not (0 < made.mac < math.inf and 0 < made.ac < math.inf):
         raise InputError(f"{table} holds mac {made.mac} and ac {made.ac}: give energies above 0, in pJ")

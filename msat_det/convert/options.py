@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from msat_det.errors import InputError
+from msat_det.files import show
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _fitting(name: str, key: str, value: Any, hint: Any) -> Any:
     elif isinstance(value, dict) and _by_t(hint) and _numbers_by_t(value):
         return {t: float(number) for t, number in value.items()}
     wanted = f"one of {', '.join(map(str, choices))}" if choices else _name(hint)
-    raise InputError(f"option {key} of method {name} is {value!r}: give {wanted}")
+    raise InputError(f"option {key} of method {name} is {show(value)}: give {wanted}")
 
 
 def _by_t(hint: Any) -> bool:
@@ -121,4 +122,4 @@ def _name(hint: Any) -> str:
 
 def require(holds: bool, key: str, value: Any, wanted: str) -> None:
     if not holds:
-        raise InputError(f"option {key} is {value}: give {wanted}")
+        raise InputError(f"option {key} is {show(value)}: give {wanted}")

@@ -18,6 +18,7 @@ from msat_det.detectors.files import given, read_names
 from msat_det.detectors.resize import as_size
 from msat_det.detectors.yolo import YoloDetector
 from msat_det.errors import InputError
+from msat_det.files import bytes_of
 
 
 class DarknetNet(nn.Module):
@@ -88,16 +89,21 @@ def load_weights(net: DarknetNet, path: str | Path) -> None:
     A network built on the meta device comes to the CPU.
     """
     path = Path(path)
+    expected = sum(tensor.numel() for tensor in stored_tensors(net))
     try:
-        data = path.read_bytes()
+        data = bytes_of(path, 4 * expected + (1 << 20))
     except OSError as error:
         mend = (not path.exists() and get_with(path)) or "give the path of a .weights file"
         raise InputError(f"{path}: weights not readable ({error.strerror}); {mend}") from None
+    except ValueError as error:
+        raise InputError(
+            f"{path}: {error}, far too long for {expected} floats; is it made for another cfg or number of classes?"
+        ) from None
     if len(data) < 16:
         raise InputError(f"{path}: {len(data)} bytes are too few for a Darknet header; is the file truncated?")
     major, minor, _ = np.frombuffer(data, "<i4", 3).tolist()
     header = 20 if major * 10 + minor >= 2 and major < 1000 and minor < 1000 else 16
-    expected, found = sum(tensor.numel() for tensor in stored_tensors(net)), (len(data) - header) / 4
+    found = (len(data) - header) / 4
     if expected != found:
         raise InputError(
             f"{path}: expected {expected} floats after the {header}-byte header, found {found:.15g}; "

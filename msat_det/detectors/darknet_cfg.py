@@ -7,7 +7,10 @@ from typing import Any
 
 from msat_det.catalogue import get_with
 from msat_det.errors import InputError
-from msat_det.files import show
+from msat_det.files import show, text_of
+
+MAX_BYTES = 1 << 20
+MAX_SECTIONS = 1000  # the longest networks have some 300
 
 
 @dataclass
@@ -50,19 +53,26 @@ class Section:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        return self.get(key, default, float, "a number")
+        return self.get(key, default, finite, "a number")
 
     def integers(self, key: str, default: list[int] | None = None) -> list[int]:
         return self.get(key, default, lambda text: [int(n) for n in pieces(text)], "whole numbers with commas")
 
     def numbers(self, key: str, default: list[float] | None = None) -> list[float]:
-        return self.get(key, default, lambda text: [float(n) for n in pieces(text)], "numbers with commas")
+        return self.get(key, default, lambda text: [finite(n) for n in pieces(text)], "numbers with commas")
 
     def refuse_unasked(self, harmless: frozenset[str]) -> None:
         """Raise for an option that nobody has asked for, unless it is switched off or known not to matter here."""
         for key, (value, _) in self.options.items():
             if key not in self.asked | harmless and value != "0":
                 raise self.error(f"option {show(key)} is not supported: remove it, or use a layer without it", key)
+
+
+def finite(text: str) -> float:
+    number = float(text)
+    if not abs(number) < 1e9:
+        raise ValueError(text)
+    return number
 
 
 def pieces(text: str) -> list[str]:
@@ -77,11 +87,11 @@ def parse_cfg(path: str | Path) -> list[Section]:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = text_of(path, MAX_BYTES).splitlines()
     except FileNotFoundError:
         mend = get_with(path) or "give model.cfg the path of one"
         raise InputError(f"{path}: no such Darknet cfg file; {mend}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: not readable as a Darknet cfg file ({error}); give model.cfg a text file") from None
     sections: list[Section] = []
     for number, line in enumerate(lines, 1):
@@ -91,6 +101,8 @@ def parse_cfg(path: str | Path) -> list[Section]:
         if line.startswith("["):
             if not (line.endswith("]") and line[1:-1].isidentifier()):
                 raise InputError(f"{path}, line {number}: {show(line)} is no section's name: write [name]")
+            if len(sections) == MAX_SECTIONS:
+                raise InputError(f"{path}, line {number}: more than {MAX_SECTIONS} sections; is this the right file?")
             sections.append(Section(path, number, line[1:-1].lower()))
         elif "=" not in line:
             raise InputError(f"{path}, line {number}: {show(line)} is neither [section] nor key=value: mend the line")

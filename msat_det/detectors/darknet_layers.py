@@ -19,6 +19,7 @@ TRAINING_ONLY = frozenset(
     "stopbackward burnin_update train_only_bn learning_rate onlyforward dont_update clip grad_centr "
     "assisted_excitation dropblock dropblock_size_rel dropblock_size_abs stream wait_stream".split()
 )
+MAX_ELEMENTS = 1 << 28  # that a layer gives for one image: 1 GiB
 BATCH_NORM_EPS = 1e-5  # what Darknet adds to the variance when it fuses a layer for inference
 
 
@@ -251,6 +252,8 @@ def infer_shape(section: Section, module: nn.Module, inputs: list[Shape]) -> Sha
         raise section.error(
             f"does not fit its input {inputs[0]}: choose a larger model.size or a smaller kernel"
         ) from None
+    if output[0].numel() > MAX_ELEMENTS:
+        raise section.error(f"gives {show(tuple(output.shape[1:]))}, far too much for one image: mend size or stride")
     return tuple(output.shape[1:])
 
 

@@ -1,5 +1,7 @@
 """What the builders of detectors share: reading class names and weights, and the options a configuration sets."""
 
+import os
+import zipfile
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -13,8 +15,14 @@ from torchvision.models.detection import SSDLite320_MobileNet_V3_Large_Weights
 
 from msat_det.data import VOC_CLASSES
 from msat_det.errors import InputError
+from msat_det.files import is_file, show, text_of
 
 COCO_COLUMNS = SSDLite320_MobileNet_V3_Large_Weights.COCO_V1.meta["categories"]  # background, then ids 1 to 90
+DTYPES = {
+    *(torch.float32, torch.float64, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+}
+MAX_NAMES = 1 << 20  # bytes of a file of class names
 NO_CLASS = {"???", "N/A", "__background__"}
 COCO_CLASSES = [name for name in COCO_COLUMNS if name not in NO_CLASS]
 
@@ -29,8 +37,8 @@ def read_names(path: str | Path) -> list[str]:
     if path in ("voc", "coco"):
         return list(VOC_CLASSES if path == "voc" else COCO_CLASSES)
     try:
-        names = [line.strip() for line in Path(path).read_text(encoding="utf-8").rstrip().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        names = [line.strip() for line in text_of(path, MAX_NAMES).rstrip().splitlines()]
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: class names not readable ({error}); give --model.names a text file") from None
     if not names:
         raise InputError(f"{path}: holds no class names; write one name a line")
@@ -40,6 +48,7 @@ def read_names(path: str | Path) -> list[str]:
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; a missing or damaged file, or a value that isn't finite, is an InputError."""
     try:
+        _require_file(path)
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: not readable as safetensors ({error}); give --model.weights a whole file") from None
@@ -54,15 +63,17 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     if Path(path).suffix == ".safetensors":
         return read_safetensors(path)
     try:
+        _require_file(path)
+        _require_stored(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises a dozen types on damaged files
-        reason = str(error).strip().partition("\n")[0][:100]
+        reason = str(error).strip().partition("\n")[0][:100] or type(error).__name__
         raise InputError(f"{path}: not readable as weights ({reason}); give --model.weights a whole file") from error
     for key in ("state_dict", "model"):
         content = content[key] if isinstance(content, dict) and isinstance(content.get(key), dict) else content
-    if not isinstance(content, dict) or not all(map(_is_dense, content.values())):
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise InputError(f"{path}: holds no state dict (names with tensors); save the network's state_dict()")
-    return _finite({str(name): tensor for name, tensor in content.items()}, path)
+    return _finite(content, path)
 
 
 def published(name: str, weights: str) -> WeightsEnum:
@@ -86,14 +97,36 @@ def download(enum: WeightsEnum) -> dict[str, Tensor]:
         ) from error
 
 
-def _is_dense(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+def _require_file(path: str | Path) -> None:
+    if not is_file(path):  # a pipe would wait for who writes into it
+        raise OSError("no such file")
 
 
-def _finite(tensors: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+def _require_stored(path: str | Path) -> None:
+    """Refuse a zip that unpacks to more than it is: torch.save compresses nothing."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > os.path.getsize(path):  # noqa: PTH202
+                raise ValueError("its members are compressed")
+
+
+def _finite(tensors: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
+    """The values, if they are tensors in this process's memory of as many finite numbers as the file has room for."""
+    for name, tensor in tensors.items():
+        plain = type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu" and not tensor.is_nested
+        if not (plain and tensor.layout is torch.strided and tensor.dtype in DTYPES):
+            kind = getattr(tensor, "dtype", type(tensor).__name__)
+            raise InputError(
+                f"{path}: holds no state dict of plain tensors, {show(name)} is {kind}; save the network's state_dict()"
+            )
+    size = os.path.getsize(path)  # noqa: PTH202
+    if sum(tensor.numel() * tensor.itemsize for tensor in tensors.values()) > 4 * size:  # some may share memory
+        raise InputError(f"{path}: its tensors are larger than its {size} bytes; save the network's state_dict()")
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise InputError(f"{path}: tensor '{name}' holds NaN or infinite values; get an undamaged copy of the file")
+            raise InputError(
+                f"{path}: tensor {show(name)} holds NaN or infinite values; get an undamaged copy of the file"
+            )
     return tensors
 
 
@@ -109,6 +142,8 @@ def load_tensors(net: nn.Module, tensors: dict[str, Tensor], path: str | Path) -
         shapes = [tuple(group[name].shape) if name in group else None for group in (wanted, tensors)]
         if shapes[0] != shapes[1]:
             need, got = ("no such tensor" if shape is None else f"shape {shape}" for shape in shapes)
-            raise InputError(f"{path}: '{name}': the network has {need}, the file {got}; give weights of this network")
+            raise InputError(
+                f"{path}: {show(name)}: the network has {need}, the file {got}; give weights of this network"
+            )
     wanted.update(tensors)  # unlike a plain dict it tells the layout's version, which MNASNet asks for
     net.load_state_dict(wanted)

@@ -1,0 +1,64 @@
+"""Reading photographs that nobody vouches for."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from msat_det.errors import InputError
+from msat_det.files import bytes_of, is_file
+
+# Named, because Pillow knows formats that start other programs (EPS) or need far more trust than a photograph does.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm"}
+MAX_PIXELS = 30_000_000  # decoding takes up to 14 bytes a pixel: the whole process stays under 1 GiB
+MAX_SCANS = 100  # of a JPEG, which has ten or so: a few bytes can ask for one more pass over all pixels
+
+
+class CorruptImage(InputError):
+    """An image that can't be read; the message names the file. A run may count it and go on."""
+
+
+def read_image(path: Path) -> Tensor:
+    """An image file → uint8 (3, H, W) RGB. EXIF orientation is left alone, as VOC's and COCO's own tools do.
+
+    Raises CorruptImage for anything that can't be decoded, and for more than MAX_PIXELS pixels or MAX_SCANS scans.
+    """
+    if not is_file(path):
+        raise CorruptImage(f"no image file {path}: restore it or take it off the list")
+    try:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            pixels = _rgb(image, path)
+    except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
+        raise CorruptImage(f"can't read image {path} ({error}): restore or remove it") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def image_names(folder: Path) -> list[str]:
+    """Sorted relative paths of the image files at any depth. Raises InputError for a folder that can't be listed."""
+    names, todo = [], [str(folder)]
+    while todo:  # no recursion: folders may be nested as deep as a path is long
+        inner = todo.pop()
+        try:
+            with os.scandir(inner) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        todo.append(entry.path)
+                    elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and is_file(entry.path):  # noqa: PTH122
+                        names.append(os.path.relpath(entry.path, folder))
+        except OSError as error:
+            raise InputError(f"can't list the folder {inner} ({error.strerror}): check the root") from error
+    return sorted(names)
+
+
+def _rgb(image: Image.Image, path: Path) -> np.ndarray:
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
+    if image.format in ("JPEG", "MPO") and bytes_of(path).count(b"\xff\xda") > MAX_SCANS:
+        raise ValueError(f"more than {MAX_SCANS} scans")
+    if image.mode.startswith("I"):  # 16 bits of grey: Pillow would clip them, not scale them
+        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    return np.array(image.convert("RGB"))

@@ -1,0 +1,280 @@
+"""Every reader of a file that others made: what it starts from, how that is mutated, what reads it."""
+
+import contextlib
+import io
+import math
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import mutate
+import seeds
+import torch
+from mutate import Case, Mutate
+from seeds import CFGS
+
+import msat_det
+from msat_det import classifiers, resume
+from msat_det.analysis.energy import prices
+from msat_det.classifiers import Network, build_classifier
+from msat_det.convert.methods import parse_options
+from msat_det.convert.plan import load_plan
+from msat_det.data import ClassFolders, CocoDetection, Dataset, ImageFiles, Target, VocDetection
+from msat_det.detectors.base import Detections
+from msat_det.detectors.darknet import DarknetNet, darknet, stored_tensors
+from msat_det.detectors.darknet_cfg import parse_cfg
+from msat_det.detectors.files import read_names
+from msat_det.errors import InputError
+from msat_det.images import read_image
+from msat_det.options import load_config
+from msat_det.parts import Parts
+from msat_det.report import RunDirectory
+from msat_det.report_page import run_page
+from msat_det.resume import begin, is_finished
+from msat_det.unpack import unpack
+
+TINY = "tiny_for_fuzzing"
+classifiers.CLASSIFIERS[TINY] = Network(lambda num_classes: classifiers.CifarResNet((1, 1), 2, num_classes), classes=4)
+MODEL = dict.fromkeys("names resize size preprocess num_classes score nms_iou top_k cfg weights".split())
+
+
+@dataclass(frozen=True)
+class Reader:
+    """seeds: valid cases. kinds: path → how its content is mutated. read: the case's folder → None, or an exception.
+
+    writes: whether it may write into that folder. structure: share of mutations that move files about; links: whether
+    they make links, too, which only who reads whole folders must not follow out of them.
+    """
+
+    seeds: Callable[[], list[Case]]
+    kinds: Callable[[str], Mutate]
+    read: Callable[[Path], object]
+    writes: bool = False
+    structure: float = 0.02
+    links: bool = False
+
+
+def by_suffix(**kinds: Mutate) -> Callable[[str], Mutate]:
+    return lambda path: kinds.get(path.rpartition(".")[2].lower(), mutate.raw)
+
+
+def read_darknet_cfg(root: Path) -> None:
+    """A network from a cfg, as many zeros for weights as it wants (if they are few), and a blank image through it."""
+    cfg = root / "net.cfg"
+    with torch.device("meta"):
+        net = DarknetNet(parse_cfg(cfg))
+    count = sum(tensor.numel() for tensor in stored_tensors(net))
+    classes = next(iter(net.heads.values())).classes
+    assert all(math.isfinite(x) for head in net.heads.values() for pair in head.anchors for x in pair)
+    if count > 100_000 or classes > 100:
+        return
+    weights, names = root / "net.weights", root / "names"
+    weights.write_bytes(bytes(20)[:4] + b"\2" + bytes(15) + bytes(4 * count))
+    names.write_text("".join(f"{i}\n" for i in range(classes)))
+    detector = darknet(SimpleNamespace(**MODEL | {"cfg": cfg, "weights": weights, "names": names}))
+    if max(detector.size) > 64:
+        return
+    pixels, meta = detector.preprocess(torch.zeros(3, 8, 8, dtype=torch.uint8))
+    check_detections(detector.decode(detector.net(pixels[None]), [meta]), classes)
+
+
+def read_darknet_weights(root: Path) -> None:
+    cfg, names = root / "fixed.cfg", root / "names"
+    cfg.write_text(CFGS[1])
+    names.write_text("dog\ncat\n")
+    darknet(SimpleNamespace(**MODEL | {"cfg": cfg, "weights": root / "net.weights", "names": names}))
+
+
+def read_dataset(make: Callable[[Path], Dataset], root: Path) -> None:
+    """Every annotation and every image that can be read of a dataset."""
+    dataset = make(root)
+    for id in dataset.ids[:50]:
+        target = dataset.target(id)
+        if isinstance(target, Target):
+            assert target.boxes.isfinite().all()
+            assert len(target.boxes) == len(target.labels) == len(target.ignore)
+            assert all(0 <= label < len(dataset.classes) for label in target.labels.tolist())
+        with contextlib.suppress(InputError):
+            check_image(dataset.image(id))
+    for name in dataset.classes:
+        name.encode()
+
+
+def check_image(image: torch.Tensor) -> None:
+    assert image.dtype == torch.uint8
+    assert image.dim() == 3
+    assert image.shape[0] == 3
+
+
+def read_any_image(root: Path) -> None:
+    check_image(read_image(root / "a.jpg"))
+
+
+def read_class_names(root: Path) -> None:
+    assert all(isinstance(name, str) for name in read_names(root / "classes.txt"))
+
+
+def read_configuration(root: Path) -> None:
+    """The configuration, its methods' options, and what it is written as: the same again."""
+    text = (root / "words").read_bytes().decode("utf-8", "replace") if (root / "words").is_file() else ""
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        words = text.split()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):  # --help
+        config = load_config(["--cfg", str(root / "run.yaml"), *words[:50]])  # argparse is slow on thousands
+        for entry in config.methods:
+            options = {key: value for key, value in entry.items() if key not in ("label", "method", "record")}
+            parse_options(entry["method"], options)
+        again = root / "again.yaml"
+        again.write_text(config.to_yaml(), "utf-8")
+        assert load_config(["--cfg", str(again)]).to_yaml() == config.to_yaml()
+
+
+def read_energy(root: Path) -> None:
+    found = prices.__wrapped__(str(root / "table.yaml"))
+    assert 0 < found.mac < math.inf
+    assert 0 < found.ac < math.inf
+
+
+def read_weights(name: str, root: Path) -> None:
+    """A classifier from its weights, and one blank image through it."""
+    found = build_classifier(SimpleNamespace(**MODEL | {"name": TINY, "weights": root / name}))
+    pixels, meta = found.preprocess(torch.zeros(3, 8, 8, dtype=torch.uint8))
+    assert len(found.decode(found.net(pixels[None]), [meta])[0]) == len(found.classes)
+
+
+def read_parts(root: Path) -> None:
+    classes = 5
+    parts = Parts(root, [["1", 2], []], classes)
+    parts.done()
+    ids = parts.ids()
+    assert all(isinstance(id, int | str) for id in ids)
+    assert all(isinstance(text, str) for text in parts.corrupt())
+    for label, t in (("float", None), ("m", 4)):
+        found = parts.found(label, t)
+        assert set(found) == set(ids)
+        check_detections([one for one in found.values() if isinstance(one, Detections)], classes)
+    assert parts.costs("m", 4).shape == (3,)
+
+
+def read_unfinished(root: Path) -> None:
+    """Whether a run can go on in the folder, and its going on."""
+    directory, config = RunDirectory(root), load_config(["--cfg", str(fixed(root, "asked.yaml"))])
+    config = replace(config, resume=True)
+    with contextlib.redirect_stderr(io.StringIO()):
+        if not is_finished(directory, config):
+            observation = SimpleNamespace(graph=SimpleNamespace(module=torch.nn.Identity()), sites={})
+            resume.digest, resume.commit_id = lambda *contents: "a" if contents else "b", lambda: "abc"
+            begin(directory, config, observation, SimpleNamespace(ids=[1]), 3)
+
+
+def fixed(root: Path, name: str) -> Path:
+    """The configuration that is asked for, which nobody has changed."""
+    file = root / name
+    file.write_bytes(seeds.run_configuration())
+    return file
+
+
+def read_plan(root: Path) -> None:
+    load_plan(root / "kept.msat").neurons(seeds.network().graph)
+
+
+def read_network(root: Path) -> None:
+    """A saved network, and one blank image through it for two timesteps."""
+    snn = msat_det.load(root / "kept.msat")
+    inputs = {node.target: node.meta for node in snn.graph.nodes if node.op == "placeholder"}
+    if snn.graph.inputs != ["x"] or inputs["x"]["shape"] != (3, 8, 8) or inputs["x"]["dtype"] != torch.float32:
+        return
+    if sum(math.prod(node.meta["shape"] or ()) for node in snn.graph.nodes) < 100_000:
+        snn.run(torch.rand(1, 3, 8, 8), 2, (2,))
+
+
+def read_archive_file(root: Path) -> None:
+    bound = 1 << 20
+    try:
+        unpack(root / "a.bin", root / "out", "x", bound)
+    except OSError as error:  # of the disk, as ``unpack`` says: a name that is too long, a file where a folder must be
+        raise InputError(str(error)) from error
+    assert sum(file.stat().st_size for file in (root / "out").rglob("*") if file.is_file()) <= bound
+
+
+def check_detections(found: list[Detections], classes: int | None = None) -> None:
+    for one in found:
+        assert one.boxes.shape == (len(one.scores), 4)
+        assert one.labels.shape == one.scores.shape
+        assert one.labels.dtype == torch.int64
+        assert (one.labels >= 0).all()
+        assert classes is None or (one.labels < classes).all()
+
+
+CFG_WORDS = """
+[net] [convolutional] [maxpool] [route] [shortcut] [upsample] [yolo] [region] [reorg] [sam] [avgpool] [dropout]
+[scale_channels] [crnn] size stride pad padding filters groups group_id dilation layers from mask anchors num classes
+activation batch_normalize width height channels letter_box scale scale_x_y new_coords softmax linear relu mish swish
+elu tanh 0 1 2 3 -1 -2 -9 16 1024 65536 2147483647 1e9 .5 nan inf probability
+""".split()
+VOC_WORDS = (
+    *"<object> </object> <name> </name> <bndbox> </bndbox> <xmin> <annotation> </annotation> dog person 000001".split(),
+    *("<!DOCTYPE a [<!ENTITY b SYSTEM 'file:///etc/passwd'>]>", "&b;", "&lt;", "&#0;", "&#xD800;", "<![CDATA[", "]]>"),
+    *("<?xml version='1.0' encoding='utf-7'?>", "<!--", "-->", "difficult", "1e400", "-0", "xmlns:a='b'", "a:b"),
+    *("<!doctype a>", "<!DOCTYPE\u00a0a>", "../000001", "000001 000002", "\u0661"),
+)
+RUN_WORDS = (
+    *"data: model: calib: methods: sim: draw: ledger: kind root split year limit name weights cfg names resize".split(),
+    *"label method record T chunk gamma signed stages scale percentile factor rounding confidence variant all".split(),
+    *"msat constant p-norm burst float opt tsc calibration -- --methods --methods.m.gamma --sim.T --data.limit".split(),
+    *"--cfg --out --help --resume --methods.m. --methods..x [1,2] {a:1} 1e9 .nan .inf 0x1F 1_000 0b1 12:30:45".split(),
+)
+
+READERS: dict[str, Reader] = {
+    "darknet_cfg": Reader(seeds.darknet_cfg, by_suffix(cfg=mutate.words(*CFG_WORDS)), read_darknet_cfg, writes=True),
+    "darknet_weights": Reader(seeds.darknet_weights, by_suffix(), read_darknet_weights, writes=True),
+    "voc": Reader(
+        seeds.voc,
+        by_suffix(xml=mutate.words(*VOC_WORDS), txt=mutate.words("000001", "000002", "../x", "a/b")),
+        partial(read_dataset, VocDetection),
+        structure=0.1,
+        links=True,
+    ),
+    "coco": Reader(
+        seeds.coco, by_suffix(json=mutate.json_text), partial(read_dataset, CocoDetection), structure=0.1, links=True
+    ),
+    "image_folder": Reader(
+        seeds.image_folder, by_suffix(), partial(read_dataset, ImageFiles), structure=0.9, links=True
+    ),
+    "class_folders": Reader(
+        seeds.image_folder, by_suffix(), partial(read_dataset, ClassFolders), structure=0.9, links=True
+    ),
+    "images": Reader(seeds.images, by_suffix(), read_any_image),
+    "names": Reader(seeds.names, by_suffix(txt=mutate.words("???", "N/A", "voc")), read_class_names),
+    "configuration": Reader(
+        seeds.configuration,
+        lambda path: mutate.yaml_text(*RUN_WORDS) if path.endswith("yaml") else mutate.words(*RUN_WORDS),
+        read_configuration,
+        writes=True,
+    ),
+    "energy": Reader(seeds.energy, by_suffix(yaml=mutate.yaml_text("mac", "ac", "source")), read_energy),
+    "safetensors": Reader(
+        seeds.safetensors_weights,
+        by_suffix(safetensors=mutate.safetensors_file),
+        partial(read_weights, "net.safetensors"),
+    ),
+    "torch_weights": Reader(seeds.torch_weights, by_suffix(pt=mutate.zip_file), partial(read_weights, "net.pt")),
+    "parts": Reader(seeds.parts, by_suffix(safetensors=mutate.safetensors_file), read_parts, structure=0.1, links=True),
+    "resume": Reader(
+        seeds.unfinished_run,
+        by_suffix(safetensors=mutate.safetensors_file, yaml=mutate.yaml_text(*RUN_WORDS)),
+        read_unfinished,
+        writes=True,
+    ),
+    "run_page": Reader(
+        seeds.run_directory, by_suffix(json=mutate.json_text, yaml=mutate.yaml_text(*RUN_WORDS)), run_page
+    ),
+    "plan": Reader(seeds.plans, by_suffix(msat=mutate.safetensors_file), read_plan),
+    "network": Reader(seeds.networks, by_suffix(msat=mutate.safetensors_file), read_network),
+    "archive": Reader(seeds.archives, by_suffix(bin=mutate.archive_file), read_archive_file, writes=True, structure=0),
+}

@@ -1,0 +1,93 @@
+"""A short form of ``run.py``, every input that ever showed a fault, and whether the guard sees what it must see."""
+
+import contextlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import write_image
+from safetensors import SafetensorError, safe_open
+
+HERE = Path(__file__).parent
+NAMES = [line.split('"')[1] for line in (HERE / "readers.py").read_text().splitlines() if line.startswith('    "')]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """What a short run of all readers, in processes of their own, has found."""
+    file = tmp_path_factory.mktemp("fuzz") / "table.json"
+    words = ["--inputs", "200", "--forget", "--json", str(file)]
+    done = subprocess.run([sys.executable, HERE / "run.py", *words], capture_output=True, text=True)
+    assert file.is_file(), done.stdout + done.stderr
+    return json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_reader_ends_well_or_with_an_input_error(name: str, table: dict[str, dict]) -> None:
+    found = table[name]
+    assert found["faults"] == {}
+    assert found["inputs"] >= 200
+    assert found["read"] > 0
+    assert found["ways"] > 1
+
+
+def outcome(tmp_path: Path, read: Callable[[Path], object], writes: bool = False) -> str:
+    """What the guard says of a read, in a process of its own, which a hang ends: its exit status then, negative."""
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    root.mkdir()
+    write_image(outside / "secret.jpg")
+    (root / "mine").write_text("1")
+    child = os.fork()
+    if not child:
+        sys.path.insert(0, str(HERE))
+        import guard
+
+        guard.SECONDS = 1
+        watching = guard.Guard(root, outside, writes)
+        guard.limit_memory()
+        (tmp_path / "fault").write_text(watching.watch(read).fault)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return (tmp_path / "fault").read_text() if status == 0 else str(status)
+
+
+def hang(root: Path) -> None:
+    while True:
+        pass
+
+
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "another exception": (lambda root: 1 / 0, "ZeroDivisionError"),
+    "a hang": (hang, "-27"),
+    "memory": (lambda root: bytearray(1 << 30).count(0), "took"),
+    "too much memory": (lambda root: bytearray(1 << 33), "MemoryError"),
+    "a file outside": (lambda root: (root / "../outside/secret.jpg").read_bytes(), "touched open"),
+    "a file far away": (lambda root: Path("/etc/passwd").read_bytes(), "touched open"),
+    "a folder outside": (lambda root: list((root / "../outside").iterdir()), "touched os.listdir"),
+    "a file written": (lambda root: (root / "mine").write_text("2"), "touched open"),
+    "a pickle": (lambda root: pickle.loads(b"cbuiltins\nlen\n."), "touched pickle.find_class"),  # noqa: S301
+    "a program": (lambda root: subprocess.run(["true"]), "touched"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_the_guard_sees(name: str, tmp_path: Path) -> None:
+    read, part = BAD[name]
+    assert outcome(tmp_path, read).startswith(part)
+
+
+def test_the_guard_lets_pass(tmp_path: Path) -> None:
+    assert outcome(tmp_path, lambda root: (root / "mine").write_text((root / "mine").read_text()), writes=True) == ""
+
+
+def test_the_guard_sees_what_other_languages_open(tmp_path: Path) -> None:
+    def read(root: Path) -> None:
+        with contextlib.suppress(SafetensorError):
+            safe_open(root / "../outside/secret.jpg", "pt")
+
+    assert outcome(tmp_path, read) == "touched a file outside the root"
