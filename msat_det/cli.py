@@ -135,7 +135,7 @@ def guarded(command: Callable[[list[str]], None]) -> Callable[..., int]:
         except InputError as error:
             if ranks.is_first_to_tell():
                 # another rank than the first may speak in the middle of the first one's progress bar
-                print("\nerror:" if ranks.rank() else "error:", " ".join(str(error).split()), file=sys.stderr)
+                print("\nerror:" if ranks.rank() else "error:", error, file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             if ranks.rank() == 0:
