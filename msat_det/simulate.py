@@ -99,7 +99,7 @@ class SpikingNetwork:
                     run.advance(t, steps)
                     t += steps
                 outputs[until] = run.readout(t)
-                sites = {node.name: scan.counts for node, scan in run.scans.items()}
+                sites = {node.name: scan.counts.clone() for node, scan in run.scans.items()}
                 self.counts[until] = count(self, sites, run.pools, until, self.energy)
         return outputs
 

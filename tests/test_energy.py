@@ -59,3 +59,17 @@ def test_the_command_line_takes_a_name_or_a_file() -> None:
     assert energy("45nm_int8") == "45nm_int8"
     assert energy("mine.yaml") == str(Path.cwd() / "mine.yaml")
     assert TABLES.is_file()
+
+
+def test_the_costs_at_a_recorded_t_stay_those_of_that_t() -> None:
+    """Of every call site, whatever was recorded after it."""
+    snn = spiking_network("constant", {"scale": "channel"}, observed("yolo"), 16)
+    snn.run(images(), 16, (4, 16))
+    both = {
+        t: {name: cost.spikes.tolist() for name, cost in snn.counts[t].costs.items() if cost.spikes.dim()}
+        for t in (4, 16)
+    }
+    snn.run(images(), 4)
+    alone = {name: cost.spikes.tolist() for name, cost in snn.counts[4].costs.items() if cost.spikes.dim()}
+    assert both[4] == alone
+    assert any(both[16][name] != alone[name] for name in alone)

@@ -167,7 +167,7 @@ def count(
         spikes=whole.spikes,
         sops=whole.sops,
         energy=price.mac * whole.macs + price.ac * whole.accumulations,
-        sites={name: c.clone() for name, c in sites.items()},
+        sites=sites,
         neurons=sum(map(elements, snn.graph.sites)),
         macs=fanout.total,
         float_energy=price.mac * fanout.total,
