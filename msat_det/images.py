@@ -15,6 +15,7 @@ from msat_det.files import bytes_of, is_file
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm"}
 MAX_PIXELS = 30_000_000  # decoding takes up to 14 bytes a pixel: the whole process stays under 1 GiB
+MAX_RATIO = 256  # of the sides: resizing a line of pixels, one side first, would take gigabytes
 MAX_SCANS = 100  # of a JPEG, which has ten or so: a few bytes can ask for one more pass over all pixels
 
 
@@ -25,7 +26,8 @@ class CorruptImage(InputError):
 def read_image(path: Path) -> Tensor:
     """An image file → uint8 (3, H, W) RGB. EXIF orientation is left alone, as VOC's and COCO's own tools do.
 
-    Raises CorruptImage for anything that can't be decoded, and for more than MAX_PIXELS pixels or MAX_SCANS scans.
+    Raises CorruptImage for anything that can't be decoded, and for more than MAX_PIXELS pixels, MAX_RATIO or
+    MAX_SCANS.
     """
     if not is_file(path):
         raise CorruptImage(f"no image file {path}: restore it or take it off the list")
@@ -57,6 +59,8 @@ def image_names(folder: Path) -> list[str]:
 def _rgb(image: Image.Image, path: Path) -> np.ndarray:
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
+    if max(image.size) > MAX_RATIO * min(image.size):
+        raise ValueError(f"{image.width} x {image.height} pixels, too narrow for a photograph")
     if image.format in ("JPEG", "MPO") and bytes_of(path).count(b"\xff\xda") > MAX_SCANS:
         raise ValueError(f"more than {MAX_SCANS} scans")
     if image.mode.startswith("I"):  # 16 bits of grey: Pillow would clip them, not scale them

@@ -195,7 +195,8 @@ def draw_detections(
             dashed = ignore is not None and bool(ignore[i])
             style = {"edgecolor": colours[box_names[i]], "linewidth": 1.6, "linestyle": "--" if dashed else "-"}
             axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, **style))
-        texts = [name if scores is None else f"{name} {scores[i]:.2f}" for i, name in enumerate(box_names)]
+        shown = [name.replace("$", r"\$") for name in box_names]  # two dollars would begin and end a formula
+        texts = [name if scores is None else f"{name} {scores[i]:.2f}" for i, name in enumerate(shown)]
         _write_captions(axes, boxes.tolist(), texts, [colours[name] for name in box_names], pixels_per_point)
     if title:
         figure.suptitle(title, color=INK, fontsize=12, fontweight="bold")

@@ -19,7 +19,7 @@ from seeds import CFGS
 import msat_det
 from msat_det import classifiers, resume
 from msat_det.analysis.energy import prices
-from msat_det.classifiers import Network, build_classifier
+from msat_det.classifiers import Network, Preprocess, build_classifier
 from msat_det.convert.methods import parse_options
 from msat_det.convert.plan import load_plan
 from msat_det.data import ClassFolders, CocoDetection, Dataset, ImageFiles, Target, VocDetection
@@ -27,6 +27,7 @@ from msat_det.detectors.base import Detections
 from msat_det.detectors.darknet import DarknetNet, darknet, stored_tensors
 from msat_det.detectors.darknet_cfg import parse_cfg
 from msat_det.detectors.files import read_names
+from msat_det.detectors.resize import RESIZES
 from msat_det.errors import InputError
 from msat_det.images import read_image
 from msat_det.options import load_config
@@ -110,7 +111,10 @@ def check_image(image: torch.Tensor) -> None:
 
 
 def read_any_image(root: Path) -> None:
-    check_image(read_image(root / "a.jpg"))
+    image = read_image(root / "a.jpg")
+    check_image(image)
+    assert RESIZES["stretch"](image, (16, 16))[0].shape == RESIZES["letterbox"](image, (16, 16))[0].shape
+    assert Preprocess(16, 8, (0, 0, 0), (1, 1, 1)).fit(image).shape == (3, 8, 8)
 
 
 def read_class_names(root: Path) -> None:

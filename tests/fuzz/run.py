@@ -66,19 +66,19 @@ class Workplace:
         """Make ``root`` hold this case. What the file system refuses is left out."""
         shutil.rmtree(self.root, ignore_errors=True)
         self.root.mkdir(exist_ok=True)
-        for path, content in case.items():
+        for path, content in sorted(case.items(), key=lambda item: "@" in item[0]):  # plain files first
             name, _, kind = path.partition("@")
             target = self.root / os.fsdecode(name.encode("utf-8", "surrogatepass"))
             try:
                 for folder in reversed(target.parents[: len(Path(name).parts) - 1]):
                     folder.mkdir(exist_ok=True)  # one by one: Python's own way is a recursion
-                if kind == "link":
+                if kind == "link" and Path(os.path.realpath(target.parent)).is_relative_to(self.root):
                     target.symlink_to(os.fsdecode(content))
                 elif kind == "pipe":
                     os.mkfifo(target)
                 elif kind == "folder":
                     target.mkdir()
-                else:
+                elif not kind:
                     target.write_bytes(content)
             except (OSError, ValueError):
                 continue
