@@ -115,7 +115,10 @@ def upsample(section: Section, index: int, shapes: dict[int, Shape]) -> Built:
 
 
 def dropout(section: Section, index: int, shapes: dict[int, Shape]) -> Built:
-    return nn.Dropout(section.number("probability", 0.5)), [index - 1]
+    probability = section.number("probability", 0.5)
+    if not 0 <= probability <= 1:
+        raise section.error(f"probability={probability:g}: give a number from 0 to 1", "probability")
+    return nn.Dropout(probability), [index - 1]
 
 
 class Route(nn.Module):
