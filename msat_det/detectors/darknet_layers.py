@@ -19,7 +19,7 @@ TRAINING_ONLY = frozenset(
     "stopbackward burnin_update train_only_bn learning_rate onlyforward dont_update clip grad_centr "
     "assisted_excitation dropblock dropblock_size_rel dropblock_size_abs stream wait_stream".split()
 )
-MAX_ELEMENTS = 1 << 28  # that a layer gives for one image: 1 GiB
+MAX_ELEMENTS = 1 << 28  # that a layer gives for one image, or has as weights: 1 GiB
 BATCH_NORM_EPS = 1e-5  # what Darknet adds to the variance when it fuses a layer for inference
 
 
@@ -76,6 +76,8 @@ def convolutional(section: Section, index: int, shapes: dict[int, Shape]) -> Bui
         raise section.error(
             f"groups={groups} must divide its {channels} input channels and filters={filters}", "groups"
         )
+    if filters * (channels // groups) * size**2 > MAX_ELEMENTS:
+        raise section.error("has far too many weights: mend filters or size")
     layers = OrderedDict(conv=nn.Conv2d(channels, filters, size, stride, padding, dilation, groups, bias=not normalize))
     if normalize:
         layers["bn"] = nn.BatchNorm2d(filters, eps=BATCH_NORM_EPS)
