@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from conftest import write_image
 from safetensors import SafetensorError, safe_open
 
 HERE = Path(__file__).parent
-NAMES = [line.split('"')[1] for line in (HERE / "readers.py").read_text().splitlines() if line.startswith('    "')]
+NAMES = re.findall(r'^    "(\w+)": ', (HERE / "readers.py").read_text(), re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def outcome(tmp_path: Path, read: Callable[[Path], object], writes: bool = False
         sys.path.insert(0, str(HERE))
         import guard
 
-        guard.SECONDS = 1
+        guard.SECONDS = 1 if read is hang else 5
         watching = guard.Guard(root, outside, writes)
         guard.limit_memory()
         (tmp_path / "fault").write_text(watching.watch(read).fault)
