@@ -1,5 +1,7 @@
 """Classifiers by name: networks, weights of any source, preprocessing, and the figures on real data."""
 
+import os
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from urllib.error import URLError
@@ -15,6 +17,7 @@ from msat_det.classifiers import CLASSIFIERS, PREPROCESS, Classifier, build_clas
 from msat_det.config import Model
 from msat_det.convert.graph import trace
 from msat_det.data import ClassFolders
+from msat_det.detectors.files import read_tensors
 from msat_det.errors import InputError
 from msat_det.evaluate import make_evaluator
 
@@ -143,6 +146,43 @@ def test_weights_that_do_not_fit_are_told_in_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
     assert "holds no state dict" in message([1, 2], ".pt")
     assert "holds no state dict" in message({"fc.bias": 3}, ".pt")
+
+
+def test_weights_that_are_more_than_their_file_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+
+    def message() -> str:
+        with pytest.raises(InputError) as caught:
+            read_tensors(path)
+        return str(caught.value)
+
+    for tensor in (
+        torch.zeros(2, 2).to_sparse(),
+        torch.zeros(2, device="meta"),
+        torch.zeros(2).to(torch.float8_e5m2),
+        torch.zeros(2, dtype=torch.complex64),
+    ):
+        torch.save({"a": tensor}, path)
+        assert "holds no state dict of plain tensors, 'a' is torch." in message()
+    large = torch.zeros(1000)
+    torch.save({str(i): large for i in range(100)}, path)
+    assert "larger than its" in message()
+    torch.save({"a": torch.zeros(1).expand(10**12)}, path)
+    assert "larger than its" in message()
+    torch.save({("a", "b"): large}, path)
+    assert "holds no state dict" in message()
+
+    torch.save({"a": large, "b": large}, path)
+    assert set(read_tensors(path)) == {"a", "b"}
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content + bytes(10**6 * (name.endswith("data/0"))))
+    assert "its members are compressed" in message()
+    for suffix in (".pt", ".safetensors"):
+        os.mkfifo(path := tmp_path / f"pipe{suffix}")
+        assert "no such file" in message()
 
 
 def without(tensors: dict[str, Tensor], key: str) -> dict[str, Tensor]:

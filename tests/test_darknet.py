@@ -239,7 +239,7 @@ GOOD = """
             r"line 11: \[upsample\] gives \(7, .*far too much for one image",
         ),
         ("[yolo]", "[dropout]\nprobability=2\n[yolo]", r"line 12: .*probability=2: give a number from 0 to 1"),
-        ("[yolo]", "[maxpool]\n" * 1000 + "[yolo]", r"line 1007: more than 1000 sections"),
+        ("[yolo]", "[maxpool]\n" * 1000 + "[yolo]", r"line 1008: more than 1000 sections"),
         ("anchors=1,1", "anchors=1,inf", r"line 13: \[yolo\] anchors='1,inf': give numbers"),
         ("filters=7", "filters=8", r"line 11: \[yolo\] 1 anchors and 2 classes need filters=7 .*which has 8"),
         ("mask=0", "mask=1", r"line 12: \[yolo\] mask=\[1\] asks for more than its 1 anchors"),

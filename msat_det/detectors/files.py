@@ -115,7 +115,9 @@ def _finite(tensors: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         plain = type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu" and not tensor.is_nested
         if not (plain and tensor.layout is torch.strided and tensor.dtype in DTYPES):
-            kind = getattr(tensor, "dtype", type(tensor).__name__)
+            kind = type(tensor).__name__
+            if isinstance(tensor, Tensor):
+                kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
             raise InputError(
                 f"{path}: holds no state dict of plain tensors, {show(name)} is {kind}; save the network's state_dict()"
             )
