@@ -47,7 +47,7 @@ Runs all methods of a configuration file (with --methods all: every method of th
 its own name) on one network and one set of images, and sets them side by side. Beside the usual
 files, the run directory (--out) then holds compare.md and compare.csv: accuracy or mAP at every
 recorded timestep, spikes per neuron, synaptic operations and energy of every method, and the
-paper's own figures, marked as such; and pareto.png: accuracy against synaptic operations."""
+paper's own figures, marked as such; and pareto.png: accuracy against operations and energy."""
 
 EXAMPLES_COMPARE = """\
 examples:

@@ -26,6 +26,7 @@ COST_AXES = {
     "energy_ratio": "energy / energy of the float network",
 }
 INK, PALE = "#333333", "#DDDDDD"
+NAMED = 0.1  # share of the float accuracy below which a point of the front has no name: they crowd there
 SILENT = 0.02  # operations per multiply-add below which next to nothing has fired: no place on a log axis
 MIN_SCORE, MAX_BOXES = 0.3, 30  # what is drawn of the detections
 CAPTION = 7  # points
@@ -111,7 +112,8 @@ def _draw_front(axes: Axes, level: "CurveRow", rows: list["CurveRow"], metric: s
         label="no method is better at this cost",
     )
     for before, row in zip([None, *front], front, strict=False):
-        if before is None or before.method != row.method:
+        changed = before is None or before.method != row.method
+        if changed and row.metrics[metric] > NAMED * level.metrics[metric]:
             name, shift = f"{row.method}, t = {row.t}", {"xytext": (-7, 5), "textcoords": "offset points"}
             axes.annotate(name, place(row), ha="right", fontsize=8, color=INK, **shift)
     name = f"float network, {level.metrics[metric]:.1f}"
