@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from msat_det import ranks
 from msat_det.analysis.energy import Counts
+from msat_det.anytime import changes
 from msat_det.config import Config
 from msat_det.convert.observe import Observation
 from msat_det.data import Dataset, Sample
@@ -91,7 +92,7 @@ def simulate(
                 bar.write(f"skipped: {message}", file=sys.stderr)
             part = Part(loaded.ids, loaded.corrupt)
             if loaded.ids:
-                simulate_batch(model, observation, conversions, loaded, part, bar)
+                simulate_batch(model, observation, conversions, loaded, part, bar, config.exit.methods)
             parts.write(loaded.number, part)
             bar.update(images() - bar.n)
         bar.set_postfix_str("")
@@ -100,19 +101,30 @@ def simulate(
 
 
 def simulate_batch(
-    model: Any, observation: Observation, conversions: list[Conversion], loaded: Loaded, part: Part, bar: tqdm
+    model: Any,
+    observation: Observation,
+    conversions: list[Conversion],
+    loaded: Loaded,
+    part: Part,
+    bar: tqdm,
+    exits: list[str],
 ) -> None:
-    """Fill ``part`` with what every network finds on one batch and what that costs."""
+    """Fill ``part`` with what every network finds on one batch and what that costs, the labels ``exits`` per image."""
     part.found["float", None] = model.decode(observation.graph(loaded.inputs), loaded.metas)
     for conversion in conversions:
         bar.set_postfix_str(conversion.label)
         outputs = conversion.snn.run(loaded.inputs, conversion.record[-1], conversion.record, loaded.ids)
         for t, output in outputs.items():
             part.found[conversion.label, t] = model.decode(output, loaded.metas)
-            part.costs[conversion.label, t] = costs(conversion.snn.counts[t])
+            each = costs(conversion.snn.counts[t])
+            part.costs[conversion.label, t] = each.sum(0)
+            if conversion.label in exits:
+                part.each[conversion.label, t] = each
+        if conversion.label in exits:
+            part.changes[conversion.label] = changes(outputs).T.contiguous()
 
 
 def costs(counts: Counts) -> Tensor:
-    """(3,) float64, sums over a batch's images: spikes per neuron, operations per multiply-add, energy ratio."""
+    """(B, 3) float64: spikes per neuron, operations per multiply-add and energy ratio of each image."""
     ratios = (counts.spikes / counts.neurons, counts.sops / counts.macs, counts.energy / counts.float_energy)
-    return torch.stack([ratio.sum() for ratio in ratios])
+    return torch.stack(ratios, 1)

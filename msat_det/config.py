@@ -156,6 +156,25 @@ class Ledger:
             raise InputError(f"ledger.images is {self.images}: give 0 or more")
 
 
+@dataclass
+class Exit:
+    """Anytime exit: an image stops once its outputs have settled, by a rule fitted on calibration images.
+
+    methods: labels of the methods that it is measured for, none of which is made anew for each t.
+    images: calibration images that the rule is fitted on, the first ones.
+    allowance: how much farther from the float outputs than at the last t the rule may leave them, as a share.
+    """
+
+    methods: list[str] = field(default_factory=list)
+    images: int = 16
+    allowance: float = 0.05
+
+    def __post_init__(self) -> None:
+        _positive("exit.images", self.images)
+        if not 0 <= self.allowance < float("inf"):
+            raise InputError(f"exit.allowance is {self.allowance}: give a share of 0 or more, such as 0.05")
+
+
 @dataclass(kw_only=True)
 class Config:
     """Everything that decides what a run computes.
@@ -178,6 +197,7 @@ class Config:
     sim: Sim
     draw: Draw = field(default_factory=Draw)
     ledger: Ledger = field(default_factory=Ledger)
+    exit: Exit = field(default_factory=Exit)
     energy: str = "45nm"
     batch: int = 8
     seed: int = 0
@@ -205,6 +225,9 @@ class Config:
         for label in labels:
             if labels.count(label) > 1:
                 raise InputError(f"two methods are labelled {label}: give each a label of its own")
+        for label in self.exit.methods:
+            if label not in labels:
+                raise InputError(f"exit.methods names {label!r}: the labels are {', '.join(labels) or 'none'}")
         if self.draw.method is not None and self.draw.method not in labels:
             raise InputError(f"draw.method is {self.draw.method!r}: the labels are {', '.join(labels) or 'none'}")
         for t in self.draw.t or []:

@@ -117,7 +117,9 @@ def make_parser(prog: str, about: str = "", examples: str = "") -> argparse.Argu
         elif kind is bool:
             groups[section].add_argument(f"--{key}", nargs="?", const="true", metavar="true|false", help=text)
         else:
-            metavar = {int: "N", float: "X", list[int]: "N,N"}.get(kind, "PATH" if key in PATH_KEYS else "NAME")
+            metavar = {int: "N", float: "X", list[int]: "N,N", list[str]: "NAME,NAME"}.get(
+                kind, "PATH" if key in PATH_KEYS else "NAME"
+            )
             groups[section].add_argument(f"--{key}", metavar=metavar, help=text)
     return parser
 
@@ -166,7 +168,8 @@ def _convert(key: str, value: Any, source: str, base: Path) -> Any:
     kinds = _kinds(_keys()[key][1].type)
     if types.NoneType in kinds and (value is None or value in ("null", "none")):
         return None
-    readers = {str: _text, int: _whole, float: _number, bool: _flag, list[int]: _wholes, list[dict]: _mappings}
+    lists = {list[int]: _wholes, list[str]: _words, list[dict]: _mappings}
+    readers = {str: _text, int: _whole, float: _number, bool: _flag, **lists}
     try:
         value = readers[kinds[0]](value)
         if key in PATH_KEYS and not (key in NAME_OR_PATH_KEYS and re.fullmatch(r"\w+", value)):
@@ -218,6 +221,13 @@ def _wholes(value: Any) -> list[int]:
         return [_whole(part.strip() if isinstance(part, str) else part) for part in parts]
     except ValueError:
         raise ValueError("whole numbers such as 4,8,16") from None
+
+
+def _words(value: Any) -> list[str]:
+    words = value if isinstance(value, list) else str(value).strip("[]").split(",")
+    if not all(isinstance(word, str) for word in words):
+        raise ValueError("words such as burst,msat")
+    return [word.strip() for word in words if word.strip()]
 
 
 def _mappings(value: Any) -> list[dict]:

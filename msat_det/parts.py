@@ -30,12 +30,16 @@ class Part:
     ids: of the images that could be read. corrupt: messages of those that could not.
     found: {(label, t): for each image its Detections, or its logits (K,)}.
     costs: {(label, t): (3,) float64, sums over the images: spikes per neuron, operations per MAC, energy ratio}.
+    changes: {label: (B, K), for each image how much its outputs changed before each recorded t (``anytime.changes``)},
+    each: {(label, t): (B, 3) float64, costs of each image}; both for methods with an exit.
     """
 
     ids: list[int | str]
     corrupt: list[str]
     found: dict[Key, list[Detections] | list[Tensor]] = field(default_factory=dict)
     costs: dict[Key, Tensor] = field(default_factory=dict)
+    changes: dict[str, Tensor] = field(default_factory=dict)
+    each: dict[Key, Tensor] = field(default_factory=dict)
 
 
 class Parts:
@@ -55,6 +59,8 @@ class Parts:
     def write(self, number: int, part: Part) -> None:
         """Keep one batch. Raises InputError where the disk does not take it."""
         tensors = {f"{_name(key)}/costs": costs for key, costs in part.costs.items()}
+        tensors |= {f"{_name(key)}/each": costs for key, costs in part.each.items()}
+        tensors |= {f"{label}/changes": changes for label, changes in part.changes.items()}
         for key, found in part.found.items():
             tensors |= {f"{_name(key)}/{name}": tensor for name, tensor in _pack(found).items()}
         header = {"ids": json.dumps(part.ids), "corrupt": json.dumps(part.corrupt)}
@@ -87,6 +93,25 @@ class Parts:
         """(3,) float64 sums over all images; added batch by batch, so that they do not depend on who did which."""
         name, none = f"{_name((label, t))}/costs", torch.zeros(3, dtype=torch.float64)
         return sum(self._each(lambda ids, file: _three(file.get_tensor(name)) if ids else none), none)
+
+    def changes(self, label: str, times: int) -> Tensor:
+        """(N, K) float64 changes of all images before the K = ``times`` recorded t, of one method with an exit."""
+        return self._rows(f"{label}/changes", times)
+
+    def each(self, label: str, t: int) -> Tensor:
+        """(N, 3) float64 costs of each image, of one method with an exit."""
+        return self._rows(f"{_name((label, t))}/each", 3)
+
+    def _rows(self, name: str, columns: int) -> Tensor:
+        """A row for each image that could be read."""
+
+        def take(ids: list[int | str], file: Any) -> Tensor:
+            rows = file.get_tensor(name) if ids else torch.zeros(0, columns, dtype=torch.float64)
+            if rows.shape != (len(ids), columns) or rows.dtype != torch.float64:
+                raise ValueError(f"its {name} is not {columns} numbers for each image")
+            return rows
+
+        return torch.cat(list(self._each(take)))
 
     def _files(self) -> list[Path]:
         found = sorted(self.folder.glob(f"{'[0-9]' * 8}.safetensors"))

@@ -85,7 +85,7 @@ class RunDirectory:
         coverage = ("coverage.json", "coverage.txt", "coverage.svg")
         for name in ("summary.json", "curve.csv", "curve.png", *coverage, "ledger.json", "doctor.json"):
             (self.path / name).unlink(missing_ok=True)
-        for name in ("report.html", "report.json", "boxes.gif"):
+        for name in ("report.html", "report.json", "boxes.gif", "exit.csv", "exit.png"):
             (self.path / name).unlink(missing_ok=True)
         for events in self.path.glob("events.out.tfevents.*"):
             events.unlink()
@@ -128,6 +128,11 @@ class RunDirectory:
         from msat_det.pictures import draw_pareto
 
         self._save("pareto.png", draw_pareto(rows, title))
+
+    def write_exits(self, table: str, picture: Any) -> None:
+        """exit.csv and exit.png: what stopping images early brings (``msat_det.exits``)."""
+        self._write("exit.csv", table)
+        self._save("exit.png", picture)
 
     def write_coverage(self, nodes: list[dict]) -> None:
         """coverage.json, coverage.txt and coverage.svg: what every node became, as data, as a table, as a picture.

@@ -24,6 +24,7 @@ from msat_det.data import Dataset, Sample, build_dataset, select, subset
 from msat_det.drawn import write_about
 from msat_det.errors import InputError
 from msat_det.evaluate import VocEvaluator, make_evaluator
+from msat_det.exits import draw_exits, exit_rows, exit_table
 from msat_det.parts import Parts
 from msat_det.report import CurveRow, RunDirectory, read_summary
 from msat_det.report_page import write_report
@@ -54,6 +55,8 @@ def run(config: Config, task: Task = "detection") -> list[CurveRow]:
     prices(config.energy)
     for entry in config.methods:  # options are checked before anything long begins
         parse_options(entry["method"], method_options(entry))
+        if entry["label"] in config.exit.methods:
+            require_one_network(config, entry)
 
     ranks.join()
     directory = RunDirectory(config.out)
@@ -120,7 +123,13 @@ def compute(config: Config, task: Task, directory: RunDirectory) -> list[CurveRo
     }
     # options of a method (analog, spiking_linear) may change its own share
     own = {c.label: c.snn.fanout.analog_share for c in conversions if c.snn.graph is not observation.graph}
-    directory.write_summary(rows, **facts, **({"analog_mac_share_of": own} if own else {}))
+    if own:
+        facts["analog_mac_share_of"] = own
+    if config.exit.methods:
+        stopped = exit_rows(config, conversions, observation, parts, make_evaluator(good, model.classes))
+        directory.write_exits(exit_table(stopped), draw_exits(stopped, rows, config.model.name))
+        facts["exit"] = {row.method: row.figures() for row in stopped if row.fitted}
+    directory.write_summary(rows, **facts)
     write_report([directory.path])
     finish(directory)
     return rows
@@ -170,6 +179,14 @@ def convert_all(config: Config, observation: Observation) -> Iterator[Conversion
             snn = spiking_network(name, options, observation, times[-1], config.seed, config.sim.chunk)
             snn.energy = config.energy
             yield Conversion(entry["label"], snn, times)
+
+
+def require_one_network(config: Config, entry: dict) -> None:
+    """Raise InputError for a method whose images can't stop at one of several t."""
+    if find_method(entry["method"]).needs_t:
+        raise InputError(f"exit.methods names {entry['label']}, which is another network for each t: give other labels")
+    if len(config.record_of(entry)) < 2:
+        raise InputError(f"exit.methods names {entry['label']}, which is read at one timestep: record more")
 
 
 def keep_plans(directory: RunDirectory, config: Config, conversions: list[Conversion]) -> None:

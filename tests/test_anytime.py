@@ -1,12 +1,18 @@
 """Anytime exit: what counts as settled, and how the rule is fitted."""
 
+import csv
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from networks import images, observed
 
+from msat_det import cli
 from msat_det.anytime import changes, distance, exits, fit_rule
 from msat_det.convert.conversion import spiking_network
 from msat_det.errors import InputError
+from msat_det.options import PROJECT
 
 RECORD = (2, 4, 8, 16, 32)
 
@@ -52,3 +58,52 @@ def test_one_timestep_cannot_settle() -> None:
     snn = spiking_network("constant", {}, observed("plain"), 8)
     with pytest.raises(InputError, match="record more"):
         fit_rule(snn, observed("plain"), [8])
+
+
+CFG = str(PROJECT / "configs" / "yolo_voc.yaml")
+SMALL = "--data.limit 6 --calib.limit 4 --batch 4 --draw.images 0 --threads 1 --sim.record 2,4,8".split()
+
+
+def test_a_run_tells_what_stopping_brings(tmp_path: Path) -> None:
+    words = ["--cfg", CFG, "--out", str(tmp_path), "--methods", "signed-b3", "--exit.methods", "signed-b3", *SMALL]
+    assert cli.convert_det([*words, "--exit.images", "4", "--exit.allowance", "0.2"]) == 0
+    with (tmp_path / "exit.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    with (tmp_path / "curve.csv").open() as file:
+        curve = {row["t"]: row for row in csv.DictReader(file)}
+    assert [row["fitted"] for row in rows].count("True") == 1
+    times = [float(row["mean_t"]) for row in rows]
+    assert times == sorted(times, reverse=True)
+    assert all(4 <= t <= 8 for t in times)
+    energy = [float(row["energy_ratio"]) for row in rows]
+    assert float(curve["4"]["energy_ratio"]) <= energy[-1] <= energy[0] <= float(curve["8"]["energy_ratio"])
+    loosest = rows[-1]  # every calibration image has settled at it, at the second recorded t
+    if times[-1] == 4.0:
+        assert all(float(loosest[name]) == float(curve["4"][name]) for name in ("map", "map50", "sops_per_mac"))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    fitted = next(row for row in rows if row["fitted"] == "True")
+    assert summary["exit"]["signed-b3"]["map"] == pytest.approx(float(fitted["map"]), abs=1e-4)
+    assert (tmp_path / "exit.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--exit.methods", "nope"], "exit.methods names 'nope'"),
+        (["--exit.methods", "signed-b3", "--exit.images", "0"], "exit.images is 0"),
+        (["--exit.methods", "signed-b3", "--exit.allowance", "-1"], "exit.allowance is -1"),
+        (["--exit.methods", "signed-b3", "--sim.record", "4"], "record more"),
+        (["--exit.methods", "opt", "--methods", "opt"], "another network for each t"),
+    ],
+)
+def test_an_exit_that_cannot_be_is_told(
+    words: list[str], part: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    methods = [] if "--methods" in words else ["--methods", "signed-b3"]
+    cfg = tmp_path / "cfg.yaml"
+    text = Path(CFG).read_text(encoding="utf-8")
+    cfg.write_text(text.replace("methods:\n", "methods:\n  - {label: opt, method: opt}\n", 1), encoding="utf-8")
+    root = ["--data.root", str(PROJECT / "data/voc"), "--calib.root", str(PROJECT / "data/voc")]
+    line = ["--cfg", str(cfg), "--out", str(tmp_path / "out"), *methods, *root, *SMALL[:-2]]
+    assert cli.convert_det([*line, *(["--sim.record", "2,4"] if "--sim.record" not in words else []), *words]) == 2
+    assert part in capsys.readouterr().err
