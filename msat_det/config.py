@@ -262,6 +262,8 @@ def checked_method(entry: dict) -> dict:
         meaning = {"float": "the float network", "all": "every method in --methods"}[label]
         raise InputError(f"a method is labelled {label}, which names {meaning}: give it another label")
     for name, value in entry.items():
+        if not isinstance(name, str):
+            raise InputError(f"an option of method {label} is named {show(name)}: give a word")
         parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
         by_word = isinstance(value, dict) and not all(type(t) is int for t in value)
         if by_word or any(isinstance(part, dict | list) for part in parts):

@@ -224,8 +224,12 @@ def read_summary(folder: Path) -> tuple[list[CurveRow], dict[str, Any]]:
             for (label, t), row in curves.items()
         ]
         names = list(rows[0].accuracies)
-        figures = [[row.metrics[name] for name in names] + [row.sops_per_mac, row.energy_ratio] for row in rows]
-        if not names or not all(math.isfinite(figure) for line in figures for figure in line):
+        figures = [
+            [row.metrics[name] for name in names] + [getattr(row, cost) or 0.0 for cost in costs] for row in rows
+        ]
+        if names[:1] not in (["map"], ["top1"]) or not all(
+            math.isfinite(figure) for line in figures for figure in line
+        ):
             raise ValueError(names)
         found = facts["images"], facts.get("corrupt_images", []), facts.get("energy", {})
         if [type(fact) for fact in found] != [int, list, dict] or not all(0 < row.t < 2**31 for row in rows[1:]):

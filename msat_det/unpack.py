@@ -30,6 +30,7 @@ BROKEN = (
     BadGzipFile,
     LZMAError,
     EOFError,
+    IndexError,  # a zip's empty name
     MemoryError,  # that an xz stream asks for
     RuntimeError,  # an encrypted zip; NotImplementedError, an unknown compression, is one too
     ValueError,

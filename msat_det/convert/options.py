@@ -63,7 +63,7 @@ def parse(name: str, options: type[Options], values: dict[str, Any]) -> Options:
         if key not in hints:
             near = difflib.get_close_matches(key, hints, 1)
             hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(hints)}"
-            raise InputError(f"method {name} has no option {key!r}: {hint}")
+            raise InputError(f"method {name} has no option {show(key)}: {hint}")
     return options(**{key: _fitting(name, key, value, hints[key]) for key, value in values.items()})
 
 

@@ -123,7 +123,7 @@ def read_class_names(root: Path) -> None:
 
 def read_configuration(root: Path) -> None:
     """The configuration, its methods' options, and what it is written as: the same again."""
-    text = (root / "words").read_bytes().decode("utf-8", "replace") if (root / "words").is_file() else ""
+    text = (root / "words").read_bytes()[:2000].decode("utf-8", "replace") if (root / "words").is_file() else ""
     try:
         words = shlex.split(text)
     except ValueError:
