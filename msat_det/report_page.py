@@ -7,6 +7,7 @@ trusted: jinja2 escapes whatever it writes, and a content security policy lets n
 import base64
 import hashlib
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,14 @@ def _count(value: int) -> str:
 
 
 def _render(template: str, **values: Any) -> str:
+    script = (PAGE / "page.js").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assets = {"script": script, "digest": digest, "style": (PAGE / "page.css").read_text("utf-8")}
+    return _environment().get_template(template).render(**values, **assets)
+
+
+@cache
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGE),
         autoescape=True,
@@ -196,7 +205,4 @@ def _render(template: str, **values: Any) -> str:
         "PARTS": page_files.PARTS,
         "FIGURES": page_files.FIGURES,
     }
-    script = (PAGE / "page.js").read_text("utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assets = {"script": script, "digest": digest, "style": (PAGE / "page.css").read_text("utf-8")}
-    return environment.get_template(template).render(**values, **assets)
+    return environment

@@ -167,20 +167,12 @@ def read_parts(root: Path) -> None:
 
 def read_unfinished(root: Path) -> None:
     """Whether a run can go on in the folder, and its going on."""
-    directory, config = RunDirectory(root), load_config(["--cfg", str(fixed(root, "asked.yaml"))])
-    config = replace(config, resume=True)
+    directory, config = RunDirectory(root), replace(seeds.configured(), resume=True)
     with contextlib.redirect_stderr(io.StringIO()):
         if not is_finished(directory, config):
             observation = SimpleNamespace(graph=SimpleNamespace(module=torch.nn.Identity()), sites={})
             resume.digest, resume.commit_id = lambda *contents: "a" if contents else "b", lambda: "abc"
             begin(directory, config, observation, SimpleNamespace(ids=[1]), 3)
-
-
-def fixed(root: Path, name: str) -> Path:
-    """The configuration that is asked for, which nobody has changed."""
-    file = root / name
-    file.write_bytes(seeds.run_configuration())
-    return file
 
 
 def read_plan(root: Path) -> None:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from msat_det.api import convert
 from msat_det.classifiers import CifarResNet
+from msat_det.config import Config
 from msat_det.convert.plan import save_plan
 from msat_det.options import load_config
 from msat_det.simulate import SpikingNetwork
@@ -245,15 +246,20 @@ def run_directory() -> list[Case]:
     return [files | {"config.yaml": run_configuration()}]
 
 
+@cache
+def configured() -> Config:
+    """``run_configuration`` as it is read."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "asked.yaml")
+        file.write_bytes(run_configuration())
+        return load_config(["--cfg", str(file)])
+
+
 def unfinished_run() -> list[Case]:
     """What ``resume.begin`` leaves for ``facts`` and maxima of zeros."""
     facts = {"evaluated images": "a", "weights": "b", "commit": '"abc then abd"'}
     begun = safetensors.torch.save({"maxima": torch.zeros(0)}, facts)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "asked.yaml")
-        file.write_bytes(run_configuration())
-        resolved = load_config(["--cfg", str(file)]).to_yaml().encode()
-    files = {"config.yaml": resolved, "parts/begun.safetensors": begun}
+    files = {"config.yaml": configured().to_yaml().encode(), "parts/begun.safetensors": begun}
     return [files | {f"parts/{name}": content for name, content in parts()[0].items()}]
 
 
