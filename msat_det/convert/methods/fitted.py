@@ -26,7 +26,7 @@ class Fitted(LayerByLayer):
     directory (plans/LABEL-tT.safetensors), whose neurons are taken as they are.
     """
 
-    images: int = 8
+    images: int = 16
     scale: Literal["layer", "channel"] = "channel"
     percentile: float = 99.9
     signed: bool = True
