@@ -15,6 +15,7 @@ from conftest import write_image
 from safetensors import SafetensorError, safe_open
 
 HERE = Path(__file__).parent
+INPUTS = 150  # of each reader
 NAMES = re.findall(r'^    "(\w+)": ', (HERE / "readers.py").read_text(), re.MULTILINE)
 
 
@@ -22,7 +23,7 @@ NAMES = re.findall(r'^    "(\w+)": ', (HERE / "readers.py").read_text(), re.MULT
 def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     """What a short run of all readers, in processes of their own, has found."""
     file = tmp_path_factory.mktemp("fuzz") / "table.json"
-    words = ["--inputs", "200", "--forget", "--json", str(file)]
+    words = ["--inputs", str(INPUTS), "--forget", "--json", str(file)]
     done = subprocess.run([sys.executable, HERE / "run.py", *words], capture_output=True, text=True)
     assert file.is_file(), done.stdout + done.stderr
     return json.loads(file.read_text())
@@ -32,7 +33,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
 def test_a_reader_ends_well_or_with_an_input_error(name: str, table: dict[str, dict]) -> None:
     found = table[name]
     assert found["faults"] == {}
-    assert found["inputs"] >= 200
+    assert found["inputs"] >= INPUTS
     assert found["read"] > 0
     assert found["ways"] > 1
 
