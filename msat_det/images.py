@@ -14,7 +14,8 @@ from msat_det.files import bytes_of, is_file
 # Named, because Pillow knows formats that start other programs (EPS) or need far more trust than a photograph does.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm"}
-MAX_PIXELS = 30_000_000  # decoding takes up to 14 bytes a pixel: the whole process stays under 1 GiB
+MAX_PIXELS = 24_000_000  # decoding takes up to 22 bytes a pixel: the process stays under 1 GiB
+MAX_SLOW = 2_000_000  # pixels of a PPM that Pillow reads number by number
 MAX_RATIO = 256  # of the sides: resizing a line of pixels, one side first, would take gigabytes
 MAX_SCANS = 100  # of a JPEG, which has ten or so: a few bytes can ask for one more pass over all pixels
 
@@ -32,8 +33,7 @@ def read_image(path: Path) -> Tensor:
     if not is_file(path):
         raise CorruptImage(f"no image file {path}: restore it or take it off the list")
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            pixels = _rgb(image, path)
+        pixels = _decode(path)  # a function of its own: what it used is free again
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
         raise CorruptImage(f"can't read image {path} ({error}): restore or remove it") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
@@ -56,13 +56,17 @@ def image_names(folder: Path) -> list[str]:
     return sorted(names)
 
 
-def _rgb(image: Image.Image, path: Path) -> np.ndarray:
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
-    if max(image.size) > MAX_RATIO * min(image.size):
-        raise ValueError(f"{image.width} x {image.height} pixels, too narrow for a photograph")
-    if image.format in ("JPEG", "MPO") and bytes_of(path).count(b"\xff\xda") > MAX_SCANS:
-        raise ValueError(f"more than {MAX_SCANS} scans")
-    if image.mode.startswith("I"):  # 16 bits of grey: Pillow would clip them, not scale them
-        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-    return np.array(image.convert("RGB"))
+def _decode(path: Path) -> np.ndarray:
+    with Image.open(path, formats=IMAGE_FORMATS) as image:
+        size = f"{image.width} x {image.height} pixels"
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{size}, more than {MAX_PIXELS}")
+        if max(image.size) > MAX_RATIO * min(image.size):
+            raise ValueError(f"{size}, too narrow for a photograph")
+        if image.format in ("JPEG", "MPO") and bytes_of(path).count(b"\xff\xda") > MAX_SCANS:
+            raise ValueError(f"more than {MAX_SCANS} scans")
+        if image.format == "PPM" and image.width * image.height > MAX_SLOW and image.tile[0][0] != "raw":
+            raise ValueError(f"{size} in text or of odd depth, more than {MAX_SLOW}")
+        if image.mode.startswith("I"):  # 16 bits of grey: Pillow would clip them, not scale them
+            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))

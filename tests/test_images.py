@@ -39,6 +39,16 @@ def test_a_line_of_pixels_is_no_photograph(tmp_path: Path, size: tuple[int, int]
     assert read_image(tmp_path / "a.png").shape == (3, 200, 1)
 
 
+def test_a_large_ppm_that_is_read_number_by_number_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.ppm"
+    for form in (b"P3", b"P1", b"P6"):
+        path.write_bytes(form + b" 5000 4000 " + b"100 " * (form != b"P1"))
+        with pytest.raises(CorruptImage, match="5000 x 4000 pixels in text or of odd depth"):
+            read_image(path)
+    path.write_bytes(b"P3 2 1 100 0 100 50 100 100 100")
+    assert read_image(path).flatten().tolist() == [0, 255, 255, 255, 128, 255]
+
+
 def test_images_are_found_however_deep(tmp_path: Path) -> None:
     for name in ("b/c.JPG", "a.png", "b/d/e.webp", "b/f.txt", "z.jpeg"):
         write_image(tmp_path / name) if not name.endswith("txt") else (tmp_path / name).write_text("")
