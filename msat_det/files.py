@@ -5,11 +5,14 @@ import os
 import reprlib
 import stat
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from msat_det.errors import InputError
 
 MAX_BYTES, MAX_TEXT = 2 << 30, 64 << 20
-MAX_XML, MAX_YAML = 4 << 20, 128 << 10  # bytes: parsing takes a second, and hundreds of times the memory
+MAX_XML, MAX_YAML = 1 << 20, 128 << 10  # bytes: parsing takes a second, and hundreds of times the memory
 
 
 class _Short(reprlib.Repr):
@@ -50,6 +53,18 @@ def bytes_of(path: str | Path, most: int = MAX_BYTES) -> bytes:
 def text_of(path: str | Path, most: int = MAX_TEXT) -> str:
     """What a UTF-8 file of at most ``most`` bytes holds. Raises OSError, and ValueError for one of another kind."""
     return bytes_of(path, most).decode("utf-8")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's plain values; no merge keys (<<), of which a few lines can ask for all memory."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        pass
+
+
+def yaml_of(path: str | Path) -> Any:
+    """What a YAML file of at most MAX_YAML bytes holds. Raises OSError, yaml.YAMLError, ValueError, RecursionError."""
+    return yaml.load(text_of(path, MAX_YAML), _Loader)
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -17,7 +17,7 @@ import yaml
 
 from msat_det.config import Config, checked_method
 from msat_det.errors import InputError
-from msat_det.files import MAX_YAML, show, text_of
+from msat_det.files import show, yaml_of
 
 PROJECT = Path(__file__).resolve().parents[1]
 PATH_KEYS = {"data.root", "calib.root", "model.weights", "model.cfg", "model.names", "energy", "out"}
@@ -69,7 +69,7 @@ def command_line(prog: str, argv: list[str]) -> str:
 def read_yaml(file: Path) -> dict:
     """One YAML mapping; InputError names the file and, where the text is not YAML, the line."""
     try:
-        tree = yaml.safe_load(text_of(file, MAX_YAML))
+        tree = yaml_of(file)
     except FileNotFoundError:
         raise InputError(f"no configuration {file}: {PROJECT / 'configs'} holds {_known_configs()}") from None
     except OSError as error:

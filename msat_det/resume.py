@@ -29,7 +29,7 @@ from msat_det.config import Config
 from msat_det.convert.observe import Observation
 from msat_det.data import Dataset
 from msat_det.errors import InputError
-from msat_det.files import MAX_YAML, show, text_of
+from msat_det.files import show, yaml_of
 from msat_det.parts import Parts
 from msat_det.report import RunDirectory, commit_id, write_whole
 
@@ -139,7 +139,7 @@ def _begun(directory: RunDirectory) -> Path:
 
 def _refuse_other_configuration(path: Path, config: Config) -> None:
     try:
-        then = _flat(yaml.safe_load(text_of(path, MAX_YAML)))
+        then = _flat(yaml_of(path))
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}): start anew with another --out DIR") from error
     now = _flat(yaml.safe_load(config.to_yaml()))

@@ -4,9 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 from msat_det.errors import LONGEST, InputError
-from msat_det.files import bytes_of, show, text_of
+from msat_det.files import bytes_of, show, text_of, yaml_of
 
 
 def test_a_message_is_one_printable_line_whatever_it_quotes() -> None:
@@ -39,6 +40,20 @@ def test_only_regular_files_of_sensible_size_are_read(tmp_path: Path) -> None:
         text_of(tmp_path / "none")
     with pytest.raises(IsADirectoryError):
         text_of(tmp_path)
+
+
+def test_yaml_asks_for_no_more_than_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("a: &a [1, 2.5, x]\nb: [*a, *a]\nc: {d: null, e: !!str 2}\n")
+    assert yaml_of(path) == {"a": [1, 2.5, "x"], "b": [[1, 2.5, "x"]] * 2, "c": {"d": None, "e": "2"}}
+    merges = "".join(f"x{i}: &x{i} {{<<: [*x{i - 1}, *x{i - 1}]}}\n" for i in range(1, 60))
+    for text in (f"x0: &x0 {{a: 1}}\n{merges}", "a: !!python/name:os.system"):
+        path.write_text(text)
+        with pytest.raises(yaml.YAMLError, match="could not determine a constructor"):
+            yaml_of(path)
+    path.write_text("a: 1\n" * 30_000)
+    with pytest.raises(ValueError, match="more than"):
+        yaml_of(path)
 
 
 def test_values_are_shown_short(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from torch.fx.node import Node
 
 from msat_det.convert.graph import elements
 from msat_det.errors import InputError
-from msat_det.files import MAX_YAML, text_of
+from msat_det.files import yaml_of
 
 if TYPE_CHECKING:
     from msat_det.simulate import SpikingNetwork
@@ -47,7 +47,7 @@ def prices(table: str = "45nm") -> Prices:
     if table in known:
         return Prices(**known[table])
     try:
-        found = yaml.safe_load(text_of(table, MAX_YAML))
+        found = yaml_of(table)
         if not isinstance(found["source"], str | int):
             raise ValueError("source is no text")
         made = Prices(float(found["mac"]), float(found["ac"]), str(found["source"]))

@@ -216,7 +216,9 @@ def json_text(random: Random, data: bytes) -> bytes:
 
 def yaml_text(*dictionary: str) -> Mutate:
     """A YAML file, changed as a tree, or as a text with anchors and tags in it."""
-    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 30)) + "{}: *a29\n"
+    doubled = "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 30))
+    merged = "".join(f"m{i}: &m{i} {{{{<<: [*m{i - 1}, *m{i - 1}]}}}}\n" for i in range(1, 30))
+    bombs = f"a0: &a0 [x, x]\n{doubled}{{}}: *a29\n", f"m0: &m0 {{{{a: 1}}}}\n{merged}{{}}: *m29\n"
     text = words(
         *dictionary, "&a", "*a", "<<: *a", "!!python/name:os.system", "? ", "- ", "|", ">", "---", "...", "!!str"
     )
@@ -224,7 +226,7 @@ def yaml_text(*dictionary: str) -> Mutate:
     def mutate(random: Random, data: bytes) -> bytes:
         kind = random.random()
         if kind < 0.03:
-            return data + bomb.format(random.choice([*dictionary, "x"])).encode()
+            return data + random.choice(bombs).format(random.choice([*dictionary, "x"])).encode()
         if kind < 0.06:
             return data + f"\n{random.choice([*dictionary, 'x'])}: &a [*a, {{b: *a}}]\n".encode()
         if kind < 0.6 and b"*a" not in data:  # a tree with itself in it, or a bomb, is no tree
