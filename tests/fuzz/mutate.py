@@ -229,7 +229,7 @@ def yaml_text(*dictionary: str) -> Mutate:
             return data + random.choice(bombs).format(random.choice([*dictionary, "x"])).encode()
         if kind < 0.06:
             return data + f"\n{random.choice([*dictionary, 'x'])}: &a [*a, {{b: *a}}]\n".encode()
-        if kind < 0.6 and b"*a" not in data:  # a tree with itself in it, or a bomb, is no tree
+        if kind < 0.6 and b"&" not in data:  # a tree with itself in it, or a bomb, is no tree
             try:
                 return encode(yaml.safe_dump(tree(random, yaml.safe_load(data)), allow_unicode=True))[:AMPLIFIED]
             except (yaml.YAMLError, ValueError, TypeError, RecursionError):
