@@ -89,7 +89,15 @@ class _TarInfo(tarfile.TarInfo):
 
 
 def _members(archive: Path) -> Iterator[Member]:
-    yield from (_tar if tarfile.is_tarfile(archive) else _zip)(archive)
+    yield from (_tar if _is_tar(archive) else _zip)(archive)
+
+
+def _is_tar(archive: Path) -> bool:
+    try:
+        with tarfile.open(archive, tarinfo=_TarInfo):
+            return True
+    except tarfile.TarError:
+        return False
 
 
 def _zip(archive: Path) -> Iterator[Member]:

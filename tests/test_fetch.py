@@ -1,10 +1,12 @@
 """msat-det fetch against a server on this machine that breaks off, lies and sends traps."""
 
 import errno
+import gzip
 import hashlib
 import http.server
 import io
 import re
+import resource
 import subprocess
 import sys
 import tarfile
@@ -352,6 +354,21 @@ def test_bombs(offer, tmp_path: Path, capsys, pack) -> None:
     assert "more than 1000000 bytes" in refused(capsys, "data", "--root", str(tmp_path))
     assert not (tmp_path / "data").exists()
     assert sum(map(len, tree(tmp_path).values())) < 200_000
+
+
+@pytest.mark.parametrize(("kind", "size"), [(b"x", 1 << 28), (b"L", 1 << 28), (b"g", -1024), (b"0", -5)])
+def test_a_tar_whose_headers_are_no_headers(tmp_path: Path, kind: bytes, size: int) -> None:
+    bad = tarfile.TarInfo("data/b")
+    bad.type, bad.size = kind, size
+    head = bad.tobuf(tarfile.GNU_FORMAT)
+    with gzip.open(tmp_path / "a.tgz", "wb", 1) as file:
+        file.write(head)
+        for _ in range(max(size, 0) >> 20):
+            file.write(bytes(1 << 20))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match="it is damaged"):
+        unpack(tmp_path / "a.tgz", tmp_path / "out", "data", 100)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
 
 
 def test_a_bomb_of_many_files(tmp_path: Path, monkeypatch) -> None:
