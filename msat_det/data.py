@@ -16,7 +16,7 @@ from torchvision.datasets import CIFAR100
 
 from msat_det.catalogue import data_command, fetch_command
 from msat_det.errors import InputError
-from msat_det.files import MAX_BYTES, MAX_XML, MissingData, inside, is_file, read_text, show
+from msat_det.files import MAX_BYTES, MAX_XML, MissingData, inside, is_file, is_text, read_text, show
 from msat_det.images import CorruptImage as CorruptImage
 from msat_det.images import image_names, read_image
 
@@ -232,7 +232,7 @@ def coco_id(entry: object, key: str, where: str) -> int:
 
 def coco_name(entry: object, key: str, where: str) -> str:
     value = entry.get(key) if isinstance(entry, dict) else None
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value or not is_text(value):
         raise InputError(f"{where}: {key} is {show(value)}, it must be a name")
     return value
 
@@ -273,6 +273,8 @@ class ClassFolders(Dataset):
         if not folder.is_dir():
             raise MissingData(f"no folder {folder}: check the root and the split")
         classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        if wrong := [name for name in classes if not is_text(name)]:
+            raise InputError(f"{folder}: the class folder {show(wrong[0])} has no name in UTF-8: rename it")
         index = {name: label for label, name in enumerate(classes)}
         names = [name for name in image_names(folder) if name.split("/")[0] in index]
         super().__init__(folder, classes, {name: name for name in names}, {n: index[n.split("/")[0]] for n in names})

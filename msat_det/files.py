@@ -90,6 +90,11 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
+def is_text(name: str) -> bool:
+    """Whether a name can be written as UTF-8: JSON's and the file system's strings may hold half a character."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def show(value: object) -> str:
     """An untrusted value for a message: short, printable, on one line."""
     return SHORT.repr(value)

@@ -134,6 +134,12 @@ def test_cifar100_pickle_is_not_opened_unless_its_sum_is_right(cifar_root: Path)
     assert not (cifar_root / "trace").exists()
 
 
+def test_class_folders_that_have_no_name_in_utf8_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "caf\udce9").mkdir()
+    with pytest.raises(InputError, match=r"'caf\\udce9' has no name in UTF-8: rename it"):
+        ClassFolders(tmp_path)
+
+
 def test_cifar100_from_folders(tmp_path: Path) -> None:
     write_image(tmp_path / "test/apple/1.png")
     assert isinstance(build_dataset("cifar100", tmp_path), ClassFolders)
@@ -396,7 +402,7 @@ def coco_file(root: Path) -> Path:
         (("images", 0, "id"), True, "images[0]"),
         (("images", 0, "id"), 20, "unique"),
         (("images", 0, "file_name"), 5, "file_name"),
-        (("images", 0, "file_name"), "\ud800.jpg", "inside"),
+        (("images", 0, "file_name"), "\ud800.jpg", "must be a name"),
         (("images", 0), None, "images[0]"),
         (("categories", 0, "name"), "", "categories[0]"),
         (("categories", 0, "name"), "dog", "unique"),
