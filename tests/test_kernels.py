@@ -210,8 +210,6 @@ def test_exp_and_softplus_are_right_to_a_millionth() -> None:
     assert (apply("apply_exp", beyond)[:3] <= 2e-38).all()
     assert (apply("apply_exp", beyond)[3:] >= 1.6e38).all()
     assert apply("apply_softplus", beyond)[3:].tolist() == beyond[3:].tolist()
-    for name in ("apply_exp", "apply_softplus"):
-        assert apply(name, torch.tensor([float("nan")])).isnan().all()
 
 
 def test_what_the_kernel_does_not_hold_runs_in_plain_pytorch() -> None:

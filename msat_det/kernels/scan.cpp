@@ -31,54 +31,83 @@ struct Scan {
 
 static const int64_t UNIT = 4096;  // neurons of one task: a multiple of the group below, small enough to balance threads
 
-// e^x, relative error below 2e-7 on the range of floats; the argument is clamped where e^x leaves it.
+// e^x, relative error below 3e-7 from -87 to 88; no more than e^88, and below -87 a number near 0. A NaN becomes a
+// number, too, but not where it counts: the potential that it comes from. x = k ln 2 + r: adding MAGIC rounds to a whole
+// number, which then stands in the lowest bits of the sum. The clamp works on bits: of comparisons GCC makes branches.
 INLINE float exp_(float x) {
-    x = x < -87.f ? -87.f : x;
-    x = x > 88.f ? 88.f : x;
-    float k = std::floor(x * 1.44269504088896f + 0.5f);
-    float r = std::fma(k, -0.693359375f, x);
-    r = std::fma(k, 2.12194440e-4f, r);
-    float p = 1.9875691500e-4f;
-    p = std::fma(p, r, 1.3981999507e-3f);
-    p = std::fma(p, r, 8.3334519073e-3f);
-    p = std::fma(p, r, 4.1665795894e-2f);
-    p = std::fma(p, r, 1.6666665459e-1f);
-    p = std::fma(p, r, 5.0000001201e-1f);
-    p = std::fma(p, r * r, r + 1.f);
-    int32_t bits = ((int32_t)k + 127) << 23;
-    float scale;
-    std::memcpy(&scale, &bits, 4);
-    return p * scale;
+    const uint32_t SIGN = 1u << 31, LARGEST = 0x42b00000;  // 88
+    const float MAGIC = 12582912.f;
+    uint32_t bits, size, exponent;
+    std::memcpy(&bits, &x, 4);
+    size = bits & ~SIGN;
+    size = size < LARGEST ? size : LARGEST;
+    bits = (bits & SIGN) | size;
+    std::memcpy(&x, &bits, 4);
+    const float shifted = std::fma(x, 1.44269504088896f, MAGIC), k = shifted - MAGIC;
+    const float r = std::fma(k, 2.12194440e-4f, std::fma(k, -0.693359375f, x)), r2 = r * r;
+    const float a = std::fma(r, 9.999997054e-1f, 1.f), b = std::fma(r, 1.666764007e-1f, 4.999914615e-1f);
+    float p = std::fma(r, 8.290228764e-3f, 4.189839041e-2f);
+    p = std::fma(r2, std::fma(r2, p, b), a);
+    std::memcpy(&exponent, &shifted, 4);
+    std::memcpy(&bits, &p, 4);
+    bits += exponent << 23;
+    std::memcpy(&p, &bits, 4);
+    return p;
 }
 
-// ln(1 + u) for u in 0..1, relative error below 2e-7: u times a polynomial fitted at Chebyshev nodes.
+// ln(1 + u) for u in 0..1, relative error below 3e-7: u times a polynomial fitted at Chebyshev nodes.
 INLINE float log1p_(float u) {
-    float p = 5.126102123e-3f;
-    p = std::fma(p, u, -2.907406461e-2f);
-    p = std::fma(p, u, 7.751608662e-2f);
-    p = std::fma(p, u, -1.360224761e-1f);
-    p = std::fma(p, u, 1.907688073e-1f);
-    p = std::fma(p, u, -2.483539899e-1f);
-    p = std::fma(p, u, 3.331812171e-1f);
-    p = std::fma(p, u, -4.999944498e-1f);
-    p = std::fma(p, u, 9.999999659e-1f);
-    return u * p;
+    const float u2 = u * u, u4 = u2 * u2;
+    const float a = std::fma(u, -4.999944498e-1f, 9.999999659e-1f), b = std::fma(u, -2.483539899e-1f, 3.331812171e-1f);
+    const float c = std::fma(u, -1.360224761e-1f, 1.907688073e-1f), d = std::fma(u, -2.907406461e-2f, 7.751608662e-2f);
+    const float e = std::fma(u4, 5.126102123e-3f, std::fma(u2, d, c));
+    return u * std::fma(u4, e, std::fma(u2, b, a));
 }
 
-INLINE float softplus_(float z) { return (z > 0.f ? z : 0.f) + log1p_(exp_(-std::fabs(z))); }
+// ln(1 + e^z), given decay = e^-|z|.
+INLINE float softplus_(float z, float decay) { return (z > 0.f ? z : 0.f) + log1p_(decay); }
 
 // Soft-reset IF, reset-to-zero IF, tracking of a piecewise linear function, leaky ReLU with imbalanced threshold.
 enum Family { SPIKE, RESET, TRACK, LEAKY };
 
 enum Threshold { CONSTANT, ADAPTIVE, USUAL };  // USUAL: adaptive with DTT and DET, driven by the current
 
+// What the adaptive threshold is divided by, for W neurons before they see x: 1 + e^-level. A dead neuron gets 1.
+// One exponential a loop: several in a row would leave the processor waiting for each of them.
+template <int W, int THRESHOLD>
+INLINE void divisors(const Scan &c, const float *x, const float *bias, const float *v, const float *mean,
+                     const float *before, const float *unit, const float *rest, const float *alive, float *divisor) {
+    const float per_k_i = 1.f / c.k_i, per_C = 1.f / c.C;
+    float level[W];
+    if (THRESHOLD == USUAL || c.dtt) {
+#pragma omp simd
+        for (int j = 0; j < W; j++) level[j] = exp_(-std::fabs((v[j] - mean[j]) * unit[j] * per_k_i));
+#pragma omp simd
+        for (int j = 0; j < W; j++) {
+            const float delta = (v[j] - mean[j]) * unit[j], z = delta * per_k_i;
+            level[j] = c.tau_mp * (c.alpha * delta + rest[j] + c.k_a * softplus_(z, level[j]));
+        }
+    } else {
+        for (int j = 0; j < W; j++) level[j] = 0.f;
+    }
+    if (THRESHOLD == USUAL || c.det) {
+#pragma omp simd
+        for (int j = 0; j < W; j++) {
+            float drive = x[j] + bias[j];
+            if (THRESHOLD == ADAPTIVE && c.depolarisation) drive = v[j] + drive - before[j];
+            level[j] += c.tau_det * exp_(-(drive * unit[j]) * per_C);
+        }
+    }
+#pragma omp simd
+    for (int j = 0; j < W; j++) divisor[j] = 1.f + alive[j] * exp_(-level[j]);
+}
+
 // W neighbouring neurons over the whole chunk. Keeps NaN: every comparison lets it through.
 template <int W, int FAMILY, bool OUTPUT, int THRESHOLD>
 INLINE void group(const Scan &c, int64_t b, int64_t i, double *counts) {
     const int64_t at = b * c.N + i, plane = c.B * c.N;
-    const float per_k_i = 1.f / c.k_i, per_C = 1.f / c.C;
     float v[W], o[W], sum[W], mean[W], before[W], theta[W], start[W], bias[W], count[W], fired[W], unit[W], rest[W];
-    float alive[W];
+    float alive[W], divisor[W];
     for (int j = 0; j < W; j++) {
         v[j] = c.v[at + j];
         theta[j] = c.theta[i + j];
@@ -99,6 +128,7 @@ INLINE void group(const Scan &c, int64_t b, int64_t i, double *counts) {
         const int64_t t = c.t0 + k;
         const float n = (float)(t + 1), stage = c.stage[k], inverse = 1.f / n;
         const bool adapt = THRESHOLD && t > 0;
+        if (adapt) divisors<W, THRESHOLD>(c, x, bias, v, mean, before, unit, rest, alive, divisor);
 #pragma omp simd
         for (int j = 0; j < W; j++) {
             float in = x[j] + bias[j], up;
@@ -113,18 +143,7 @@ INLINE void group(const Scan &c, int64_t b, int64_t i, double *counts) {
                 up = v[j] + in;
             }
             float th = theta[j];
-            if (adapt) {
-                float total = 0.f;
-                if (THRESHOLD == USUAL || c.dtt) {
-                    float delta = (v[j] - mean[j]) * unit[j];
-                    total += c.tau_mp * (c.alpha * delta + rest[j] + c.k_a * softplus_(delta * per_k_i));
-                }
-                if (THRESHOLD == USUAL || c.det) {
-                    float drive = (THRESHOLD == ADAPTIVE && c.depolarisation ? up - before[j] : in) * unit[j];
-                    total += c.tau_det * exp_(-drive * per_C);
-                }
-                th = th / (1.f + alive[j] * exp_(-total));  // a dead channel stays dead
-            }
+            if (adapt) th /= divisor[j];
             th *= stage;
             float goal = up;
             if (FAMILY < TRACK && OUTPUT && c.bounded) {
@@ -152,7 +171,7 @@ INLINE void group(const Scan &c, int64_t b, int64_t i, double *counts) {
             y[j] = out;
             float size = std::fabs(s);
             count[j] += size;
-            fired[j] += size > 0.f ? 1.f : size;  // a NaN stays one
+            fired[j] += size > 1.f ? 1.f : size;  // a NaN stays one
         }
     }
     for (int j = 0; j < W; j++) {
@@ -178,7 +197,7 @@ static void scan(const Scan &c) {
         const int64_t end = first + UNIT < c.N ? first + UNIT : c.N;
         double counts[4] = {0, 0, 0, 0};
         int64_t i = first;
-        for (; i + 64 <= end; i += 64) group<64, FAMILY, OUTPUT, THRESHOLD>(c, b, i, counts);
+        for (; i + 128 <= end; i += 128) group<128, FAMILY, OUTPUT, THRESHOLD>(c, b, i, counts);
         for (; i < end; i++) group<1, FAMILY, OUTPUT, THRESHOLD>(c, b, i, counts);
         std::memcpy(c.counts + 4 * u, counts, sizeof counts);
     }
@@ -187,8 +206,8 @@ static void scan(const Scan &c) {
 template <int FAMILY, bool OUTPUT>
 static void dispatch(const Scan &c, bool adaptive) {
     if (!adaptive) return scan<FAMILY, OUTPUT, CONSTANT>(c);
-    const bool usual = c.dtt && c.det && !c.depolarisation;
-    return usual ? scan<FAMILY, OUTPUT, USUAL>(c) : scan<FAMILY, OUTPUT, ADAPTIVE>(c);
+    if (FAMILY == SPIKE && c.dtt && c.det && !c.depolarisation) return scan<SPIKE, OUTPUT, USUAL>(c);
+    scan<FAMILY, OUTPUT, ADAPTIVE>(c);
 }
 
 template <int FAMILY>
@@ -238,7 +257,7 @@ void apply_exp(const float *x, float *y, int64_t n) {
 }
 
 void apply_softplus(const float *x, float *y, int64_t n) {
-    for (int64_t i = 0; i < n; i++) y[i] = softplus_(x[i]);
+    for (int64_t i = 0; i < n; i++) y[i] = softplus_(x[i], exp_(-std::fabs(x[i])));
 }
 
 }  // extern "C"
