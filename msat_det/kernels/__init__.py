@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from msat_det.errors import InputError
 from msat_det.neurons import Chances, Neuron, State, new_state, per_channel, step, threshold
 
 _SOURCE = Path(__file__).with_name("scan.cpp")
@@ -48,26 +49,35 @@ def library() -> ctypes.CDLL | None:
     """The compiled kernel, or None with a one-line notice on stderr where it cannot be had."""
     if os.environ.get("MSAT_DET_KERNEL") == "off":
         return None
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if not compiler:
-        print("msat-det: no C++ compiler found, the neurons run in plain PyTorch (slower)", file=sys.stderr)
+    try:
+        lib = compiled(_SOURCE)
+    except InputError as error:
+        print(f"msat-det: {error}, the neurons run in plain PyTorch (slower)", file=sys.stderr)
         return None
-    key = hashlib.sha256(
-        _SOURCE.read_bytes() + repr((compiler, _FLAGS, _cpu(), torch.__version__)).encode()
-    ).hexdigest()
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "msat_det"
-    target = cache / f"scan-{key[:16]}.so"
-    if not target.exists():
-        try:
-            _build(compiler, target)
-        except (OSError, subprocess.SubprocessError) as error:
-            print(f"msat-det: the kernel did not compile ({error}), the neurons run in plain PyTorch", file=sys.stderr)
-            return None
-    lib = ctypes.CDLL(str(target))
     lib.scan_units.restype = lib.scan_struct_size.restype = ctypes.c_int64
     lib.scan_units.argtypes = [ctypes.c_int64]
     assert lib.scan_struct_size() == ctypes.sizeof(_Scan)
     return lib
+
+
+def compiled(source: Path, *flags: str) -> ctypes.CDLL:
+    """A C++ file as a library, compiled for this processor once and cached; flags come after our own.
+
+    Raises InputError where there is no compiler or the file does not compile.
+    """
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if not compiler:
+        raise InputError("no C++ compiler found")
+    flags = (*_FLAGS, *flags)
+    key = hashlib.sha256(source.read_bytes() + repr((compiler, flags, _cpu(), torch.__version__)).encode()).hexdigest()
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "msat_det"
+    target = cache / f"{source.stem}-{key[:16]}.so"
+    if not target.exists():
+        try:
+            _build([compiler, *flags], source, target)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise InputError(f"{source.name} did not compile ({error})") from error
+    return ctypes.CDLL(str(target))
 
 
 @functools.cache
@@ -93,19 +103,20 @@ def _cpu() -> str:
         return platform.machine() + platform.processor()
 
 
-def _build(compiler: str, target: Path) -> None:
-    print(f"msat-det: compiling the neuron kernel once into {target}", file=sys.stderr)
+def _build(compiler: list[str], source: Path, target: Path) -> None:
+    print(f"msat-det: compiling {source.name} once into {target}", file=sys.stderr)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        built = Path(folder) / "scan.so"
+        built, object_file = f"{folder}/{target.name}", f"{folder}/{source.stem}.o"
         # OpenMP's symbols are left open on purpose: they resolve to the runtime that PyTorch has loaded, so that both
         # share one thread pool and torch.set_num_threads holds here too.
-        command = [compiler, *_FLAGS, "-fopenmp", "-c", str(_SOURCE), "-o", f"{folder}/scan.o"]
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
-        link = [compiler, "-shared", f"{folder}/scan.o", "-o", str(built)]
-        subprocess.run(link, check=True, capture_output=True, timeout=120)
-        ctypes.CDLL(str(built))  # a build that does not load never enters the cache
-        built.replace(target)
+        for command in (
+            [*compiler, "-fopenmp", "-c", str(source), "-o", object_file],
+            [compiler[0], "-shared", object_file, "-o", built],
+        ):
+            subprocess.run(command, check=True, capture_output=True, timeout=120)
+        ctypes.CDLL(built)  # a build that does not load never enters the cache
+        Path(built).replace(target)
 
 
 class Scan:
