@@ -106,8 +106,9 @@ INLINE void divisors(const Scan &c, const float *x, const float *bias, const flo
 template <int W, int FAMILY, bool OUTPUT, int THRESHOLD>
 INLINE void group(const Scan &c, int64_t b, int64_t i, double *counts) {
     const int64_t at = b * c.N + i, plane = c.B * c.N;
+    const float upper = c.bounded ? c.upper : INFINITY, margin = c.is_signed ? c.margin : INFINITY;
     float v[W], o[W], sum[W], mean[W], before[W], theta[W], start[W], bias[W], count[W], fired[W], unit[W], rest[W];
-    float alive[W], divisor[W];
+    float alive[W], divisor[W], per_theta[W];
     for (int j = 0; j < W; j++) {
         v[j] = c.v[at + j];
         theta[j] = c.theta[i + j];
@@ -115,8 +116,9 @@ INLINE void group(const Scan &c, int64_t b, int64_t i, double *counts) {
         bias[j] = c.bias ? c.bias[i + j] : 0.f;
         count[j] = fired[j] = 0.f;
         if (OUTPUT) o[j] = c.o[at + j];
+        if (OUTPUT) per_theta[j] = 1.f / theta[j];
         if (FAMILY == TRACK) sum[j] = c.sum[at + j];
-        if (THRESHOLD) mean[j] = c.mean[at + j];
+        if (THRESHOLD) mean[j] = c.mean[at + j], divisor[j] = 1.f;
         if (THRESHOLD == ADAPTIVE) before[j] = c.depolarisation ? c.before[at + j] : 0.f;
         if (THRESHOLD) unit[j] = c.normalised ? 1.f / theta[j] : 1.f;
         if (THRESHOLD) alive[j] = c.theta_max[i + j] > 0.f ? 1.f : 0.f;
@@ -126,9 +128,8 @@ INLINE void group(const Scan &c, int64_t b, int64_t i, double *counts) {
         const float *x = c.x + k * c.x_step + at;
         float *y = c.y + k * plane + at;
         const int64_t t = c.t0 + k;
-        const float n = (float)(t + 1), stage = c.stage[k], inverse = 1.f / n;
-        const bool adapt = THRESHOLD && t > 0;
-        if (adapt) divisors<W, THRESHOLD>(c, x, bias, v, mean, before, unit, rest, alive, divisor);
+        const float n = (float)(t + 1), stage = c.stage[k], inverse = 1.f / n, per_stage = 1.f / stage;
+        if (THRESHOLD && t > 0) divisors<W, THRESHOLD>(c, x, bias, v, mean, before, unit, rest, alive, divisor);
 #pragma omp simd
         for (int j = 0; j < W; j++) {
             float in = x[j] + bias[j], up;
@@ -143,21 +144,21 @@ INLINE void group(const Scan &c, int64_t b, int64_t i, double *counts) {
                 up = v[j] + in;
             }
             float th = theta[j];
-            if (adapt) th /= divisor[j];
+            if (THRESHOLD) th /= divisor[j];
             th *= stage;
             float goal = up;
-            if (FAMILY < TRACK && OUTPUT && c.bounded) {
-                float most = n * c.upper - o[j] + start[j];
+            if (FAMILY < TRACK && OUTPUT) {
+                const float most = n * upper - o[j] + start[j];
                 goal = most < goal ? most : goal;
             }
             float s = std::floor(goal / th + c.offset), least = 0.f;
             if (FAMILY == LEAKY) s = goal < 0.f ? -std::floor(-goal * c.slope / th) : s;
             if (FAMILY >= TRACK) {
                 least = -c.gamma;
-            } else if (OUTPUT && c.is_signed) {
-                float given = std::floor(o[j] / th + 1e-4f);
+            } else if (OUTPUT) {  // no division: 1e-4 is more than what it would round off
+                float given = std::floor(o[j] * (per_theta[j] * per_stage * (THRESHOLD ? divisor[j] : 1.f)) + 1e-4f);
                 given = given > c.gamma ? c.gamma : given;
-                least = goal - start[j] < -c.margin * th ? -given : 0.f;
+                least = goal - start[j] < -margin * th ? -given : 0.f;
             }
             s = s < least ? least : s;
             s = s > c.gamma ? c.gamma : s;
@@ -197,7 +198,7 @@ static void scan(const Scan &c) {
         const int64_t end = first + UNIT < c.N ? first + UNIT : c.N;
         double counts[4] = {0, 0, 0, 0};
         int64_t i = first;
-        for (; i + 128 <= end; i += 128) group<128, FAMILY, OUTPUT, THRESHOLD>(c, b, i, counts);
+        for (; i + 256 <= end; i += 256) group<256, FAMILY, OUTPUT, THRESHOLD>(c, b, i, counts);
         for (; i < end; i++) group<1, FAMILY, OUTPUT, THRESHOLD>(c, b, i, counts);
         std::memcpy(c.counts + 4 * u, counts, sizeof counts);
     }
