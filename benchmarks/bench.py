@@ -19,8 +19,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
-from benchmarks import end_to_end, evaluation, memory, networks, rival, scan
-from benchmarks.networks import NETWORKS, NEURONS
+from benchmarks import end_to_end, evaluation, memory, networks, rival, scan, sparse
+from benchmarks.networks import NETWORKS, NEURONS, Bench
 from benchmarks.timing import ratio
 from msat_det.cli import guarded
 from msat_det.errors import InputError
@@ -35,6 +35,7 @@ PARTS = {
     "memory": "Peak memory over T",
     "decode": "Decoding at t = 1",
     "scoring": "COCO's mAP of one (method, t)",
+    "sparse": "Event-driven convolutions",
     "end_to_end": "The whole command",
 }
 
@@ -63,16 +64,20 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def step_rows(args: argparse.Namespace) -> Iterator[dict]:
-    """One dict for each network, neuron, batch and T. What lacks a file is left out unless it was asked for."""
-    for name in args.network or FOUR:
+def loaded(names: list[str] | None) -> Iterator[tuple[str, Bench]]:
+    """The networks asked for, or the four; of those, one that lacks a file is left out."""
+    for name in names or FOUR:
         try:
-            bench = networks.load(name)
+            yield name, networks.load(name)
         except InputError as error:
-            if args.network:
+            if names:
                 raise
             print(f"left out: {error}", file=sys.stderr)
-            continue
+
+
+def step_rows(args: argparse.Namespace) -> Iterator[dict]:
+    """One dict for each network, neuron, batch and T."""
+    for name, bench in loaded(args.network):
         for batch in args.batch:
             float_forward = bench.float_forward(batch)
             float_forward()
@@ -116,6 +121,8 @@ def part_rows(part: str, args: argparse.Namespace) -> Iterator[dict]:
         return memory_rows(args)
     if part == "decode":
         return evaluation.decode_rows(args.network or FOUR)
+    if part == "sparse":
+        return sparse.rows(loaded(args.network), args.neuron)
     return evaluation.scoring_rows() if part == "scoring" else end_to_end.rows(args.threads)
 
 
