@@ -194,13 +194,13 @@ static void scan(const Scan &c) {
     const int64_t units = (c.N + UNIT - 1) / UNIT;
 #pragma omp parallel for schedule(static)
     for (int64_t u = 0; u < c.B * units; u++) {
-        const int64_t b = u / units, first = (u % units) * UNIT;
+        const int64_t b = u % c.B, unit = u / c.B, first = unit * UNIT;  // images in turn: their parameters are the same
         const int64_t end = first + UNIT < c.N ? first + UNIT : c.N;
         double counts[4] = {0, 0, 0, 0};
         int64_t i = first;
         for (; i + 256 <= end; i += 256) group<256, FAMILY, OUTPUT, THRESHOLD>(c, b, i, counts);
         for (; i < end; i++) group<1, FAMILY, OUTPUT, THRESHOLD>(c, b, i, counts);
-        std::memcpy(c.counts + 4 * u, counts, sizeof counts);
+        std::memcpy(c.counts + 4 * (b * units + unit), counts, sizeof counts);
     }
 }
 
