@@ -13,7 +13,7 @@ from torch.fx.node import Node
 from msat_det.analysis.energy import is_known
 from msat_det.archive import finite, read_archive, write_archive
 from msat_det.convert import ops
-from msat_det.convert.fanout import FanOut, is_event_source
+from msat_det.convert.fanout import FanOut, as_spikes_lie, is_event_source
 from msat_det.convert.graph import Graph
 from msat_det.convert.plan import read_neurons, write_neurons
 from msat_det.convert.stored_graph import read_graph, write_graph
@@ -120,7 +120,7 @@ def _read_fanout(values: Any, tensors: dict[str, Tensor], graph: Graph) -> FanOu
             raise InputError(f"fanout of node '{node.name}' does not fit its shape: save it again")
         if reach.dtype != torch.float32 or not finite(node.name, reach).ge(0).all():
             raise InputError(f"fanout of node '{node.name}' holds no counts: save it again")
-        spikes[node] = reach.expand(shape)
+        spikes[node] = as_spikes_lie(reach.expand(shape))
     return FanOut(macs, spikes, analog, float(once), int(evaluations))
 
 

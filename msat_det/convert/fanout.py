@@ -89,7 +89,13 @@ def fan_out(graph: Graph, batch: Tensor | tuple | list | dict) -> FanOut:
         if dense:
             result.analog[node] = dense
         _push(graph, source, reach * (1 - analog[source]), shapes, static, result)
+    result.spikes = {node: as_spikes_lie(reach) for node, reach in result.spikes.items()}
     return result
+
+
+def as_spikes_lie(reach: Tensor) -> Tensor:
+    """A map (C, h, w) with the channels of a pixel side by side, as simulations have them: no batch copies it then."""
+    return reach.unsqueeze(0).contiguous(memory_format=torch.channels_last)[0] if reach.dim() == 3 else reach
 
 
 def _is_evaluated(node: Node, static: set[Node]) -> bool:

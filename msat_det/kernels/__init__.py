@@ -20,6 +20,7 @@ from msat_det.kernels.build import keep_freed_memory as keep_freed_memory
 from msat_det.neurons import Chances, Neuron, State, new_state, per_channel, step, threshold
 
 _SOURCE = Path(__file__).with_name("scan.cpp")
+_GROUP = 256  # neurons that scan.cpp takes together
 _FAMILIES = {"spike": 0, "reset": 1, "track": 2, "leaky": 3}
 _PIECEWISE = {  # slope, low, high of f(x) = clamp(max(x, slope·x), low, high)
     "identity": (1.0, -math.inf, math.inf),
@@ -33,7 +34,7 @@ _FLAGS32 = "is_signed bounded normalised depolarisation dtt det rest_is_max".spl
 
 class _Scan(ctypes.Structure):
     _fields_ = (
-        [(name, ctypes.c_int64) for name in ("K", "B", "N", "x_step", "t0")]
+        [(name, ctypes.c_int64) for name in ("K", "B", "N", "period", "x_step", "t0")]
         + [(name, ctypes.c_void_p) for name in _POINTERS]
         + [(name, ctypes.c_float) for name in _FLOATS]
         + [(name, ctypes.c_int32) for name in _FLAGS32]
@@ -108,8 +109,17 @@ class Scan:
         n, m, lib = self.neuron, self.neuron.adaptive, library()
         size = x[0].numel()
 
+        period = x.shape[1] if self._format is torch.channels_last else size
+
         def expanded(value: Tensor) -> Tensor:
             return value.float().expand(x.shape[1:]).unsqueeze(0).contiguous(memory_format=self._format)
+
+        def periodic(value: Tensor) -> Tensor:
+            """A value per channel: where channels lie side by side once, and on for a group; else for every neuron."""
+            if period == size:
+                return expanded(value)
+            channels = value.float().expand(period, 1, 1).flatten()
+            return channels.repeat(-(-(period + _GROUP) // period))
 
         theta_max = per_channel(n.theta, x)
         start = torch.zeros(()) if n.offset else per_channel(n.initial, x) * theta_max
@@ -118,8 +128,8 @@ class Scan:
         st = self.state
         arrays = {
             "v": st.v, "o": st.o, "sum": st.x, "mean": st.mean, "before": st.before,
-            "theta": expanded(threshold(n, x)), "theta_max": expanded(theta_max), "start": expanded(start),
-            "bias": None if n.bias is None else expanded(per_channel(n.bias, x)), "fanout": expanded(self.fanout),
+            "theta": periodic(threshold(n, x)), "theta_max": periodic(theta_max), "start": periodic(start),
+            "bias": None if n.bias is None else periodic(per_channel(n.bias, x)), "fanout": expanded(self.fanout),
             "counts": torch.zeros(x.shape[0], lib.scan_units(size), 4, dtype=torch.float64),
         }  # fmt: skip
         self._arrays = arrays  # the structure holds bare pointers: this keeps them alive
@@ -135,7 +145,7 @@ class Scan:
                 depolarisation=m.drive == "depolarisation", dtt=m.dtt, det=m.det,
             )  # fmt: skip
         pointers = {name: None if a is None else a.data_ptr() for name, a in arrays.items()}
-        return _Scan(B=x.shape[0], N=size, **pointers, **values)
+        return _Scan(B=x.shape[0], N=size, period=period, **pointers, **values)
 
     def _run_kernel(self, x: Tensor, t0: int, steps: int, in_place: bool) -> Tensor:
         c, n = self._struct, self.neuron

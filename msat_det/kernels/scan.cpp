@@ -1,8 +1,8 @@
 // The neuron step of msat_det/neurons.py, fused over a chunk of timesteps: the input is read once, the output written
 // once, and the state stays in registers or first-level cache in between. No Python, no PyTorch headers: plain pointers.
 //
-// Layout: x and y are (K, B, N), N the neurons of one image in whatever memory order; state is (B, N); per-neuron
-// parameters are (N,). x may be constant in time (x_step = 0), and y may be x.
+// Layout: x and y are (K, B, N), N the neurons of one image in whatever memory order; state is (B, N). x may be constant in
+// time (x_step = 0), and y may be x.
 
 #include <cmath>
 #include <cstdint>
@@ -13,11 +13,12 @@
 extern "C" {
 
 struct Scan {
-    int64_t K, B, N, x_step, t0;
+    int64_t K, B, N, period, x_step, t0;
     const float *x;
     float *y;
     float *v, *o, *sum, *mean, *before;             // state; null where the family has none
-    const float *theta, *theta_max, *start, *bias;  // (N,): θ (dead channels huge), θ (dead 0), V(-1), added current
+    // θ (dead channels huge), θ (dead 0), V(-1), added current: that of neuron i at i mod period, and on for GROUP more
+    const float *theta, *theta_max, *start, *bias;
     const float *fanout;                            // (N,) multiply-adds that a spike reaches
     const float *stage;                             // (K,) factor on θ
     double *counts;                                 // (units, 4): Σ|s|, Σ|s|·fanout, Σ[s≠0], Σ[s≠0]·fanout
@@ -29,7 +30,8 @@ struct Scan {
 
 }  // extern "C"
 
-static const int64_t UNIT = 4096;  // neurons of one task: a multiple of the group below, small enough to balance threads
+static const int GROUP = 256;      // neurons that run through a chunk together
+static const int64_t UNIT = 4096;  // neurons of one task: whole groups, few enough to balance threads
 
 // e^x, relative error below 3e-7 from -87 to 88; no more than e^88, and below -87 a number near 0. A NaN becomes a
 // number, too, but not where it counts: the potential that it comes from. x = k ln 2 + r: adding MAGIC rounds to a whole
@@ -105,15 +107,15 @@ INLINE void divisors(const Scan &c, const float *x, const float *bias, const flo
 // W neighbouring neurons over the whole chunk. Keeps NaN: every comparison lets it through.
 template <int W, int FAMILY, bool OUTPUT, int THRESHOLD>
 INLINE void group(const Scan &c, int64_t b, int64_t i, double *counts) {
-    const int64_t at = b * c.N + i, plane = c.B * c.N;
+    const int64_t at = b * c.N + i, plane = c.B * c.N, p = i % c.period;
     const float upper = c.bounded ? c.upper : INFINITY, margin = c.is_signed ? c.margin : INFINITY;
     float v[W], o[W], sum[W], mean[W], before[W], theta[W], start[W], bias[W], count[W], fired[W], unit[W], rest[W];
     float alive[W], divisor[W], per_theta[W];
     for (int j = 0; j < W; j++) {
         v[j] = c.v[at + j];
-        theta[j] = c.theta[i + j];
-        start[j] = c.start[i + j];
-        bias[j] = c.bias ? c.bias[i + j] : 0.f;
+        theta[j] = c.theta[p + j];
+        start[j] = c.start[p + j];
+        bias[j] = c.bias ? c.bias[p + j] : 0.f;
         count[j] = fired[j] = 0.f;
         if (OUTPUT) o[j] = c.o[at + j];
         if (OUTPUT) per_theta[j] = 1.f / theta[j];
@@ -121,8 +123,8 @@ INLINE void group(const Scan &c, int64_t b, int64_t i, double *counts) {
         if (THRESHOLD) mean[j] = c.mean[at + j], divisor[j] = 1.f;
         if (THRESHOLD == ADAPTIVE) before[j] = c.depolarisation ? c.before[at + j] : 0.f;
         if (THRESHOLD) unit[j] = c.normalised ? 1.f / theta[j] : 1.f;
-        if (THRESHOLD) alive[j] = c.theta_max[i + j] > 0.f ? 1.f : 0.f;
-        if (THRESHOLD) rest[j] = c.rest_is_max ? -c.theta_max[i + j] : c.rest;
+        if (THRESHOLD) alive[j] = c.theta_max[p + j] > 0.f ? 1.f : 0.f;
+        if (THRESHOLD) rest[j] = c.rest_is_max ? -c.theta_max[p + j] : c.rest;
     }
     for (int64_t k = 0; k < c.K; k++) {
         const float *x = c.x + k * c.x_step + at;
@@ -198,7 +200,7 @@ static void scan(const Scan &c) {
         const int64_t end = first + UNIT < c.N ? first + UNIT : c.N;
         double counts[4] = {0, 0, 0, 0};
         int64_t i = first;
-        for (; i + 256 <= end; i += 256) group<256, FAMILY, OUTPUT, THRESHOLD>(c, b, i, counts);
+        for (; i + GROUP <= end; i += GROUP) group<GROUP, FAMILY, OUTPUT, THRESHOLD>(c, b, i, counts);
         for (; i < end; i++) group<1, FAMILY, OUTPUT, THRESHOLD>(c, b, i, counts);
         std::memcpy(c.counts + 4 * (b * units + unit), counts, sizeof counts);
     }
