@@ -114,7 +114,7 @@ class Neuron:
         """The factor on the threshold at timestep t."""
         last = len(self.stages) - 1
         if last and isinstance(t, Tensor):
-            return torch.tensor(self.stages)[t.clamp(max=last)]
+            return torch.tensor(self.stages, device=t.device)[t.clamp(max=last)]
         return self.stages[min(t, last) if last else 0]
 
 

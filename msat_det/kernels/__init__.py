@@ -1,7 +1,9 @@
 """The neuron step fused over a chunk of timesteps, on the CPU: ``scan.cpp``, compiled once per machine and cached.
 
-Where there is no C++ compiler, on a GPU, and for what the kernel does not hold (curved activations, spike confidence),
-``msat_det.neurons.step`` runs instead: the same arithmetic, only slower. ``MSAT_DET_KERNEL=off`` forces it.
+Where there is no C++ compiler, and for what the kernel does not hold (curved activations, spike confidence),
+``msat_det.neurons.step`` runs instead: the same arithmetic, only slower. ``MSAT_DET_KERNEL=off`` forces it. On a GPU
+``torch.compile`` makes one kernel of it. On a CPU that takes .7 (IF) to 13 ns (MSAT) a neuron and timestep of one core
+where ``scan.cpp`` takes .6 to 2, and tens of seconds for the first compilation.
 """
 
 import ctypes
@@ -9,6 +11,7 @@ import functools
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -84,9 +87,11 @@ class Scan:
         """
         if self._struct is not None:
             return self._run_kernel(x, t0, steps, in_place)
-        outputs = []
+        outputs, compiles = [], x.is_cuda and self.neuron.confidence >= 1
+        advance = _compiled_step() if compiles else step
         for k in range(steps):
-            s, y = step(self.neuron, self.state, x[k if x.shape[0] > 1 else 0], t0 + k, self.chances)
+            t = torch.tensor(t0 + k, device=x.device) if compiles else t0 + k  # of numbers it would compile each one
+            s, y = advance(self.neuron, self.state, x[k if x.shape[0] > 1 else 0], t, self.chances)
             size = s.abs().flatten(1).double()
             fanout, one = self.fanout.reshape(1, -1).double(), 1.0
             events = torch.where(size > 0, 1.0, size)
@@ -165,6 +170,11 @@ class Scan:
         )
         self.counts += self._arrays["counts"].sum(1)
         return y.unflatten(0, (steps, c.B))
+
+
+@functools.cache
+def _compiled_step() -> Callable:
+    return torch.compile(step)
 
 
 def observe_channels(x: Tensor, shift: int, first: int, histogram: Tensor, maximum: Tensor) -> None:
