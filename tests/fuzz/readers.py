@@ -128,6 +128,8 @@ def read_configuration(root: Path) -> None:
         words = shlex.split(text)
     except ValueError:
         words = text.split()
+    # --cfg, however it is shortened, names whatever file the user wants
+    words = [word for word in words if not "--cfg".startswith(word.partition("=")[0])]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):  # --help
         config = load_config(["--cfg", str(root / "run.yaml"), *words[:50]])  # argparse is slow on thousands
         for entry in config.methods:
