@@ -256,8 +256,9 @@ def safetensors_file(random: Random, data: bytes) -> bytes:
     ):
         dtypes = "BOOL F4 F6_E2M3 F8_E4M3 F8_E5M2 F8_E8M0 I8 U8 I16 U16 F16 BF16 I32 U32 F32 C64 F64 I64 U64 X".split()
         entry["dtype"] = random.choice(dtypes)
-        if random.random() < 0.7:  # of a size that fits again
-            start, end = (entry.get("data_offsets") or [0, 0])[:2]
+        offsets = entry.get("data_offsets")
+        if random.random() < 0.7 and isinstance(offsets, list) and [type(at) for at in offsets] == [int, int]:
+            start, end = offsets  # of a size that fits again
             bits = int(re.sub(r"\D", "", entry["dtype"].split("_")[0]) or 8)
             entry["shape"] = [max(0, end - start) * 8 // bits]
     elif kind <= 5 and isinstance(header, dict) and isinstance(meta := header.get("__metadata__"), dict) and meta:
