@@ -22,7 +22,7 @@ from msat_det.convert.observe import observe
 from msat_det.kernels import Scan, keep_freed_memory
 
 SHAPE = (4, 64, 150, 150)  # images, channels, height, width: 23 MB a timestep
-STEPS = 4
+STEPS = 8
 REPEATS = 15
 
 

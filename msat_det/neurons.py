@@ -18,6 +18,7 @@ from msat_det.rng import bernoulli
 
 DEAD = 1e30  # the threshold of a dead channel: never reached, and finite, so that nothing divides by zero
 EARLY = 16  # spike confidence applies to the first 16 timesteps
+SMALLEST = 1e-38  # θ(t): a tiny θ over e^88 would be 0
 _WHOLE = 1e-4  # tolerance of floor(O/θ): an output sum of k thresholds is k, whatever the rounding of its float sum
 
 
@@ -193,7 +194,7 @@ def adaptive_threshold(neuron: Neuron, state: State, x: Tensor, before: Tensor, 
         drive = before - state.before if m.drive == "depolarisation" else x
         total += (m.tau_rd if m.twice else 1.0) * dynamic_evoked_threshold(m, drive / scale)
     # e^88 bounds the sigmoid away from 0 in single precision: V⁺/θ stays a number; a dead channel keeps its threshold
-    varying = theta / (1 + torch.exp((-total).clamp(max=88.0)))
+    varying = (theta / (1 + torch.exp((-total).clamp(max=88.0)))).clamp(min=SMALLEST)
     varying = torch.where(per_channel(neuron.theta, x) > 0, varying, theta)
     return varying if isinstance(t, int) else torch.where(t == 0, theta, varying)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from msat_det import kernels
 from msat_det.convert.observe import Site
 from msat_det.kernels import Scan, library
-from msat_det.neurons import Chances, Neuron, new_state, step
+from msat_det.neurons import Chances, Msat, Neuron, new_state, step
 
 needs_kernel = pytest.mark.skipif(library() is None, reason="no C++ compiler here, or MSAT_DET_KERNEL=off")
 
@@ -267,3 +267,17 @@ def test_histograms_of_kernel_and_plain_pytorch_agree(format: str, monkeypatch: 
     plain.add(values)
     assert torch.equal(by_kernel.histogram, plain.histogram)
     assert torch.equal(by_kernel.maximum, plain.maximum)
+
+
+@needs_kernel
+@pytest.mark.parametrize("adaptive", [Msat(), Msat(normalised=True)], ids=["volts", "units"])
+@pytest.mark.parametrize("signed", [False, True])
+def test_thresholds_that_all_but_vanish_divide_nothing_by_zero(adaptive: Msat, signed: bool) -> None:
+    sizes = torch.tensor([1e-9, 1.0, 1e3]).reshape(3, 1, 1)
+    x = torch.randn(8, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * sizes
+    neuron = Neuron(torch.tensor([1e-10, 0.1, 500.0]), RELU, adaptive=adaptive, signed=signed, gamma=3)
+    scan, state = Scan(neuron, x[0], torch.zeros(3, 4, 4), True), new_state(neuron, x[0], True)
+    y = scan.run(x, 0, 8)
+    assert y.isfinite().all()
+    for t in range(8):
+        assert step(neuron, state, x[t], t)[1].isfinite().all()

@@ -30,6 +30,7 @@ struct Scan {
 
 }  // extern "C"
 
+static const float SMALLEST = 1e-38f;  // θ(t)
 static const int GROUP = 256;      // neurons that run through a chunk together
 static const int64_t UNIT = 4096;  // neurons of one task: whole groups, few enough to balance threads
 
@@ -147,6 +148,7 @@ INLINE void group(const Scan &c, int64_t b, int64_t i, double *counts) {
             }
             float th = theta[j];
             if (THRESHOLD) th /= divisor[j];
+            if (THRESHOLD) th = th < SMALLEST ? SMALLEST : th;  // a tiny θ over e^88 would be 0
             th *= stage;
             float goal = up;
             if (FAMILY < TRACK && OUTPUT) {
@@ -158,7 +160,9 @@ INLINE void group(const Scan &c, int64_t b, int64_t i, double *counts) {
             if (FAMILY >= TRACK) {
                 least = -c.gamma;
             } else if (OUTPUT) {  // no division: 1e-4 is more than what it would round off
-                float given = std::floor(o[j] * (per_theta[j] * per_stage * (THRESHOLD ? divisor[j] : 1.f)) + 1e-4f);
+                float per = per_theta[j] * per_stage * (THRESHOLD ? divisor[j] : 1.f);
+                per = per > 1.f / SMALLEST ? 1.f / SMALLEST : per;
+                float given = std::floor(o[j] * per + 1e-4f);
                 given = given > c.gamma ? c.gamma : given;
                 least = goal - start[j] < -margin * th ? -given : 0.f;
             }
