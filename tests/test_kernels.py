@@ -274,7 +274,7 @@ def test_histograms_of_kernel_and_plain_pytorch_agree(format: str, monkeypatch: 
 @pytest.mark.parametrize("signed", [False, True])
 def test_thresholds_that_all_but_vanish_divide_nothing_by_zero(adaptive: Msat, signed: bool) -> None:
     sizes = torch.tensor([1e-9, 1.0, 1e3]).reshape(3, 1, 1)
-    x = torch.randn(8, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * sizes
+    x = (100 * torch.randn(8, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) - 50) * sizes
     neuron = Neuron(torch.tensor([1e-10, 0.1, 500.0]), RELU, adaptive=adaptive, signed=signed, gamma=3)
     scan, state = Scan(neuron, x[0], torch.zeros(3, 4, 4), True), new_state(neuron, x[0], True)
     y = scan.run(x, 0, 8)
