@@ -238,10 +238,10 @@ class _Run:
 
     def _linear(self, node: Node, env: "_ChunkValues") -> Any:
         """A linear node on a chunk of spikes: a convolution by its events where they are few."""
-        if node.op == "call_module" and len(node.args) == 1 and not node.kwargs and node.meta["op"] == "conv2d":
-            module = self.graph.module.get_submodule(node.target)
-            value = events.convolution(module, env[node.args[0]])
-            return module(env[node.args[0]]) if value is None else value
+        if node.op == "call_module" and node.args and node.meta["op"] == "conv2d":
+            value = events.convolution(self.graph.module.get_submodule(node.target), env[node.args[0]])
+            if value is not None:
+                return value
         return self._call(node, env)
 
     def advance(self, t0: int, steps: int) -> None:

@@ -9,21 +9,17 @@ where ``scan.cpp`` takes .6 to 2, and tens of seconds for the first compilation.
 import ctypes
 import functools
 import math
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from msat_det.errors import InputError
-from msat_det.kernels.build import compiled
 from msat_det.kernels.build import keep_freed_memory as keep_freed_memory
+from msat_det.kernels.build import wanted
 from msat_det.neurons import Chances, Neuron, State, new_state, per_channel, step, threshold
 
 _SOURCE = Path(__file__).with_name("scan.cpp")
-_GROUP = 256  # neurons that scan.cpp takes together
 _FAMILIES = {"spike": 0, "reset": 1, "track": 2, "leaky": 3}
 _PIECEWISE = {  # slope, low, high of f(x) = clamp(max(x, slope·x), low, high)
     "identity": (1.0, -math.inf, math.inf),
@@ -47,14 +43,10 @@ class _Scan(ctypes.Structure):
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernel, or None with a one-line notice on stderr where it cannot be had."""
-    if os.environ.get("MSAT_DET_KERNEL") == "off":
+    lib = wanted(_SOURCE, "the neurons run in plain PyTorch")
+    if lib is None:
         return None
-    try:
-        lib = compiled(_SOURCE)
-    except InputError as error:
-        print(f"msat-det: {error}, the neurons run in plain PyTorch (slower)", file=sys.stderr)
-        return None
-    lib.scan_units.restype = lib.scan_struct_size.restype = ctypes.c_int64
+    lib.scan_units.restype = lib.scan_group.restype = lib.scan_struct_size.restype = ctypes.c_int64
     lib.scan_units.argtypes = [ctypes.c_int64]
     assert lib.scan_struct_size() == ctypes.sizeof(_Scan)
     return lib
@@ -124,7 +116,7 @@ class Scan:
             if period == size:
                 return expanded(value)
             channels = value.float().expand(period, 1, 1).flatten()
-            return channels.repeat(-(-(period + _GROUP) // period))
+            return channels.repeat(-(-(period + lib.scan_group()) // period))
 
         theta_max = per_channel(n.theta, x)
         start = torch.zeros(()) if n.offset else per_channel(n.initial, x) * theta_max

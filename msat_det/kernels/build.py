@@ -18,6 +18,17 @@ from msat_det.errors import InputError
 _FLAGS = "-O3 -march=native -fno-math-errno -fno-trapping-math -ffp-contract=off -fPIC -std=c++17".split()
 
 
+def wanted(source: Path, without: str, *flags: str) -> ctypes.CDLL | None:
+    """``compiled``, or None: silently with MSAT_DET_KERNEL=off, else with a line on stderr that ends in ``without``."""
+    if os.environ.get("MSAT_DET_KERNEL") == "off":
+        return None
+    try:
+        return compiled(source, *flags)
+    except InputError as error:
+        print(f"msat-det: {error}, {without} (slower)", file=sys.stderr)
+        return None
+
+
 def compiled(source: Path, *flags: str) -> ctypes.CDLL:
     """A C++ file as a library, compiled for this processor once and cached; flags come after our own.
 

@@ -6,8 +6,6 @@ is decided, and hence the last bits of a result, depends on the layer and the ch
 
 import ctypes
 import functools
-import os
-import sys
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -15,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from msat_det.errors import InputError
-from msat_det.kernels.build import compiled
+from msat_det.kernels.build import wanted
 
 # What events cost, measured (benchmarks/bench.py --part sparse): a multiply-add, where a dense one costs 1, under
 # kernels of one pixel and of more; and vectors of 16 of these that pass while a pixel's list is begun and ended.
@@ -30,13 +27,9 @@ _packed: WeakKeyDictionary[nn.Conv2d, tuple[int, "EventConvolution"]] = WeakKeyD
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """``events.cpp``, or None where it cannot be had: ``kernels.library`` says why."""
-    if os.environ.get("MSAT_DET_KERNEL") == "off":
-        return None
-    try:
-        lib = compiled(Path(__file__).with_name("events.cpp"), "-ffp-contract=fast")
-    except InputError as error:
-        print(f"msat-det: {error}, convolutions stay dense (slower)", file=sys.stderr)
+    """``events.cpp``, or None with a one-line notice on stderr where it cannot be had."""
+    lib = wanted(Path(__file__).with_name("events.cpp"), "convolutions stay dense", "-ffp-contract=fast")
+    if lib is None:
         return None
     lib.event_bands.restype = lib.events_among.restype = ctypes.c_int64
     lib.event_bands.argtypes = [ctypes.c_void_p, ctypes.c_int64]

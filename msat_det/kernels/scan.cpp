@@ -226,6 +226,8 @@ extern "C" {
 
 int64_t scan_units(int64_t N) { return (N + UNIT - 1) / UNIT; }
 
+int64_t scan_group() { return GROUP; }
+
 int64_t scan_struct_size() { return sizeof(Scan); }
 
 void scan_chunk(const Scan *c, int32_t family, int32_t output, int32_t adaptive) {
