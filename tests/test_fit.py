@@ -156,7 +156,7 @@ def test_a_budget_is_kept_and_used(method: str, budget_of: str) -> None:
 
 def test_a_budget_may_differ_by_t() -> None:
     options = fitted.MsatFit(budget={3: 2.5, 4: 3.0, 8: 5.0})
-    assert [options.budget_at(T) for T in (2, 3, 4, 6, 8, 64)] == [2.5, 2.5, 3.0, 3.0, 5.0, 5.0]
+    assert [fitted.at(options.budget, T) for T in (2, 3, 4, 6, 8, 64)] == [2.5, 2.5, 3.0, 3.0, 5.0, 5.0]
 
 
 @pytest.mark.parametrize("parts", [{"dtt": True}, {"det": True}, {"dtt": True, "det": True}])

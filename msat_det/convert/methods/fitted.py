@@ -20,8 +20,9 @@ from msat_det.neurons import Neuron
 @dataclass(frozen=True)
 class Fitted(LayerByLayer):
     """stages: 1 leaves them to the search. budget: spikes per neuron (or SOPs per float multiply-add) up to T that the
-    fit may spend on the calibration images, one number or one for each T: {4: 3.1, 8: 4.8}; None: as the price says.
-    price: what a spike per neuron is worth in relative squared error of the outputs; a budget's search starts there.
+    fit may spend on the calibration images; None: as the price says. price: what a spike per neuron is worth in
+    relative squared error of the outputs; a budget's search starts there. Both: one number, or one for each T and those
+    above it, {4: 3.1, 8: 4.8}.
     correct: take each channel's mean error off by a bias. plan: a file that an earlier fit has left in its run
     directory (plans/LABEL-tT.safetensors), whose neurons are taken as they are.
     """
@@ -32,7 +33,7 @@ class Fitted(LayerByLayer):
     signed: bool = True
     gamma: int = 15
     rounding: Literal["fixed", "track"] | None = "track"
-    price: float = 0.003
+    price: float | dict[int, float] = 0.003
     budget: float | dict[int, float] | None = None
     budget_of: Literal["spikes", "sops"] = "spikes"
     correct: Literal["bias", "none"] = "bias"
@@ -40,15 +41,16 @@ class Fitted(LayerByLayer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.price > 0, "price", self.price, "a number above 0")
-        budgets = self.budget.values() if isinstance(self.budget, dict) else [self.budget]
-        require(all(budget is None or budget > 0 for budget in budgets), "budget", self.budget, "numbers above 0")
+        for key, given in (("price", self.price), ("budget", self.budget)):
+            numbers = given.values() if isinstance(given, dict) else [given]
+            require(all(number is None or number > 0 for number in numbers), key, given, "numbers above 0")
 
-    def budget_at(self, T: int) -> float | None:
-        """The budget for T: its own, or that of the largest T below it."""
-        if not isinstance(self.budget, dict):
-            return self.budget
-        return self.budget[max((t for t in self.budget if t <= T), default=min(self.budget))]
+
+def at(given: float | dict[int, float] | None, T: int) -> float | None:
+    """What is given for T: its own number, or that of the largest T below it."""
+    if not isinstance(given, dict):
+        return given
+    return given[max((t for t in given if t <= T), default=min(given))]
 
 
 PRICED = "what a spike may cost sets the error, not T"
@@ -108,5 +110,5 @@ def _fit(
         return neuron(options, node, threshold(options, observation, node).expand_as(unit))
 
     stages = [options.stages] if options.varying else stages  # what is asked for is not searched for
-    goal = Goal(times, stages, adaptive, options.price, weight, options.correct == "bias", options.images)
-    return fit(observation, goal, make, options.budget_at(times[-1])).neurons
+    goal = Goal(times, stages, adaptive, at(options.price, times[-1]), weight, options.correct == "bias", options.images)
+    return fit(observation, goal, make, at(options.budget, times[-1])).neurons
