@@ -23,6 +23,9 @@ READING = """\
 {name} in percent after t timesteps, the best of each t in bold. Costs are those of one image after the last t: spikes
 per neuron; synaptic operations over the float network's multiply-adds; energy, estimated with 45 nm figures, over the
 float network's. To 95 %: the first t that keeps 95 % of the float figure, and its SOPs/MAC."""
+DIFFERENCES = """\
+{name} of each method minus that of `{against}` at the same t, in points, and in brackets what {share:.0%} of {draws}
+bootstrap samples of the images hold:"""
 PAPER = """\
 **The paper's own figures for {network}**, not measured here ({source}). Network and data are others than above, and a
 method's float network is the one of its own publication."""
@@ -114,6 +117,7 @@ def markdown(comparison: Comparison) -> str:
         fill(READING.format(name={"map": "mAP", "top1": "Top-1 accuracy"}[comparison.metric]), 120),
         _measured(comparison),
         _frontier(comparison),
+        _differences(comparison),
         _meanings(comparison),
         *(_paper(comparison, network) for network in TABLE_1),
     ]
@@ -182,6 +186,25 @@ def _frontier(comparison: Comparison) -> str:
         return f"No method keeps {KEPT[-1]:.0%} of the float figure at a recorded t."
     header = [f"{share:.0%}: {what}" for share in KEPT for what in ("first t", "least energy")]
     return f"{FRONTIER}\n\n{pipe_table(['keeps', *header], lines)}"
+
+
+def _differences(comparison: Comparison) -> str:
+    """How far each method is ahead of the one that the configuration's ``bootstrap`` names, with its interval."""
+    settings, rows = comparison.config.bootstrap, comparison.facts.get("differences", [])
+    found = {(row["method"], row["t"]): row for row in rows}
+    times = sorted({t for _, t in found})
+    lines = []
+    for label in dict.fromkeys(label for label, _ in found):
+        each = [found.get((label, t)) for t in times]
+        lines.append(
+            [f"`{label}`", *(f"{r['difference']:+.1f} ({r['low']:+.1f}, {r['high']:+.1f})" if r else "" for r in each)]
+        )
+    if not lines:
+        return ""
+    text = DIFFERENCES.format(
+        against=settings.against, name=DISPLAY[comparison.metric], share=settings.confidence, draws=settings.draws
+    )
+    return f"{fill(text, 120)}\n\n{pipe_table(['ahead by', *(f't = {t}' for t in times)], lines)}"
 
 
 def _meanings(comparison: Comparison) -> str:

@@ -175,6 +175,25 @@ class Exit:
             raise InputError(f"exit.allowance is {self.allowance}: give a share of 0 or more, such as 0.05")
 
 
+@dataclass
+class Bootstrap:
+    """How sure a difference in accuracy is: its interval over resampled images.
+
+    against: label of the method that the others are compared with, each at the same t; null: no comparison.
+    draws: how many times the images are drawn anew.
+    confidence: share of the draws that the interval holds.
+    """
+
+    against: str | None = None
+    draws: int = 1000
+    confidence: float = 0.9
+
+    def __post_init__(self) -> None:
+        _positive("bootstrap.draws", self.draws)
+        if not 0 < self.confidence < 1:
+            raise InputError(f"bootstrap.confidence is {self.confidence}: give a share between 0 and 1, such as 0.9")
+
+
 @dataclass(kw_only=True)
 class Config:
     """Everything that decides what a run computes.
@@ -198,6 +217,7 @@ class Config:
     draw: Draw = field(default_factory=Draw)
     ledger: Ledger = field(default_factory=Ledger)
     exit: Exit = field(default_factory=Exit)
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
     energy: str = "45nm"
     batch: int = 8
     seed: int = 0
@@ -230,6 +250,10 @@ class Config:
                 raise InputError(f"exit.methods names {label!r}: the labels are {', '.join(labels) or 'none'}")
         if self.draw.method is not None and self.draw.method not in labels:
             raise InputError(f"draw.method is {self.draw.method!r}: the labels are {', '.join(labels) or 'none'}")
+        if self.bootstrap.against is not None and self.bootstrap.against not in labels:
+            raise InputError(
+                f"bootstrap.against is {self.bootstrap.against!r}: the labels are {', '.join(labels) or 'none'}"
+            )
         for t in self.draw.t or []:
             if t not in self.sim.record:
                 raise InputError(f"draw.t holds {t}, which is not recorded: sim.record is {self.sim.record}")

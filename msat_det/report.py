@@ -85,7 +85,7 @@ class RunDirectory:
         coverage = ("coverage.json", "coverage.txt", "coverage.svg")
         for name in ("summary.json", "curve.csv", "curve.png", *coverage, "ledger.json", "doctor.json"):
             (self.path / name).unlink(missing_ok=True)
-        for name in ("report.html", "report.json", "boxes.gif", "exit.csv", "exit.png"):
+        for name in ("report.html", "report.json", "boxes.gif", "exit.csv", "exit.png", "differences.csv"):
             (self.path / name).unlink(missing_ok=True)
         for events in self.path.glob("events.out.tfevents.*"):
             events.unlink()
@@ -133,6 +133,10 @@ class RunDirectory:
         """exit.csv and exit.png: what stopping images early brings (``msat_det.exits``)."""
         self._write("exit.csv", table)
         self._save("exit.png", picture)
+
+    def write_differences(self, table: str) -> None:
+        """differences.csv: how far each method is ahead of one of them (``msat_det.differences``)."""
+        self._write("differences.csv", table)
 
     def write_coverage(self, nodes: list[dict]) -> None:
         """coverage.json, coverage.txt and coverage.svg: what every node became, as data, as a table, as a picture.

@@ -21,6 +21,7 @@ from msat_det.convert.methods.layerwise import LayerByLayer
 from msat_det.convert.observe import Cached, Observation, observe
 from msat_det.convert.plan import save_plan
 from msat_det.data import Dataset, Sample, build_dataset, select, subset
+from msat_det.differences import difference_rows, difference_table, require_bootstrap
 from msat_det.drawn import write_about
 from msat_det.errors import InputError
 from msat_det.evaluate import VocEvaluator, make_evaluator
@@ -79,7 +80,8 @@ def compute(config: Config, task: Task, directory: RunDirectory) -> list[CurveRo
         config.data.limit,
         config.seed,
     )
-    make_evaluator(dataset, model.classes)  # classes that do not fit are told now, not after the simulation
+    # classes that do not fit are told now, not after the simulation
+    require_bootstrap(config, make_evaluator(dataset, model.classes))
     calibration = calibration_batches(config, model)
     observation = observe(model.net, calibration, ranks.rank() == 0, ranks.share(range(len(calibration))))
     ranks.add_up(observation.sites)
@@ -129,6 +131,10 @@ def compute(config: Config, task: Task, directory: RunDirectory) -> list[CurveRo
         stopped = exit_rows(config, conversions, observation, parts, make_evaluator(good, model.classes))
         directory.write_exits(exit_table(stopped), draw_exits(stopped, rows, config.model.name))
         facts["exit"] = {row.method: row.figures() for row in stopped if row.fitted}
+    if config.bootstrap.against:
+        apart = difference_rows(config, conversions, parts, make_evaluator(good, model.classes))
+        directory.write_differences(difference_table(apart))
+        facts["differences"] = [asdict(row) for row in apart]
     directory.write_summary(rows, **facts)
     write_report([directory.path])
     finish(directory)

@@ -27,7 +27,7 @@ from msat_det.kernels import Scan, events, keep_freed_memory
 from msat_det.neurons import Chances, Neuron
 from msat_det.rng import image_key
 
-MEMORY_BYTES = 1 << 30
+MEMORY_BYTES = 1 << 29
 # A timestep at batch 16 in ms an image with 1 / 2 / 4 / 8 timesteps a chunk: SSD-MobileNet, MSAT 21.0 / 18.3 / 16.2 /
 # 15.2; YOLO Nano, signed bursts 14.7 / 11.5 / 9.8 / 9.2.
 CHUNK_BYTES = 256 << 20  # aim of one layer's activations over a chunk
@@ -178,7 +178,7 @@ def layer_by_layer(
 
     decide: gets a call site and its input currents (T, B, C, …) on the first ``images`` calibration images, or one
     timestep (1, B, C, …) where they are constant in time, and returns its Neuron. A layer's activations over all T
-    timesteps are in memory at once; where they would pass a gigabyte, fewer images are taken.
+    timesteps are in memory at once; where they would pass half a gigabyte (nine times that at the peak), fewer images are taken.
     """
     largest = 4 * T * max(map(elements, observation.graph.sites))
     batch = observation.first(min(images, max(1, MEMORY_BYTES // largest)))

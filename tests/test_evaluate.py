@@ -17,9 +17,18 @@ from pycocotools.cocoeval import COCOeval
 from msat_det.data import VOC_CLASSES, CocoDetection, Dataset, ImageFiles, VocDetection, build_dataset, select, subset
 from msat_det.detectors.base import Detections
 from msat_det.errors import InputError
-from msat_det.evaluate import CocoEvaluator, VocEvaluator, evaluate, make_evaluator, topk
-from msat_det.evaluate.detections import Found, match_classes
-from msat_det.evaluate.voc import THRESHOLDS, Truth, average_precision, best_overlap, voc_ap
+from msat_det.evaluate import (
+    CocoEvaluator,
+    Difference,
+    Resampling,
+    TopKEvaluator,
+    VocEvaluator,
+    evaluate,
+    make_evaluator,
+    topk,
+)
+from msat_det.evaluate.detections import Found, flatten, match_classes
+from msat_det.evaluate.voc import THRESHOLDS, Truth, average_precision, best_overlap, voc_ap, voc_map_of_draws
 
 few = settings(max_examples=80, deadline=None)
 
@@ -423,3 +432,77 @@ def test_judged_at_half_overlap(kind: str, voc_root: Path, coco_root: Path) -> N
     assert right[of_dogs].tolist() == [False, True]
     assert not right[~of_dogs].any()
     assert positives == (3 if kind == "voc" else 4)
+
+
+def drawn_again(dataset: Dataset, found: dict, counts: torch.Tensor) -> tuple[Dataset, dict]:
+    """The data set and detections in which every image is there as often as ``counts`` says."""
+    ids = [(id, k) for id, count in zip(sorted(dataset.ids), counts.tolist(), strict=True) for k in range(count)]
+    return (
+        SimpleNamespace(
+            ids=list(range(len(ids))),
+            classes=dataset.classes,
+            category_ids=getattr(dataset, "category_ids", None),
+            annotations={i: getattr(dataset, "annotations", {}).get(id) for i, (id, _) in enumerate(ids)},
+            target=lambda i: dataset.target(ids[i][0]),
+        ),
+        {i: found[id] for i, (id, _) in enumerate(ids)},
+    )
+
+
+def test_voc_draws_equal_the_evaluator_on_drawn_images(voc_root: Path) -> None:
+    """Equal scores of two images may stand in either order: the noise leaves few of them, and no tie is kept."""
+    dataset = VocDetection(voc_root, "test")
+    found = perturbed(dataset, 3)
+    generator = torch.Generator().manual_seed(0)
+    for detections in found.values():
+        detections.scores.copy_(torch.rand(len(detections.scores), generator=generator))
+    evaluator = VocEvaluator(dataset, dataset.classes)
+    counts = Resampling(8).counts(len(dataset))
+    assert (counts.sum(1) == len(dataset)).all()
+    flat = flatten(found, evaluator.ids, evaluator.matched)
+    drawn = voc_map_of_draws(evaluator.truth, flat, evaluator.labels, counts.numpy())
+    for row, value in zip(counts, drawn, strict=True):
+        again, detections = drawn_again(dataset, found, row)
+        assert value == pytest.approx(VocEvaluator(again, dataset.classes)(detections)["map"], abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["voc", "coco"])
+def test_the_difference_of_two_detectors(kind: str, shared_data: Path, coco_val: CocoDetection) -> None:
+    """Its value is that of the two mAPs; it is nothing against itself; the interval holds it and is about as wide as
+    the spread of differences on images drawn by hand."""
+    pytest.importorskip("hotcoco", reason="hotcoco is not installed: pip install msat-det[fast]")
+    dataset = coco_val if kind == "coco" else VocDetection(shared_data / "voc_classes_of_coco", "test")
+    ours, theirs = halved(perturbed(dataset, 4)), perturbed(dataset, 4)
+    evaluator = make_evaluator(dataset, dataset.classes)
+    found = evaluator.difference(ours, theirs, Resampling(400))
+    assert found.value == pytest.approx(evaluator(ours)["map"] - evaluator(theirs)["map"], abs=1e-6)
+    assert found.low < found.value < found.high
+    assert evaluator.difference(ours, ours, Resampling(50)) == Difference(0.0, 0.0, 0.0)
+    differences = []
+    for row in Resampling(60, seed=7).counts(len(dataset)):
+        maps = [evaluate_again(*drawn_again(dataset, each, row), kind) for each in (ours, theirs)]
+        differences.append(maps[0] - maps[1])
+    low, high = Resampling().interval(torch.tensor(differences))
+    assert found.high - found.low == pytest.approx(high - low, rel=0.35)
+
+
+def halved(found: dict) -> dict:
+    """Without every other detection."""
+    return {id: Detections(d.boxes[::2], d.scores[::2], d.labels[::2]) for id, d in found.items()}
+
+
+def evaluate_again(dataset: Dataset, found: dict, kind: str) -> float:
+    return {"voc": VocEvaluator, "coco": CocoEvaluator}[kind](dataset, dataset.classes)(found)["map"]
+
+
+def test_the_difference_of_two_classifiers(shared_data: Path) -> None:
+    dataset = subset(build_dataset("folders", shared_data / "cifar100_subset", "test"), 200, 0)
+    labels = torch.tensor([dataset.target(id) for id in dataset.ids])
+    truth = torch.nn.functional.one_hot(labels, 100).float()
+    worse = truth.clone()
+    worse[::4] = 0.0  # a quarter of the images is wrong
+    ours, theirs = (dict(zip(dataset.ids, rows, strict=True)) for rows in (truth, worse))
+    found = TopKEvaluator(dataset, dataset.classes).difference(ours, theirs, Resampling(4000))
+    assert found.value == 25.0
+    half = 1.645 * 100 * (0.25 * 0.75 / 200) ** 0.5  # the normal approximation of a binomial's 90 % interval
+    assert (found.low, found.high) == pytest.approx((25 - half, 25 + half), abs=0.6)

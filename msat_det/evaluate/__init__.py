@@ -6,6 +6,7 @@ from typing import Any
 from msat_det.data import Dataset
 from msat_det.errors import InputError
 from msat_det.evaluate.coco import CocoEvaluator
+from msat_det.evaluate.resampling import Difference, Resampling
 from msat_det.evaluate.topk import TopKEvaluator, topk
 from msat_det.evaluate.voc import VocEvaluator, voc_ap
 
@@ -37,6 +38,8 @@ def evaluate(dataset: Dataset, found: dict[int | str, Any], classes: list[str]) 
 __all__ = [
     "EVALUATORS",
     "CocoEvaluator",
+    "Difference",
+    "Resampling",
     "TopKEvaluator",
     "VocEvaluator",
     "evaluate",

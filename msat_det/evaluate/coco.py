@@ -13,6 +13,7 @@ from msat_det.data import CocoDetection
 from msat_det.detectors.base import Detections
 from msat_det.errors import InputError
 from msat_det.evaluate.detections import flatten, match_classes
+from msat_det.evaluate.resampling import Difference, Resampling
 
 Engine = Literal["pycocotools", "hotcoco"]
 
@@ -41,30 +42,43 @@ class CocoEvaluator:
 
     def __call__(self, detections: dict[int, Detections]) -> dict[str, float]:
         """Image id → its Detections; gives ``map`` (IoU .5:.95) and ``map50`` in percent. Raises InputError."""
-        found = flatten(detections, self.ids, self.matched)
-        corner, size = found.boxes[:, :2], (found.boxes[:, 2:] - found.boxes[:, :2]).clip(min=0)
-        image, category = np.array(self.ids)[found.image], self.category_ids[found.label]
         with contextlib.redirect_stdout(io.StringIO()):
-            if self.engine == "hotcoco":
-                rows = np.column_stack([image, corner, size, found.scores, category])
-                run = _hotcoco().COCOeval(self.truth, self.truth.load_res(rows), "bbox")
-            else:
-                columns = {
-                    "image_id": image.tolist(),
-                    "category_id": category.tolist(),
-                    "bbox": np.hstack([corner, size]).tolist(),
-                    "area": size.prod(1).tolist(),
-                    "score": found.scores.tolist(),
-                }
-                entries = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-                run = COCOeval(self.truth, self._index(entries), "bbox")
-            run.params.imgIds, run.params.catIds = self.ids, self.evaluated
-            # map and map50 are over all areas and 100 boxes: leaving out the rest takes a quarter of the time
-            run.params.areaRng, run.params.areaRngLbl, run.params.maxDets = [[0, 1e10]], ["all"], [100]
-            run.evaluate()
+            run = self._matched(detections)
             run.accumulate()
         precision = run.eval["precision"][..., 0, 0]  # (IoU, recall, class), −1 for a class without objects
         return {"map": _mean_percent(precision), "map50": _mean_percent(precision[0])}
+
+    def difference(self, ours: dict, theirs: dict, resampling: Resampling) -> Difference:
+        """By how much ``map`` of our detections exceeds that of theirs; the engine must be hotcoco."""
+        runs = [self._matched(detections) for detections in (theirs, ours)]
+        settings = {"n_bootstrap": resampling.draws, "confidence": resampling.confidence, "seed": resampling.seed}
+        found = _hotcoco().compare(*runs, **settings)
+        bounds = (found["ci"]["AP"][name] for name in ("lower", "upper"))
+        return Difference(*(100 * value for value in (found["deltas"]["AP"], *bounds)))
+
+    def _matched(self, detections: dict[int, Detections]) -> Any:
+        """The engine's evaluation with detections and objects matched, not yet summed up."""
+        found = flatten(detections, self.ids, self.matched)
+        corner, size = found.boxes[:, :2], (found.boxes[:, 2:] - found.boxes[:, :2]).clip(min=0)
+        image, category = np.array(self.ids)[found.image], self.category_ids[found.label]
+        if self.engine == "hotcoco":
+            rows = np.column_stack([image, corner, size, found.scores, category])
+            run = _hotcoco().COCOeval(self.truth, self.truth.load_res(rows), "bbox")
+        else:
+            columns = {
+                "image_id": image.tolist(),
+                "category_id": category.tolist(),
+                "bbox": np.hstack([corner, size]).tolist(),
+                "area": size.prod(1).tolist(),
+                "score": found.scores.tolist(),
+            }
+            entries = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+            run = COCOeval(self.truth, self._index(entries), "bbox")
+        run.params.imgIds, run.params.catIds = self.ids, self.evaluated
+        # map and map50 are over all areas and 100 boxes: leaving out the rest takes a quarter of the time
+        run.params.areaRng, run.params.areaRngLbl, run.params.maxDets = [[0, 1e10]], ["all"], [100]
+        run.evaluate()
+        return run
 
     def _index(self, entries: list[dict]) -> Any:
         """The engine's form of ground truth or detections, without a file. It keeps 0 for "no match", so ids from 1."""

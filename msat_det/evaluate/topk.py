@@ -5,6 +5,7 @@ from torch import Tensor
 
 from msat_det.data import Dataset
 from msat_det.errors import InputError
+from msat_det.evaluate.resampling import Difference, Resampling
 
 
 class TopKEvaluator:
@@ -20,6 +21,17 @@ class TopKEvaluator:
 
     def __call__(self, logits: dict[int | str, Tensor]) -> dict[str, float]:
         """Image id → logits (K,); gives ``top1`` and ``top5`` in percent. Raises InputError."""
+        return topk(*self._rows(logits))
+
+    def difference(self, ours: dict, theirs: dict, resampling: Resampling) -> Difference:
+        """By how much ``top1`` of our logits exceeds that of theirs."""
+        ours, theirs = (right(*self._rows(logits), 1) for logits in (ours, theirs))
+        each = 100 * (ours.double() - theirs.double())
+        drawn = resampling.counts(len(each)).double() @ each / len(each)
+        return Difference(each.mean().item(), *resampling.interval(drawn))
+
+    def _rows(self, logits: dict[int | str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits (N, K) and labels (N,) in the dataset's order."""
         missing = [id for id in self.dataset.ids if id not in logits]
         if missing or len(logits) > len(self.dataset):
             raise InputError(f"logits for {len(logits)} images of {len(self.dataset)}: give them for the dataset's ids")
@@ -27,7 +39,7 @@ class TopKEvaluator:
         rows = torch.stack([logits[id] for id in self.dataset.ids])
         if rows.shape[1:] != (self.count,):
             raise InputError(f"logits of shape {tuple(rows.shape[1:])}: give ({self.count},), one a class")
-        return topk(rows, labels)
+        return rows, labels
 
 
 def topk(logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -36,6 +48,11 @@ def topk(logits: Tensor, labels: Tensor) -> dict[str, float]:
     A class that ties with the label is ahead of it, so logits that are all equal earn nothing. Fewer than five classes
     are fine. Raises InputError for no images and for logits that are NaN.
     """
+    return {f"top{k}": float(right(logits, labels, k).double().mean() * 100) for k in (1, 5)}
+
+
+def right(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """(N,) bool: whether the image's class is among the best k; see ``topk``."""
     if not len(logits):
         raise InputError("no logits to evaluate: give at least one image")
     if logits.isnan().any():
@@ -43,4 +60,4 @@ def topk(logits: Tensor, labels: Tensor) -> dict[str, float]:
     labels = labels.to(logits.device)
     own = logits.gather(1, labels[:, None])
     rank = (logits >= own).sum(1) - 1
-    return {f"top{k}": float((rank < k).double().mean() * 100) for k in (1, 5)}
+    return rank < k

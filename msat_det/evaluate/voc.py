@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from msat_det.data import VocDetection
 from msat_det.detectors.base import Detections
 from msat_det.errors import InputError
 from msat_det.evaluate.detections import Found, flatten, match_classes
+from msat_det.evaluate.resampling import Difference, Resampling
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
@@ -59,6 +61,14 @@ class VocEvaluator:
             "ap50": {self.classes[label]: float(ap * 100) for label, ap in zip(self.labels, area[0], strict=True)},
         }
 
+    def difference(self, ours: dict, theirs: dict, resampling: Resampling) -> Difference:
+        """By how much ``map`` of our detections exceeds that of theirs."""
+        found = [flatten(detections, self.ids, self.matched) for detections in (ours, theirs)]
+        whole = [float(voc_ap(self.truth, each, self.labels, THRESHOLDS).mean() * 100) for each in found]
+        counts = resampling.counts(len(self.ids)).numpy()
+        drawn = [voc_map_of_draws(self.truth, each, self.labels, counts) for each in found]
+        return Difference(whole[0] - whole[1], *resampling.interval(torch.from_numpy(drawn[0] - drawn[1])))
+
     def judged(self, detections: dict, threshold: float = 0.5) -> tuple[np.ndarray, np.ndarray, int]:
         """Scores (D,) of the evaluated classes' detections, best first, whether each is right (D,), and the number of
         objects to be found. Works for any dataset of boxes; a detection on an ignored object is left out."""
@@ -91,6 +101,31 @@ def voc_ap(
                     right[counted & (found.label == label)], positives, eleven_point
                 )
     return result
+
+
+def voc_map_of_draws(truth: Truth, found: Found, labels: list[int], counts: np.ndarray) -> np.ndarray:
+    """(draws,) mAP (IoU .5:.95) in percent where image i is there counts[draw, i] times, counts (draws, N).
+
+    A class without an object in a draw is left out of its mean; a draw without any object is NaN.
+    """
+    found = best_first(found)
+    matched = best_overlap(truth, found)
+    judged = [judge(truth, *matched, threshold) for threshold in THRESHOLDS]
+    result = np.full((len(THRESHOLDS), len(labels), len(counts)), np.nan)
+    for column, label in enumerate(labels):
+        wanted = truth.image[(truth.label == label) & ~truth.difficult]
+        positives = counts[:, wanted].sum(1)
+        for row, (right, counted) in enumerate(judged):
+            chosen = counted & (found.label == label)
+            hit, times = right[chosen], counts[:, found.image[chosen]]
+            hits = np.cumsum(times * hit, axis=1)
+            precision = hits / np.maximum(np.cumsum(times, axis=1), 1)
+            envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+            area = (envelope * times)[:, hit].sum(1)
+            np.divide(area, positives, out=result[row, column], where=positives > 0)
+    there = ~np.isnan(result)
+    some = there.any((0, 1))
+    return np.where(some, 100 * np.nansum(result, (0, 1)) / np.maximum(there.sum((0, 1)), 1), np.nan)
 
 
 def best_first(found: Found) -> Found:

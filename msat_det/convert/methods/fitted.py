@@ -110,5 +110,7 @@ def _fit(
         return neuron(options, node, threshold(options, observation, node).expand_as(unit))
 
     stages = [options.stages] if options.varying else stages  # what is asked for is not searched for
-    goal = Goal(times, stages, adaptive, at(options.price, times[-1]), weight, options.correct == "bias", options.images)
+    goal = Goal(
+        times, stages, adaptive, at(options.price, times[-1]), weight, options.correct == "bias", options.images
+    )
     return fit(observation, goal, make, at(options.budget, times[-1])).neurons
