@@ -178,7 +178,8 @@ def layer_by_layer(
 
     decide: gets a call site and its input currents (T, B, C, …) on the first ``images`` calibration images, or one
     timestep (1, B, C, …) where they are constant in time, and returns its Neuron. A layer's activations over all T
-    timesteps are in memory at once; where they would pass half a gigabyte (nine times that at the peak), fewer images are taken.
+    timesteps are in memory at once, and copies of them; where they would pass half a gigabyte, which makes about five
+    with the copies, fewer images are taken.
     """
     largest = 4 * T * max(map(elements, observation.graph.sites))
     batch = observation.first(min(images, max(1, MEMORY_BYTES // largest)))
