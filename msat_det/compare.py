@@ -18,6 +18,7 @@ from msat_det.report import DISPLAY, CurveRow, RunDirectory, read_summary
 COSTS = ("spikes_per_neuron", "sops_per_mac", "energy_ratio")
 NEAR = 0.95  # of the float network's accuracy
 KEPT = (0.99, 0.95, 0.90)
+EACH = "Spikes per neuron / SOPs per MAC / energy ratio up to each t:"
 FRONTIER = "Where a method first keeps a share of the float figure, and the least energy ratio at which it does:"
 READING = """\
 {name} in percent after t timesteps, the best of each t in bold. Costs are those of one image after the last t: spikes
@@ -118,6 +119,7 @@ def markdown(comparison: Comparison) -> str:
         _measured(comparison),
         _frontier(comparison),
         _differences(comparison),
+        _costs(comparison),
         _meanings(comparison),
         *(_paper(comparison, network) for network in TABLE_1),
     ]
@@ -167,6 +169,18 @@ def _measured(comparison: Comparison) -> str:
         lines.append([f"`{label}`", *cells, *costs])
     header = ["method", *(f"t = {t}" for t in times), "spikes/neuron", "SOPs/MAC", "energy ratio", "to 95 %"]
     return pipe_table(header, lines)
+
+
+def _costs(comparison: Comparison) -> str:
+    """What every method costs at each t; nothing where the table of accuracies, at one t, says it already."""
+    times = comparison.times
+    if len(times) == 1:
+        return ""
+    lines = []
+    for label in comparison.labels:
+        curve = {row.t: [f"{getattr(row, name):.2f}" for name in COSTS] for row in comparison.curve(label)}
+        lines.append([f"`{label}`", *(" / ".join(curve.get(t, [])) for t in times)])
+    return f"{EACH}\n\n{pipe_table(['costs', *(f't = {t}' for t in times)], lines)}"
 
 
 def _frontier(comparison: Comparison) -> str:

@@ -130,7 +130,10 @@ def test_what_each_method_takes_to_keep_a_share(finished: Path) -> None:
     assert cells(text, "keeps")[1:] == [f"{p}%: {x}" for p in (99, 95, 90) for x in ("first t", "least energy")]
     assert cells(text, "`burst`", 1) == ["`burst`", "–", "–", "t = 32", "0.50", "t = 32", "0.50"]
     assert cells(text, "`signed`", 1) == ["`signed`", "–", "–", "t = 8", "0.50", "t = 8", "0.50"]
-    assert text.count("\n| `p-norm`") == 3  # measured, and in the paper's two tables
+    assert cells(text, "costs")[1:] == ["t = 8", "t = 32"]
+    assert cells(text, "`burst`", 2) == ["`burst`", "2.00 / 2.00 / 0.50", "2.00 / 8.00 / 0.50"]
+    assert cells(text, "`staged`", 1)[1:] == ["2.00 / 1.00 / 0.50", ""]
+    assert text.count("\n| `p-norm`") == 4  # accuracies, costs, and in the paper's two tables
 
 
 def test_the_papers_figures_are_marked_and_compared(finished: Path) -> None:
@@ -138,10 +141,10 @@ def test_the_papers_figures_are_marked_and_compared(finished: Path) -> None:
     text = markdown(comparison)
     for network in TABLE_1:
         assert f"**The paper's own figures for {network}**, not measured here" in text
-    assert cells(text, "`msat`", 1) == ["`msat`", "78.5", "63.3", "75.5", "78.1", "78.6", "78.6"]
-    assert cells(text, "`msat`", 2)[2] == "72.0"
+    assert cells(text, "`msat`", 2) == ["`msat`", "78.5", "63.3", "75.5", "78.1", "78.6", "78.6"]
+    assert cells(text, "`msat`", 3)[2] == "72.0"
     assert "T = 64, best" not in text  # not recorded
-    assert (text.count("| `signed`"), text.count("| `staged`")) == (2, 1)  # no method's own name
+    assert (text.count("| `signed`"), text.count("| `staged`")) == (3, 2)  # no method's own name
     assert text.count("T = 32, best first: here burst, p-norm, msat; the paper burst, msat, p-norm; 2 of 3 pairs") == 2
 
     rows = [row for row in csv.DictReader(io.StringIO(table(comparison))) if row["source"] == "paper"]
@@ -217,8 +220,10 @@ def test_page_of_results(make_results: ModuleType, tmp_path: Path, capsys: pytes
         points = [(entry["label"], t) for entry in config.methods for t in config.record_of(entry)]
         rows = [CurveRow("float", None, metrics), *(CurveRow(label, t, metrics, 1.0) for label, t in points)]
         write_run(tmp_path / name, config.to_yaml(), rows)
-    page = tmp_path / "page.md"
-    words = ["--from", str(tmp_path), "--out", str(page)]
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    page = docs / "results.md"
+    words = ["--from", str(tmp_path), "--out", str(docs)]
     assert make_results.main(words) == 0
     told = capsys.readouterr().err
     assert all(f"{name}: no finished run" in told for name in ("squeezenet_imagenet", "ssd_mobilenet_coco"))
@@ -231,8 +236,9 @@ def test_page_of_results(make_results: ModuleType, tmp_path: Path, capsys: pytes
     assert "\n    msat-det compare --cfg configs/real/resnet20_cifar100.yaml --out runs/results/resnet20" in text
     assert "--sim.record 8,16,32,64 --data.limit 64 --methods p-norm,channel-norm," in text
     assert cells(text, "method")[1:7] == [f"t = {t}" for t in (8, 16, 32, 64, 128, 256)]
-    assert cells(text, "`msat-normalised`", 2)[1:5] == ["**17.0**"] * 4
-    assert {file.name for file in (tmp_path / "page").iterdir()} == {
+    assert cells(text, "`msat-normalised`", 3)[1:5] == ["**17.0**"] * 4
+    assert {file.name for file in docs.iterdir()} == {"results.md", "results"}  # no fit was run
+    assert {file.name for file in (docs / "results").iterdir()} == {
         f"{name}.{kind}" for name in ("resnet20_cifar100", "yolo_nano_coco") for kind in ("csv", "png")
     }
 

@@ -1,7 +1,7 @@
-"""Makes docs/results.md: every method of the comparison on public networks.
+"""Makes docs/results.md, every method of the comparison on public networks, and docs/fitted.md, fitted thresholds.
 
-Each experiment is one run of `msat-det compare` and takes hours on a laptop. The page is made from the run directories
-alone, so that the runs may be made one at a time and in any order.
+Each experiment is one run of `msat-det compare` and takes up to hours on a laptop. The pages are made from the run
+directories alone, so that the runs may be made one at a time and in any order.
 """
 
 import argparse
@@ -23,19 +23,45 @@ DETECTION = f"--sim.record 8,16,32,64 --data.limit 64 --methods {METHODS},msat,m
 VARIANTS = "msat,msat-paper,msat-normalised,dtt-only,det-only,msat-confidence"
 CLASSIFICATION = f"--methods {METHODS},{VARIANTS}"
 # Name of a configuration in configs/real → heading, and what the command sets beside the configuration.
-EXPERIMENTS = {
+RESULTS = {
     "resnet20_cifar100": ("ResNet-20, CIFAR-100", CLASSIFICATION),
     "squeezenet_imagenet": ("SqueezeNet 1.0, ImageNet", CLASSIFICATION),
     "ssd_mobilenet_coco": ("SSD-MobileNetV1, COCO", DETECTION),
     "yolo_nano_coco": ("YOLOv3-Nano, COCO", DETECTION),
 }
-INTRODUCTION = """\
+FITTED = {
+    "ssd_mobilenet_coco_fit": ("SSD-MobileNetV1, COCO", ""),
+    "yolo_nano_coco_fit": ("YOLOv3-Nano, COCO", ""),
+    "yolo_nano_coco_linear_fit": ("YOLOv3-Nano, COCO, spikes alone on its linear bottlenecks too", ""),
+    "resnet20_cifar100_fit": ("ResNet-20, CIFAR-100", ""),
+    "squeezenet_imagenet_fit": ("SqueezeNet 1.0, ImageNet", ""),
+    "ssd_mobilenet_coco_ablation": ("What each part brings: SSD-MobileNetV1, COCO, T = 4", ""),
+    "resnet20_cifar100_ablation": ("What each part brings: ResNet-20, CIFAR-100, T = 4", ""),
+}
+EXPERIMENTS = RESULTS | FITTED
+# The pages: their first words, and the experiments on them.
+PAGES = {
+    "results.md": (
+        """\
 # Every method on four networks
 
 `python tools/make_results.py` makes this page from the runs whose commands stand above the tables. No network is
 trained again; thresholds come from calibration images, which are not evaluated. All figures were measured here but
 those that are marked as the paper's. The CSV files hold both accuracies and all costs at every t.
-"""
+""",
+        RESULTS,
+    ),
+    "fitted.md": (
+        """\
+# Fitted thresholds at few timesteps
+
+`python tools/make_results.py` makes this page too. Methods that need T, the fits among them, are made anew for each t;
+what they say of more than one t is each network's own. A fit sees calibration images alone, 16 or fewer of them. The
+costs of every (method, t) are in the CSV files; in the tables they are those at the last t.
+""",
+        FITTED,
+    ),
+}
 SECTION = """
 ## {heading}
 
@@ -52,11 +78,11 @@ All figures: [{name}.csv]({folder}/{name}.csv).
 
 @guarded
 def main(argv: list[str]) -> None:
-    """Run the chosen experiments, or none with --from, and write the page of all whose run directories are there."""
+    """Run the chosen experiments, or none with --from, and write the pages of all whose run directories are there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", metavar="NAME,NAME", help=f"experiments to run; of {', '.join(EXPERIMENTS)}")
     parser.add_argument("--from", dest="source", metavar="DIR", help=f"run nothing, read DIR/NAME instead of {RUNS}")
-    parser.add_argument("--out", default=PROJECT / "docs/results.md", type=Path, metavar="FILE", help="the page")
+    parser.add_argument("--out", default=PROJECT / "docs", type=Path, metavar="DIR", help="where the pages go")
     arguments = parser.parse_args(argv)
     names = arguments.only.split(",") if arguments.only else list(EXPERIMENTS)
     for name in names:
@@ -65,7 +91,8 @@ def main(argv: list[str]) -> None:
     runs = Path(arguments.source or RUNS)
     for name in [] if arguments.source else names:
         compare(configuration(name, runs))
-    write_page(arguments.out, runs)
+    for page, (introduction, experiments) in PAGES.items():
+        write_page(arguments.out / page, introduction, experiments, runs)
 
 
 def configuration(name: str, runs: Path) -> Config:
@@ -74,11 +101,11 @@ def configuration(name: str, runs: Path) -> Config:
     return load_config([*words, "--out", str(runs / name)])
 
 
-def write_page(page: Path, runs: Path) -> None:
-    """The page, and in a folder of its name each experiment's figures as CSV and its picture."""
+def write_page(page: Path, introduction: str, experiments: dict[str, tuple[str, str]], runs: Path) -> None:
+    """The page, unless no experiment of it was run, and in a folder of its name their figures as CSV and pictures."""
     folder = page.with_suffix("")
-    parts = [INTRODUCTION]
-    for name, (heading, words) in EXPERIMENTS.items():
+    parts = [introduction]
+    for name, (heading, words) in experiments.items():
         if not (runs / name / "summary.json").is_file():
             print(f"{name}: no finished run in {runs / name}, left out of {page}", file=sys.stderr)
             continue
@@ -91,7 +118,8 @@ def write_page(page: Path, runs: Path) -> None:
         command = " ".join(f"msat-det compare --cfg configs/real/{name}.yaml --out {RUNS}/{name} {words}".split())
         values = {"heading": heading, "command": command, "folder": folder.name, "name": name}
         parts.append(SECTION.format(**values, facts=facts(comparison), body=markdown(comparison)))
-    page.write_text("".join(parts), "utf-8")
+    if len(parts) > 1:
+        page.write_text("".join(parts), "utf-8")
 
 
 def facts(comparison: Comparison) -> str:

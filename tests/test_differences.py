@@ -1,0 +1,59 @@
+"""How far methods are ahead of one of them: the run's own file, the comparison's table, and what is refused."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from msat_det import cli
+from msat_det.options import PROJECT
+
+VGG = ["--cfg", str(PROJECT / "configs/vgg_demo.yaml"), "--data.limit", "24", "--calib.limit", "8", "--threads", "1"]
+YOLO = ["--cfg", str(PROJECT / "configs/yolo_coco.yaml"), "--data.limit", "4", "--calib.limit", "4", "--threads", "1"]
+
+
+@pytest.mark.parametrize(("words", "against"), [(VGG, "p-norm"), (YOLO, "p-norm")], ids=["classifier", "detector"])
+def test_differences_of_a_run(words: list[str], against: str, tmp_path: Path) -> None:
+    """Each is that of curve.csv's two rows at the same t, within its interval's reach; the table shows them."""
+    if words is YOLO:
+        pytest.importorskip("hotcoco", reason="hotcoco is not installed: pip install msat-det[fast]")
+    words = [*words, "--sim.record", "4,8", "--draw.images", "0", "--out", str(tmp_path), "--bootstrap.draws", "200"]
+    assert cli.main(["compare", *words, "--methods", f"{against},signed-b3", "--bootstrap.against", against]) == 0
+    curve = {(row["method"], row["t"]): row for row in csv.DictReader((tmp_path / "curve.csv").open())}
+    metric = list(next(iter(curve.values())))[2]
+    rows = list(csv.DictReader((tmp_path / "differences.csv").open()))
+    assert [(row["method"], row["against"], row["t"]) for row in rows] == [
+        ("signed-b3", against, t) for t in ("4", "8")
+    ]
+    page = (tmp_path / "compare.md").read_text()
+    for row in rows:
+        ours, theirs = (float(curve[label, row["t"]][metric]) for label in ("signed-b3", against))
+        assert float(row["difference"]) == pytest.approx(ours - theirs, abs=0.02)
+        assert float(row["low"]) <= float(row["high"])
+        assert f"{float(row['difference']):+.1f} (" in page
+    told = json.loads((tmp_path / "summary.json").read_text())["differences"]
+    assert [entry["t"] for entry in told] == [4, 8]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--bootstrap.against", "nope"], "bootstrap.against is 'nope': the labels are "),
+        (["--bootstrap.draws", "0"], "bootstrap.draws is 0"),
+        (["--bootstrap.confidence", "1"], "bootstrap.confidence is 1"),
+    ],
+)
+def test_bad_settings(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["compare", *VGG, "--out", str(tmp_path), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_coco_without_hotcoco_is_told_before_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    words = ["--out", str(tmp_path / "run"), "--methods", "p-norm", "--bootstrap.against", "p-norm"]
+    assert cli.main(["compare", *YOLO, *words]) == 2
+    assert "hotcoco" in capsys.readouterr().err
+    assert not (tmp_path / "run/parts").exists()
