@@ -19,6 +19,7 @@ _PUBLIC = {
     "SpikingNetwork": "msat_det.simulate",
     "TorchvisionDetector": "msat_det.detectors.torchvision",
     "convert": "msat_det.api",
+    "fit_rule": "msat_det.anytime",
     "load": "msat_det.saved",
     "observe": "msat_det.api",
 }

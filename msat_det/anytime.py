@@ -25,11 +25,18 @@ CURVE = 9  # tolerances of the trade-off curve, spread over the changes that cal
 @dataclass(frozen=True)
 class Rule:
     """When to stop. tolerance: largest relative change since the recorded t before; curve: others, ascending, for the
-    trade-off. record: the timesteps at which outputs are read."""
+    trade-off. record: the timesteps at which outputs are read.
+
+    It is a ``stop`` for ``SpikingNetwork.run``, which then ends where the last image of the batch has settled.
+    """
 
     tolerance: float
     curve: tuple[float, ...]
     record: tuple[int, ...]
+
+    def __call__(self, outputs: dict[int, Any]) -> bool:
+        """Whether every image has settled by the last of the recorded t in ``outputs`` {t: outputs}."""
+        return bool((changes(outputs) <= self.tolerance).any(0).all())
 
 
 def distance(outputs: Any, others: Any) -> Tensor:

@@ -72,6 +72,7 @@ class SpikingNetwork:
         images: list | None = None,
         tap: Callable[[str, Tensor], None] | None = None,
         watch: Callable[[str, Scan, Tensor], None] | None = None,
+        stop: Callable[[dict[int, Any]], bool] | None = None,
     ) -> dict[int, Any]:
         """Simulate T timesteps of one batch from rest.
 
@@ -80,6 +81,7 @@ class SpikingNetwork:
         tap: called with (call site, output s·θ of a chunk (K, B, C, …)) as the network runs; must not keep the tensor.
         watch: called before that with (call site, its population, the chunk's input currents (K, B, C, …), or
         (1, B, C, …) where they are constant in time); must not keep the tensor.
+        stop: called at each recorded t with what would be returned; true ends the simulation there.
         Returns {t: the outputs in the network's own structure, as running means over the first t timesteps}, and leaves
         the spikes and operations up to each recorded t in ``counts``.
         Raises InputError, naming the call site, when a neuron's potential is NaN.
@@ -103,14 +105,20 @@ class SpikingNetwork:
                 outputs[until] = run.readout(t)
                 sites = {node.name: scan.counts.clone() for node, scan in run.scans.items()}
                 self.counts[until] = count(self, sites, run.pools, until, self.energy)
+                if stop and stop(outputs):
+                    break
         return outputs
 
     def detect(
-        self, images: Sequence[Tensor], T: int, record: Iterable[int] | None = None
+        self,
+        images: Sequence[Tensor],
+        T: int,
+        record: Iterable[int] | None = None,
+        stop: Callable[[dict[int, Any]], bool] | None = None,
     ) -> dict[int, list[Detections]]:
         """Simulate T timesteps and read the boxes.
 
-        images: uint8 RGB (3, H, W), of any sizes. record: see ``run``. Returns {t: one ``Detections`` an image}.
+        images: uint8 RGB (3, H, W), of any sizes. record, stop: see ``run``. Returns {t: one ``Detections`` an image}.
         Raises InputError when the network was not converted as a part of a ``Detector``.
         """
         if self.detector is None:
@@ -119,7 +127,7 @@ class SpikingNetwork:
                 "own in again with msat_det.load(path, detector=…)"
             )
         pixels, metas = zip(*map(self.detector.preprocess, images), strict=True)
-        outputs = self.run(torch.stack(pixels), T, record)
+        outputs = self.run(torch.stack(pixels), T, record, stop=stop)
         return {t: self.detector.decode(output, list(metas)) for t, output in outputs.items()}
 
     def save(self, path: str | Path) -> None:

@@ -54,6 +54,24 @@ def test_the_rule_keeps_what_it_promises_on_the_images_it_is_fitted_on(network: 
     assert exits(changes(snn.run(images(4), 32, RECORD)), strict).float().mean() > loose
 
 
+def test_a_rule_ends_the_simulation_where_the_last_image_has_settled() -> None:
+    observation = observed("yolo")
+    snn = spiking_network("constant", {"scale": "channel", "initial": "half", "signed": True}, observation, 32)
+    rule = fit_rule(snn, observation, RECORD, images=8, allowance=1.0)
+    x = images(4)
+    whole = snn.run(x, 32, RECORD)
+    last = RECORD[exits(changes(whole), rule.tolerance).max()]
+    assert 2 < last < 32
+    stopped = snn.run(x, 32, RECORD, stop=rule)
+    assert list(stopped) == list(snn.counts) == [t for t in RECORD if t <= last]
+    for t, outputs in stopped.items():
+        assert all(torch.equal(a, b) for a, b in zip(leaves(outputs), leaves(whole[t]), strict=True))
+
+
+def leaves(outputs: object) -> list:
+    return torch.utils._pytree.tree_leaves(outputs)
+
+
 def test_one_timestep_cannot_settle() -> None:
     snn = spiking_network("constant", {}, observed("plain"), 8)
     with pytest.raises(InputError, match="record more"):
