@@ -13,7 +13,7 @@ import yaml
 from msat_det.config import Config
 from msat_det.options import load_config
 from msat_det.paper import SOURCE, TABLE_1, TIMES, Reported
-from msat_det.report import DISPLAY, CurveRow, RunDirectory, read_summary
+from msat_det.report import DISPLAY, FOUND, CurveRow, RunDirectory, read_summary
 
 COSTS = ("spikes_per_neuron", "sops_per_mac", "energy_ratio")
 NEAR = 0.95  # of the float network's accuracy
@@ -24,6 +24,9 @@ READING = """\
 {name} in percent after t timesteps, the best of each t in bold. Costs are those of one image after the last t: spikes
 per neuron; synaptic operations over the float network's multiply-adds; energy, estimated with 45 nm figures, over the
 float network's. To 95 %: the first t that keeps 95 % of the float figure, and its SOPs/MAC."""
+AGREEMENT = """\
+Agreement with the float network at each t: mAP where the boxes that it found (score ≥ {score}) are the truth."""
+APART = "{difference:+.1f} ({low:+.1f}, {high:+.1f})"
 DIFFERENCES = """\
 {name} of each method minus that of `{against}` at the same t, in points, and in brackets what {share:.0%} of {draws}
 bootstrap samples of the images hold:"""
@@ -118,6 +121,7 @@ def markdown(comparison: Comparison) -> str:
         fill(READING.format(name={"map": "mAP", "top1": "Top-1 accuracy"}[comparison.metric]), 120),
         _measured(comparison),
         _frontier(comparison),
+        _agreement(comparison),
         _differences(comparison),
         _costs(comparison),
         _meanings(comparison),
@@ -202,23 +206,37 @@ def _frontier(comparison: Comparison) -> str:
     return f"{FRONTIER}\n\n{pipe_table(['keeps', *header], lines)}"
 
 
+def _agreement(comparison: Comparison) -> str:
+    """How well a detector's methods agree with its float network at each t."""
+    lines = []
+    for label in comparison.labels:
+        curve = {row.t: row.metrics["agreement"] for row in comparison.curve(label) if "agreement" in row.metrics}
+        lines.append([f"`{label}`", *(f"{curve[t]:.1f}" if t in curve else "" for t in comparison.times)])
+    if not any(cell for line in lines for cell in line[1:]):
+        return ""
+    header = ["agreement", *(f"t = {t}" for t in comparison.times)]
+    return f"{fill(AGREEMENT.format(score=FOUND), 120)}\n\n{pipe_table(header, lines)}"
+
+
 def _differences(comparison: Comparison) -> str:
     """How far each method is ahead of the one that the configuration's ``bootstrap`` names, with its interval."""
     settings, rows = comparison.config.bootstrap, comparison.facts.get("differences", [])
-    found = {(row["method"], row["t"]): row for row in rows}
-    times = sorted({t for _, t in found})
-    lines = []
-    for label in dict.fromkeys(label for label, _ in found):
-        each = [found.get((label, t)) for t in times]
-        lines.append(
-            [f"`{label}`", *(f"{r['difference']:+.1f} ({r['low']:+.1f}, {r['high']:+.1f})" if r else "" for r in each)]
+    parts = []
+    for metric in dict.fromkeys(row["metric"] for row in rows):
+        found = {(row["method"], row["t"]): row for row in rows if row["metric"] == metric}
+        times = sorted({t for _, t in found})
+        lines = []
+        for label in dict.fromkeys(label for label, _ in found):
+            each = [found.get((label, t)) for t in times]
+            lines.append([f"`{label}`", *("" if row is None else APART.format(**row) for row in each)])
+        text = DIFFERENCES.format(
+            against=settings.against,
+            name=DISPLAY.get(metric, metric.capitalize()),
+            share=settings.confidence,
+            draws=settings.draws,
         )
-    if not lines:
-        return ""
-    text = DIFFERENCES.format(
-        against=settings.against, name=DISPLAY[comparison.metric], share=settings.confidence, draws=settings.draws
-    )
-    return f"{fill(text, 120)}\n\n{pipe_table(['ahead by', *(f't = {t}' for t in times)], lines)}"
+        parts += [fill(text, 120), pipe_table(["ahead by", *(f"t = {t}" for t in times)], lines)]
+    return "\n\n".join(parts)
 
 
 def _meanings(comparison: Comparison) -> str:

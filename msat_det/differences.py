@@ -9,18 +9,23 @@ from tqdm import tqdm
 
 from msat_det.batches import Conversion
 from msat_det.config import Config
+from msat_det.data import Dataset
 from msat_det.errors import InputError
-from msat_det.evaluate import Resampling
+from msat_det.evaluate import AgreementEvaluator, Resampling, TopKEvaluator, has_boxes, make_evaluator
 from msat_det.parts import Parts
 
 
 @dataclass(frozen=True)
 class DifferenceRow:
-    """A method's main accuracy after t timesteps minus that of ``against``, in points of percent, and its interval."""
+    """A method's accuracy after t timesteps minus that of ``against``, in points of percent, and its interval.
+
+    metric: map, top1, or a detector's agreement with the float network.
+    """
 
     method: str
     against: str
     t: int
+    metric: str
     difference: float
     low: float
     high: float
@@ -34,16 +39,26 @@ def require_bootstrap(config: Config, evaluator: Any) -> None:
         raise InputError("bootstrap.against takes hotcoco for COCO's mAP: pip install 'msat-det[fast]'")
 
 
-def difference_rows(config: Config, conversions: list[Conversion], parts: Parts, evaluator: Any) -> list[DifferenceRow]:
+def difference_rows(
+    config: Config, conversions: list[Conversion], parts: Parts, dataset: Dataset, classes: list[str]
+) -> list[DifferenceRow]:
     """Every method beside ``config.bootstrap.against`` at each t that both record, in the configuration's order."""
-    settings = config.bootstrap
+    settings, level = config.bootstrap, parts.found("float", None)
     resampling = Resampling(settings.draws, settings.confidence, config.seed)
+    main = make_evaluator(dataset, classes)
+    evaluators = {"top1" if isinstance(main, TopKEvaluator) else "map": main}
+    if has_boxes(level):
+        agreement = AgreementEvaluator(level, classes)
+        if agreement.engine == "hotcoco":
+            evaluators["agreement"] = agreement
     held = {t for c in conversions if c.label == settings.against for t in c.record}
     pairs = [(c.label, t) for c in conversions if c.label != settings.against for t in c.record if t in held]
     rows = []
     for label, t in tqdm(pairs, "bootstrap", unit="difference", leave=False):
-        found = evaluator.difference(parts.found(label, t), parts.found(settings.against, t), resampling)
-        rows.append(DifferenceRow(label, settings.against, t, found.value, found.low, found.high))
+        ours, theirs = parts.found(label, t), parts.found(settings.against, t)
+        for metric, evaluator in evaluators.items():
+            found = evaluator.difference(ours, theirs, resampling)
+            rows.append(DifferenceRow(label, settings.against, t, metric, found.value, found.low, found.high))
     return rows
 
 

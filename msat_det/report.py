@@ -21,6 +21,7 @@ from msat_det.errors import InputError
 from msat_det.files import text_of
 
 TIGHT = {"bbox_inches": "tight", "pad_inches": 0.08}
+FOUND = 0.3  # score from which a box of the float network counts as found (``evaluate.agreement``)
 DISPLAY = {"map": "mAP", "map50": "mAP50", "top1": "top1", "top5": "top5"}
 
 
@@ -231,6 +232,7 @@ def read_summary(folder: Path) -> tuple[list[CurveRow], dict[str, Any]]:
         figures = [
             [row.metrics[name] for name in names] + [getattr(row, cost) or 0.0 for cost in costs] for row in rows
         ]
+        figures += [[row.metrics["agreement"]] for row in rows if "agreement" in row.metrics]
         if names[:1] not in (["map"], ["top1"]) or not all(
             math.isfinite(figure) for line in figures for figure in line
         ):

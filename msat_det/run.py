@@ -24,7 +24,7 @@ from msat_det.data import Dataset, Sample, build_dataset, select, subset
 from msat_det.differences import difference_rows, difference_table, require_bootstrap
 from msat_det.drawn import write_about
 from msat_det.errors import InputError
-from msat_det.evaluate import VocEvaluator, make_evaluator
+from msat_det.evaluate import AgreementEvaluator, VocEvaluator, has_boxes, make_evaluator
 from msat_det.exits import draw_exits, exit_rows, exit_table
 from msat_det.parts import Parts
 from msat_det.report import CurveRow, RunDirectory, read_summary
@@ -132,7 +132,7 @@ def compute(config: Config, task: Task, directory: RunDirectory) -> list[CurveRo
         directory.write_exits(exit_table(stopped), draw_exits(stopped, rows, config.model.name))
         facts["exit"] = {row.method: row.figures() for row in stopped if row.fitted}
     if config.bootstrap.against:
-        apart = difference_rows(config, conversions, parts, make_evaluator(good, model.classes))
+        apart = difference_rows(config, conversions, parts, good, model.classes)
         directory.write_differences(difference_table(apart))
         facts["differences"] = [asdict(row) for row in apart]
     directory.write_summary(rows, **facts)
@@ -206,13 +206,16 @@ def keep_plans(directory: RunDirectory, config: Config, conversions: list[Conver
 
 
 def score(dataset: Dataset, classes: list[str], conversions: list[Conversion], parts: Parts) -> list[CurveRow]:
-    """The accuracy of every (method, t), methods in the configuration's order."""
-    evaluator = make_evaluator(dataset, classes)
-    rows = [CurveRow("float", None, evaluator(parts.found("float", None)))]
+    """The accuracy of every (method, t), methods in the configuration's order; of a detector's also the agreement."""
+    evaluator, level = make_evaluator(dataset, classes), parts.found("float", None)
+    agreement = AgreementEvaluator(level, classes) if has_boxes(level) else None
+    rows = [CurveRow("float", None, evaluator(level))]
     pairs = [(c.label, t) for c in conversions for t in c.record]
     for label, t in tqdm(pairs, "scoring", unit="curve point", leave=False):
         spikes, sops, energy = (parts.costs(label, t) / len(dataset)).tolist()
-        rows.append(CurveRow(label, t, evaluator(parts.found(label, t)), spikes, sops, energy))
+        found = parts.found(label, t)
+        metrics = evaluator(found) | ({"agreement": agreement(found)} if agreement else {})
+        rows.append(CurveRow(label, t, metrics, spikes, sops, energy))
     return rows
 
 

@@ -15,25 +15,25 @@ YOLO = ["--cfg", str(PROJECT / "configs/yolo_coco.yaml"), "--data.limit", "4", "
 
 @pytest.mark.parametrize(("words", "against"), [(VGG, "p-norm"), (YOLO, "p-norm")], ids=["classifier", "detector"])
 def test_differences_of_a_run(words: list[str], against: str, tmp_path: Path) -> None:
-    """Each is that of curve.csv's two rows at the same t, within its interval's reach; the table shows them."""
+    """Each is that of the two rows at the same t, within its interval's reach; the comparison's tables show them."""
     if words is YOLO:
         pytest.importorskip("hotcoco", reason="hotcoco is not installed: pip install msat-det[fast]")
     words = [*words, "--sim.record", "4,8", "--draw.images", "0", "--out", str(tmp_path), "--bootstrap.draws", "200"]
     assert cli.main(["compare", *words, "--methods", f"{against},signed-b3", "--bootstrap.against", against]) == 0
-    curve = {(row["method"], row["t"]): row for row in csv.DictReader((tmp_path / "curve.csv").open())}
-    metric = list(next(iter(curve.values())))[2]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    metrics = ["map", "agreement"] if words[1].endswith("yolo_coco.yaml") else ["top1"]
     rows = list(csv.DictReader((tmp_path / "differences.csv").open()))
-    assert [(row["method"], row["against"], row["t"]) for row in rows] == [
-        ("signed-b3", against, t) for t in ("4", "8")
+    assert [(row["method"], row["against"], row["t"], row["metric"]) for row in rows] == [
+        ("signed-b3", against, t, metric) for t in ("4", "8") for metric in metrics
     ]
     page = (tmp_path / "compare.md").read_text()
-    for row in rows:
-        ours, theirs = (float(curve[label, row["t"]][metric]) for label in ("signed-b3", against))
-        assert float(row["difference"]) == pytest.approx(ours - theirs, abs=0.02)
-        assert float(row["low"]) <= float(row["high"])
-        assert f"{float(row['difference']):+.1f} (" in page
-    told = json.loads((tmp_path / "summary.json").read_text())["differences"]
-    assert [entry["t"] for entry in told] == [4, 8]
+    for row, told in zip(rows, summary["differences"], strict=True):
+        ours, theirs = (summary["methods"][label][row["t"]][row["metric"]] for label in ("signed-b3", against))
+        assert told["difference"] == pytest.approx(ours - theirs, abs=1e-6)
+        assert float(row["difference"]) == pytest.approx(told["difference"], abs=1e-3)
+        assert told["low"] <= told["high"]
+        assert f"{told['difference']:+.1f} ({told['low']:+.1f}, {told['high']:+.1f})" in page
+    assert ("Agreement with the float network" in page) == ("agreement" in metrics)
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,14 @@ from msat_det.data import VOC_CLASSES, CocoDetection, Dataset, ImageFiles, VocDe
 from msat_det.detectors.base import Detections
 from msat_det.errors import InputError
 from msat_det.evaluate import (
+    AgreementEvaluator,
     CocoEvaluator,
     Difference,
     Resampling,
     TopKEvaluator,
     VocEvaluator,
     evaluate,
+    has_boxes,
     make_evaluator,
     topk,
 )
@@ -506,3 +508,25 @@ def test_the_difference_of_two_classifiers(shared_data: Path) -> None:
     assert found.value == 25.0
     half = 1.645 * 100 * (0.25 * 0.75 / 200) ** 0.5  # the normal approximation of a binomial's 90 % interval
     assert (found.low, found.high) == pytest.approx((25 - half, 25 + half), abs=0.6)
+
+
+@pytest.mark.parametrize("kind", ["voc", "coco"])
+def test_agreement_with_the_float_network(kind: str, voc_root: Path, coco_root: Path) -> None:
+    """100 for its own boxes, less for others, nothing for none; boxes below the score are no truth."""
+    dataset = VocDetection(voc_root, "test") if kind == "voc" else CocoDetection(coco_root)
+    level = perturbed(dataset, 3)
+    agreement = AgreementEvaluator(level, dataset.classes)
+    assert agreement(level) == pytest.approx(100)
+    sure = {id: masked(d, d.scores >= 0.3) for id, d in level.items()}
+    assert agreement(sure) == pytest.approx(100)
+    assert agreement({}) == 0
+    assert 0 < agreement(perturbed(dataset, 4)) < 100
+    moved = {id: Detections(d.boxes + 1e4, d.scores, d.labels) for id, d in level.items()}
+    assert agreement(moved) == 0
+    assert has_boxes(level)
+    assert not has_boxes({id: masked(d, d.scores < 0.3) for id, d in level.items()})
+    assert not has_boxes({0: torch.zeros(100)})  # a classifier's
+
+
+def masked(d: Detections, keep: torch.Tensor) -> Detections:
+    return Detections(d.boxes[keep], d.scores[keep], d.labels[keep])

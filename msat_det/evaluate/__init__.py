@@ -5,6 +5,7 @@ from typing import Any
 
 from msat_det.data import Dataset
 from msat_det.errors import InputError
+from msat_det.evaluate.agreement import AgreementEvaluator, has_boxes
 from msat_det.evaluate.coco import CocoEvaluator
 from msat_det.evaluate.resampling import Difference, Resampling
 from msat_det.evaluate.topk import TopKEvaluator, topk
@@ -37,12 +38,14 @@ def evaluate(dataset: Dataset, found: dict[int | str, Any], classes: list[str]) 
 
 __all__ = [
     "EVALUATORS",
+    "AgreementEvaluator",
     "CocoEvaluator",
     "Difference",
     "Resampling",
     "TopKEvaluator",
     "VocEvaluator",
     "evaluate",
+    "has_boxes",
     "make_evaluator",
     "topk",
     "voc_ap",
