@@ -252,7 +252,8 @@ class Config:
             raise InputError(f"draw.method is {self.draw.method!r}: the labels are {', '.join(labels) or 'none'}")
         if self.bootstrap.against is not None and self.bootstrap.against not in labels:
             raise InputError(
-                f"bootstrap.against is {self.bootstrap.against!r}: the labels are {', '.join(labels) or 'none'}"
+                f"bootstrap.against is {self.bootstrap.against!r}: the labels are {', '.join(labels) or 'none'}; "
+                "name one of them, or null"
             )
         for t in self.draw.t or []:
             if t not in self.sim.record:
