@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from msat_det.convert.conversion import spiking_network
-from msat_det.convert.fit import Bench, Goal, anytime_candidates, fit_once, search, stage_candidates
+from msat_det.convert.fit import Bench, Fit, Goal, anytime_candidates, fit, fit_once, search, stage_candidates
 from msat_det.convert.methods import fitted
 from msat_det.convert.observe import Observation, observe
 from msat_det.convert.plan import load_plan, save_plan
@@ -243,3 +243,20 @@ def test_dead_channels_stay_dead() -> None:
     neuron = snn.neurons[observation.graph.sites[1].name]
     assert neuron.theta[2] == 0
     assert snn.run(images(), 4)[4].isfinite().all()
+
+
+def test_a_budget_that_no_price_meets_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is spent stops moving: the pass that spends most, or least, of what can be spent is taken."""
+    goal = Goal([4], stage_candidates(4), [], 1e-3, lambda node: torch.tensor(1.0), False, 8)
+    spent = {"high": lambda price: 2.0 + 1e-3 * price, "low": lambda price: 0.5}
+    for budget, kind in ((1.0, "high"), (3.0, "low")):
+        tried: list[float] = []
+
+        def once(observation: Observation, goal: Goal, *rest: object, kind: str = kind, tried: list = tried) -> Fit:
+            tried.append(goal.price)
+            return Fit({}, goal.price, spent[kind](goal.price))
+
+        monkeypatch.setattr("msat_det.convert.fit.fit_once", once)
+        found = fit(observed("plain"), goal, lambda node, unit: None, budget)
+        assert len(tried) == 2
+        assert found.price in tried

@@ -110,9 +110,17 @@ def fit(observation: Observation, goal: Goal, make: Callable[[Node, Tensor], Neu
         found.append(fit_once(observation, replace(goal, price=price), make, weights))
         within = [f for f in found if f.spent <= budget]
         done = any(f.spent >= (1 - CLOSE) * budget for f in within)
-        if done or len(found) == PASSES:
+        if done or len(found) == PASSES or _stuck(found):
             return max(within, key=lambda f: f.spent) if within else min(found, key=lambda f: f.spent)
         price = next_price(found, budget * (1 - CLOSE / 2))
+
+
+def _stuck(found: list[Fit]) -> bool:
+    """Whether another price hardly changes what is spent: no price meets the budget."""
+    if len(found) < 2:
+        return False
+    (x0, y0), (x1, y1) = ((math.log(f.price), math.log(max(f.spent, 1e-9))) for f in found[-2:])
+    return x0 == x1 or (abs(x1 - x0) > 1 and abs(y1 - y0) < CLOSE)
 
 
 def next_price(found: list[Fit], wanted: float) -> float:
