@@ -1,6 +1,7 @@
 """The fit: its weights, its costs, its budget, and what it is compared with."""
 
 import itertools
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -256,7 +257,7 @@ def test_a_budget_that_no_price_meets_ends_the_search(monkeypatch: pytest.Monkey
             tried.append(goal.price)
             return Fit({}, goal.price, spent[kind](goal.price))
 
-        monkeypatch.setattr("msat_det.convert.fit.fit_once", once)
+        monkeypatch.setattr(sys.modules[fit.__module__], "fit_once", once)
         found = fit(observed("plain"), goal, lambda node, unit: None, budget)
         assert len(tried) == 2
         assert found.price in tried
