@@ -1,7 +1,5 @@
 """By how much each method is ahead of one of them at the same t, with the bootstrap's interval over images."""
 
-import csv
-import io
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +11,7 @@ from msat_det.data import Dataset
 from msat_det.errors import InputError
 from msat_det.evaluate import AgreementEvaluator, Resampling, TopKEvaluator, has_boxes, make_evaluator
 from msat_det.parts import Parts
+from msat_det.report import csv_text
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,4 @@ def difference_rows(
 
 def difference_table(rows: list[DifferenceRow]) -> str:
     """differences.csv: a row for each method and t."""
-    table = io.StringIO()
-    writer = csv.DictWriter(table, list(DifferenceRow.__dataclass_fields__), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: f"{v:.3f}" if isinstance(v, float) else v for name, v in asdict(row).items()})
-    return table.getvalue()
+    return csv_text(list(DifferenceRow.__dataclass_fields__), [asdict(row) for row in rows], 3)

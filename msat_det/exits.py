@@ -1,7 +1,5 @@
 """What anytime exit brings: accuracy and costs of images that stop when they have settled, beside a fixed t."""
 
-import csv
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +12,7 @@ from msat_det.config import Config
 from msat_det.convert.observe import Observation
 from msat_det.parts import Parts
 from msat_det.pictures import ACCURACY, COST_AXES, INK, curve_style, quiet
-from msat_det.report import CurveRow
+from msat_det.report import CurveRow, csv_text
 
 
 @dataclass(frozen=True)
@@ -78,13 +76,8 @@ def _curve(label: str, rule: Rule, parts: Parts, evaluator: Callable[[dict], dic
 
 def exit_table(rows: list[ExitRow]) -> str:
     """exit.csv: a row for each method and tolerance, from the strictest on."""
-    table = io.StringIO()
     lines = [row.figures() for row in rows]
-    writer = csv.DictWriter(table, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    for line in lines:
-        writer.writerow({name: f"{v:.5f}" if isinstance(v, float) else v for name, v in line.items()})
-    return table.getvalue()
+    return csv_text(list(lines[0]), lines, 5)
 
 
 def draw_exits(rows: list[ExitRow], fixed: list[CurveRow], title: str = "") -> Figure:

@@ -197,6 +197,16 @@ class RunDirectory:
         write_whole(self.path / name, write)
 
 
+def csv_text(columns: list[str], lines: list[dict[str, Any]], digits: int) -> str:
+    """Lines {column: value} as CSV, numbers that are no whole ones with ``digits`` decimals."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    writer.writeheader()
+    for line in lines:
+        writer.writerow({name: f"{v:.{digits}f}" if isinstance(v, float) else v for name, v in line.items()})
+    return table.getvalue()
+
+
 def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
     """``write`` a file beside ``target`` and put it in its place, so that neither a reader nor a power cut finds half.
 

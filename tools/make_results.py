@@ -56,8 +56,8 @@ those that are marked as the paper's. The CSV files hold both accuracies and all
 # Fitted thresholds at few timesteps
 
 `python tools/make_results.py` makes this page too. Methods that need T, the fits among them, are made anew for each t;
-what they say of more than one t is each network's own. A fit sees calibration images alone, 16 or fewer of them. The
-costs of every (method, t) are in the CSV files; in the tables they are those at the last t.
+what they say of more than one t is each network's own. A fit sees calibration images alone, 16 of them unless its
+entry says otherwise.
 """,
         FITTED,
     ),

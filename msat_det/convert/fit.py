@@ -77,6 +77,11 @@ class Fit:
     spent: float = 0.0
     trials: dict[str, Trial] = field(default_factory=dict)
 
+    @property
+    def logs(self) -> tuple[float, float]:
+        """The logarithms of the price and of what was spent."""
+        return math.log(self.price), math.log(max(self.spent, 1e-9))
+
 
 def stage_candidates(T: int) -> list[tuple[float, ...]]:
     """Stages for a chosen T: nothing first, then the value in up to four digits of a base, coarse to fine; and one
@@ -119,13 +124,13 @@ def _stuck(found: list[Fit]) -> bool:
     """Whether another price hardly changes what is spent: no price meets the budget."""
     if len(found) < 2:
         return False
-    (x0, y0), (x1, y1) = ((math.log(f.price), math.log(max(f.spent, 1e-9))) for f in found[-2:])
+    (x0, y0), (x1, y1) = (f.logs for f in found[-2:])
     return x0 == x1 or (abs(x1 - x0) > 1 and abs(y1 - y0) < CLOSE)
 
 
 def next_price(found: list[Fit], wanted: float) -> float:
     """Log spent falls about linearly with log price: the line through the two nearest, at first a guess at it."""
-    points = sorted((math.log(f.price), math.log(max(f.spent, 1e-9))) for f in found)
+    points = sorted(f.logs for f in found)
     slope = -0.15
     if len(points) > 1:
         nearest = sorted(points, key=lambda p: abs(p[1] - math.log(wanted)))[:2]

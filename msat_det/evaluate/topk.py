@@ -25,7 +25,7 @@ class TopKEvaluator:
 
     def difference(self, ours: dict, theirs: dict, resampling: Resampling) -> Difference:
         """By how much ``top1`` of our logits exceeds that of theirs."""
-        ours, theirs = (right(*self._rows(logits), 1) for logits in (ours, theirs))
+        ours, theirs = (ranks(*self._rows(logits)) < 1 for logits in (ours, theirs))
         each = 100 * (ours.double() - theirs.double())
         drawn = resampling.counts(len(each)).double() @ each / len(each)
         return Difference(each.mean().item(), *resampling.interval(drawn))
@@ -48,16 +48,16 @@ def topk(logits: Tensor, labels: Tensor) -> dict[str, float]:
     A class that ties with the label is ahead of it, so logits that are all equal earn nothing. Fewer than five classes
     are fine. Raises InputError for no images and for logits that are NaN.
     """
-    return {f"top{k}": float(right(logits, labels, k).double().mean() * 100) for k in (1, 5)}
+    rank = ranks(logits, labels)
+    return {f"top{k}": float((rank < k).double().mean() * 100) for k in (1, 5)}
 
 
-def right(logits: Tensor, labels: Tensor, k: int) -> Tensor:
-    """(N,) bool: whether the image's class is among the best k; see ``topk``."""
+def ranks(logits: Tensor, labels: Tensor) -> Tensor:
+    """(N,) int64: how many classes are ahead of each image's own; see ``topk``."""
     if not len(logits):
         raise InputError("no logits to evaluate: give at least one image")
     if logits.isnan().any():
         raise InputError("logits are NaN: check the network's weights")
     labels = labels.to(logits.device)
     own = logits.gather(1, labels[:, None])
-    rank = (logits >= own).sum(1) - 1
-    return rank < k
+    return (logits >= own).sum(1) - 1

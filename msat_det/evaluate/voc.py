@@ -64,10 +64,11 @@ class VocEvaluator:
     def difference(self, ours: dict, theirs: dict, resampling: Resampling) -> Difference:
         """By how much ``map`` of our detections exceeds that of theirs."""
         found = [flatten(detections, self.ids, self.matched) for detections in (ours, theirs)]
-        whole = [float(voc_ap(self.truth, each, self.labels, THRESHOLDS).mean() * 100) for each in found]
-        counts = resampling.counts(len(self.ids)).numpy()
-        drawn = [voc_map_of_draws(self.truth, each, self.labels, counts) for each in found]
-        return Difference(whole[0] - whole[1], *resampling.interval(torch.from_numpy(drawn[0] - drawn[1])))
+        drawn = resampling.counts(len(self.ids)).numpy()
+        counts = np.concatenate((np.ones_like(drawn[:1]), drawn))  # first the images as they are
+        ours, theirs = (voc_map_of_draws(self.truth, each, self.labels, counts) for each in found)
+        apart = ours - theirs
+        return Difference(float(apart[0]), *resampling.interval(torch.from_numpy(apart[1:])))
 
     def judged(self, detections: dict, threshold: float = 0.5) -> tuple[np.ndarray, np.ndarray, int]:
         """Scores (D,) of the evaluated classes' detections, best first, whether each is right (D,), and the number of
@@ -118,9 +119,7 @@ def voc_map_of_draws(truth: Truth, found: Found, labels: list[int], counts: np.n
         for row, (right, counted) in enumerate(judged):
             chosen = counted & (found.label == label)
             hit, times = right[chosen], counts[:, found.image[chosen]]
-            hits = np.cumsum(times * hit, axis=1)
-            precision = hits / np.maximum(np.cumsum(times, axis=1), 1)
-            envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+            _, envelope = precision_envelope(hit, times)
             area = (envelope * times)[:, hit].sum(1)
             np.divide(area, positives, out=result[row, column], where=positives > 0)
     there = ~np.isnan(result)
@@ -170,14 +169,20 @@ def best_overlap(truth: Truth, found: Found) -> tuple[np.ndarray, np.ndarray]:
     return overlap, taken
 
 
+def precision_envelope(right: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Right detections up to each one, and the best precision from there on, both (…, D): detections in order of score,
+    right (D,) bool, each there as often as times (…, D) says."""
+    hits = np.cumsum(times * right, axis=-1)
+    precision = hits / np.maximum(np.cumsum(times, axis=-1), 1)
+    return hits, np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
+
+
 def average_precision(right: np.ndarray, positives: int, eleven_point: bool = False) -> float:
     """AP in 0..1 of detections in order of score (``right`` (D,) bool) when there are ``positives`` objects to find.
 
     The area under the precision envelope (VOC2010 and later), or its mean at recalls 0, .1, … 1 (VOC2007).
     """
-    hits = np.cumsum(right)
-    precision = hits / np.arange(1, len(right) + 1)
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    hits, envelope = precision_envelope(right, np.ones(len(right), dtype=np.int64))
     if eleven_point:
         # integers, for .1 · 3 is not .3 in floating point
         reached = [envelope[10 * hits >= point * positives][:1].sum() for point in range(11)]
