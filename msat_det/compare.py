@@ -177,14 +177,18 @@ def _measured(comparison: Comparison) -> str:
 
 def _costs(comparison: Comparison) -> str:
     """What every method costs at each t; nothing where the table of accuracies, at one t, says it already."""
-    times = comparison.times
-    if len(times) == 1:
+    if len(comparison.times) == 1:
         return ""
-    lines = []
-    for label in comparison.labels:
-        curve = {row.t: [f"{getattr(row, name):.2f}" for name in COSTS] for row in comparison.curve(label)}
-        lines.append([f"`{label}`", *(" / ".join(curve.get(t, [])) for t in times)])
-    return f"{EACH}\n\n{pipe_table(['costs', *(f't = {t}' for t in times)], lines)}"
+    cells = {(r.method, r.t): " / ".join(f"{getattr(r, name):.2f}" for name in COSTS) for r in comparison.rows[1:]}
+    return f"{EACH}\n\n{_over_time('costs', cells)}"
+
+
+def _over_time(corner: str, cells: dict[tuple[str, int], str]) -> str:
+    """A table of {(label, t): cell}, a line a method and a column a timestep."""
+    times = sorted({t for _, t in cells})
+    labels = dict.fromkeys(label for label, _ in cells)
+    lines = [[f"`{label}`", *(cells.get((label, t), "") for t in times)] for label in labels]
+    return pipe_table([corner, *(f"t = {t}" for t in times)], lines)
 
 
 def _frontier(comparison: Comparison) -> str:
@@ -208,14 +212,11 @@ def _frontier(comparison: Comparison) -> str:
 
 def _agreement(comparison: Comparison) -> str:
     """How well a detector's methods agree with its float network at each t."""
-    lines = []
-    for label in comparison.labels:
-        curve = {row.t: row.metrics["agreement"] for row in comparison.curve(label) if "agreement" in row.metrics}
-        lines.append([f"`{label}`", *(f"{curve[t]:.1f}" if t in curve else "" for t in comparison.times)])
-    if not any(cell for line in lines for cell in line[1:]):
+    rows = [row for row in comparison.rows[1:] if "agreement" in row.metrics]
+    if not rows:
         return ""
-    header = ["agreement", *(f"t = {t}" for t in comparison.times)]
-    return f"{fill(AGREEMENT.format(score=FOUND), 120)}\n\n{pipe_table(header, lines)}"
+    cells = {(row.method, row.t): f"{row.metrics['agreement']:.1f}" for row in rows}
+    return f"{fill(AGREEMENT.format(score=FOUND), 120)}\n\n{_over_time('agreement', cells)}"
 
 
 def _differences(comparison: Comparison) -> str:
@@ -223,19 +224,14 @@ def _differences(comparison: Comparison) -> str:
     settings, rows = comparison.config.bootstrap, comparison.facts.get("differences", [])
     parts = []
     for metric in dict.fromkeys(row["metric"] for row in rows):
-        found = {(row["method"], row["t"]): row for row in rows if row["metric"] == metric}
-        times = sorted({t for _, t in found})
-        lines = []
-        for label in dict.fromkeys(label for label, _ in found):
-            each = [found.get((label, t)) for t in times]
-            lines.append([f"`{label}`", *("" if row is None else APART.format(**row) for row in each)])
+        cells = {(row["method"], row["t"]): APART.format(**row) for row in rows if row["metric"] == metric}
         text = DIFFERENCES.format(
             against=settings.against,
             name=DISPLAY.get(metric, metric.capitalize()),
             share=settings.confidence,
             draws=settings.draws,
         )
-        parts += [fill(text, 120), pipe_table(["ahead by", *(f"t = {t}" for t in times)], lines)]
+        parts += [fill(text, 120), _over_time("ahead by", cells)]
     return "\n\n".join(parts)
 
 
