@@ -31,31 +31,58 @@ struct Scan {
 }  // extern "C"
 
 static const float SMALLEST = 1e-38f;  // θ(t)
-static const int GROUP = 256;      // neurons that run through a chunk together
+static const int GROUP = 128;      // neurons that run through a chunk together: their state fits the first-level cache
 static const int64_t UNIT = 4096;  // neurons of one task: whole groups, few enough to balance threads
+static const int LANES = 8;        // partial sums of a count: in a single one each addition would wait for the last
 
-// e^x, relative error below 3e-7 from -87 to 88; no more than e^88, and below -87 a number near 0. A NaN becomes a
-// number, too, but not where it counts: the potential that it comes from. x = k ln 2 + r: adding MAGIC rounds to a whole
-// number, which then stands in the lowest bits of the sum. The clamp works on bits: of comparisons GCC makes branches.
-INLINE float exp_(float x) {
-    const uint32_t SIGN = 1u << 31, LARGEST = 0x42b00000;  // 88
-    const float MAGIC = 12582912.f;
-    uint32_t bits, size, exponent;
+// Read as whole numbers, floats of one sign keep their order. So a clamp is one instruction, where of floats GCC makes a
+// comparison and a choice.
+INLINE uint32_t to_bits(float x) {
+    uint32_t bits;
     std::memcpy(&bits, &x, 4);
-    size = bits & ~SIGN;
-    size = size < LARGEST ? size : LARGEST;
-    bits = (bits & SIGN) | size;
+    return bits;
+}
+INLINE float to_float(uint32_t bits) {
+    float x;
     std::memcpy(&x, &bits, 4);
+    return x;
+}
+
+INLINE float at_most_one(float x) {  // of x >= 0
+    const uint32_t bits = to_bits(x), one = 0x3f800000;
+    return to_float(bits < one ? bits : one);
+}
+
+INLINE float at_least_smallest(float x) {  // of x >= 0
+    const uint32_t bits = to_bits(x), smallest = to_bits(SMALLEST);
+    return to_float(bits > smallest ? bits : smallest);
+}
+
+INLINE float positive_part(float x) {
+    const int32_t bits = (int32_t)to_bits(x);
+    return to_float((uint32_t)(bits > 0 ? bits : 0));
+}
+
+// e^x, and e^-|x| where DECAY; relative error below 4e-7 from -87 to 88; no more than e^88, and below -87 a number near 0.
+// A NaN becomes a number, too, but not where it counts: the potential that it comes from. x = k ln 2 + r: adding MAGIC
+// rounds to a whole number, which then stands in the lowest bits of the sum.
+template <bool DECAY = false>
+INLINE float exp_(float x) {
+    const uint32_t SIGN = 1u << 31;
+    const int32_t LARGEST = 0x42b00000;  // 88
+    const float MAGIC = 12582912.f;
+    uint32_t bits = DECAY ? to_bits(x) | SIGN : to_bits(x);
+    bits = bits < (SIGN | LARGEST) ? bits : SIGN | LARGEST;  // of unsigned numbers the negative floats are the largest
+    if (!DECAY) bits = (int32_t)bits < LARGEST ? bits : LARGEST;
+    x = to_float(bits);
     const float shifted = std::fma(x, 1.44269504088896f, MAGIC), k = shifted - MAGIC;
-    const float r = std::fma(k, 2.12194440e-4f, std::fma(k, -0.693359375f, x)), r2 = r * r;
-    const float a = std::fma(r, 9.999997054e-1f, 1.f), b = std::fma(r, 1.666764007e-1f, 4.999914615e-1f);
+    const float r = std::fma(k, -0.693147182f, x);
     float p = std::fma(r, 8.290228764e-3f, 4.189839041e-2f);
-    p = std::fma(r2, std::fma(r2, p, b), a);
-    std::memcpy(&exponent, &shifted, 4);
-    std::memcpy(&bits, &p, 4);
-    bits += exponent << 23;
-    std::memcpy(&p, &bits, 4);
-    return p;
+    p = std::fma(r, p, 1.666764007e-1f);
+    p = std::fma(r, p, 4.999914615e-1f);
+    p = std::fma(r, p, 9.999997054e-1f);
+    p = std::fma(r, p, 1.f);
+    return to_float(to_bits(p) + (to_bits(shifted) << 23));
 }
 
 // ln(1 + u) for u in 0..1, relative error below 3e-7: u times a polynomial fitted at Chebyshev nodes.
@@ -68,50 +95,62 @@ INLINE float log1p_(float u) {
 }
 
 // ln(1 + e^z), given decay = e^-|z|.
-INLINE float softplus_(float z, float decay) { return (z > 0.f ? z : 0.f) + log1p_(decay); }
+INLINE float softplus_(float z, float decay) { return positive_part(z) + log1p_(decay); }
 
 // Soft-reset IF, reset-to-zero IF, tracking of a piecewise linear function, leaky ReLU with imbalanced threshold.
 enum Family { SPIKE, RESET, TRACK, LEAKY };
 
-enum Threshold { CONSTANT, ADAPTIVE, USUAL };  // USUAL: adaptive with DTT and DET, driven by the current
+enum Threshold { CONSTANT, ADAPTIVE, USUAL };  // USUAL: DTT with k_a·τ_mp = 1, DET driven by the current
 
-// What the adaptive threshold is divided by, for W neurons before they see x: 1 + e^-level. A dead neuron gets 1.
-// One exponential a loop: several in a row would leave the processor waiting for each of them.
+// θ(t)/θ of the adaptive threshold, sigmoid(level), for W neurons before they see x; of a dead neuron 1. per_k_i is 1/k_i
+// and per_C -1/C, in the unit of Δ and of the drive, rest is -τ_mp·V_T. One exponential a loop: several in a row would
+// leave the processor waiting for each of them. softplus(z) = max(z, 0) + ln(1 + u) with u = e^-|z|: where its factor is 1,
+// e^-level is that of the other terms over 1 + u, and there is no logarithm to take.
 template <int W, int THRESHOLD>
-INLINE void divisors(const Scan &c, const float *x, const float *bias, const float *v, const float *mean,
-                     const float *before, const float *unit, const float *rest, const float *alive, float *divisor) {
-    const float per_k_i = 1.f / c.k_i, per_C = 1.f / c.C;
-    float level[W];
+INLINE void shares(const Scan &c, const float *x, const float *bias, const float *v, const float *mean,
+                   const float *before, const float *per_k_i, const float *per_C, const float *rest,
+                   const float *alive, float *share) {
+    const float slope = -c.tau_mp * c.alpha * c.k_i, gain = -c.tau_mp * c.k_a;
+    float z[W], below[W], under[W];  // below: -level
+    for (int j = 0; j < W; j++) below[j] = 0.f, under[j] = 1.f;
     if (THRESHOLD == USUAL || c.dtt) {
 #pragma omp simd
-        for (int j = 0; j < W; j++) level[j] = exp_(-std::fabs((v[j] - mean[j]) * unit[j] * per_k_i));
+        for (int j = 0; j < W; j++) {
+            z[j] = (v[j] - mean[j]) * per_k_i[j];  // Δ / k_i
+            under[j] = exp_<true>(z[j]);
+        }
 #pragma omp simd
         for (int j = 0; j < W; j++) {
-            const float delta = (v[j] - mean[j]) * unit[j], z = delta * per_k_i;
-            level[j] = c.tau_mp * (c.alpha * delta + rest[j] + c.k_a * softplus_(z, level[j]));
+            below[j] = std::fma(slope, z[j], rest[j]);
+            if (THRESHOLD == USUAL) {
+                below[j] -= positive_part(z[j]);
+                under[j] += 1.f;
+            } else {
+                below[j] = std::fma(gain, softplus_(z[j], under[j]), below[j]);
+                under[j] = 1.f;
+            }
         }
-    } else {
-        for (int j = 0; j < W; j++) level[j] = 0.f;
     }
     if (THRESHOLD == USUAL || c.det) {
 #pragma omp simd
         for (int j = 0; j < W; j++) {
             float drive = x[j] + bias[j];
             if (THRESHOLD == ADAPTIVE && c.depolarisation) drive = v[j] + drive - before[j];
-            level[j] += c.tau_det * exp_(-(drive * unit[j]) * per_C);
+            below[j] = std::fma(-c.tau_det, exp_(drive * per_C[j]), below[j]);
         }
     }
 #pragma omp simd
-    for (int j = 0; j < W; j++) divisor[j] = 1.f + alive[j] * exp_(-level[j]);
+    for (int j = 0; j < W; j++) share[j] = under[j] / std::fma(alive[j], exp_(below[j]), under[j]);
 }
 
 // W neighbouring neurons over the whole chunk. Keeps NaN: every comparison lets it through.
 template <int W, int FAMILY, bool OUTPUT, int THRESHOLD>
-INLINE void group(const Scan &c, int64_t b, int64_t i, double *counts) {
+INLINE void group(const Scan &c, int64_t b, int64_t i, double (*counts)[LANES]) {
     const int64_t at = b * c.N + i, plane = c.B * c.N, p = i % c.period;
+    const float inverse_k_i = 1.f / c.k_i, inverse_C = 1.f / c.C;
     const float upper = c.bounded ? c.upper : INFINITY, margin = c.is_signed ? c.margin : INFINITY;
-    float v[W], o[W], sum[W], mean[W], before[W], theta[W], start[W], bias[W], count[W], fired[W], unit[W], rest[W];
-    float alive[W], divisor[W], per_theta[W];
+    float v[W], o[W], sum[W], mean[W], before[W], theta[W], start[W], bias[W], count[W], fired[W];
+    float per_k_i[W], per_C[W], rest[W], alive[W], share[W], per_theta[W];
     for (int j = 0; j < W; j++) {
         v[j] = c.v[at + j];
         theta[j] = c.theta[p + j];
@@ -119,20 +158,22 @@ INLINE void group(const Scan &c, int64_t b, int64_t i, double *counts) {
         bias[j] = c.bias ? c.bias[p + j] : 0.f;
         count[j] = fired[j] = 0.f;
         if (OUTPUT) o[j] = c.o[at + j];
-        if (OUTPUT) per_theta[j] = 1.f / theta[j];
+        per_theta[j] = 1.f / theta[j];
         if (FAMILY == TRACK) sum[j] = c.sum[at + j];
-        if (THRESHOLD) mean[j] = c.mean[at + j], divisor[j] = 1.f;
+        if (THRESHOLD) mean[j] = c.mean[at + j], share[j] = 1.f;
         if (THRESHOLD == ADAPTIVE) before[j] = c.depolarisation ? c.before[at + j] : 0.f;
-        if (THRESHOLD) unit[j] = c.normalised ? 1.f / theta[j] : 1.f;
+        if (THRESHOLD) per_k_i[j] = (c.normalised ? per_theta[j] : 1.f) * inverse_k_i;
+        if (THRESHOLD) per_C[j] = (c.normalised ? per_theta[j] : 1.f) * -inverse_C;
         if (THRESHOLD) alive[j] = c.theta_max[p + j] > 0.f ? 1.f : 0.f;
-        if (THRESHOLD) rest[j] = c.rest_is_max ? -c.theta_max[p + j] : c.rest;
+        if (THRESHOLD) rest[j] = -c.tau_mp * (c.rest_is_max ? -c.theta_max[p + j] : c.rest);
     }
     for (int64_t k = 0; k < c.K; k++) {
         const float *x = c.x + k * c.x_step + at;
         float *y = c.y + k * plane + at;
         const int64_t t = c.t0 + k;
         const float n = (float)(t + 1), stage = c.stage[k], inverse = 1.f / n, per_stage = 1.f / stage;
-        if (THRESHOLD && t > 0) divisors<W, THRESHOLD>(c, x, bias, v, mean, before, unit, rest, alive, divisor);
+        if (THRESHOLD && t > 0)
+            shares<W, THRESHOLD>(c, x, bias, v, mean, before, per_k_i, per_C, rest, alive, share);
 #pragma omp simd
         for (int j = 0; j < W; j++) {
             float in = x[j] + bias[j], up;
@@ -146,22 +187,20 @@ INLINE void group(const Scan &c, int64_t b, int64_t i, double *counts) {
             } else {
                 up = v[j] + in;
             }
-            float th = theta[j];
-            if (THRESHOLD) th /= divisor[j];
-            if (THRESHOLD) th = th < SMALLEST ? SMALLEST : th;  // a tiny θ over e^88 would be 0
-            th *= stage;
+            float th = theta[j] * stage;
+            if (THRESHOLD) th = at_least_smallest(th * share[j]);  // a tiny θ over e^88 would be 0
             float goal = up;
             if (FAMILY < TRACK && OUTPUT) {
                 const float most = n * upper - o[j] + start[j];
                 goal = most < goal ? most : goal;
             }
-            float s = std::floor(goal / th + c.offset), least = 0.f;
+            // one over θ(t), where a neuron divides by it more than once
+            const float per = !OUTPUT ? 0.f : THRESHOLD ? 1.f / th : per_theta[j] * per_stage;
+            float s = std::floor((OUTPUT && THRESHOLD ? goal * per : goal / th) + c.offset), least = 0.f;
             if (FAMILY == LEAKY) s = goal < 0.f ? -std::floor(-goal * c.slope / th) : s;
             if (FAMILY >= TRACK) {
                 least = -c.gamma;
-            } else if (OUTPUT) {  // no division: 1e-4 is more than what it would round off
-                float per = per_theta[j] * per_stage * (THRESHOLD ? divisor[j] : 1.f);
-                per = per > 1.f / SMALLEST ? 1.f / SMALLEST : per;
+            } else if (OUTPUT) {  // 1e-4 is more than what per rounds off
                 float given = std::floor(o[j] * per + 1e-4f);
                 given = given > c.gamma ? c.gamma : given;
                 least = goal - start[j] < -margin * th ? -given : 0.f;
@@ -173,12 +212,12 @@ INLINE void group(const Scan &c, int64_t b, int64_t i, double *counts) {
             const float charge = FAMILY == LEAKY && s < 0.f ? out / c.slope : out;
             v[j] = FAMILY == RESET ? (s > 0.f || s < 0.f ? 0.f : up) : up - charge;
             if (OUTPUT) o[j] += out;
-            if (THRESHOLD) mean[j] += (v[j] - mean[j]) * inverse;
+            if (THRESHOLD) mean[j] = std::fma(v[j] - mean[j], inverse, mean[j]);
             if (THRESHOLD == ADAPTIVE) before[j] = up;
             y[j] = out;
-            float size = std::fabs(s);
+            const float size = FAMILY == SPIKE && !OUTPUT ? s : std::fabs(s);
             count[j] += size;
-            fired[j] += size > 1.f ? 1.f : size;  // a NaN stays one
+            fired[j] += at_most_one(size);
         }
     }
     for (int j = 0; j < W; j++) {
@@ -187,11 +226,17 @@ INLINE void group(const Scan &c, int64_t b, int64_t i, double *counts) {
         if (FAMILY == TRACK) c.sum[at + j] = sum[j];
         if (THRESHOLD) c.mean[at + j] = mean[j];
         if (THRESHOLD == ADAPTIVE && c.depolarisation) c.before[at + j] = before[j];
-        const double fanout = c.fanout[i + j];
-        counts[0] += count[j];
-        counts[1] += count[j] * fanout;
-        counts[2] += fired[j];
-        counts[3] += fired[j] * fanout;
+    }
+    const int lanes = W < LANES ? W : LANES;
+    for (int first = 0; first < W; first += lanes) {
+#pragma omp simd
+        for (int j = 0; j < lanes; j++) {
+            const double spikes = count[first + j], events = fired[first + j], fanout = c.fanout[i + first + j];
+            counts[0][j] += spikes;
+            counts[1][j] += spikes * fanout;
+            counts[2][j] += events;
+            counts[3][j] += events * fanout;
+        }
     }
 }
 
@@ -202,18 +247,22 @@ static void scan(const Scan &c) {
     for (int64_t u = 0; u < c.B * units; u++) {
         const int64_t b = u % c.B, unit = u / c.B, first = unit * UNIT;  // images in turn: their parameters are the same
         const int64_t end = first + UNIT < c.N ? first + UNIT : c.N;
-        double counts[4] = {0, 0, 0, 0};
+        double counts[4][LANES] = {};
         int64_t i = first;
         for (; i + GROUP <= end; i += GROUP) group<GROUP, FAMILY, OUTPUT, THRESHOLD>(c, b, i, counts);
         for (; i < end; i++) group<1, FAMILY, OUTPUT, THRESHOLD>(c, b, i, counts);
-        std::memcpy(c.counts + 4 * (b * units + unit), counts, sizeof counts);
+        for (int n = 0; n < 4; n++) {
+            double &sum = c.counts[4 * (b * units + unit) + n] = 0.;
+            for (int j = 0; j < LANES; j++) sum += counts[n][j];
+        }
     }
 }
 
 template <int FAMILY, bool OUTPUT>
 static void dispatch(const Scan &c, bool adaptive) {
     if (!adaptive) return scan<FAMILY, OUTPUT, CONSTANT>(c);
-    if (FAMILY == SPIKE && c.dtt && c.det && !c.depolarisation) return scan<SPIKE, OUTPUT, USUAL>(c);
+    const bool usual = c.dtt && c.k_a * c.tau_mp == 1.f && c.det && !c.depolarisation;
+    if (FAMILY == SPIKE && usual) return scan<SPIKE, OUTPUT, USUAL>(c);
     scan<FAMILY, OUTPUT, ADAPTIVE>(c);
 }
 
