@@ -10,6 +10,7 @@ one process. Peak memory is that of the whole process while it does so, its high
 """
 
 import argparse
+import itertools
 import json
 import platform
 import sys
@@ -103,11 +104,12 @@ def step_rows(args: argparse.Namespace) -> Iterator[dict]:
 
 
 def memory_rows(args: argparse.Namespace) -> Iterator[dict]:
-    """Peak memory at T = 8, 64 and 256, each in a process of its own; SSD-MobileNet at batch 4."""
-    for neuron in args.neuron:
-        peaks = {T: memory.peak(FOUR[0], neuron, 4, T, args.threads)["peak_mb"] for T in (8, 64, 256)}
+    """Peak memory of SSD-MobileNet at T = 8, 64 and 256, each in a process of its own."""
+    name = FOUR[0]
+    for batch, neuron in itertools.product((4, 16), args.neuron):
+        peaks = {T: memory.peak(name, neuron, batch, T, args.threads)["peak_mb"] for T in (8, 64, 256)}
         columns = {f"peak_mb_T{T}": peak for T, peak in peaks.items()}
-        yield {"network": FOUR[0], "neuron": neuron, "batch": 4, **columns, "T256_over_T8": peaks[256] / peaks[8]}
+        yield {"network": name, "neuron": neuron, "batch": batch, **columns, "T256_over_T8": peaks[256] / peaks[8]}
 
 
 def part_rows(part: str, args: argparse.Namespace) -> Iterator[dict]:

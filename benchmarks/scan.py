@@ -1,20 +1,23 @@
 """The neurons alone: GB/s of a scan over timesteps beside a memcpy of the same bytes, and cycles an element.
 
 An element is one neuron at one timestep. Input and output make 8 bytes an element, which both the scan and the memcpy
-are charged; the neurons' state, read and written once a chunk, is not counted. Cycles = measured ns x nominal GHz of
-/proc/cpuinfo x threads: of one core, at a clock that the machine need not have run at.
+are charged; the neurons' state, read and written once a chunk, is not counted. In place the output overwrites the
+input, as it does behind a convolution. Cycles = measured ns x nominal GHz of /proc/cpuinfo x threads: of one core, at
+a clock that the machine need not have run at.
 """
 
-import importlib.util
+import multiprocessing
 import re
 import statistics
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks import rival
 from benchmarks.networks import NEURONS
 from benchmarks.timing import seconds_of
 from msat_det.convert.conversion import spiking_network
@@ -44,23 +47,25 @@ def median_seconds(call: Callable[[], Any], repeats: int = REPEATS) -> float:
 
 
 def rows(threads: int, shape: tuple[int, ...] = SHAPE) -> Iterator[dict]:
-    """One dict for the memcpy, for each kind of neuron and for SpikingJelly's where it is installed."""
+    """One dict for the memcpy, two for each kind of neuron and, where it is installed, two for SpikingJelly's: as it
+    comes and in a process that keeps freed memory, as ours does."""
     keep_freed_memory()
-    torch.manual_seed(0)
-    x = torch.randn(STEPS, *shape).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-    target = torch.empty_like(x)
-    steps = x.unflatten(0, (STEPS, shape[0]))
+    steps = currents(shape)
+    x, target = steps.flatten(0, 1), torch.empty_like(steps.flatten(0, 1))
     copy_seconds = median_seconds(lambda: target.copy_(x))
     lengths = {"memcpy": copy_seconds}
     scans = {name: make_scan(name, steps[0]) for name in NEURONS}
     with torch.inference_mode():
         for name, scan in scans.items():
             lengths[name] = median_seconds(lambda scan=scan: scan.run(steps, 0, STEPS))
-        if importlib.util.find_spec("spikingjelly"):
-            from spikingjelly.activation_based.neuron import IFNode
-
-            node = IFNode(1.0, v_reset=None, step_mode="m").eval()
-            lengths["spikingjelly IFNode"] = median_seconds(lambda: node(steps))
+            own = steps.clone()
+            lengths[f"{name}, in place"] = median_seconds(
+                lambda scan=scan, own=own: scan.run(own, STEPS, STEPS, in_place=True)
+            )
+    if rival.installed():
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            lengths["spikingjelly IFNode"] = process.submit(spikingjelly_seconds, threads, shape).result()
+        lengths["spikingjelly IFNode, freed memory kept"] = spikingjelly_seconds(threads, shape)
     clock = gigahertz()
     for name, seconds in lengths.items():
         nanoseconds = seconds * 1e9 / x.numel()
@@ -71,6 +76,23 @@ def rows(threads: int, shape: tuple[int, ...] = SHAPE) -> Iterator[dict]:
             "elements_g_per_s": 1 / nanoseconds,
             "cycles_per_element": nanoseconds * clock * threads if clock else None,
         }
+
+
+def currents(shape: tuple[int, ...]) -> Tensor:
+    """Normal input currents (STEPS, *shape), channels last."""
+    torch.manual_seed(0)
+    x = torch.randn(STEPS, *shape).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    return x.unflatten(0, (STEPS, shape[0]))
+
+
+def spikingjelly_seconds(threads: int, shape: tuple[int, ...]) -> float:
+    """Of SpikingJelly's multi-step integrate-and-fire node with soft reset, in this process as it is."""
+    from spikingjelly.activation_based.neuron import IFNode
+
+    torch.set_num_threads(threads)
+    node, steps = IFNode(1.0, v_reset=None, step_mode="m").eval(), currents(shape)
+    with torch.inference_mode():
+        return median_seconds(lambda: node(steps))
 
 
 def make_scan(name: str, currents: Tensor) -> Scan:

@@ -3,7 +3,7 @@
 Where there is no C++ compiler, and for what the kernel does not hold (curved activations, spike confidence),
 ``msat_det.neurons.step`` runs instead: the same arithmetic, only slower. ``MSAT_DET_KERNEL=off`` forces it. On a GPU
 ``torch.compile`` makes one kernel of it. On a CPU that takes .7 (IF) to 13 ns (MSAT) a neuron and timestep of one core
-where ``scan.cpp`` takes .6 to 2, and tens of seconds for the first compilation.
+where ``scan.cpp`` takes .4 to 1.3, and tens of seconds for the first compilation.
 """
 
 import ctypes
