@@ -23,7 +23,7 @@ from msat_det.convert.observe import Observation
 from msat_det.convert.ops import Kind
 from msat_det.detectors.base import Detections, Detector
 from msat_det.errors import InputError
-from msat_det.kernels import Scan, events, keep_freed_memory
+from msat_det.kernels import Scan, count_events, events, keep_freed_memory
 from msat_det.neurons import Chances, Neuron
 from msat_det.rng import image_key
 
@@ -300,10 +300,8 @@ class _Run:
             self.sums[node] = _Differential(node, self.graph, self.plan.moving)
         y = self.sums[node].run(env, t0, steps, self.size)
         if _is_pool(node) and node in self.snn.fanout.spikes:
-            reach = self.snn.fanout.spikes[node].double()
-            events = (y != 0).unflatten(0, (steps, self.size)).sum(0).double()
-            total = torch.stack((events.flatten(1).sum(1), (events * reach).flatten(1).sum(1)), 1)
-            self.pools[node] = self.pools.get(node, 0) + total
+            counts = count_events(y, self.snn.fanout.spikes[node])
+            self.pools[node] = self.pools.get(node, 0) + counts.unflatten(0, (steps, self.size)).sum(0)
         return y
 
     def readout(self, t: int) -> Any:
@@ -365,11 +363,11 @@ class _Differential:
         values: dict[Node, Tensor] = {}
         for source in self.inputs:
             x = env[source].unflatten(0, (steps, images))
-            sums = torch.empty_like(x)
-            sums[0] = x[0] if t0 == 0 else x[0] + self.sums[source]
-            for k in range(1, steps):
-                torch.add(sums[k - 1], x[k], out=sums[k])
-            self.sums[source] = sums[-1].clone()
+            sums, before = torch.empty_like(x), self.sums.get(source)
+            for k in range(steps):
+                torch.add(x[k], 0.0 if before is None else before, out=sums[k])
+                before = sums[k]
+            self.sums[source] = _alone(sums)
             values[source] = sums.flatten(0, 1)
             if not self.homogeneous:
                 values[source] = values[source] / _column(n, values[source])
@@ -380,9 +378,16 @@ class _Differential:
         g = self.graph.call(self.node, fx.map_arg(self.node.args, value), fx.map_arg(self.node.kwargs, value))
         total = g if self.homogeneous else g * _column(n, g)
         rows = total.unflatten(0, (steps, images))
-        first = torch.zeros_like(rows[:1]) if self.last is None else self.last.unsqueeze(0)
-        self.last = rows[-1].clone()
-        return (rows - torch.cat((first, rows[:-1]))).flatten(0, 1)
+        difference = torch.empty_like(rows)
+        torch.sub(rows[0], 0.0 if self.last is None else self.last, out=difference[0])
+        torch.sub(rows[1:], rows[:-1], out=difference[1:])
+        self.last = _alone(rows)
+        return difference.flatten(0, 1)
+
+
+def _alone(rows: Tensor) -> Tensor:
+    """The last of these rows, in memory of its own."""
+    return rows[-1].clone() if len(rows) > 1 else rows[0]
 
 
 def _column(n: Tensor, like: Tensor) -> Tensor:

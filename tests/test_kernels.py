@@ -281,3 +281,21 @@ def test_thresholds_that_all_but_vanish_divide_nothing_by_zero(adaptive: Msat, s
     assert y.isfinite().all()
     for t in range(8):
         assert step(neuron, state, x[t], t)[1].isfinite().all()
+
+
+# ---- events
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_kernel), False])
+def test_events_are_counted_with_their_fanout(compiled: bool, layout: str, monkeypatch) -> None:
+    if not compiled:
+        monkeypatch.setattr(kernels, "library", lambda: None)
+    y = (noise(3, *SHAPE[1:]) * (noise(3, *SHAPE[1:]) > 0)).contiguous(memory_format=FORMATS[layout])
+    y[1, 2, 3, 4] = -0.0
+    reach = torch.arange(180.0).reshape(SHAPE[1:])
+    fired = (y != 0).double()
+    expected = torch.stack((fired.sum((1, 2, 3)), (fired * reach).sum((1, 2, 3))), 1)
+    assert 0 < expected[0, 0] < 180
+    assert torch.equal(kernels.count_events(y, reach), expected)
+    assert torch.equal(kernels.count_events(y, torch.ones(4, 1, 1))[:, 1], expected[:, 0])

@@ -169,6 +169,23 @@ def _compiled_step() -> Callable:
     return torch.compile(step)
 
 
+def count_events(y: Tensor, fanout: Tensor) -> Tensor:
+    """Σ[y≠0] and Σ[y≠0]·fan-out of each row of y (rows, C, …), as (rows, 2) float64 on the CPU. fanout: (C, …)."""
+    if library() is None or y.device.type != "cpu" or y.dtype != torch.float32:
+        events, reach = (y != 0).flatten(1).double(), fanout.to(y.device).expand(y.shape[1:]).flatten().double()
+        return torch.stack((events.sum(1), events @ reach), 1).cpu()
+    memory_format = _memory_format(y)
+    y = y.contiguous(memory_format=memory_format)
+    reach = fanout.float().expand(y.shape[1:]).unsqueeze(0).contiguous(memory_format=memory_format)
+    counts = torch.empty(len(y), 2, dtype=torch.float64)
+    library().count_events(
+        ctypes.c_void_p(y.data_ptr()),
+        *(ctypes.c_int64(n) for n in (len(y), y[0].numel())),
+        *(ctypes.c_void_p(a.data_ptr()) for a in (reach, counts)),
+    )
+    return counts
+
+
 def observe_channels(x: Tensor, shift: int, first: int, histogram: Tensor, maximum: Tensor) -> None:
     """Add |x| (B, C, …) to the per-channel histograms (C, bins) int32 and maxima (C,) of ``convert.observe.Site``."""
     channels, bins = histogram.shape

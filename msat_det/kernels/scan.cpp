@@ -288,6 +288,22 @@ void scan_chunk(const Scan *c, int32_t family, int32_t output, int32_t adaptive)
     }
 }
 
+// Where y (rows, N) is not 0: how often in each row, and the fan-out (N,) there. counts: (rows, 2).
+void count_events(const float *y, int64_t rows, int64_t N, const float *fanout, double *counts) {
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        double events = 0., reached = 0.;
+#pragma omp simd reduction(+ : events, reached)
+        for (int64_t i = 0; i < N; i++) {
+            const bool fired = y[row * N + i] != 0.f;
+            events += fired ? 1. : 0.;
+            reached += fired ? (double)fanout[i] : 0.;
+        }
+        counts[2 * row] = events;
+        counts[2 * row + 1] = reached;
+    }
+}
+
 // Adds |x| to per-channel histograms over the leading bits of a float (see convert/observe.py) and to the maxima.
 // Element (o, c, i) of x lies at (o·C + c)·I + i: O = images and I = pixels, or O = images·pixels and I = 1.
 void observe_channels(const float *x, int64_t O, int64_t C, int64_t I, int32_t shift, int32_t first, int32_t bins,
