@@ -235,6 +235,17 @@ class _Run:
                 value = self._call(node, self.static)
             self.static[node] = value
         self.chunk = snn.chunk or self._choose_chunk()
+        device = next(iter(inputs.values())).device
+        for node in self.plan.body:  # states made between activations would leave holes in memory
+            if node.meta["kind"] is Kind.SPIKING and node.name in snn.neurons:
+                shape = (self.size, *node.meta["shape"])
+                layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+                self.scans[node] = self._population(node, torch.empty(shape, device=device, memory_format=layout))
+
+    def _population(self, node: Node, currents: Tensor) -> Scan:
+        reach = self.snn.fanout.spikes.get(node, torch.zeros(node.meta["shape"]))
+        chances = Chances(self.snn.seed, self.chances, self.graph.sites.index(node))
+        return Scan(self.snn.neurons[node.name], currents, reach, node in self.plan.readout_sites, chances)
 
     def _choose_chunk(self) -> int:
         sites = [elements(n) for n in self.graph.sites]
@@ -274,14 +285,10 @@ class _Run:
         source = node.all_input_nodes[0]
         constant = source not in self.plan.moving
         x = self.static[source].unsqueeze(0) if constant else env[source].unflatten(0, (steps, self.size))
-        if node not in self.scans:
-            site = self.graph.sites.index(node)
-            reach = self.snn.fanout.spikes.get(node, torch.zeros(node.meta["shape"]))
-            chances = Chances(self.snn.seed, self.chances, site)
-            keep = node in self.plan.readout_sites
-            if node.name not in self.snn.neurons:
-                self.snn.neurons[node.name] = self.snn.decide(node, x)
-            self.scans[node] = Scan(self.snn.neurons[node.name], x[0], reach, keep, chances)
+        if node.name not in self.snn.neurons:
+            self.snn.neurons[node.name] = self.snn.decide(node, x)
+        if node not in self.scans or (t0 == 0 and not self.scans[node].takes(x[0])):
+            self.scans[node] = self._population(node, x[0])
         scan = self.scans[node]
         if self.watch is not None:
             self.watch(node.name, scan, x)

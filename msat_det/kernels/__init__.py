@@ -71,6 +71,12 @@ class Scan:
         self.counts = torch.zeros(currents.shape[0], 4, dtype=torch.float64)
         self._struct = self._layout(currents) if self._fits_kernel(currents) else None
 
+    def takes(self, currents: Tensor) -> bool:
+        """Whether the state is laid out as these currents (B, C, …) are."""
+        v = self.state.v
+        alike = (currents.shape, currents.dtype, currents.device) == (v.shape, v.dtype, v.device)
+        return alike and _memory_format(currents) is self._format
+
     def run(self, x: Tensor, t0: int, steps: int, in_place: bool = False) -> Tensor:
         """Advance by ``steps`` timesteps from t0.
 
