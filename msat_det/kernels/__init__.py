@@ -114,13 +114,10 @@ class Scan:
 
         period = x.shape[1] if self._format is torch.channels_last else size
 
-        def expanded(value: Tensor) -> Tensor:
-            return value.float().expand(x.shape[1:]).unsqueeze(0).contiguous(memory_format=self._format)
-
         def periodic(value: Tensor) -> Tensor:
             """A value per channel: where channels lie side by side once, and on for a group; else for every neuron."""
             if period == size:
-                return expanded(value)
+                return _laid_out(value, x)
             channels = value.float().expand(period, 1, 1).flatten()
             return channels.repeat(-(-(period + lib.scan_group()) // period))
 
@@ -132,7 +129,7 @@ class Scan:
         arrays = {
             "v": st.v, "o": st.o, "sum": st.x, "mean": st.mean, "before": st.before,
             "theta": periodic(threshold(n, x)), "theta_max": periodic(theta_max), "start": periodic(start),
-            "bias": None if n.bias is None else periodic(per_channel(n.bias, x)), "fanout": expanded(self.fanout),
+            "bias": None if n.bias is None else periodic(per_channel(n.bias, x)), "fanout": _laid_out(self.fanout, x),
             "counts": torch.zeros(x.shape[0], lib.scan_units(size), 4, dtype=torch.float64),
         }  # fmt: skip
         self._arrays = arrays  # the structure holds bare pointers: this keeps them alive
@@ -180,9 +177,7 @@ def count_events(y: Tensor, fanout: Tensor) -> Tensor:
     if library() is None or y.device.type != "cpu" or y.dtype != torch.float32:
         events, reach = (y != 0).flatten(1).double(), fanout.to(y.device).expand(y.shape[1:]).flatten().double()
         return torch.stack((events.sum(1), events @ reach), 1).cpu()
-    memory_format = _memory_format(y)
-    y = y.contiguous(memory_format=memory_format)
-    reach = fanout.float().expand(y.shape[1:]).unsqueeze(0).contiguous(memory_format=memory_format)
+    y, reach = y.contiguous(memory_format=_memory_format(y)), _laid_out(fanout, y)
     counts = torch.empty(len(y), 2, dtype=torch.float64)
     library().count_events(
         ctypes.c_void_p(y.data_ptr()),
@@ -216,3 +211,8 @@ def observe_channels(x: Tensor, shift: int, first: int, histogram: Tensor, maxim
 def _memory_format(x: Tensor) -> torch.memory_format:
     channels_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _laid_out(value: Tensor, like: Tensor) -> Tensor:
+    """A value for every neuron (or one that broadcasts to it), in the memory order of one image of ``like``."""
+    return value.float().expand(like.shape[1:]).unsqueeze(0).contiguous(memory_format=_memory_format(like))
