@@ -23,17 +23,16 @@ from msat_det.data import (
     Cifar100,
     ClassFolders,
     CocoDetection,
-    CorruptImage,
     ImageFiles,
     Target,
     VocDetection,
     build_dataset,
-    read_image,
-    read_voc_xml,
     select,
     subset,
 )
+from msat_det.data.voc import read_voc_xml
 from msat_det.errors import InputError
+from msat_det.images import CorruptImage, read_image
 
 fuzz = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
