@@ -23,9 +23,9 @@ import torch
 from benchmarks import end_to_end, evaluation, memory, networks, rival, scan, sparse
 from benchmarks.networks import NETWORKS, NEURONS, Bench
 from benchmarks.timing import ratio
-from msat_det.cli import guarded
-from msat_det.errors import InputError
-from msat_det.report import write_whole
+from msat_det.base.errors import InputError
+from msat_det.report.directory.directory import write_whole
+from msat_det.run.experiment.cli import guarded
 
 FOUR = [name for name in NETWORKS if name != "vgg16-cifar"]
 # Key in the JSON file, --part → heading in the Markdown file.

@@ -18,10 +18,10 @@ from torch import Tensor
 from benchmarks import memory
 from benchmarks.networks import Bench, load
 from benchmarks.timing import ratio, seconds_of
-from msat_det.convert.graph import Graph, last_uses
-from msat_det.convert.observe import Observation
-from msat_det.errors import InputError
-from msat_det.kernels import keep_freed_memory
+from msat_det.base.errors import InputError
+from msat_det.graph.graph import Graph, last_uses
+from msat_det.methods.observe import Observation
+from msat_det.spiking.kernels import keep_freed_memory
 
 NAME = "spikingjelly"
 NODES = ("IFNode", "SimpleIFNode")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from msat_det import options
+from msat_det.run.experiment import arguments as options
 
 torch.set_num_threads(1)
 

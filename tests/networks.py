@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from msat_det.convert.observe import Observation, observe
+from msat_det.methods.observe import Observation, observe
 
 
 def block(inputs: int, outputs: int, kernel: int = 3, act: type[nn.Module] = nn.ReLU, **options: int) -> nn.Sequential:

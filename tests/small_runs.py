@@ -9,11 +9,11 @@ import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from msat_det import resume
-from msat_det.config import Config
-from msat_det.options import PROJECT, load_config
-from msat_det.report import CurveRow
-from msat_det.run import run
+from msat_det.base.config import Config
+from msat_det.report.directory.directory import CurveRow
+from msat_det.run.experiment import resume
+from msat_det.run.experiment.arguments import PROJECT, load_config
+from msat_det.run.experiment.experiment import run
 
 WORDS = (
     "--data.limit 10 --calib.limit 4 --sim.record 1,4 --methods signed,staged-4 --batch 3 --threads 1 --draw.images 1"
@@ -57,7 +57,7 @@ def die_at(step: int, config: Config) -> None:
 def start(target: object, *arguments: object) -> BaseProcess:
     """A process that begins at once: it is forked from a server that has imported everything."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["msat_det.run", "msat_det.pictures", "torch.utils.tensorboard"])
+    context.set_forkserver_preload(["msat_det.run.experiment", "msat_det.report.pictures", "torch.utils.tensorboard"])
     process = context.Process(target=target, args=arguments, daemon=True)
     process.start()
     return process

@@ -8,11 +8,11 @@ import pytest
 import torch
 from networks import images, observed
 
-from msat_det import cli
-from msat_det.anytime import changes, distance, exits, fit_rule
-from msat_det.convert.conversion import spiking_network
-from msat_det.errors import InputError
-from msat_det.options import PROJECT
+from msat_det.base.errors import InputError
+from msat_det.measure.anytime import changes, distance, exits, fit_rule
+from msat_det.methods.convert import spiking_network
+from msat_det.run.experiment import cli
+from msat_det.run.experiment.arguments import PROJECT
 
 RECORD = (2, 4, 8, 16, 32)
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import msat_det
-from msat_det.convert.observe import observe
-from msat_det.detectors.base import Detections
+from msat_det.methods.observe import observe
+from msat_det.models.detector import Detections
 
 OPTIONS = {"method": "constant", "scale": "channel", "initial": "half", "signed": True, "gamma": 3}
 
@@ -208,7 +208,7 @@ def test_boxes_need_a_detector() -> None:
 
 
 def test_the_function_outlives_the_import_of_the_subpackage() -> None:
-    import msat_det.convert.graph
+    import msat_det.graph.graph
 
     assert msat_det.convert.__name__ == "convert"
     assert callable(msat_det.convert)

@@ -10,7 +10,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import bench, evaluation, memory, networks, rival, scan, timing
-from msat_det.errors import InputError
+from msat_det.base.errors import InputError
 
 MB = 1 << 20
 

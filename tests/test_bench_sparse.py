@@ -9,10 +9,10 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import bench, networks, sparse
-from msat_det.convert.conversion import spiking_network
-from msat_det.errors import InputError
-from msat_det.kernels import events
-from msat_det.kernels.build import compiled
+from msat_det.base.errors import InputError
+from msat_det.methods.convert import spiking_network
+from msat_det.spiking.kernels import events
+from msat_det.spiking.kernels.build import compiled
 
 
 @pytest.mark.parametrize(

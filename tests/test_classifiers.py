@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torchvision.models import SqueezeNet1_0_Weights, WeightsEnum
 from torchvision.transforms._presets import ImageClassification
 
-from msat_det.classifiers import CLASSIFIERS, PREPROCESS, Classifier, build_classifier, find_preprocess, head
-from msat_det.config import Model
-from msat_det.convert.graph import trace
+from msat_det.base.config import Model
+from msat_det.base.errors import InputError
 from msat_det.data import ClassFolders
-from msat_det.detectors.files import read_tensors
-from msat_det.errors import InputError
-from msat_det.evaluate import make_evaluator
+from msat_det.graph.graph import trace
+from msat_det.measure.accuracy import make_evaluator
+from msat_det.models.classifiers import CLASSIFIERS, PREPROCESS, Classifier, build_classifier, find_preprocess, head
+from msat_det.models.weights import read_tensors
 
 OWN = [name for name, network in CLASSIFIERS.items() if network.preprocess == "cifar"]
 TORCHVISION = ["squeezenet1_0", "mobilenet_v2", "resnet18"]

@@ -7,19 +7,19 @@ from types import ModuleType
 
 import pytest
 
-from msat_det import cli
-from msat_det.config import Config
-from msat_det.errors import InputError
-from msat_det.options import PROJECT
+from msat_det.base.config import Config
+from msat_det.base.errors import InputError
+from msat_det.run.experiment import cli
+from msat_det.run.experiment.arguments import PROJECT
 
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list:
-    """What the commands hand to msat_det.run.run, which is replaced."""
+    """What the commands hand to msat_det.run.experiment.run, which is replaced."""
     calls: list[tuple[Config, str]] = []
-    module = ModuleType("msat_det.run")
+    module = ModuleType("msat_det.run.experiment")
     module.run = lambda config, task: calls.append((config, task))
-    monkeypatch.setitem(sys.modules, "msat_det.run", module)
+    monkeypatch.setitem(sys.modules, "msat_det.run.experiment", module)
     return calls
 
 

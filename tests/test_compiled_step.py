@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from msat_det.convert.conversion import spiking_network
-from msat_det.convert.observe import observe
-from msat_det.convert.ops import Activation
-from msat_det.kernels import _compiled_step
-from msat_det.neurons import Msat, Neuron, new_state, step
+from msat_det.graph.ops import Activation
+from msat_det.methods.convert import spiking_network
+from msat_det.methods.observe import observe
+from msat_det.spiking.kernels import _compiled_step
+from msat_det.spiking.neurons import Msat, Neuron, new_state, step
 
 STEPS = 4
 RELU = Activation("relu", torch.relu, rectified=True)

@@ -7,10 +7,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from msat_det.config import Calib, Config, Data, Model, Sim
-from msat_det.convert.methods import METHODS
-from msat_det.errors import InputError
-from msat_det.options import PROJECT, load_config
+from msat_det.base.config import Calib, Config, Data, Model, Sim
+from msat_det.base.errors import InputError
+from msat_det.methods import METHODS
+from msat_det.run.experiment.arguments import PROJECT, load_config
 
 TREE = {
     "data": {"kind": "coco", "root": "data/coco", "split": "val2017"},

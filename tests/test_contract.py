@@ -10,9 +10,9 @@ from test_simulate import Spikes, assert_alike, assert_same, plain_convolutions
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from msat_det.convert.conversion import spiking_network
-from msat_det.convert.methods import METHODS
-from msat_det.simulate import SpikingNetwork
+from msat_det.methods import METHODS
+from msat_det.methods.convert import spiking_network
+from msat_det.spiking.network import SpikingNetwork
 
 T = 16
 PAIRS = [(method, network) for method in METHODS for network in NETWORKS]

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from msat_det.detectors.darknet import DarknetNet, darknet, load_weights, stored_tensors
-from msat_det.detectors.darknet_cfg import parse_cfg
-from msat_det.detectors.yolo import YoloDetector
-from msat_det.errors import InputError
+from msat_det.base.errors import InputError
+from msat_det.models.importers.darknet.cfg import parse_cfg
+from msat_det.models.importers.darknet.network import DarknetNet, darknet, load_weights, stored_tensors
+from msat_det.models.yolo import YoloDetector
 
 cv2 = pytest.importorskip("cv2")
 

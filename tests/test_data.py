@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import CIFAR100
 
+from msat_det.base.errors import InputError
 from msat_det.data import (
     DATASETS,
     VOC_CLASSES,
@@ -30,9 +31,8 @@ from msat_det.data import (
     select,
     subset,
 )
+from msat_det.data.images import CorruptImage, read_image
 from msat_det.data.voc import read_voc_xml
-from msat_det.errors import InputError
-from msat_det.images import CorruptImage, read_image
 
 fuzz = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 from torchvision.ops import box_iou
+from training import scenes
+from training.losses import Objects, fit, match_priors, mirror, pad_objects, scene_batches, ssd_loss, yolo_loss
 
-from msat_det import scenes
-from msat_det.classifiers import build_classifier
-from msat_det.config import Model
-from msat_det.convert.graph import trace
+from msat_det.base.config import Model
+from msat_det.base.errors import InputError
 from msat_det.data import VOC_CLASSES, build_dataset
-from msat_det.detectors import build_detector, demo
-from msat_det.errors import InputError
-from msat_det.evaluate import evaluate
-from msat_det.options import PROJECT
-from msat_det.train import Objects, fit, match_priors, mirror, pad_objects, scene_batches, ssd_loss, yolo_loss
+from msat_det.graph.graph import trace
+from msat_det.measure.accuracy import evaluate
+from msat_det.models import build_detector, demo
+from msat_det.models.classifiers import build_classifier
+from msat_det.run.experiment.arguments import PROJECT
 
 DATA = PROJECT / "data"
 SPLITS = {"voc": ("trainval", "test"), "coco": ("train2017", "val2017")}

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from msat_det.base.errors import InputError
 from msat_det.data import build_dataset
-from msat_det.detectors import DETECTORS, build_detector
-from msat_det.errors import InputError
-from msat_det.evaluate import evaluate
+from msat_det.measure.accuracy import evaluate
+from msat_det.models import DETECTORS, build_detector
 
 # Detector, its files in weights/, class names, and mAP and mAP50 on coco_val128 with their tolerance (SOURCES.md)
 FLOAT = {

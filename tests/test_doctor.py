@@ -11,16 +11,16 @@ from networks import images, observed
 from small_runs import contents, run_quietly, tiny
 from torch import nn
 
-from msat_det.analysis.diagnosis import CLIPPED, COARSE, INHERITED, OVER, Finding, Patient, cause_of, mends_for
-from msat_det.analysis.effects import output_error
-from msat_det.analysis.ledger import PARTS, ledger
-from msat_det.cli import main
-from msat_det.convert.conversion import spiking_network
-from msat_det.convert.methods import METHODS, parse_options
-from msat_det.convert.observe import Observation, observe
-from msat_det.options import PROJECT
-from msat_det.report import RunDirectory
-from msat_det.simulate import SpikingNetwork
+from msat_det.measure.diagnosis import CLIPPED, COARSE, INHERITED, OVER, Finding, Patient, cause_of, mends_for
+from msat_det.measure.effects import output_error
+from msat_det.measure.ledger import PARTS, ledger
+from msat_det.methods import METHODS, parse_options
+from msat_det.methods.convert import spiking_network
+from msat_det.methods.observe import Observation, observe
+from msat_det.report.directory.directory import RunDirectory
+from msat_det.run.experiment.arguments import PROJECT
+from msat_det.run.experiment.cli import main
+from msat_det.spiking.network import SpikingNetwork
 
 FINE = {"scale": "channel", "signed": True, "initial": "half", "gamma": 3}
 BATCHES = [images(4, seed=100), images(4, seed=101)]  # the calibration images of ``observed``

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from networks import images, observed
 
-from msat_det.analysis.energy import TABLES, prices
-from msat_det.convert.conversion import spiking_network
-from msat_det.errors import InputError
-from msat_det.options import PROJECT, load_config
+from msat_det.base.errors import InputError
+from msat_det.methods.convert import spiking_network
+from msat_det.run.experiment.arguments import PROJECT, load_config
+from msat_det.spiking.energy import TABLES, prices
 
 
 def test_the_default_is_horowitz_at_45_nm() -> None:

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from msat_det.base.errors import InputError
 from msat_det.data import VOC_CLASSES, CocoDetection, Dataset, ImageFiles, VocDetection, build_dataset, select, subset
-from msat_det.detectors.base import Detections
-from msat_det.errors import InputError
-from msat_det.evaluate import (
+from msat_det.measure.accuracy import (
     AgreementEvaluator,
     CocoEvaluator,
     Difference,
@@ -29,8 +28,9 @@ from msat_det.evaluate import (
     make_evaluator,
     topk,
 )
-from msat_det.evaluate.detections import Found, flatten, match_classes
-from msat_det.evaluate.voc import THRESHOLDS, Truth, average_precision, best_overlap, voc_ap, voc_map_of_draws
+from msat_det.measure.accuracy.detections import Found, flatten, match_classes
+from msat_det.measure.accuracy.voc import THRESHOLDS, Truth, average_precision, best_overlap, voc_ap, voc_map_of_draws
+from msat_det.models.detector import Detections
 
 few = settings(max_examples=80, deadline=None)
 

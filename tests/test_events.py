@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from msat_det.convert.conversion import spiking_network
-from msat_det.convert.observe import observe
-from msat_det.kernels import events
+from msat_det.methods.convert import spiking_network
+from msat_det.methods.observe import observe
+from msat_det.spiking.kernels import events
 
 needs_kernel = pytest.mark.skipif(events.library() is None, reason="no C++ compiler here")
 LARGE = nn.Conv2d(256, 64, 1)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from networks import NETWORKS, BruteForce, build, images, observed, randomise
 from torch import Tensor, nn
 
-from msat_det.convert.fanout import FanOut, fan_out
-from msat_det.convert.graph import trace
+from msat_det.graph.fanout import FanOut, fan_out
+from msat_det.graph.graph import trace
 
 
 class Joined(nn.Module):

@@ -19,14 +19,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from msat_det import cli, downloads
-from msat_det import fetch as command
-from msat_det.catalogue import CATALOGUE, DEFAULT_ROOT, Entry, Item, Source, get_with
-from msat_det.config import Model
-from msat_det.detectors import build_detector
-from msat_det.errors import InputError
-from msat_det.options import PROJECT
-from msat_det.unpack import unpack
+from msat_det.base.config import Model
+from msat_det.base.errors import InputError
+from msat_det.data import download as downloads
+from msat_det.data.catalogue import CATALOGUE, DEFAULT_ROOT, Entry, Item, Source, get_with
+from msat_det.data.unpack import unpack
+from msat_det.models import build_detector
+from msat_det.run.experiment import cli
+from msat_det.run.experiment import fetch as command
+from msat_det.run.experiment.arguments import PROJECT
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB, more than one chunk
 CUT = 6 * downloads.CHUNK
@@ -291,7 +292,7 @@ def test_full_disk_while_transferring_and_while_unpacking(
         patch.setattr(downloads._Sink, "write", full)
         assert "No space left on device): free space" in refused(capsys, "data", "--root", str(tmp_path))
     with monkeypatch.context() as patch:
-        patch.setattr("msat_det.unpack.shutil.copyfileobj", full)
+        patch.setattr("msat_det.data.unpack.shutil.copyfileobj", full)
         assert "No space left on device): free space" in refused(capsys, "data", "--root", str(tmp_path))
     assert not (tmp_path / "data").exists()
     server.files.clear()  # the archive has come: only the unpacking is done again
@@ -372,7 +373,7 @@ def test_a_tar_whose_headers_are_no_headers(tmp_path: Path, kind: bytes, size: i
 
 
 def test_a_bomb_of_many_files(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("msat_det.unpack.MAX_MEMBERS", 10)
+    monkeypatch.setattr("msat_det.data.unpack.MAX_MEMBERS", 10)
     (tmp_path / "a.tar").write_bytes(tar({f"data/{i}": b"" for i in range(11)}))
     with pytest.raises(InputError, match="10 files"):
         unpack(tmp_path / "a.tar", tmp_path / "out", "data", 100)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from msat_det.errors import LONGEST, InputError
-from msat_det.files import bytes_of, show, text_of, yaml_of
+from msat_det.base.errors import LONGEST, InputError
+from msat_det.base.files import bytes_of, show, text_of, yaml_of
 
 
 def test_a_message_is_one_printable_line_whatever_it_quotes() -> None:

@@ -11,16 +11,16 @@ from networks import build, images, observed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from msat_det.convert.conversion import spiking_network
-from msat_det.convert.fit import Bench, Fit, Goal, anytime_candidates, fit, fit_once, search, stage_candidates
-from msat_det.convert.methods import fitted
-from msat_det.convert.observe import Observation, observe
-from msat_det.convert.plan import load_plan, save_plan
-from msat_det.convert.sensitivity import sensitivity
-from msat_det.errors import InputError
-from msat_det.kernels import Scan
-from msat_det.neurons import Neuron
-from msat_det.simulate import SpikingNetwork, run_alone
+from msat_det.base.errors import InputError
+from msat_det.methods import fitted
+from msat_det.methods.convert import spiking_network
+from msat_det.methods.observe import Observation, observe
+from msat_det.methods.search import Bench, Fit, Goal, anytime_candidates, fit, fit_once, search, stage_candidates
+from msat_det.methods.sensitivity import sensitivity
+from msat_det.spiking.formats.plan import load_plan, save_plan
+from msat_det.spiking.kernels import Scan
+from msat_det.spiking.network import SpikingNetwork, run_alone
+from msat_det.spiking.neurons import Neuron
 
 
 class Two(nn.Module):

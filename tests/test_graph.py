@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from msat_det.convert.graph import Graph, trace
-from msat_det.convert.ops import Kind
-from msat_det.errors import InputError
+from msat_det.base.errors import InputError
+from msat_det.graph.graph import Graph, trace
+from msat_det.graph.ops import Kind
 
 
 class Layer(nn.Module):

@@ -8,8 +8,8 @@ import pytest
 from conftest import write_image
 from PIL import Image
 
-from msat_det.errors import InputError
-from msat_det.images import MAX_SCANS, CorruptImage, image_names, read_image
+from msat_det.base.errors import InputError
+from msat_det.data.images import MAX_SCANS, CorruptImage, image_names, read_image
 
 
 def jpeg_of_scans(count: int) -> bytes:

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from test_neurons import IDENTITY, LEAKY, RELU, RELU6, SILU, VARIANTS, noise
 from torch import Tensor
 
-from msat_det import kernels
-from msat_det.convert.observe import Site
-from msat_det.kernels import Scan, library
-from msat_det.neurons import Chances, Msat, Neuron, new_state, step
+from msat_det.methods.observe import Site
+from msat_det.spiking import kernels
+from msat_det.spiking.kernels import Scan, library
+from msat_det.spiking.neurons import Chances, Msat, Neuron, new_state, step
 
 needs_kernel = pytest.mark.skipif(library() is None, reason="no C++ compiler here, or MSAT_DET_KERNEL=off")
 

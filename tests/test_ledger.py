@@ -11,16 +11,16 @@ from test_contract import OPTIONS
 from test_simulate import LiveBytes, plain_convolutions
 from torch import Tensor, nn
 
-from msat_det.analysis.effects import output_error
-from msat_det.analysis.energy import UPDATE_MACS, prices
-from msat_det.analysis.ledger import BINS, PARTS, Ledger, ledger, split
-from msat_det.convert.conversion import spiking_network
-from msat_det.convert.methods import METHODS
-from msat_det.convert.observe import observe
-from msat_det.convert.ops import Activation
-from msat_det.kernels import Scan
-from msat_det.neurons import Msat, Neuron, adaptive_threshold, new_state, step
-from msat_det.simulate import SpikingNetwork
+from msat_det.graph.ops import Activation
+from msat_det.measure.effects import output_error
+from msat_det.measure.ledger import BINS, PARTS, Ledger, ledger, split
+from msat_det.methods import METHODS
+from msat_det.methods.convert import spiking_network
+from msat_det.methods.observe import observe
+from msat_det.spiking.energy import UPDATE_MACS, prices
+from msat_det.spiking.kernels import Scan
+from msat_det.spiking.network import SpikingNetwork
+from msat_det.spiking.neurons import Msat, Neuron, adaptive_threshold, new_state, step
 
 T = 8
 RELU = Activation("relu", torch.relu, rectified=True)

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from networks import build, images, observed, randomise
 from torch import Tensor, nn
 
-from msat_det.convert.conversion import head_sites, spiking_network
-from msat_det.convert.methods import METHODS, find_method, parse_options
-from msat_det.convert.observe import Observation, observe
-from msat_det.errors import InputError
-from msat_det.neurons import Msat, Neuron
-from msat_det.simulate import SpikingNetwork
+from msat_det.base.errors import InputError
+from msat_det.methods import METHODS, find_method, parse_options
+from msat_det.methods.convert import head_sites, spiking_network
+from msat_det.methods.observe import Observation, observe
+from msat_det.spiking.network import SpikingNetwork
+from msat_det.spiking.neurons import Msat, Neuron
 
 PUBLISHED = "p-norm channel-norm spike-norm rmp tsc opt calibration burst msat constant".split()
 

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from msat_det.convert.ops import Activation
-from msat_det.neurons import (
+from msat_det.graph.ops import Activation
+from msat_det.spiking.masks import bernoulli
+from msat_det.spiking.neurons import (
     Chances,
     Msat,
     Neuron,
@@ -24,7 +25,6 @@ from msat_det.neurons import (
     new_state,
     step,
 )
-from msat_det.rng import bernoulli
 
 RELU = Activation("relu", torch.relu, rectified=True)
 RELU6 = Activation("relu6", F.relu6, rectified=True, upper=6.0)

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from networks import build, images, observed
 from torch import Tensor, nn
 
-from msat_det.convert.graph import trace
-from msat_det.convert.observe import FLOOR, Cached, Observation, Site, observe
-from msat_det.errors import InputError
+from msat_det.base.errors import InputError
+from msat_det.graph.graph import trace
+from msat_det.methods.observe import FLOOR, Cached, Observation, Site, observe
 
 BOUND = 1 / 64  # of a percentile's relative error, as observe.py states it
 PERCENTILES = [50.0, 90.0, 99.0, 99.9]

@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import msat_det
-from msat_det import export, onnx_step
-from msat_det.cli import main
-from msat_det.convert.conversion import spiking_network
-from msat_det.convert.observe import observe
-from msat_det.errors import InputError
-from msat_det.neurons import Msat, Neuron
-from msat_det.onnx_check import Agreement, check
-from msat_det.onnx_step import Step, export_step, write_onnx
-from msat_det.options import PROJECT
-from msat_det.simulate import SpikingNetwork
+from msat_det.base.errors import InputError
+from msat_det.methods.convert import spiking_network
+from msat_det.methods.observe import observe
+from msat_det.run.experiment import export
+from msat_det.run.experiment.arguments import PROJECT
+from msat_det.run.experiment.cli import main
+from msat_det.spiking.formats import onnx_step
+from msat_det.spiking.formats.onnx_check import Agreement, check
+from msat_det.spiking.formats.onnx_step import Step, export_step, write_onnx
+from msat_det.spiking.network import SpikingNetwork
+from msat_det.spiking.neurons import Msat, Neuron
 
 onnx = pytest.importorskip("onnx", reason="needs pip install 'msat-det[onnx]'")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs pip install 'msat-det[onnx]'")

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from msat_det.detectors.base import Detections
-from msat_det.errors import InputError
-from msat_det.parts import Part, Parts
+from msat_det.base.errors import InputError
+from msat_det.measure.parts import Part, Parts
+from msat_det.models.detector import Detections
 
 
 def detections(count: int, seed: int) -> Detections:

@@ -10,13 +10,13 @@ import pytest
 import torch
 from networks import images, observed
 
-from msat_det.archive import read_archive, write_archive
-from msat_det.convert.conversion import spiking_network
-from msat_det.convert.methods import METHODS
-from msat_det.convert.plan import load_plan, read_neurons, save_plan, write_neurons
-from msat_det.errors import InputError
-from msat_det.neurons import Msat, Neuron
-from msat_det.simulate import SpikingNetwork
+from msat_det.base.errors import InputError
+from msat_det.methods import METHODS
+from msat_det.methods.convert import spiking_network
+from msat_det.spiking.formats.archive import read_archive, write_archive
+from msat_det.spiking.formats.plan import load_plan, read_neurons, save_plan, write_neurons
+from msat_det.spiking.network import SpikingNetwork
+from msat_det.spiking.neurons import Msat, Neuron
 
 GRAPH = observed("residual").graph
 SITES = [node.name for node in GRAPH.sites]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from small_runs import command, contents
 
-from msat_det import ranks
-from msat_det.options import PROJECT
+from msat_det.base import ranks
+from msat_det.run.experiment.arguments import PROJECT
 
 TOOL = str(PROJECT / "tools/convert_det.py")
 # Without a repository every run is of the same commit: None.

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from msat_det.base.errors import InputError
 from msat_det.data import Sample, Target
-from msat_det.detectors.base import Detections
-from msat_det.errors import InputError
-from msat_det.pictures import draw_curve, draw_detections
-from msat_det.report import CurveRow, RunDirectory, commit_id
+from msat_det.models.detector import Detections
+from msat_det.report.directory.directory import CurveRow, RunDirectory, commit_id
+from msat_det.report.directory.pictures import draw_curve, draw_detections
 
 ROWS = [
     CurveRow("float", None, {"map": 23.3, "map50": 39.1, "map50_11point": 38.0}),

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msat_det.detectors.resize import RESIZES, as_size, letterbox, stretch
-from msat_det.errors import InputError
+from msat_det.base.errors import InputError
+from msat_det.models.preprocessing import RESIZES, as_size, letterbox, stretch
 
 sides = st.integers(1, 300)
 

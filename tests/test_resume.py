@@ -13,11 +13,11 @@ import pytest
 import yaml
 from small_runs import command, contents, die_at, run_quietly, start, tiny
 
-from msat_det.errors import InputError
-from msat_det.options import PROJECT
-from msat_det.parts import Part, Parts
-from msat_det.report import RunDirectory
-from msat_det.resume import owned
+from msat_det.base.errors import InputError
+from msat_det.measure.parts import Part, Parts
+from msat_det.report.directory.directory import RunDirectory
+from msat_det.run.experiment.arguments import PROJECT
+from msat_det.run.experiment.resume import owned
 
 
 @pytest.fixture(scope="module")

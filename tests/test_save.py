@@ -18,18 +18,18 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import msat_det
-from msat_det.archive import read_archive, write_archive
-from msat_det.cli import main
-from msat_det.convert.conversion import spiking_network
-from msat_det.convert.methods import METHODS
-from msat_det.detectors import build_detector
-from msat_det.detectors.base import Detections
-from msat_det.detectors.stored import read_detector, write_detector
-from msat_det.detectors.torchvision import torchvision_detector
-from msat_det.errors import InputError
-from msat_det.images import read_image
-from msat_det.options import PROJECT
-from msat_det.simulate import SpikingNetwork
+from msat_det.base.errors import InputError
+from msat_det.data.images import read_image
+from msat_det.methods import METHODS
+from msat_det.methods.convert import spiking_network
+from msat_det.models import build_detector
+from msat_det.models.detector import Detections
+from msat_det.models.importers.torchvision import torchvision_detector
+from msat_det.run.experiment.arguments import PROJECT
+from msat_det.run.experiment.cli import main
+from msat_det.spiking.formats.archive import read_archive, write_archive
+from msat_det.spiking.formats.detector import read_detector, write_detector
+from msat_det.spiking.network import SpikingNetwork
 
 T, RECORD = 8, (3, 8)
 MODEL = SimpleNamespace(

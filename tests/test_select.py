@@ -6,8 +6,8 @@ import pytest
 import torch
 from torchvision.ops import nms
 
-from msat_det.detectors.resize import Geometry
-from msat_det.detectors.select import CANDIDATES, select
+from msat_det.models.preprocessing import Geometry
+from msat_det.models.suppression import CANDIDATES, select
 
 WHOLE = Geometry(100, 100, (1.0, 1.0))
 

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from msat_det.analysis.energy import UPDATE_MACS
-from msat_det.convert.conversion import spiking_network
-from msat_det.convert.fanout import fan_out
-from msat_det.convert.graph import trace
-from msat_det.convert.observe import observe
-from msat_det.convert.ops import Activation
-from msat_det.errors import InputError
-from msat_det.neurons import Neuron
-from msat_det.simulate import SpikingNetwork
+from msat_det.base.errors import InputError
+from msat_det.graph.fanout import fan_out
+from msat_det.graph.graph import trace
+from msat_det.graph.ops import Activation
+from msat_det.methods.convert import spiking_network
+from msat_det.methods.observe import observe
+from msat_det.spiking.energy import UPDATE_MACS
+from msat_det.spiking.network import SpikingNetwork
+from msat_det.spiking.neurons import Neuron
 
 SIGNED = {"scale": "channel", "signed": True, "initial": "half", "gamma": 3}
 MSAT = {"variant": "normalised", "scale": "channel", "signed": True, "gamma": 3}

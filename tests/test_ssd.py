@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
-from msat_det.detectors.base import Detector
-from msat_det.detectors.ssd import ConvRelu6, SsdDetector, SsdMobileNetV1, ssd_mobilenet_v1
-from msat_det.errors import InputError
+from msat_det.base.errors import InputError
+from msat_det.models.detector import Detector
+from msat_det.models.ssd import ConvRelu6, SsdDetector, SsdMobileNetV1, ssd_mobilenet_v1
 
 CELLS, ANCHORS, COLUMNS = ((4, 3), (2, 2)), (2, 3), 4  # two levels; background and three classes
 

@@ -12,8 +12,15 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from test_report import ROWS, picture
 from torch.utils.tensorboard import SummaryWriter
 
-from msat_det.convert.conversion import spiking_network
-from msat_det.tensorboard import add_boxes, add_curves, add_histograms, add_precision_recall, add_truth, events
+from msat_det.methods.convert import spiking_network
+from msat_det.report.directory.tensorboard import (
+    add_boxes,
+    add_curves,
+    add_histograms,
+    add_precision_recall,
+    add_truth,
+    events,
+)
 
 
 def read(folder: Path) -> EventAccumulator:

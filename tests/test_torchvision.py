@@ -21,13 +21,13 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou
 
 import msat_det
-from msat_det.config import Model
-from msat_det.convert.observe import observe
-from msat_det.detectors import DETECTORS, Detections, build_detector
-from msat_det.detectors.files import COCO_CLASSES, COCO_COLUMNS
-from msat_det.detectors.torchvision import SINGLE_STAGE, TWO_STAGE, TorchvisionDetector, as_detector
-from msat_det.errors import InputError
-from msat_det.simulate import SpikingNetwork
+from msat_det.base.config import Model
+from msat_det.base.errors import InputError
+from msat_det.methods.observe import observe
+from msat_det.models import DETECTORS, Detections, build_detector
+from msat_det.models.importers.torchvision import SINGLE_STAGE, TWO_STAGE, TorchvisionDetector, as_detector
+from msat_det.models.weights import COCO_CLASSES, COCO_COLUMNS
+from msat_det.spiking.network import SpikingNetwork
 
 RETINANET, SSDLITE = "retinanet_resnet50_fpn", "ssdlite320_mobilenet_v3_large"
 # SSD300's 31 billion multiply-adds an image cannot be had at a smaller size

@@ -8,14 +8,14 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from training import classifiers as train_cls
+from training.classifiers import Pictures, Recipe, augmentation, main, read_recipe, train
 
-from msat_det import train_cls
-from msat_det.classifiers import CLASSIFIERS, PREPROCESS, Network, build_classifier
-from msat_det.config import Model
+from msat_det.base.config import Model
+from msat_det.base.errors import InputError
 from msat_det.data import ClassFolders
-from msat_det.errors import InputError
-from msat_det.options import PROJECT
-from msat_det.train_cls import Pictures, Recipe, augmentation, main, read_recipe, train
+from msat_det.models.classifiers import CLASSIFIERS, PREPROCESS, Network, build_classifier
+from msat_det.run.experiment.arguments import PROJECT
 
 
 @pytest.fixture

@@ -8,15 +8,15 @@ import torch.nn.functional as F
 from networks import images, observed, randomise
 from torch import Tensor, nn
 
-from msat_det.config import Model
-from msat_det.convert.conversion import spiking_network
-from msat_det.convert.coverage import coverage
-from msat_det.convert.methods import METHODS
-from msat_det.convert.observe import Observation, observe
-from msat_det.convert.variants import linear_carriers, variant
-from msat_det.detectors import build_detector
-from msat_det.errors import InputError
-from msat_det.simulate import SpikingNetwork
+from msat_det.base.config import Model
+from msat_det.base.errors import InputError
+from msat_det.methods import METHODS
+from msat_det.methods.convert import spiking_network
+from msat_det.methods.observe import Observation, observe
+from msat_det.methods.variants import linear_carriers, variant
+from msat_det.models import build_detector
+from msat_det.spiking.network import SpikingNetwork
+from msat_det.spiking.nodes import coverage
 
 OPTIONS = {"scale": "channel", "initial": "half", "signed": True, "gamma": 3}
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from msat_det.detectors.base import Detector
-from msat_det.detectors.yolo import YoloDetector
-from msat_det.errors import InputError
+from msat_det.base.errors import InputError
+from msat_det.models.detector import Detector
+from msat_det.models.yolo import YoloDetector
 
 ANCHORS = (((10, 13), (30, 20)), ((40, 60), (80, 70)))
 STRIDES = (8, 16)

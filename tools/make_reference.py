@@ -17,13 +17,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import msat_det
-from msat_det import config, data, options, run
-from msat_det.analysis.energy import Cost, Counts
-from msat_det.convert.coverage import node_table
-from msat_det.convert.methods import METHODS, Method, registry
-from msat_det.convert.observe import Observation
-from msat_det.convert.options import Options
-from msat_det.neurons import Msat, Neuron
+from msat_det import data
+from msat_det.base import config
+from msat_det.methods import METHODS, Method, registry
+from msat_det.methods.observe import Observation
+from msat_det.methods.options import Options
+from msat_det.run.experiment import arguments as options
+from msat_det.run.experiment import experiment as run
+from msat_det.spiking.energy import Cost, Counts
+from msat_det.spiking.neurons import Msat, Neuron
+from msat_det.spiking.nodes import node_table
 
 PAGE = options.PROJECT / "docs/reference.md"
 HEAD = """\

@@ -1,6 +1,6 @@
 """The run configuration: one dataclass tree with its defaults and checks.
 
-The dataclasses are the only list of keys: ``msat_det.options`` takes types, defaults and the help text from them.
+The dataclasses are the only list of keys: ``msat_det.run.arguments`` takes types, defaults and the help text from them.
 """
 
 import re
@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 
 import yaml
 
-from msat_det.errors import InputError
-from msat_det.files import show
+from msat_det.base.errors import InputError
+from msat_det.base.files import show
 
 
 @dataclass
@@ -199,7 +199,7 @@ class Config:
     """Everything that decides what a run computes.
 
     methods: the conversions to compare: a list of {label, method, …options of the method, record: own timesteps}.
-    energy: what operations cost: a table in msat_det/analysis/energy_tables.yaml, or a file of the same form.
+    energy: what operations cost: a table in msat_det/spiking/energy_tables.yaml, or a file of the same form.
     batch: images per batch.
     seed: seed of subsets and of random masks.
     threads: CPU threads; null: as PyTorch finds it.

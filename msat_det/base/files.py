@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from msat_det.errors import InputError
+from msat_det.base.errors import InputError
 
 MAX_BYTES, MAX_TEXT = 2 << 30, 64 << 20
 MAX_XML, MAX_YAML = 1 << 20, 128 << 10  # bytes: parsing takes a second, and hundreds of times the memory

@@ -1,7 +1,7 @@
 """The processes that torchrun starts, called ranks: what each one takes, what they agree on, how they wait.
 
 A process that was started alone is rank 0 of 1, for which all of this does nothing. Results travel as files
-(``msat_det.parts``); over the network go only rank 0's decisions and the statistics of the calibration images. Both lie
+(``measure.parts``); over the network go only rank 0's decisions and the statistics of the calibration images. Both lie
 in main memory, so that gloo carries them on machines with and without GPUs.
 """
 
@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from msat_det.errors import InputError
+from msat_det.base.errors import InputError
 
 if TYPE_CHECKING:  # PyTorch is imported where it is used: the command line asks for the rank before it needs PyTorch
-    from msat_det.convert.observe import Site
+    from msat_det.methods.observe import Site
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=30)  # the quickest rank waits for the slowest; the wait for a dead one ends at once

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from msat_det.errors import InputError
-from msat_det.files import show
+from msat_det.base.errors import InputError
+from msat_det.base.files import show
 
 LARGEST = 2**31 - 1  # whole number
 LONGEST = 4096  # list

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from torchvision.datasets import CIFAR100
 
-from msat_det.catalogue import data_command
+from msat_det.base.errors import InputError
+from msat_det.base.files import MissingData, show
 from msat_det.data.base import Dataset, Sample, Target, make_target, select, subset
+from msat_det.data.catalogue import data_command
 from msat_det.data.cifar100 import Cifar100
 from msat_det.data.coco import CocoDetection
 from msat_det.data.folders import ClassFolders, ImageFiles
 from msat_det.data.voc import VOC_CLASSES, VocDetection
-from msat_det.errors import InputError
-from msat_det.files import MissingData, show
 
 __all__ = [
     "DATASETS",

@@ -12,9 +12,9 @@ import requests
 from requests.exceptions import ChunkedEncodingError, ConnectionError, HTTPError, RequestException, Timeout
 from tqdm import tqdm
 
-from msat_det.catalogue import Source
-from msat_det.errors import InputError
-from msat_det.files import one_line
+from msat_det.base.errors import InputError
+from msat_det.base.files import one_line
+from msat_det.data.catalogue import Source
 
 PAUSE = 1.0  # seconds before a broken transfer goes on
 TIMEOUT = 30.0  # seconds without a byte

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from msat_det.errors import InputError
-from msat_det.files import bytes_of, is_file
+from msat_det.base.errors import InputError
+from msat_det.base.files import bytes_of, is_file
 
 # Named, because Pillow knows formats that start other programs (EPS) or need far more trust than a photograph does.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")

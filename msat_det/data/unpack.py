@@ -17,8 +17,8 @@ from typing import IO
 
 from tqdm import tqdm
 
-from msat_det.errors import InputError
-from msat_det.files import one_line, show
+from msat_det.base.errors import InputError
+from msat_det.base.files import one_line, show
 
 MAX_MEMBERS = 200_000
 MAX_NAME = 1 << 20  # bytes of a tar's long names and other extended headers, which are read at once

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.fx.node import Node
 
-from msat_det.convert import ops
-from msat_det.convert.graph import Graph, elements
-from msat_det.convert.ops import Kind
-from msat_det.errors import InputError
+from msat_det.base.errors import InputError
+from msat_det.graph import ops
+from msat_det.graph.graph import Graph, elements
+from msat_det.graph.ops import Kind
 
 _SPATIAL = {
     *("avgpool1d", "avgpool2d", "avgpool3d", "adaptiveavgpool1d", "adaptiveavgpool2d"),

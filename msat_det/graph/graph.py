@@ -23,9 +23,9 @@ from torch.fx.node import Node
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from msat_det.convert import ops
-from msat_det.convert.ops import Kind
-from msat_det.errors import InputError
+from msat_det.base.errors import InputError
+from msat_det.graph import ops
+from msat_det.graph.ops import Kind
 
 Batch = Tensor | tuple | list | dict
 
@@ -392,7 +392,7 @@ def _verdict(graph: Graph, node: Node, name: str, module: nn.Module | None, ente
         return Kind.DIFFERENTIAL
     raise InputError(
         f"{where(node)}: operation '{name}' is not known to the converter: replace it, move it out of the dense part, "
-        "or add it to msat_det/convert/ops.py"
+        "or add it to msat_det/graph/ops.py"
     )
 
 

@@ -14,10 +14,10 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from msat_det.convert.graph import Batch
-from msat_det.convert.observe import Observation
-from msat_det.errors import InputError
-from msat_det.simulate import SpikingNetwork
+from msat_det.base.errors import InputError
+from msat_det.graph.graph import Batch
+from msat_det.methods.observe import Observation
+from msat_det.spiking.network import SpikingNetwork
 
 CURVE = 9  # tolerances of the trade-off curve, spread over the changes that calibration images show
 

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from msat_det.analysis.effects import output_error
-from msat_det.analysis.ledger import Entry, Ledger
-from msat_det.convert.conversion import spiking_network
-from msat_det.convert.graph import Batch, Graph, closure
-from msat_det.convert.methods import parse_options
-from msat_det.convert.observe import Observation
-from msat_det.convert.options import Options
-from msat_det.errors import InputError
+from msat_det.base.errors import InputError
+from msat_det.graph.graph import Batch, Graph, closure
+from msat_det.measure.effects import output_error
+from msat_det.measure.ledger import Entry, Ledger
+from msat_det.methods import parse_options
+from msat_det.methods.convert import spiking_network
+from msat_det.methods.observe import Observation
+from msat_det.methods.options import Options
 
 WORST = 3
 MINOR = 0.1  # of a call site's squared error: an own part below that is not worth mending

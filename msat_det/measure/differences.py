@@ -5,13 +5,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from msat_det.batches import Conversion
-from msat_det.config import Config
+from msat_det.base.config import Config
+from msat_det.base.errors import InputError
 from msat_det.data import Dataset
-from msat_det.errors import InputError
-from msat_det.evaluate import AgreementEvaluator, Resampling, TopKEvaluator, has_boxes, make_evaluator
-from msat_det.parts import Parts
-from msat_det.report import csv_text
+from msat_det.measure.accuracy import AgreementEvaluator, Resampling, TopKEvaluator, has_boxes, make_evaluator
+from msat_det.measure.parts import Parts
+from msat_det.report.directory.directory import csv_text
+from msat_det.run.experiment.batches import Conversion
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx.node import Node
 
-from msat_det.convert.graph import Batch, Graph, before_output
-from msat_det.simulate import SpikingNetwork
+from msat_det.graph.graph import Batch, Graph, before_output
+from msat_det.spiking.network import SpikingNetwork
 
 IMAGES = 2  # of each batch: every float activation of theirs is in memory at once
 

@@ -6,13 +6,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from msat_det.anytime import Rule, exits, fit_rule
-from msat_det.batches import Conversion
-from msat_det.config import Config
-from msat_det.convert.observe import Observation
-from msat_det.parts import Parts
-from msat_det.pictures import ACCURACY, COST_AXES, INK, curve_style, quiet
-from msat_det.report import CurveRow, csv_text
+from msat_det.base.config import Config
+from msat_det.measure.anytime import Rule, exits, fit_rule
+from msat_det.measure.parts import Parts
+from msat_det.methods.observe import Observation
+from msat_det.report.directory.directory import CurveRow, csv_text
+from msat_det.report.directory.pictures import ACCURACY, COST_AXES, INK, curve_style, quiet
+from msat_det.run.experiment.batches import Conversion
 
 
 @dataclass(frozen=True)

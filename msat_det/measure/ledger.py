@@ -15,12 +15,12 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx.node import Node
 
-from msat_det.analysis.effects import dot, effects_of_own_errors, relative, silent_outputs, squares
-from msat_det.analysis.energy import Cost
-from msat_det.convert.graph import Batch, elements
-from msat_det.kernels import Scan
-from msat_det.neurons import Neuron, coming_threshold, per_channel
-from msat_det.simulate import SpikingNetwork
+from msat_det.graph.graph import Batch, elements
+from msat_det.measure.effects import dot, effects_of_own_errors, relative, silent_outputs, squares
+from msat_det.spiking.energy import Cost
+from msat_det.spiking.kernels import Scan
+from msat_det.spiking.network import SpikingNetwork
+from msat_det.spiking.neurons import Neuron, coming_threshold, per_channel
 
 PARTS = ("quantisation", "clipping", "sin", "inherited")
 OWN = PARTS[:3]
@@ -37,12 +37,12 @@ class Entry:
     total: ‖ȳ − a‖ / ‖a‖; quantisation, clipping, sin, inherited: its parts, which add up to it (a part's share is its
     projection on the whole, ⟨part, total⟩/‖total‖²); …_norm: each part's own ‖part‖ / ‖a‖, own_norm of the first three
     together. All NaN where the float activation is zero throughout. effect: what the site's own error alone does to the
-    network's outputs, everything behind it being float, in units of their distance from silence (``analysis.effects``);
+    network's outputs, everything behind it being float, in units of their distance from silence (``measure.effects``);
     NaN but for the last t.
     inactive: share of neurons whose float activation is zero; sin_ratio: share of those whose mean output is not (the
     paper's R; its Fig. 2). dead: share of the active ones that have sent nothing. saturated: share of all that fired at
     their full rate. over: share of ‖ȳ − a'‖², clipping left out, of neurons that have sent more than one threshold too
-    much. spikes_per_neuron to float_traffic: per image, see ``analysis.energy.Cost``.
+    much. spikes_per_neuron to float_traffic: per image, see ``spiking.energy.Cost``.
     """
 
     site: str

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from msat_det.convert import observe as core
-from msat_det.convert.conversion import spiking_network
-from msat_det.convert.graph import Batch
-from msat_det.convert.observe import Observation
-from msat_det.detectors.base import Detector
-from msat_det.detectors.torchvision import as_detector
-from msat_det.errors import InputError
-from msat_det.simulate import SpikingNetwork
+from msat_det.base.errors import InputError
+from msat_det.graph.graph import Batch
+from msat_det.methods import observe as core
+from msat_det.methods.convert import spiking_network
+from msat_det.methods.observe import Observation
+from msat_det.models.detector import Detector
+from msat_det.models.importers.torchvision import as_detector
+from msat_det.spiking.network import SpikingNetwork
 
 
 def convert(

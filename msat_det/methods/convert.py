@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
-from msat_det.convert.graph import Graph, before_output
-from msat_det.convert.methods import find_method, parse_options
-from msat_det.convert.observe import Observation
-from msat_det.convert.variants import variant
-from msat_det.neurons import EARLY
-from msat_det.simulate import SpikingNetwork
+from msat_det.graph.graph import Graph, before_output
+from msat_det.methods import find_method, parse_options
+from msat_det.methods.observe import Observation
+from msat_det.methods.variants import variant
+from msat_det.spiking.network import SpikingNetwork
+from msat_det.spiking.neurons import EARLY
 
 
 def spiking_network(

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from msat_det.convert.methods.registry import Neurons, method, neurons
-from msat_det.convert.observe import Observation
-from msat_det.convert.options import Options, require
-from msat_det.neurons import Msat
+from msat_det.methods.observe import Observation
+from msat_det.methods.options import Options, require
+from msat_det.methods.registry import Neurons, method, neurons
+from msat_det.spiking.neurons import Msat
 
 
 @method("constant", Options)

@@ -1,4 +1,4 @@
-"""Methods whose neurons are searched for on calibration images; the search is ``convert.fit``."""
+"""Methods whose neurons are searched for on calibration images; the search is ``methods.search``."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from msat_det.convert.fit import Goal, anytime_candidates, fit, stage_candidates
-from msat_det.convert.graph import elements
-from msat_det.convert.methods.layerwise import LayerByLayer
-from msat_det.convert.methods.registry import Neurons, method, neuron, threshold
-from msat_det.convert.observe import Observation
-from msat_det.convert.options import require
-from msat_det.convert.plan import load_plan
-from msat_det.neurons import Neuron
+from msat_det.graph.graph import elements
+from msat_det.methods.layerwise import LayerByLayer
+from msat_det.methods.observe import Observation
+from msat_det.methods.options import require
+from msat_det.methods.registry import Neurons, method, neuron, threshold
+from msat_det.methods.search import Goal, anytime_candidates, fit, stage_candidates
+from msat_det.spiking.formats.plan import load_plan
+from msat_det.spiking.neurons import Neuron
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class MsatFit(Fitted):
 @method("msat-fit", MsatFit, needs_t=True, stays_off=PRICED)
 def msat_fit(options: MsatFit, observation: Observation, T: int) -> Neurons:
     """The multi-stage threshold fitted for one T: scale per channel, stages and, if asked, eqs. 16 and 17 per call
-    site, by eq. 14 under a budget of spikes. Ours; see ``convert.fit``."""
+    site, by eq. 14 under a budget of spikes. Ours; see ``methods.search``."""
     return _fit(options, observation, [T], stage_candidates(T), options.adaptive)
 
 

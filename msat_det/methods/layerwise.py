@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from msat_det.convert.methods.registry import Neurons, method, neuron, threshold
-from msat_det.convert.observe import Observation
-from msat_det.convert.options import Options, require
-from msat_det.neurons import Neuron
-from msat_det.simulate import layer_by_layer, run_alone
+from msat_det.methods.observe import Observation
+from msat_det.methods.options import Options, require
+from msat_det.methods.registry import Neurons, method, neuron, threshold
+from msat_det.spiking.network import layer_by_layer, run_alone
+from msat_det.spiking.neurons import Neuron
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.fx.node import Node
 from tqdm import tqdm
 
-from msat_det.convert.fanout import FanOut, fan_out
-from msat_det.convert.graph import Batch, Graph, trace, where
-from msat_det.detectors.base import Detector
-from msat_det.errors import InputError
-from msat_det.kernels import observe_channels
+from msat_det.base.errors import InputError
+from msat_det.graph.fanout import FanOut, fan_out
+from msat_det.graph.graph import Batch, Graph, trace, where
+from msat_det.models.detector import Detector
+from msat_det.spiking.kernels import observe_channels
 
 _SHIFT = 23 - 6  # a float's bits above this one are its exponent and the first six bits of its mantissa
 _LOWEST, _OCTAVES = -24, 40  # magnitudes from 2^-24 to 2^16; what is smaller counts as zero
@@ -81,7 +81,7 @@ class Observation:
 
     batches: the calibration images as the network takes them; any sequence, so that they need not lie in memory.
     detector: what the network is a part of, if anything. variants: observations of the same network under options that
-    change its graph (``convert.variants``).
+    change its graph (``methods.variants``).
     """
 
     graph: Graph

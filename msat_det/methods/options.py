@@ -6,8 +6,8 @@ import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from msat_det.errors import InputError
-from msat_det.files import show
+from msat_det.base.errors import InputError
+from msat_det.base.files import show
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 from torch.fx.node import Node
 
-from msat_det.convert.observe import Observation
-from msat_det.convert.options import Options, parse
-from msat_det.errors import InputError
-from msat_det.neurons import Neuron
+from msat_det.base.errors import InputError
+from msat_det.methods.observe import Observation
+from msat_det.methods.options import Options, parse
+from msat_det.spiking.neurons import Neuron
 
 Neurons = dict[str, Neuron]
 

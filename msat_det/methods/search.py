@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from msat_det.convert.graph import elements
-from msat_det.convert.observe import Observation
-from msat_det.convert.sensitivity import sensitivity
-from msat_det.kernels import Scan
-from msat_det.neurons import Msat, Neuron
-from msat_det.simulate import layer_by_layer
+from msat_det.graph.graph import elements
+from msat_det.methods.observe import Observation
+from msat_det.methods.sensitivity import sensitivity
+from msat_det.spiking.kernels import Scan
+from msat_det.spiking.network import layer_by_layer
+from msat_det.spiking.neurons import Msat, Neuron
 
 SILENT = 1000.0  # a stage's factor under which nothing fires
 # The last stage's threshold over the channel's statistic, an octave in two steps. One spike a timestep needs the

@@ -4,7 +4,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from msat_det.convert.graph import Batch, Graph
+from msat_det.graph.graph import Batch, Graph
 
 
 def sensitivity(graph: Graph, batch: Batch, seed: int = 0, draws: int = 2) -> dict[str, Tensor]:

@@ -5,12 +5,12 @@ from collections.abc import Iterable
 
 from torch.fx.node import Node
 
-from msat_det.convert import ops
-from msat_det.convert.fanout import fan_out, static_nodes
-from msat_det.convert.graph import Graph, closure
-from msat_det.convert.observe import Observation, observe_sites
-from msat_det.convert.ops import Activation, Kind
-from msat_det.errors import InputError
+from msat_det.base.errors import InputError
+from msat_det.graph import ops
+from msat_det.graph.fanout import fan_out, static_nodes
+from msat_det.graph.graph import Graph, closure
+from msat_det.graph.ops import Activation, Kind
+from msat_det.methods.observe import Observation, observe_sites
 
 
 def variant(observation: Observation, analog: tuple[str, ...], spiking_linear: bool) -> Observation:

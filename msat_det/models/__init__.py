@@ -4,12 +4,18 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
-from msat_det.detectors.base import Detections, Detector
-from msat_det.detectors.darknet import darknet
-from msat_det.detectors.demo import ssd_demo, yolo_demo
-from msat_det.detectors.ssd import ssd_mobilenet_v1
-from msat_det.detectors.torchvision import SINGLE_STAGE, TWO_STAGE, TorchvisionDetector, torchvision_detector, two_stage
-from msat_det.errors import InputError
+from msat_det.base.errors import InputError
+from msat_det.models.demo import ssd_demo, yolo_demo
+from msat_det.models.detector import Detections, Detector
+from msat_det.models.importers.darknet.network import darknet
+from msat_det.models.importers.torchvision import (
+    SINGLE_STAGE,
+    TWO_STAGE,
+    TorchvisionDetector,
+    torchvision_detector,
+    two_stage,
+)
+from msat_det.models.ssd import ssd_mobilenet_v1
 
 # Name → builder. A builder takes a model configuration (config.Model) whose fields are None where the detector's own
 # default is to hold.

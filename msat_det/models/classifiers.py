@@ -22,10 +22,10 @@ from torchvision.models.resnet import BasicBlock
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
-from msat_det.detectors.files import download, load_tensors, published, read_names, read_tensors
-from msat_det.errors import InputError
+from msat_det.base.errors import InputError
+from msat_det.models.weights import download, load_tensors, published, read_names, read_tensors
 
-WEIGHTS = Path(__file__).resolve().parents[1] / "data" / "weights"
+WEIGHTS = Path(__file__).resolve().parents[2] / "data" / "weights"
 Triple = tuple[float, float, float]
 
 

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from msat_det.base.errors import InputError
 from msat_det.data import VOC_CLASSES
-from msat_det.detectors.files import given, load_tensors, read_names, read_safetensors
-from msat_det.detectors.ssd import SsdDetector
-from msat_det.detectors.yolo import YoloDetector
-from msat_det.errors import InputError
+from msat_det.models.ssd import SsdDetector
+from msat_det.models.weights import given, load_tensors, read_names, read_safetensors
+from msat_det.models.yolo import YoloDetector
 
 SIZE = 160  # pixels, the side of the input in training
 WEIGHTS = Path(__file__).resolve().parents[2] / "data" / "weights"

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from msat_det.errors import InputError
+from msat_det.base.errors import InputError
 
 GREY = 127.0  # of 0..255
 

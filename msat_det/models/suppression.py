@@ -3,8 +3,8 @@
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from msat_det.detectors.base import Detections
-from msat_det.detectors.resize import Geometry
+from msat_det.models.detector import Detections
+from msat_det.models.preprocessing import Geometry
 
 CANDIDATES = 500  # (box, class) pairs of an image that enter suppression
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model_weights, list_models
 from torchvision.models.detection import SSDLite320_MobileNet_V3_Large_Weights
 
+from msat_det.base.errors import InputError
+from msat_det.base.files import is_file, show, text_of
 from msat_det.data import VOC_CLASSES
-from msat_det.errors import InputError
-from msat_det.files import is_file, show, text_of
 
 COCO_COLUMNS = SSDLite320_MobileNet_V3_Large_Weights.COCO_V1.meta["categories"]  # background, then ids 1 to 90
 DTYPES = {

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from msat_det.detectors.base import Detections
-from msat_det.detectors.resize import RESIZES, Geometry, as_size
-from msat_det.detectors.select import select
-from msat_det.errors import InputError
+from msat_det.base.errors import InputError
+from msat_det.models.detector import Detections
+from msat_det.models.preprocessing import RESIZES, Geometry, as_size
+from msat_det.models.suppression import select
 
 
 class YoloDetector:

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from itertools import pairwise
 from statistics import fmean
 
-from msat_det.coverage_table import Rows, graphs
+from msat_det.report.directory.coverage_table import Rows, graphs
 
 COLOURS = {  # kind → fill and stroke; Okabe and Ito's hues, told apart by colour-blind readers
     "linear": ("#DCEBF7", "#0072B2"),
@@ -35,7 +35,7 @@ Place = tuple[str, int]  # a node in its own layer, or its outgoing edges where 
 def draw_graph(rows: Rows) -> str:
     """The SVG of the graph that the methods share, or of the first method's own where no method runs on that one.
 
-    rows: of ``convert.coverage.coverage``; a box's tooltip holds all of its node's row.
+    rows: of ``spiking.nodes.coverage``; a box's tooltip holds all of its node's row.
     """
     own = next(iter(graphs(rows).values()))
     layer = layers(own)

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msat_det.coverage_picture import draw_graph
-from msat_det.coverage_table import coverage_text
-from msat_det.errors import InputError
-from msat_det.files import text_of
+from msat_det.base.errors import InputError
+from msat_det.base.files import text_of
+from msat_det.report.directory.coverage_picture import draw_graph
+from msat_det.report.directory.coverage_table import coverage_text
 
 TIGHT = {"bbox_inches": "tight", "pad_inches": 0.08}
-FOUND = 0.3  # score from which a box of the float network counts as found (``evaluate.agreement``)
+FOUND = 0.3  # score from which a box of the float network counts as found (``measure.accuracy.agreement``)
 DISPLAY = {"map": "mAP", "map50": "mAP50", "top1": "top1", "top5": "top5"}
 
 
@@ -73,11 +73,11 @@ class RunDirectory:
 
     @property
     def parts(self) -> Path:
-        """Folder of what an unfinished run has computed (``msat_det.parts``)."""
+        """Folder of what an unfinished run has computed (``msat_det.measure.parts``)."""
         return self.path / "parts"
 
     def plan(self, label: str, t: int) -> Path:
-        """Where the neurons of a method that was fitted for T = t are kept (``convert.plan``)."""
+        """Where the neurons of a method that was fitted for T = t are kept (``spiking.formats.plan``)."""
         (self.path / "plans").mkdir(exist_ok=True)
         return self.path / "plans" / f"{label}-t{t}.safetensors"
 
@@ -126,30 +126,30 @@ class RunDirectory:
 
     def write_pareto(self, rows: list[CurveRow], title: str = "") -> None:
         """pareto.png: accuracy against operations of every method."""
-        from msat_det.pictures import draw_pareto
+        from msat_det.report.directory.pictures import draw_pareto
 
         self._save("pareto.png", draw_pareto(rows, title))
 
     def write_exits(self, table: str, picture: Any) -> None:
-        """exit.csv and exit.png: what stopping images early brings (``msat_det.exits``)."""
+        """exit.csv and exit.png: what stopping images early brings (``msat_det.measure.exits``)."""
         self._write("exit.csv", table)
         self._save("exit.png", picture)
 
     def write_differences(self, table: str) -> None:
-        """differences.csv: how far each method is ahead of one of them (``msat_det.differences``)."""
+        """differences.csv: how far each method is ahead of one of them (``msat_det.measure.differences``)."""
         self._write("differences.csv", table)
 
     def write_coverage(self, nodes: list[dict]) -> None:
         """coverage.json, coverage.txt and coverage.svg: what every node became, as data, as a table, as a picture.
 
-        nodes: rows of ``convert.coverage.coverage``.
+        nodes: rows of ``spiking.nodes.coverage``.
         """
         self._write_json("coverage.json", nodes)
         self._write("coverage.txt", coverage_text(nodes))
         self._write("coverage.svg", draw_graph(nodes))
 
     def write_ledger(self, rows: list[dict], findings: dict[str, list[dict]], figures: dict[str, Any]) -> None:
-        """ledger.json: rows of ``analysis.ledger.Entry`` with their method. doctor.json: {label: findings, the worst
+        """ledger.json: rows of ``measure.ledger.Entry`` with their method. doctor.json: {label: findings, the worst
         first}. doctor/<name>.png: the figures.
         """
         (self.path / "doctor").mkdir(exist_ok=True)
@@ -168,7 +168,7 @@ class RunDirectory:
 
     def write_plot(self, rows: list[CurveRow], title: str = "") -> None:
         """curve.png: accuracy over t and over operations, every method beside the float level."""
-        from msat_det.pictures import draw_curve
+        from msat_det.report.directory.pictures import draw_curve
 
         self._save("curve.png", draw_curve(rows, title))
 
@@ -177,7 +177,7 @@ class RunDirectory:
 
         sample: ``data.Sample`` whose target's labels index ``classes``; the Detections' labels index ``names``.
         """
-        from msat_det.pictures import draw_detections
+        from msat_det.report.directory.pictures import draw_detections
 
         (self.path / "detections").mkdir(exist_ok=True)
         name = re.sub(r"[^\w-]", "_", str(sample.id))[:100]

@@ -14,14 +14,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from msat_det import __version__
-from msat_det.config import Config
+from msat_det.base.config import Config
 from msat_det.data import Dataset
-from msat_det.detectors.base import Detections
-from msat_det.evaluate.detections import match_classes
-from msat_det.parts import Key, Parts
-from msat_det.pictures import COLOURS, INK, MAX_BOXES, MIN_SCORE, caption_places, text_on
-from msat_det.report import CurveRow, RunDirectory
-from msat_det.resume import digest
+from msat_det.measure.accuracy.detections import match_classes
+from msat_det.measure.parts import Key, Parts
+from msat_det.models.detector import Detections
+from msat_det.report.directory.directory import CurveRow, RunDirectory
+from msat_det.report.directory.pictures import COLOURS, INK, MAX_BOXES, MIN_SCORE, caption_places, text_on
+from msat_det.run.experiment.resume import digest
 
 SIDE, QUALITY = 480, 82  # longer side in pixels and JPEG quality of an image within the page
 PHOTO = "data:image/jpeg;base64,"

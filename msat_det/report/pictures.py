@@ -9,11 +9,11 @@ from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import LogLocator, NullLocator
 
-from msat_det.detectors.base import Detections
+from msat_det.models.detector import Detections
 
 if TYPE_CHECKING:
     from msat_det.data import Sample
-    from msat_det.report import CurveRow
+    from msat_det.report.directory.directory import CurveRow
 
 # Okabe and Ito's colours without yellow and black, then two of Tol's: told apart by colour-blind readers.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#999933"]

@@ -17,19 +17,19 @@ from matplotlib.font_manager import findfont
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes
 
-from msat_det.analysis.ledger import BINS, RESIDUAL
-from msat_det.config import Config
-from msat_det.convert.graph import Batch
+from msat_det.base.config import Config
 from msat_det.data import Sample
-from msat_det.detectors.base import Detections
-from msat_det.pictures import COLOURS, MAX_BOXES, MIN_SCORE
-from msat_det.report import DISPLAY, CurveRow
-from msat_det.simulate import SpikingNetwork
+from msat_det.graph.graph import Batch
+from msat_det.measure.ledger import BINS, RESIDUAL
+from msat_det.models.detector import Detections
+from msat_det.report.directory.directory import DISPLAY, CurveRow
+from msat_det.report.directory.pictures import COLOURS, MAX_BOXES, MIN_SCORE
+from msat_det.spiking.network import SpikingNetwork
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter  # takes half a second to import, needed only at a run's end
 
-    from msat_det.analysis.examine import Examination
+    from msat_det.run.experiment.examine import Examination
 
 SAMPLE = 20_000  # values of a call site that enter a histogram of residuals
 SIDE = 640  # pixels up to which a small image is enlarged

@@ -15,11 +15,11 @@ from typing import Any
 
 import yaml
 
-from msat_det.config import Config, checked_method
-from msat_det.errors import InputError
-from msat_det.files import show, yaml_of
+from msat_det.base.config import Config, checked_method
+from msat_det.base.errors import InputError
+from msat_det.base.files import show, yaml_of
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 PATH_KEYS = {"data.root", "calib.root", "model.weights", "model.cfg", "model.names", "energy", "out"}
 NAME_OR_PATH_KEYS = {"model.weights", "model.names", "energy"}  # a bare word is a name there: DEFAULT, voc, 45nm
 
@@ -271,7 +271,7 @@ def _pick_methods(entries: Any, picked: str | None, overrides: list[tuple[str, s
         return entries  # Config names the label that stands twice
     labels = picked.split(",") if picked else list(by_label)
     if "all" in labels:
-        from msat_det.convert.methods import METHODS  # only now: PyTorch takes seconds to import
+        from msat_det.methods import METHODS  # only now: PyTorch takes seconds to import
 
         by_label = {name: {"label": name, "method": name} for name in METHODS} | by_label
         labels = [name for label in labels for name in (METHODS if label == "all" else [label])]

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from msat_det import ranks
-from msat_det.analysis.energy import Counts
-from msat_det.anytime import changes
-from msat_det.config import Config
-from msat_det.convert.observe import Observation
+from msat_det.base import ranks
+from msat_det.base.config import Config
 from msat_det.data import Dataset, Sample
-from msat_det.images import CorruptImage
-from msat_det.parts import Part, Parts
-from msat_det.simulate import SpikingNetwork
+from msat_det.data.images import CorruptImage
+from msat_det.measure.anytime import changes
+from msat_det.measure.parts import Part, Parts
+from msat_det.methods.observe import Observation
+from msat_det.spiking.energy import Counts
+from msat_det.spiking.network import SpikingNetwork
 
 
 @dataclass

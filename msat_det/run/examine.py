@@ -8,16 +8,16 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from tqdm import tqdm
 
-from msat_det import ranks
-from msat_det.analysis.diagnosis import Finding, Patient
-from msat_det.analysis.ledger import PARTS, Entry, ledger
-from msat_det.analysis.ledger_pictures import draw_ledgers
-from msat_det.batches import Conversion
-from msat_det.config import Config, method_options
-from msat_det.convert.graph import Batch
-from msat_det.convert.observe import Observation
-from msat_det.report import RunDirectory
-from msat_det.tensorboard import add_ledgers, events
+from msat_det.base import ranks
+from msat_det.base.config import Config, method_options
+from msat_det.graph.graph import Batch
+from msat_det.measure.diagnosis import Finding, Patient
+from msat_det.measure.ledger import PARTS, Entry, ledger
+from msat_det.methods.observe import Observation
+from msat_det.report.directory.directory import RunDirectory
+from msat_det.report.directory.ledger_pictures import draw_ledgers
+from msat_det.report.directory.tensorboard import add_ledgers, events
+from msat_det.run.experiment.batches import Conversion
 
 
 @dataclass

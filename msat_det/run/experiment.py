@@ -9,28 +9,22 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from msat_det import ranks
-from msat_det.analysis.energy import prices
-from msat_det.analysis.examine import examine, write_examinations
-from msat_det.batches import Conversion, simulate
-from msat_det.config import Config, method_options
-from msat_det.convert.conversion import spiking_network
-from msat_det.convert.coverage import coverage
-from msat_det.convert.methods import find_method, parse_options
-from msat_det.convert.methods.layerwise import LayerByLayer
-from msat_det.convert.observe import Cached, Observation, observe
-from msat_det.convert.plan import save_plan
+from msat_det.base import ranks
+from msat_det.base.config import Config, method_options
+from msat_det.base.errors import InputError
 from msat_det.data import Dataset, Sample, build_dataset, select, subset
-from msat_det.differences import difference_rows, difference_table, require_bootstrap
-from msat_det.drawn import write_about
-from msat_det.errors import InputError
-from msat_det.evaluate import AgreementEvaluator, VocEvaluator, has_boxes, make_evaluator
-from msat_det.exits import draw_exits, exit_rows, exit_table
-from msat_det.parts import Parts
-from msat_det.report import CurveRow, RunDirectory, read_summary
-from msat_det.report_page import write_report
-from msat_det.resume import begin, finish, is_finished, owned
-from msat_det.tensorboard import (
+from msat_det.measure.accuracy import AgreementEvaluator, VocEvaluator, has_boxes, make_evaluator
+from msat_det.measure.differences import difference_rows, difference_table, require_bootstrap
+from msat_det.measure.exits import draw_exits, exit_rows, exit_table
+from msat_det.measure.parts import Parts
+from msat_det.methods import find_method, parse_options
+from msat_det.methods.convert import spiking_network
+from msat_det.methods.layerwise import LayerByLayer
+from msat_det.methods.observe import Cached, Observation, observe
+from msat_det.report.directory.directory import CurveRow, RunDirectory, read_summary
+from msat_det.report.directory.drawn import write_about
+from msat_det.report.directory.page.page import write_report
+from msat_det.report.directory.tensorboard import (
     add_boxes,
     add_curves,
     add_histograms,
@@ -39,6 +33,12 @@ from msat_det.tensorboard import (
     add_truth,
     events,
 )
+from msat_det.run.experiment.batches import Conversion, simulate
+from msat_det.run.experiment.examine import examine, write_examinations
+from msat_det.run.experiment.resume import begin, finish, is_finished, owned
+from msat_det.spiking.energy import prices
+from msat_det.spiking.formats.plan import save_plan
+from msat_det.spiking.nodes import coverage
 
 Task = Literal["detection", "classification"]
 
@@ -144,10 +144,10 @@ def compute(config: Config, task: Task, directory: RunDirectory) -> list[CurveRo
 def build_model(config: Config, task: Task) -> Any:
     """The network with its preprocessing and decoding."""
     if task == "detection":
-        from msat_det.detectors import build_detector
+        from msat_det.models import build_detector
 
         return build_detector(config.model)
-    from msat_det.classifiers import build_classifier
+    from msat_det.models.classifiers import build_classifier
 
     return build_classifier(config.model)
 

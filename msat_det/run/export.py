@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from msat_det.config import Config
-from msat_det.convert.conversion import spiking_network
-from msat_det.convert.methods import parse_options
-from msat_det.convert.observe import observe
-from msat_det.errors import InputError
-from msat_det.onnx_check import check
-from msat_det.onnx_step import Step, export_step, require_packages, write_onnx
-from msat_det.run import build_model, calibration_batches, method_options
+from msat_det.base.config import Config
+from msat_det.base.errors import InputError
+from msat_det.methods import parse_options
+from msat_det.methods.convert import spiking_network
+from msat_det.methods.observe import observe
+from msat_det.run.experiment.experiment import build_model, calibration_batches, method_options
+from msat_det.spiking.formats.onnx_check import check
+from msat_det.spiking.formats.onnx_step import Step, export_step, require_packages, write_onnx
 
 
 def export(config: Config, T: int | None, file: Path, onnx: bool = False) -> None:

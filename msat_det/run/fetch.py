@@ -13,11 +13,11 @@ from pathlib import Path
 import pooch
 from tqdm import tqdm
 
-from msat_det.catalogue import CATALOGUE, DEFAULT_ROOT, Entry, Item, Source
-from msat_det.downloads import download, matches
-from msat_det.errors import InputError
-from msat_det.files import inside, one_line, show
-from msat_det.unpack import unpack
+from msat_det.base.errors import InputError
+from msat_det.base.files import inside, one_line, show
+from msat_det.data.catalogue import CATALOGUE, DEFAULT_ROOT, Entry, Item, Source
+from msat_det.data.download import download, matches
+from msat_det.data.unpack import unpack
 
 ABOUT = """\
 Fetches data sets and weights by name into the folder that --data.root of a run then names. What is there is left as it
@@ -205,7 +205,7 @@ def torchvision_weights(name: str) -> tuple[Path, Entry]:
     from torch import hub  # only now: PyTorch takes seconds to import
     from torchvision.models import list_models
 
-    from msat_det.detectors.files import published
+    from msat_det.models.weights import published
 
     model, _, weights = name.removeprefix("torchvision:").partition(":")
     if model not in list_models():

@@ -4,14 +4,14 @@ import sys
 
 import torch
 
-from msat_det.config import Config, method_options
-from msat_det.convert.conversion import spiking_network
-from msat_det.convert.coverage import coverage
-from msat_det.convert.methods import parse_options
-from msat_det.convert.observe import observe
-from msat_det.coverage_table import coverage_text
-from msat_det.report import RunDirectory
-from msat_det.run import build_model, calibration_batches
+from msat_det.base.config import Config, method_options
+from msat_det.methods import parse_options
+from msat_det.methods.convert import spiking_network
+from msat_det.methods.observe import observe
+from msat_det.report.directory.coverage_table import coverage_text
+from msat_det.report.directory.directory import RunDirectory
+from msat_det.run.experiment.experiment import build_model, calibration_batches
+from msat_det.spiking.nodes import coverage
 
 
 def inspect_network(config: Config) -> list[dict]:

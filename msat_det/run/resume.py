@@ -24,14 +24,14 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from msat_det import ranks
-from msat_det.config import Config
-from msat_det.convert.observe import Observation
+from msat_det.base import ranks
+from msat_det.base.config import Config
+from msat_det.base.errors import InputError
+from msat_det.base.files import show, yaml_of
 from msat_det.data import Dataset
-from msat_det.errors import InputError
-from msat_det.files import show, yaml_of
-from msat_det.parts import Parts
-from msat_det.report import RunDirectory, commit_id, write_whole
+from msat_det.measure.parts import Parts
+from msat_det.methods.observe import Observation
+from msat_det.report.directory.directory import RunDirectory, commit_id, write_whole
 
 FREE = ("out", "resume")  # keys that decide nothing of what is computed
 

@@ -13,12 +13,12 @@ import yaml
 from torch import Tensor
 from torch.fx.node import Node
 
-from msat_det.convert.graph import elements
-from msat_det.errors import InputError
-from msat_det.files import yaml_of
+from msat_det.base.errors import InputError
+from msat_det.base.files import yaml_of
+from msat_det.graph.graph import elements
 
 if TYPE_CHECKING:
-    from msat_det.simulate import SpikingNetwork
+    from msat_det.spiking.network import SpikingNetwork
 
 TABLES = Path(__file__).with_name("energy_tables.yaml")
 # One MSAT threshold update counts as nine multiply-adds: five for eqs. 15-16 and the running mean, and one for each of

@@ -14,18 +14,18 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import Node
 
-from msat_det.analysis.energy import Counts, count
-from msat_det.convert import ops
-from msat_det.convert.coverage import node_table
-from msat_det.convert.fanout import HOMOGENEOUS, FanOut, is_event_source, static_nodes
-from msat_det.convert.graph import Batch, Graph, before_output, closure, elements, last_uses, where
-from msat_det.convert.observe import Observation
-from msat_det.convert.ops import Kind
-from msat_det.detectors.base import Detections, Detector
-from msat_det.errors import InputError
-from msat_det.kernels import Scan, count_events, events, keep_freed_memory
-from msat_det.neurons import Chances, Neuron
-from msat_det.rng import image_key
+from msat_det.base.errors import InputError
+from msat_det.graph import ops
+from msat_det.graph.fanout import HOMOGENEOUS, FanOut, is_event_source, static_nodes
+from msat_det.graph.graph import Batch, Graph, before_output, closure, elements, last_uses, where
+from msat_det.graph.ops import Kind
+from msat_det.methods.observe import Observation
+from msat_det.models.detector import Detections, Detector
+from msat_det.spiking.energy import Counts, count
+from msat_det.spiking.kernels import Scan, count_events, events, keep_freed_memory
+from msat_det.spiking.masks import image_key
+from msat_det.spiking.neurons import Chances, Neuron
+from msat_det.spiking.nodes import node_table
 
 MEMORY_BYTES = 1 << 29
 # A timestep at batch 16 in ms an image with 1 / 2 / 4 / 8 timesteps a chunk: SSD-MobileNet, MSAT 21.0 / 18.3 / 16.2 /
@@ -38,11 +38,11 @@ _FRESH = ops.MULTIPLYING | {"add", "sub", "mul", "truediv", "cat", "batchnorm2d"
 class SpikingNetwork:
     """A graph with one ``Neuron`` per call site.
 
-    graph: as ``convert.graph.trace`` gives it. neurons: {call site name: Neuron}, one for each of ``graph.sites``.
-    fanout: as ``convert.fanout.fan_out`` gives it. seed: of the spike confidence's masks. chunk: timesteps that a layer
+    graph: as ``graph.graph.trace`` gives it. neurons: {call site name: Neuron}, one for each of ``graph.sites``.
+    fanout: as ``graph.fanout.fan_out`` gives it. seed: of the spike confidence's masks. chunk: timesteps that a layer
     runs at once; None chooses it by the size of the activations. decide: makes the neuron of a call site that has none
     when its currents are first seen (``layer_by_layer``). detector: what the network is a part of, if anything.
-    energy: what its operations cost, see ``analysis.energy.prices``.
+    energy: what its operations cost, see ``spiking.energy.prices``.
     """
 
     def __init__(
@@ -131,14 +131,14 @@ class SpikingNetwork:
         return {t: self.detector.decode(output, list(metas)) for t, output in outputs.items()}
 
     def save(self, path: str | Path) -> None:
-        """Write the network into one file, which ``msat_det.load`` reads; see ``saved.save``. Raises InputError."""
-        from msat_det.saved import save
+        """Write the network into one file, which ``msat_det.load`` reads; see ``formats.native.save``. Raises InputError."""
+        from msat_det.spiking.formats.native import save
 
         save(self, path)
 
     @property
     def coverage(self) -> list[dict]:
-        """What every node became, one dict a node; see ``convert.coverage.node_table``."""
+        """What every node became, one dict a node; see ``spiking.nodes.node_table``."""
         return node_table(self.graph, self.fanout, self.neurons)
 
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from msat_det.convert.ops import Activation
-from msat_det.rng import bernoulli
+from msat_det.graph.ops import Activation
+from msat_det.spiking.masks import bernoulli
 
 DEAD = 1e30  # the threshold of a dead channel: never reached, and finite, so that nothing divides by zero
 EARLY = 16  # spike confidence applies to the first 16 timesteps

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from torch.fx.node import Node
 
-from msat_det.convert.fanout import FanOut
-from msat_det.convert.graph import Graph, elements
-from msat_det.neurons import Neuron
+from msat_det.graph.fanout import FanOut
+from msat_det.graph.graph import Graph, elements
+from msat_det.spiking.neurons import Neuron
 
 if TYPE_CHECKING:
-    from msat_det.convert.observe import Observation
-    from msat_det.simulate import SpikingNetwork
+    from msat_det.methods.observe import Observation
+    from msat_det.spiking.network import SpikingNetwork
 
 
 def node_table(graph: Graph, fanout: FanOut, neurons: dict[str, Neuron]) -> list[dict]:

@@ -24,12 +24,12 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from msat_det.classifiers import PREPROCESS, Preprocess, find_classifier
-from msat_det.cli import guarded
+from msat_det.base.errors import InputError
 from msat_det.data import Dataset, build_dataset
-from msat_det.errors import InputError
-from msat_det.evaluate.topk import topk
-from msat_det.report import RunDirectory
+from msat_det.measure.accuracy.topk import topk
+from msat_det.models.classifiers import PREPROCESS, Preprocess, find_classifier
+from msat_det.report.directory.directory import RunDirectory
+from msat_det.run.experiment.cli import guarded
 
 MOMENTUM = 0.9
 UNCHANGED = ("resume", "workers", "threads", "out")  # settings that do not decide what comes out

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou, complete_box_iou_loss
 from tqdm import tqdm
 
-from msat_det.detectors.ssd import SsdDetector
-from msat_det.detectors.yolo import YoloDetector
+from msat_det.models.ssd import SsdDetector
+from msat_det.models.yolo import YoloDetector
 
 NEGATIVES_PER_POSITIVE = 3  # SSD, section 2.2
 

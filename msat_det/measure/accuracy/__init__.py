@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+from msat_det.base.errors import InputError
 from msat_det.data import Dataset
-from msat_det.errors import InputError
-from msat_det.evaluate.agreement import AgreementEvaluator, has_boxes
-from msat_det.evaluate.coco import CocoEvaluator
-from msat_det.evaluate.resampling import Difference, Resampling
-from msat_det.evaluate.topk import TopKEvaluator, topk
-from msat_det.evaluate.voc import VocEvaluator, voc_ap
+from msat_det.measure.accuracy.agreement import AgreementEvaluator, has_boxes
+from msat_det.measure.accuracy.coco import CocoEvaluator
+from msat_det.measure.accuracy.resampling import Difference, Resampling
+from msat_det.measure.accuracy.topk import TopKEvaluator, topk
+from msat_det.measure.accuracy.voc import VocEvaluator, voc_ap
 
 # A dataset's name → its evaluator. A user's own dataset may take one of these names or add its own.
 EVALUATORS: dict[str, Callable[[Dataset, list[str]], Callable[[dict], dict]]] = {

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from msat_det.detectors.base import Detections
-from msat_det.evaluate.coco import CocoEvaluator
-from msat_det.evaluate.resampling import Difference, Resampling
-from msat_det.report import FOUND
+from msat_det.measure.accuracy.coco import CocoEvaluator
+from msat_det.measure.accuracy.resampling import Difference, Resampling
+from msat_det.models.detector import Detections
+from msat_det.report.directory.directory import FOUND
 
 
 @dataclass(frozen=True)

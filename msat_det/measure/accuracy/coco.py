@@ -9,11 +9,11 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from msat_det.base.errors import InputError
 from msat_det.data import CocoDetection
-from msat_det.detectors.base import Detections
-from msat_det.errors import InputError
-from msat_det.evaluate.detections import flatten, match_classes
-from msat_det.evaluate.resampling import Difference, Resampling
+from msat_det.measure.accuracy.detections import flatten, match_classes
+from msat_det.measure.accuracy.resampling import Difference, Resampling
+from msat_det.models.detector import Detections
 
 Engine = Literal["pycocotools", "hotcoco"]
 

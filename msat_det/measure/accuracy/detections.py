@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from msat_det.detectors.base import Detections
-from msat_det.errors import InputError
+from msat_det.base.errors import InputError
+from msat_det.models.detector import Detections
 
 # VOC's name → COCO's name of the same class.
 ALIASES = {

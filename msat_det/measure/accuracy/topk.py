@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from msat_det.base.errors import InputError
 from msat_det.data import Dataset
-from msat_det.errors import InputError
-from msat_det.evaluate.resampling import Difference, Resampling
+from msat_det.measure.accuracy.resampling import Difference, Resampling
 
 
 class TopKEvaluator:

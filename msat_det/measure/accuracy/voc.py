@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from msat_det.base.errors import InputError
 from msat_det.data import VocDetection
-from msat_det.detectors.base import Detections
-from msat_det.errors import InputError
-from msat_det.evaluate.detections import Found, flatten, match_classes
-from msat_det.evaluate.resampling import Difference, Resampling
+from msat_det.measure.accuracy.detections import Found, flatten, match_classes
+from msat_det.measure.accuracy.resampling import Difference, Resampling
+from msat_det.models.detector import Detections
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 

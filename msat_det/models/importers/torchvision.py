@@ -19,8 +19,9 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.ssd import SSD
 
-from msat_det.detectors.base import Detections
-from msat_det.detectors.files import (
+from msat_det.base.errors import InputError
+from msat_det.models.detector import Detections
+from msat_det.models.weights import (
     COCO_COLUMNS,
     NO_CLASS,
     download,
@@ -30,7 +31,6 @@ from msat_det.detectors.files import (
     read_names,
     read_tensors,
 )
-from msat_det.errors import InputError
 
 SINGLE_STAGE = (
     "ssd300_vgg16",

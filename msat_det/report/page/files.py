@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from msat_det.coverage_table import graphs, labels_of, short_source, totals
-from msat_det.errors import InputError
-from msat_det.files import text_of
+from msat_det.base.errors import InputError
+from msat_det.base.files import text_of
+from msat_det.report.directory.coverage_table import graphs, labels_of, short_source, totals
 
 KINDS = {
     "spiking": "became neurons",

@@ -13,13 +13,13 @@ from typing import Any
 
 import jinja2
 
-from msat_det import page_files
-from msat_det.compare import NEAR, Comparison, read_comparison
-from msat_det.errors import InputError
-from msat_det.page_chart import COLOURS, Curve, charts
-from msat_det.report import DISPLAY, write_whole
+from msat_det.base.errors import InputError
+from msat_det.report.directory.directory import DISPLAY, write_whole
+from msat_det.report.directory.page import files as page_files
+from msat_det.report.directory.page.chart import COLOURS, Curve, charts
+from msat_det.run.experiment.compare import NEAR, Comparison, read_comparison
 
-PAGE = Path(__file__).with_name("page")
+PAGE = Path(__file__).parent
 NAMES = {"map": "mAP", "top1": "top-1 accuracy"}
 
 

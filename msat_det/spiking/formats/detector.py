@@ -1,4 +1,4 @@
-"""Detectors as plain data and back: what surrounds the network, which is stored apart (``msat_det.saved``)."""
+"""Detectors as plain data and back: what surrounds the network, which is stored apart (``formats.native``)."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 from torchvision.transforms import InterpolationMode
 
-from msat_det.archive import finite
-from msat_det.classifiers import Classifier, Preprocess
-from msat_det.detectors.ssd import SsdDetector
-from msat_det.detectors.torchvision import SINGLE_STAGE, TorchvisionDetector
-from msat_det.detectors.yolo import YoloDetector
-from msat_det.errors import InputError
-from msat_det.files import show
-from msat_det.typed import LARGEST, Ranges, Reader
+from msat_det.base.errors import InputError
+from msat_det.base.files import show
+from msat_det.base.typed import LARGEST, Ranges, Reader
+from msat_det.models.classifiers import Classifier, Preprocess
+from msat_det.models.importers.torchvision import SINGLE_STAGE, TorchvisionDetector
+from msat_det.models.ssd import SsdDetector
+from msat_det.models.yolo import YoloDetector
+from msat_det.spiking.formats.archive import finite
 
 _PRIORS = "detector/priors"
 _SIDE = 8192  # most pixels of an image's side

@@ -1,4 +1,4 @@
-"""A traced graph as plain data and back: nodes, layers by their class's arguments, tensors (``convert.known``).
+"""A traced graph as plain data and back: nodes, layers by their class's arguments, tensors (``spiking.formats.known``).
 
 Reading calls nothing but what ``known`` lists, on PyTorch's meta device, where no value is computed or allocated: it
 finds every node's shape anew, and with it whatever does not fit.
@@ -12,14 +12,15 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
-from msat_det.archive import finite
-from msat_det.convert import known, ops
-from msat_det.convert.graph import Graph, classify
-from msat_det.convert.ops import Activation, Kind
-from msat_det.convert.stored_values import DTYPES, LARGEST, decode, encode
-from msat_det.convert.variants import keep_analog
-from msat_det.errors import InputError
-from msat_det.files import one_line, show
+from msat_det.base.errors import InputError
+from msat_det.base.files import one_line, show
+from msat_det.graph import ops
+from msat_det.graph.graph import Graph, classify
+from msat_det.graph.ops import Activation, Kind
+from msat_det.methods.variants import keep_analog
+from msat_det.spiking.formats import known
+from msat_det.spiking.formats.archive import finite
+from msat_det.spiking.formats.values import DTYPES, LARGEST, decode, encode
 
 # What layers, functions and methods raise on arguments that do not fit.
 _MISFIT = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError, ArithmeticError, NameError)
@@ -217,7 +218,7 @@ class _Reading:
             setattr(module, name, ready(name))
 
     def _judge(self, graph: Graph, sources: list[Any]) -> None:
-        """The verdicts, as ``trace`` and ``convert.variants`` gave them."""
+        """The verdicts, as ``trace`` and ``methods.variants`` gave them."""
         classify(graph)
         for node, source in zip(graph.nodes, sources, strict=True):
             node.meta["source"] = one_line(source)[:500]

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from msat_det.convert import ops
-from msat_det.errors import InputError
+from msat_det.base.errors import InputError
+from msat_det.graph import ops
 
 _OPERATIONS = (ops.POINTWISE | ops.LINEAR | ops.LINEAR_IN_ONE | ops.DIFFERENTIAL) - ops.NEUTRAL
 _SIZES = {"floordiv", "mod", "zeros", "ones", "full", "arange", "linspace"}  # on sizes; no image enters them

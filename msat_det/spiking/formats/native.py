@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from msat_det.analysis.energy import is_known
-from msat_det.archive import finite, read_archive, write_archive
-from msat_det.convert import ops
-from msat_det.convert.fanout import FanOut, as_spikes_lie, is_event_source
-from msat_det.convert.graph import Graph
-from msat_det.convert.plan import read_neurons, write_neurons
-from msat_det.convert.stored_graph import read_graph, write_graph
-from msat_det.detectors.base import Detector
-from msat_det.detectors.stored import read_detector, write_detector
-from msat_det.errors import InputError
-from msat_det.files import show
-from msat_det.simulate import SpikingNetwork
+from msat_det.base.errors import InputError
+from msat_det.base.files import show
+from msat_det.graph import ops
+from msat_det.graph.fanout import FanOut, as_spikes_lie, is_event_source
+from msat_det.graph.graph import Graph
+from msat_det.models.detector import Detector
+from msat_det.spiking.energy import is_known
+from msat_det.spiking.formats.archive import finite, read_archive, write_archive
+from msat_det.spiking.formats.detector import read_detector, write_detector
+from msat_det.spiking.formats.graph import read_graph, write_graph
+from msat_det.spiking.formats.plan import read_neurons, write_neurons
+from msat_det.spiking.network import SpikingNetwork
 
 KIND = "network"
 _FORM = 1  # raised when older files can no longer be read
@@ -31,8 +31,8 @@ _KEYS = {"form", "graph", "sites", "fanout", "detector", "seed", "chunk", "energ
 def save(snn: SpikingNetwork, path: str | Path) -> None:
     """Write a network. A detector of ours goes with it; a user's own class doesn't, and is handed in at loading.
 
-    Raises InputError for what can't be saved: an operation or layer that ``convert.known`` does not list, layers with
-    hooks, outputs in classes of one's own, an energy table that is a file.
+    Raises InputError for what can't be saved: an operation or layer that ``formats.known`` does not list, layers with hooks,
+    outputs in classes of one's own, an energy table that is a file.
     """
     if not is_known(snn.energy):
         raise InputError(

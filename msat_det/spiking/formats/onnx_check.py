@@ -14,9 +14,9 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx.node import Node
 
-from msat_det.neurons import per_channel
-from msat_det.onnx_step import Slot, Step
-from msat_det.simulate import SpikingNetwork
+from msat_det.spiking.formats.onnx_step import Slot, Step
+from msat_det.spiking.network import SpikingNetwork
+from msat_det.spiking.neurons import per_channel
 
 NEAR = 1e-4  # of a threshold, or of a larger current
 ALLOWED = 1e-4

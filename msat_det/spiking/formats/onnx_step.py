@@ -18,13 +18,13 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.fx.node import Node
 
-from msat_det.convert.fanout import HOMOGENEOUS
-from msat_det.convert.ops import Kind
-from msat_det.errors import InputError
-from msat_det.files import one_line
-from msat_det.neurons import State, per_channel, step
-from msat_det.report import write_whole
-from msat_det.simulate import SpikingNetwork
+from msat_det.base.errors import InputError
+from msat_det.base.files import one_line
+from msat_det.graph.fanout import HOMOGENEOUS
+from msat_det.graph.ops import Kind
+from msat_det.report.directory.directory import write_whole
+from msat_det.spiking.network import SpikingNetwork
+from msat_det.spiking.neurons import State, per_channel, step
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 

@@ -12,13 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
-from msat_det.archive import finite, read_archive, write_archive
-from msat_det.convert.graph import Graph
-from msat_det.convert.ops import Activation
-from msat_det.errors import InputError
-from msat_det.files import show
-from msat_det.neurons import Msat, Neuron
-from msat_det.typed import LARGEST, Ranges, Reader
+from msat_det.base.errors import InputError
+from msat_det.base.files import show
+from msat_det.base.typed import LARGEST, Ranges, Reader
+from msat_det.graph.graph import Graph
+from msat_det.graph.ops import Activation
+from msat_det.spiking.formats.archive import finite, read_archive, write_archive
+from msat_det.spiking.neurons import Msat, Neuron
 
 KIND = "plan"
 # What the equations need of a number, beside being finite.

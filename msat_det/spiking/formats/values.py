@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from msat_det.errors import InputError
-from msat_det.files import show
+from msat_det.base.errors import InputError
+from msat_det.base.files import show
 
 _REAL = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)

@@ -1,7 +1,7 @@
 """The neuron step fused over a chunk of timesteps, on the CPU: ``scan.cpp``, compiled once per machine and cached.
 
 Where there is no C++ compiler, and for what the kernel does not hold (curved activations, spike confidence),
-``msat_det.neurons.step`` runs instead: the same arithmetic, only slower. ``MSAT_DET_KERNEL=off`` forces it. On a GPU
+``spiking.neurons.step`` runs instead: the same arithmetic, only slower. ``MSAT_DET_KERNEL=off`` forces it. On a GPU
 ``torch.compile`` makes one kernel of it. On a CPU that takes .7 (IF) to 13 ns (MSAT) a neuron and timestep of one core
 where ``scan.cpp`` takes .4 to 1.3, and tens of seconds for the first compilation.
 """
@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from msat_det.kernels.build import keep_freed_memory as keep_freed_memory
-from msat_det.kernels.build import wanted
-from msat_det.neurons import Chances, Neuron, State, new_state, per_channel, step, threshold
+from msat_det.spiking.kernels.build import keep_freed_memory as keep_freed_memory
+from msat_det.spiking.kernels.build import wanted
+from msat_det.spiking.neurons import Chances, Neuron, State, new_state, per_channel, step, threshold
 
 _SOURCE = Path(__file__).with_name("scan.cpp")
 _FAMILIES = {"spike": 0, "reset": 1, "track": 2, "leaky": 3}
@@ -188,7 +188,7 @@ def count_events(y: Tensor, fanout: Tensor) -> Tensor:
 
 
 def observe_channels(x: Tensor, shift: int, first: int, histogram: Tensor, maximum: Tensor) -> None:
-    """Add |x| (B, C, …) to the per-channel histograms (C, bins) int32 and maxima (C,) of ``convert.observe.Site``."""
+    """Add |x| (B, C, …) to the per-channel histograms (C, bins) int32 and maxima (C,) of ``methods.observe.Site``."""
     channels, bins = histogram.shape
     if library() is None or x.device.type != "cpu" or x.dtype != torch.float32:
         rows = x.abs().float().transpose(0, 1).flatten(1).cpu()

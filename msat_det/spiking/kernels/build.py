@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from msat_det.errors import InputError
+from msat_det.base.errors import InputError
 
 _FLAGS = "-O3 -march=native -fno-math-errno -fno-trapping-math -ffp-contract=off -fPIC -std=c++17".split()
 if platform.machine() in ("x86_64", "AMD64"):  # for Intel's processors GCC would take half of a vector

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from msat_det.kernels.build import wanted
+from msat_det.spiking.kernels.build import wanted
 
 # What events cost, measured (benchmarks/bench.py --part sparse): a multiply-add, where a dense one costs 1, under
 # kernels of one pixel and of more; and vectors of 16 of these that pass while a pixel's list is begun and ended.

@@ -1,4 +1,4 @@
-// The neuron step of msat_det/neurons.py, fused over a chunk of timesteps: the input is read once, the output written
+// The neuron step of msat_det/spiking/neurons.py, fused over a chunk of timesteps: the input is read once, the output written
 // once, and the state stays in registers or first-level cache in between. No Python, no PyTorch headers: plain pointers.
 //
 // Layout: x and y are (K, B, N), N the neurons of one image in whatever memory order; state is (B, N). x may be constant in

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from msat_det.catalogue import get_with
-from msat_det.errors import InputError
-from msat_det.files import show, text_of
+from msat_det.base.errors import InputError
+from msat_det.base.files import show, text_of
+from msat_det.data.catalogue import get_with
 
 MAX_BYTES = 1 << 20
 MAX_SECTIONS = 1000  # the longest networks have some 300

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msat_det.detectors.darknet_cfg import Section
-from msat_det.files import show
+from msat_det.base.files import show
+from msat_det.models.importers.darknet.cfg import Section
 
 Shape = tuple[int, int, int]  # channels, height, width
 Built = tuple[nn.Module, list[int]]  # a layer, and the indices of the layers that it reads

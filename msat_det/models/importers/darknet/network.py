@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from msat_det.catalogue import get_with
-from msat_det.detectors.darknet_cfg import Section, parse_cfg
-from msat_det.detectors.darknet_layers import HEADS, LAYERS, TRAINING_ONLY, Head, Shape, infer_shape, read_head
-from msat_det.detectors.files import given, read_names
-from msat_det.detectors.resize import as_size
-from msat_det.detectors.yolo import YoloDetector
-from msat_det.errors import InputError
-from msat_det.files import bytes_of
+from msat_det.base.errors import InputError
+from msat_det.base.files import bytes_of
+from msat_det.data.catalogue import get_with
+from msat_det.models.importers.darknet.cfg import Section, parse_cfg
+from msat_det.models.importers.darknet.layers import HEADS, LAYERS, TRAINING_ONLY, Head, Shape, infer_shape, read_head
+from msat_det.models.preprocessing import as_size
+from msat_det.models.weights import given, read_names
+from msat_det.models.yolo import YoloDetector
 
 
 class DarknetNet(nn.Module):
