@@ -24,8 +24,8 @@ from benchmarks import end_to_end, evaluation, memory, networks, rival, scan, sp
 from benchmarks.networks import NETWORKS, NEURONS, Bench
 from benchmarks.timing import ratio
 from msat_det.base.errors import InputError
-from msat_det.report.directory.directory import write_whole
-from msat_det.run.experiment.cli import guarded
+from msat_det.report.directory import write_whole
+from msat_det.run.cli import guarded
 
 FOUR = [name for name in NETWORKS if name != "vgg16-cifar"]
 # Key in the JSON file, --part → heading in the Markdown file.

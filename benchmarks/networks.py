@@ -19,7 +19,7 @@ from msat_det.models.classifiers import CLASSIFIERS, build_classifier
 from msat_det.models.importers.darknet.cfg import parse_cfg
 from msat_det.models.importers.darknet.network import DarknetNet
 from msat_det.models.ssd import SsdMobileNetV1
-from msat_det.run.experiment.arguments import shared_data
+from msat_det.run.arguments import shared_data
 
 # Name → method and its options.
 NEURONS: dict[str, tuple[str, dict]] = {

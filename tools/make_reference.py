@@ -22,13 +22,12 @@ from msat_det.base import config
 from msat_det.methods import METHODS, Method, registry
 from msat_det.methods.observe import Observation
 from msat_det.methods.options import Options
-from msat_det.run.experiment import arguments as options
-from msat_det.run.experiment import experiment as run
+from msat_det.run import arguments, experiment
 from msat_det.spiking.energy import Cost, Counts
 from msat_det.spiking.neurons import Msat, Neuron
 from msat_det.spiking.nodes import node_table
 
-PAGE = options.PROJECT / "docs/reference.md"
+PAGE = arguments.PROJECT / "docs/reference.md"
 HEAD = """\
 # Reference
 
@@ -38,7 +37,7 @@ these names at work; `msat-det --help` and each command's own `--help` explain t
 LIBRARY = [getattr(msat_det, name) for name in msat_det.__all__ if name != "METHODS"]
 RESULTS = [Observation, Counts, Cost, node_table, Neuron, Msat]
 DATA = [data.build_dataset, data.subset, data.select, data.Dataset, data.Sample, data.Target]
-RUNS = [options.load_config, run.run]
+RUNS = [arguments.load_config, experiment.run]
 REGISTER = [registry.method, Method, registry.threshold, registry.neuron]
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
-from msat_det.report.directory.directory import RunDirectory
-from msat_det.run.experiment.arguments import PROJECT, load_config
-from msat_det.run.experiment.cli import guarded
-from msat_det.run.experiment.compare import Comparison, compare, markdown, read_comparison, table
+from msat_det.report.directory import RunDirectory
+from msat_det.run.arguments import PROJECT, load_config
+from msat_det.run.cli import guarded
+from msat_det.run.compare import Comparison, compare, markdown, read_comparison, table
 
 RUNS = "runs/results"
 METHODS = "p-norm,channel-norm,spike-norm,rmp,tsc,opt,calibration,burst,constant"

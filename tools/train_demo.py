@@ -33,7 +33,7 @@ from msat_det.models.classifiers import CLASSIFIERS, PREPROCESS, Classifier
 from msat_det.models.detector import Detector
 from msat_det.models.ssd import SsdDetector
 from msat_det.models.yolo import YoloDetector
-from msat_det.run.experiment.arguments import PROJECT
+from msat_det.run.arguments import PROJECT
 
 SCENE_SEED, TILE_SEED = 100, 101  # those of data/ are below 100
 SPLITS = {"voc": "test", "coco": "val2017"}

@@ -10,9 +10,9 @@ from msat_det.base.config import Config
 from msat_det.measure.anytime import Rule, exits, fit_rule
 from msat_det.measure.parts import Parts
 from msat_det.methods.observe import Observation
-from msat_det.report.directory.directory import CurveRow, csv_text
-from msat_det.report.directory.pictures import ACCURACY, COST_AXES, INK, curve_style, quiet
-from msat_det.run.experiment.batches import Conversion
+from msat_det.report.directory import CurveRow, csv_text
+from msat_det.report.pictures import ACCURACY, COST_AXES, INK, curve_style, quiet
+from msat_det.run.batches import Conversion
 
 
 @dataclass(frozen=True)

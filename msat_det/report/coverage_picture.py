@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from itertools import pairwise
 from statistics import fmean
 
-from msat_det.report.directory.coverage_table import Rows, graphs
+from msat_det.report.coverage_table import Rows, graphs
 
 COLOURS = {  # kind → fill and stroke; Okabe and Ito's hues, told apart by colour-blind readers
     "linear": ("#DCEBF7", "#0072B2"),

@@ -17,8 +17,8 @@ from typing import Any
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import text_of
-from msat_det.report.directory.coverage_picture import draw_graph
-from msat_det.report.directory.coverage_table import coverage_text
+from msat_det.report.coverage_picture import draw_graph
+from msat_det.report.coverage_table import coverage_text
 
 TIGHT = {"bbox_inches": "tight", "pad_inches": 0.08}
 FOUND = 0.3  # score from which a box of the float network counts as found (``measure.accuracy.agreement``)
@@ -126,7 +126,7 @@ class RunDirectory:
 
     def write_pareto(self, rows: list[CurveRow], title: str = "") -> None:
         """pareto.png: accuracy against operations of every method."""
-        from msat_det.report.directory.pictures import draw_pareto
+        from msat_det.report.pictures import draw_pareto
 
         self._save("pareto.png", draw_pareto(rows, title))
 
@@ -168,7 +168,7 @@ class RunDirectory:
 
     def write_plot(self, rows: list[CurveRow], title: str = "") -> None:
         """curve.png: accuracy over t and over operations, every method beside the float level."""
-        from msat_det.report.directory.pictures import draw_curve
+        from msat_det.report.pictures import draw_curve
 
         self._save("curve.png", draw_curve(rows, title))
 
@@ -177,7 +177,7 @@ class RunDirectory:
 
         sample: ``data.Sample`` whose target's labels index ``classes``; the Detections' labels index ``names``.
         """
-        from msat_det.report.directory.pictures import draw_detections
+        from msat_det.report.pictures import draw_detections
 
         (self.path / "detections").mkdir(exist_ok=True)
         name = re.sub(r"[^\w-]", "_", str(sample.id))[:100]

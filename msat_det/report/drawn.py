@@ -19,9 +19,9 @@ from msat_det.data import Dataset
 from msat_det.measure.accuracy.detections import match_classes
 from msat_det.measure.parts import Key, Parts
 from msat_det.models.detector import Detections
-from msat_det.report.directory.directory import CurveRow, RunDirectory
-from msat_det.report.directory.pictures import COLOURS, INK, MAX_BOXES, MIN_SCORE, caption_places, text_on
-from msat_det.run.experiment.resume import digest
+from msat_det.report.directory import CurveRow, RunDirectory
+from msat_det.report.pictures import COLOURS, INK, MAX_BOXES, MIN_SCORE, caption_places, text_on
+from msat_det.run.resume import digest
 
 SIDE, QUALITY = 480, 82  # longer side in pixels and JPEG quality of an image within the page
 PHOTO = "data:image/jpeg;base64,"

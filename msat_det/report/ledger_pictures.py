@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from msat_det.measure.ledger import BINS, PARTS, RESIDUAL
-from msat_det.report.directory.pictures import COLOURS, INK, curve_style, quiet
+from msat_det.report.pictures import COLOURS, INK, curve_style, quiet
 
 if TYPE_CHECKING:
-    from msat_det.run.experiment.examine import Examination
+    from msat_det.run.examine import Examination
 
 PART_COLOURS = dict(zip(PARTS, (COLOURS[0], COLOURS[5], COLOURS[1], "#BBBBBB"), strict=True))
 NAMES = {"sin": "SIN"}

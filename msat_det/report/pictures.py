@@ -13,7 +13,7 @@ from msat_det.models.detector import Detections
 
 if TYPE_CHECKING:
     from msat_det.data import Sample
-    from msat_det.report.directory.directory import CurveRow
+    from msat_det.report.directory import CurveRow
 
 # Okabe and Ito's colours without yellow and black, then two of Tol's: told apart by colour-blind readers.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#999933"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from msat_det.base import ranks
 from msat_det.base.errors import InputError
-from msat_det.run.experiment.arguments import Parser, load_config
+from msat_det.run.arguments import Parser, load_config
 
 REGISTRIES = {
     "methods": ("msat_det.methods", "METHODS"),
@@ -164,7 +164,7 @@ def eval_cls(argv: list[str]) -> None:
 def compare(argv: list[str]) -> None:
     """``msat-det compare``: the methods of a configuration side by side."""
     config = load_config(argv, "msat-det compare", ABOUT_COMPARE, EXAMPLES_COMPARE)
-    from msat_det.run.experiment.compare import compare
+    from msat_det.run.compare import compare
 
     compare(config)
 
@@ -173,7 +173,7 @@ def compare(argv: list[str]) -> None:
 def inspect(argv: list[str]) -> None:
     """``msat-det inspect``: what every node of a configuration's network becomes."""
     config = load_config(argv, "msat-det inspect", ABOUT_INSPECT, EXAMPLES_INSPECT)
-    from msat_det.run.experiment.inspect import inspect_network
+    from msat_det.run.inspect import inspect_network
 
     inspect_network(config)
 
@@ -183,7 +183,7 @@ def doctor(argv: list[str]) -> None:
     """``msat-det doctor``: where the error of a configuration's methods comes from."""
     words = [re.sub(r"^--images(?==|$)", "--ledger.images", word) for word in argv]
     config = load_config(words, "msat-det doctor", ABOUT_DOCTOR, EXAMPLES_DOCTOR)
-    from msat_det.run.experiment.doctor import doctor
+    from msat_det.run.doctor import doctor
 
     doctor(config)
 
@@ -202,7 +202,7 @@ def report(argv: list[str]) -> None:
     text = "the page (default: report.html in the one directory, comparison.html here for several)"
     parser.add_argument("--out", metavar="FILE", type=Path, help=text)
     given = parser.parse_args(argv)
-    from msat_det.report.directory.page.page import write_report
+    from msat_det.report.page.page import write_report
 
     print(write_report(given.runs, given.out))
 
@@ -229,7 +229,7 @@ def export(argv: list[str]) -> None:
     if "," in given.method:
         raise InputError(f"--method is {given.method}: give one label")
     config = load_config([*words, "--methods", given.method], "msat-det export")
-    from msat_det.run.experiment.export import export
+    from msat_det.run.export import export
 
     export(config, given.t, given.out, given.onnx)
 
@@ -246,7 +246,7 @@ def list_names(argv: list[str]) -> None:
 @guarded
 def fetch(argv: list[str]) -> None:
     """``tools/fetch.py``: data sets and weights by name."""
-    from msat_det.run.experiment.fetch import fetch
+    from msat_det.run.fetch import fetch
 
     fetch(argv)
 
@@ -278,8 +278,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(task: str, argv: list[str], prog: str, about: str, examples: str) -> None:
     config = load_config(argv, prog, about, examples)
-    from msat_det.run.experiment.experiment import (
-        run,  # only now: PyTorch takes seconds to import, a wrong option is told at once
-    )
+    # only now: PyTorch takes seconds to import, a wrong option is told at once
+    from msat_det.run.experiment import run
 
     run(config, task=task)

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from msat_det.base.config import Config
-from msat_det.report.directory.directory import DISPLAY, FOUND, CurveRow, RunDirectory, read_summary
-from msat_det.report.directory.paper import SOURCE, TABLE_1, TIMES, Reported
-from msat_det.run.experiment.arguments import load_config
+from msat_det.report.directory import DISPLAY, FOUND, CurveRow, RunDirectory, read_summary
+from msat_det.report.paper import SOURCE, TABLE_1, TIMES, Reported
+from msat_det.run.arguments import load_config
 
 COSTS = ("spikes_per_neuron", "sops_per_mac", "energy_ratio")
 NEAR = 0.95  # of the float network's accuracy
@@ -86,7 +86,7 @@ def compare(config: Config) -> list[CurveRow]:
 
     Raises InputError as ``run.run`` does.
     """
-    from msat_det.run.experiment.experiment import run
+    from msat_det.run.experiment import run
 
     rows = run(config, "detection" if config.data.kind in ("voc", "coco") else "classification")
     comparison = read_comparison(Path(config.out))

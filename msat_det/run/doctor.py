@@ -8,9 +8,9 @@ from msat_det.base.config import Config, method_options
 from msat_det.base.errors import InputError
 from msat_det.methods import parse_options
 from msat_det.methods.observe import observe
-from msat_det.report.directory.directory import RunDirectory
-from msat_det.run.experiment.examine import Examination, examination_text, examine, write_examinations
-from msat_det.run.experiment.experiment import build_model, calibration_batches, convert_all
+from msat_det.report.directory import RunDirectory
+from msat_det.run.examine import Examination, examination_text, examine, write_examinations
+from msat_det.run.experiment import build_model, calibration_batches, convert_all
 from msat_det.spiking.energy import prices
 
 IMAGES = 8

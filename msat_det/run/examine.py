@@ -14,10 +14,10 @@ from msat_det.graph.graph import Batch
 from msat_det.measure.diagnosis import Finding, Patient
 from msat_det.measure.ledger import PARTS, Entry, ledger
 from msat_det.methods.observe import Observation
-from msat_det.report.directory.directory import RunDirectory
-from msat_det.report.directory.ledger_pictures import draw_ledgers
-from msat_det.report.directory.tensorboard import add_ledgers, events
-from msat_det.run.experiment.batches import Conversion
+from msat_det.report.directory import RunDirectory
+from msat_det.report.ledger_pictures import draw_ledgers
+from msat_det.report.tensorboard import add_ledgers, events
+from msat_det.run.batches import Conversion
 
 
 @dataclass

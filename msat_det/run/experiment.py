@@ -21,10 +21,10 @@ from msat_det.methods import find_method, parse_options
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.layerwise import LayerByLayer
 from msat_det.methods.observe import Cached, Observation, observe
-from msat_det.report.directory.directory import CurveRow, RunDirectory, read_summary
-from msat_det.report.directory.drawn import write_about
-from msat_det.report.directory.page.page import write_report
-from msat_det.report.directory.tensorboard import (
+from msat_det.report.directory import CurveRow, RunDirectory, read_summary
+from msat_det.report.drawn import write_about
+from msat_det.report.page.page import write_report
+from msat_det.report.tensorboard import (
     add_boxes,
     add_curves,
     add_histograms,
@@ -33,9 +33,9 @@ from msat_det.report.directory.tensorboard import (
     add_truth,
     events,
 )
-from msat_det.run.experiment.batches import Conversion, simulate
-from msat_det.run.experiment.examine import examine, write_examinations
-from msat_det.run.experiment.resume import begin, finish, is_finished, owned
+from msat_det.run.batches import Conversion, simulate
+from msat_det.run.examine import examine, write_examinations
+from msat_det.run.resume import begin, finish, is_finished, owned
 from msat_det.spiking.energy import prices
 from msat_det.spiking.formats.plan import save_plan
 from msat_det.spiking.nodes import coverage

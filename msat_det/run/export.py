@@ -10,7 +10,7 @@ from msat_det.base.errors import InputError
 from msat_det.methods import parse_options
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import observe
-from msat_det.run.experiment.experiment import build_model, calibration_batches, method_options
+from msat_det.run.experiment import build_model, calibration_batches, method_options
 from msat_det.spiking.formats.onnx_check import check
 from msat_det.spiking.formats.onnx_step import Step, export_step, require_packages, write_onnx
 

@@ -8,9 +8,9 @@ from msat_det.base.config import Config, method_options
 from msat_det.methods import parse_options
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import observe
-from msat_det.report.directory.coverage_table import coverage_text
-from msat_det.report.directory.directory import RunDirectory
-from msat_det.run.experiment.experiment import build_model, calibration_batches
+from msat_det.report.coverage_table import coverage_text
+from msat_det.report.directory import RunDirectory
+from msat_det.run.experiment import build_model, calibration_batches
 from msat_det.spiking.nodes import coverage
 
 

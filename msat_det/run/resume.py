@@ -31,7 +31,7 @@ from msat_det.base.files import show, yaml_of
 from msat_det.data import Dataset
 from msat_det.measure.parts import Parts
 from msat_det.methods.observe import Observation
-from msat_det.report.directory.directory import RunDirectory, commit_id, write_whole
+from msat_det.report.directory import RunDirectory, commit_id, write_whole
 
 FREE = ("out", "resume")  # keys that decide nothing of what is computed
 

@@ -131,7 +131,7 @@ class SpikingNetwork:
         return {t: self.detector.decode(output, list(metas)) for t, output in outputs.items()}
 
     def save(self, path: str | Path) -> None:
-        """Write the network into one file, which ``msat_det.load`` reads; see ``formats.native.save``. Raises InputError."""
+        """Write the network into one file, which ``msat_det.load`` reads; see ``formats.native``. Raises InputError."""
         from msat_det.spiking.formats.native import save
 
         save(self, path)

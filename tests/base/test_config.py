@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msat_det.base.config import Calib, Config, Data, Model, Sim
 from msat_det.base.errors import InputError
 from msat_det.methods import METHODS
-from msat_det.run.experiment.arguments import PROJECT, load_config
+from msat_det.run.arguments import PROJECT, load_config
 
 TREE = {
     "data": {"kind": "coco", "root": "data/coco", "split": "val2017"},

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from small_runs import command, contents
+from support.small_runs import command, contents
 
 from msat_det.base import ranks
-from msat_det.run.experiment.arguments import PROJECT
+from msat_det.run.arguments import PROJECT
 
 TOOL = str(PROJECT / "tools/convert_det.py")
 # Without a repository every run is of the same commit: None.

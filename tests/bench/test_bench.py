@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks import bench, evaluation, memory, networks, rival, scan, timing
 from msat_det.base.errors import InputError
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks import bench, networks, sparse
 from msat_det.base.errors import InputError
 from msat_det.methods.convert import spiking_network

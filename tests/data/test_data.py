@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SCENES, voc_xml, write_image
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support.roots import SCENES, voc_xml, write_image
 from torchvision.datasets import CIFAR100
 
 from msat_det.base.errors import InputError

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import write_image
 from PIL import Image
+from support.roots import write_image
 
 from msat_det.base.errors import InputError
 from msat_det.data.images import MAX_SCANS, CorruptImage, image_names, read_image

@@ -30,11 +30,11 @@ from msat_det.models.importers.darknet.cfg import parse_cfg
 from msat_det.models.importers.darknet.network import DarknetNet, darknet, stored_tensors
 from msat_det.models.preprocessing import RESIZES
 from msat_det.models.weights import read_names
-from msat_det.report.directory.directory import RunDirectory
-from msat_det.report.directory.page.page import run_page
-from msat_det.run.experiment import resume
-from msat_det.run.experiment.arguments import load_config
-from msat_det.run.experiment.resume import begin, is_finished
+from msat_det.report.directory import RunDirectory
+from msat_det.report.page.page import run_page
+from msat_det.run import resume
+from msat_det.run.arguments import load_config
+from msat_det.run.resume import begin, is_finished
 from msat_det.spiking.energy import prices
 from msat_det.spiking.formats.plan import load_plan
 

@@ -22,7 +22,7 @@ from PIL import Image
 from msat_det.base.config import Config
 from msat_det.methods.api import convert
 from msat_det.models.classifiers import CifarResNet
-from msat_det.run.experiment.arguments import load_config
+from msat_det.run.arguments import load_config
 from msat_det.spiking.formats.plan import save_plan
 from msat_det.spiking.network import SpikingNetwork
 

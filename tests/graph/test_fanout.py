@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import NETWORKS, BruteForce, build, images, observed, randomise
+from support.networks import NETWORKS, BruteForce, build, images, observed, randomise
 from torch import Tensor, nn
 
 from msat_det.graph.fanout import FanOut, fan_out

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from networks import NETWORKS, build, images, randomise
+from support.networks import NETWORKS, build, images, randomise
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torchvision.ops.misc import FrozenBatchNorm2d

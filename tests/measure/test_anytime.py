@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import images, observed
+from support.networks import images, observed
 
 from msat_det.base.errors import InputError
 from msat_det.measure.anytime import changes, distance, exits, fit_rule
 from msat_det.methods.convert import spiking_network
-from msat_det.run.experiment import cli
-from msat_det.run.experiment.arguments import PROJECT
+from msat_det.run import cli
+from msat_det.run.arguments import PROJECT
 
 RECORD = (2, 4, 8, 16, 32)
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from networks import NETWORKS, block, images, observed, randomise
-from test_contract import OPTIONS
-from test_simulate import LiveBytes, plain_convolutions
+from support.networks import NETWORKS, block, images, observed, randomise
+from support.options import OPTIONS
+from support.simulations import LiveBytes, plain_convolutions
 from torch import Tensor, nn
 
 from msat_det.graph.ops import Activation

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from networks import NETWORKS, BruteForce, build, images, observed
-from test_simulate import Spikes, assert_alike, assert_same, plain_convolutions
+from support.networks import NETWORKS, BruteForce, build, images, observed
+from support.options import OPTIONS
+from support.simulations import Spikes, assert_alike, assert_same, plain_convolutions
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -148,15 +149,6 @@ def test_conversion_is_repeatable_and_leaves_the_observation_alone(method: str, 
     for name, (maximum, histogram) in statistics.items():
         assert torch.equal(before.sites[name].maximum, maximum)
         assert torch.equal(before.sites[name].histogram, histogram)
-
-
-OPTIONS = [
-    {"scale": "channel", "percentile": 99.0, "values": "nonzero", "factor": 0.7, "initial": "half"},
-    {"signed": True, "gamma": 3, "rounding": "track", "margin": 0.75, "scale": "channel", "values": "all"},
-    {"stages": [2, 1, 0.5, 0.25], "gamma": 15, "signed": True, "scale": "channel", "percentile": 99.9},
-    {"confidence": "estimate", "drop": "lossy"},
-    {"confidence": 0.413, "drop": "keep", "rounding": "fixed", "scale": "layer"},
-]
 
 
 @every_method

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import build, images, observed
+from support.networks import build, images, observed
 from torch import Tensor, nn
 from torch.nn import functional as F
 

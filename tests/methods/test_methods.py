@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import build, images, observed, randomise
+from support.networks import build, images, observed, randomise
 from torch import Tensor, nn
 
 from msat_det.base.errors import InputError

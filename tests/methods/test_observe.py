@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import build, images, observed
+from support.networks import build, images, observed
 from torch import Tensor, nn
 
 from msat_det.base.errors import InputError

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import images, observed, randomise
+from support.networks import images, observed, randomise
 from torch import Tensor, nn
 
 from msat_det.base.config import Model

@@ -20,7 +20,7 @@ from msat_det.graph.graph import trace
 from msat_det.measure.accuracy import evaluate
 from msat_det.models import build_detector, demo
 from msat_det.models.classifiers import build_classifier
-from msat_det.run.experiment.arguments import PROJECT
+from msat_det.run.arguments import PROJECT
 
 DATA = PROJECT / "data"
 SPLITS = {"voc": ("trainval", "test"), "coco": ("train2017", "val2017")}

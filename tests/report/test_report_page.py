@@ -20,12 +20,12 @@ from msat_det.base.errors import InputError
 from msat_det.data import VOC_CLASSES, Dataset, Sample, Target
 from msat_det.measure.parts import Part, Parts
 from msat_det.models.detector import Detections
-from msat_det.report.directory.directory import CurveRow, RunDirectory
-from msat_det.report.directory.drawn import animate, write_about
-from msat_det.report.directory.page.chart import Curve, charts, steps
-from msat_det.report.directory.page.page import comparison_page, run_page, verdict, write_report
-from msat_det.run.experiment import cli
-from msat_det.run.experiment.arguments import PROJECT, load_config
+from msat_det.report.directory import CurveRow, RunDirectory
+from msat_det.report.drawn import animate, write_about
+from msat_det.report.page.chart import Curve, charts, steps
+from msat_det.report.page.page import comparison_page, run_page, verdict, write_report
+from msat_det.run import cli
+from msat_det.run.arguments import PROJECT, load_config
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
 CLASSES = [*VOC_CLASSES[:2], HOSTILE]
@@ -151,7 +151,7 @@ def test_other_outcomes_in_words(rows: list[CurveRow], words: str, tmp_path: Pat
 
 
 def test_nothing_is_good_enough_for_a_network_that_finds_nothing(folder: Path) -> None:
-    from msat_det.run.experiment.compare import read_comparison
+    from msat_det.run.compare import read_comparison
 
     run = read_comparison(make_run(folder.parent / "zero", [point("float", None, 0.0), point("a", 4, 0.0)]))
     assert verdict(run)["best"] is None
@@ -283,7 +283,7 @@ def test_the_animation_has_a_frame_for_each_t(folder: Path) -> None:
 
 
 def test_a_large_photograph_is_made_small(folder: Path) -> None:
-    from msat_det.report.directory.drawn import SIDE, _photo
+    from msat_det.report.drawn import SIDE, _photo
 
     photo = _photo(torch.zeros(3, 900, 1800, dtype=torch.uint8))
     assert Image.open(io.BytesIO(base64.b64decode(photo.partition(",")[2]))).size == (SIDE, SIDE // 2)

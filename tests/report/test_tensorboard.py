@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from networks import images, observed
-from small_runs import run_quietly, tiny
+from support.networks import images, observed
+from support.rows import ROWS, picture
+from support.small_runs import run_quietly, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from test_report import ROWS, picture
 from torch.utils.tensorboard import SummaryWriter
 
 from msat_det.methods.convert import spiking_network
-from msat_det.report.directory.tensorboard import (
+from msat_det.report.tensorboard import (
     add_boxes,
     add_curves,
     add_histograms,

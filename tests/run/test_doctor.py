@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from networks import images, observed
-from small_runs import contents, run_quietly, tiny
+from support.networks import images, observed
+from support.small_runs import contents, run_quietly, tiny
 from torch import nn
 
 from msat_det.measure.diagnosis import CLIPPED, COARSE, INHERITED, OVER, Finding, Patient, cause_of, mends_for
@@ -17,9 +17,9 @@ from msat_det.measure.ledger import PARTS, ledger
 from msat_det.methods import METHODS, parse_options
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import Observation, observe
-from msat_det.report.directory.directory import RunDirectory
-from msat_det.run.experiment.arguments import PROJECT
-from msat_det.run.experiment.cli import main
+from msat_det.report.directory import RunDirectory
+from msat_det.run.arguments import PROJECT
+from msat_det.run.cli import main
 from msat_det.spiking.network import SpikingNetwork
 
 FINE = {"scale": "channel", "signed": True, "initial": "half", "gamma": 3}

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_runs import command, contents, die_at, run_quietly, start, tiny
+from support.small_runs import command, contents, die_at, run_quietly, start, tiny
 
 from msat_det.base.errors import InputError
 from msat_det.measure.parts import Part, Parts
-from msat_det.report.directory.directory import RunDirectory
-from msat_det.run.experiment.arguments import PROJECT
-from msat_det.run.experiment.resume import owned
+from msat_det.report.directory import RunDirectory
+from msat_det.run.arguments import PROJECT
+from msat_det.run.resume import owned
 
 
 @pytest.fixture(scope="module")

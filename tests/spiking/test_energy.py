@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from networks import images, observed
+from support.networks import images, observed
 
 from msat_det.base.errors import InputError
 from msat_det.methods.convert import spiking_network
-from msat_det.run.experiment.arguments import PROJECT, load_config
+from msat_det.run.arguments import PROJECT, load_config
 from msat_det.spiking.energy import TABLES, prices
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from test_neurons import IDENTITY, LEAKY, RELU, RELU6, SILU, VARIANTS, noise
+from support.neurons import IDENTITY, LEAKY, RELU, RELU6, SILU, VARIANTS, noise
 from torch import Tensor
 
 from msat_det.methods.observe import Site

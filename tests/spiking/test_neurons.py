@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.neurons import IDENTITY, LEAKY, RELU, RELU6, SILU, VARIANTS, noise
 from torch import Tensor
 
 from msat_det.graph.ops import Activation
@@ -26,20 +27,6 @@ from msat_det.spiking.neurons import (
     step,
 )
 
-RELU = Activation("relu", torch.relu, rectified=True)
-RELU6 = Activation("relu6", F.relu6, rectified=True, upper=6.0)
-IDENTITY = Activation("identity", lambda x: x)
-LEAKY = Activation("leakyrelu", lambda x: F.leaky_relu(x, 0.1), slope=0.1)
-SILU = Activation("silu", F.silu, curved=True)
-VARIANTS = {
-    "constant": None,
-    "reference": Msat(),
-    "paper": Msat(drive="depolarisation", twice=True, tau_mp=0.5, tau_rd=0.5, alpha=0.3),
-    "normalised": Msat(normalised=True),
-    "dtt only": Msat(det=False),
-    "det only": Msat(dtt=False, normalised=True, drive="depolarisation"),
-    "own parameters": Msat(alpha=0.2, k_a=0.7, k_i=0.4, C=2.0, tau_mp=0.8, tau_rd=1.3, rest=-0.6, twice=True),
-}
 few = settings(max_examples=60, deadline=None, derandomize=True)
 
 
@@ -52,11 +39,6 @@ def run(neuron: Neuron, currents: Tensor, chances: Chances | None = None) -> tup
     state = new_state(neuron, currents[0], with_output=True)
     results = [step(neuron, state, x, t, chances) for t, x in enumerate(currents)]
     return *(torch.stack(part) for part in zip(*results, strict=True)), state
-
-
-def noise(*shape: int, seed: int = 0, mean: float = 0.3, dtype: torch.dtype = torch.float32) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return mean + torch.randn(shape, generator=generator, dtype=dtype)
 
 
 GOLDEN = """

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import block, build, images, observed, randomise
+from support.networks import block, build, images, observed, randomise
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -15,9 +15,9 @@ import msat_det
 from msat_det.base.errors import InputError
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import observe
-from msat_det.run.experiment import export
-from msat_det.run.experiment.arguments import PROJECT
-from msat_det.run.experiment.cli import main
+from msat_det.run import export
+from msat_det.run.arguments import PROJECT
+from msat_det.run.cli import main
 from msat_det.spiking.formats import onnx_step
 from msat_det.spiking.formats.onnx_check import Agreement, check
 from msat_det.spiking.formats.onnx_step import Step, export_step, write_onnx

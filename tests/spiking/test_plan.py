@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import images, observed
+from support.networks import images, observed
 
 from msat_det.base.errors import InputError
 from msat_det.methods import METHODS

@@ -6,53 +6,29 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import build, images, observed, randomise
 from safetensors.torch import load_file, save_file
-from test_api import ACTIVATIONS, Activated, Fused, inputs
+from support.modules import ACTIVATIONS, Activated, Fused, inputs
+from support.networks import build, images, observed, randomise
+from support.saved import CASES, MODEL, T, detected, record_of, results
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import msat_det
 from msat_det.base.errors import InputError
 from msat_det.data.images import read_image
-from msat_det.methods import METHODS
 from msat_det.methods.convert import spiking_network
 from msat_det.models import build_detector
 from msat_det.models.detector import Detections
 from msat_det.models.importers.torchvision import torchvision_detector
-from msat_det.run.experiment.arguments import PROJECT
-from msat_det.run.experiment.cli import main
+from msat_det.run.arguments import PROJECT
+from msat_det.run.cli import main
 from msat_det.spiking.formats.archive import read_archive, write_archive
 from msat_det.spiking.formats.detector import read_detector, write_detector
 from msat_det.spiking.network import SpikingNetwork
-
-T, RECORD = 8, (3, 8)
-MODEL = SimpleNamespace(
-    **dict.fromkeys("weights cfg names resize size preprocess num_classes score nms_iou top_k".split())
-)
-CASES = {
-    **{name: ("residual", name, {}) for name in METHODS},
-    "heads": ("yolo", "constant", {"signed": True, "gamma": 3, "scale": "channel"}),
-    "tracking": ("bottleneck", "msat", {"variant": "normalised", "spiking_linear": True, "stages": [2, 1]}),
-    "masks": ("plain", "burst", {"confidence": 0.6}),
-    "analog": ("residual", "constant", {"analog": [observed("residual").graph.sites[0].name]}),
-}
-
-
-def results(snn: SpikingNetwork, record: tuple[int, ...] = RECORD) -> dict[str, Tensor]:
-    """Everything that a run on two images gives, as named tensors."""
-    outputs = snn.run(images(), record[-1], record, images=["a", 7])
-    found = {f"{t}/{i}": x for t in outputs for i, x in enumerate(pytree.tree_leaves(outputs[t]))}
-    for t, counts in snn.counts.items():
-        found |= {f"{t}/{name}": getattr(counts, name) for name in ("spikes", "sops", "energy")}
-        found |= {f"{t}/{name}": value for name, value in counts.sites.items()}
-    return {name: value.clone().contiguous() for name, value in found.items()}
-
 
 SCRIPT = """
 import sys, torch
@@ -61,23 +37,12 @@ torch.set_num_threads(1)
 import msat_det
 from pathlib import Path
 from safetensors.torch import save_file
-from test_save import detected, record_of, results
+from support.saved import CASES, MODEL, RECORD, T, detected, record_of, results
 for path in sorted(Path(sys.argv[2]).glob("*.network")):
     snn = msat_det.load(path)
     found = detected(snn) if path.stem == "detector" else results(snn, record_of(path.stem))
     save_file(found, path.with_suffix(".out"))
 """
-
-
-def detected(snn: SpikingNetwork) -> dict[str, Tensor]:
-    photographs = [read_image(path) for path in sorted((PROJECT / "data").rglob("*.jpg"))[:2]]
-    found = snn.detect(photographs, T, RECORD)
-    boxes = {f"{t}/{i}": one for t in found for i, one in enumerate(found[t])}
-    return {
-        f"{n}/{key}": getattr(one, key).contiguous()
-        for n, one in boxes.items()
-        for key in ("boxes", "scores", "labels")
-    }
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +52,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in CASES:
         converted(name).save(folder / f"{name}.network")
     demo().save(folder / "detector.network")
-    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(folder)]
+    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[1]), str(folder)]
     subprocess.run(command, check=True, cwd=folder, timeout=280)
     return folder
 
@@ -95,10 +60,6 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def converted(name: str) -> SpikingNetwork:
     network, method, options = CASES[name]
     return spiking_network(method, options, observed(network), T, seed=5)
-
-
-def record_of(name: str) -> tuple[int, ...]:
-    return (T,) if METHODS[CASES[name][1]].needs_t else RECORD
 
 
 def demo() -> SpikingNetwork:

@@ -6,8 +6,8 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from msat_det.run.experiment.arguments import PROJECT
-from msat_det.run.experiment.cli import COMMANDS
+from msat_det.run.arguments import PROJECT
+from msat_det.run.cli import COMMANDS
 
 PAGES = [PROJECT / "README.md", *sorted(PROJECT.glob("docs/*.md"))]
 # a fence, or lines that are indented by four after an empty one, which are shell commands in our pages

@@ -10,10 +10,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from msat_det.base.config import Config
-from msat_det.report.directory.directory import CurveRow
-from msat_det.run.experiment import resume
-from msat_det.run.experiment.arguments import PROJECT, load_config
-from msat_det.run.experiment.experiment import run
+from msat_det.report.directory import CurveRow
+from msat_det.run import resume
+from msat_det.run.arguments import PROJECT, load_config
+from msat_det.run.experiment import run
 
 WORDS = (
     "--data.limit 10 --calib.limit 4 --sim.record 1,4 --methods signed,staged-4 --batch 3 --threads 1 --draw.images 1"

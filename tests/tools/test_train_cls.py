@@ -15,7 +15,7 @@ from msat_det.base.config import Model
 from msat_det.base.errors import InputError
 from msat_det.data import ClassFolders
 from msat_det.models.classifiers import CLASSIFIERS, PREPROCESS, Network, build_classifier
-from msat_det.run.experiment.arguments import PROJECT
+from msat_det.run.arguments import PROJECT
 
 
 @pytest.fixture

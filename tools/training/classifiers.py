@@ -28,8 +28,8 @@ from msat_det.base.errors import InputError
 from msat_det.data import Dataset, build_dataset
 from msat_det.measure.accuracy.topk import topk
 from msat_det.models.classifiers import PREPROCESS, Preprocess, find_classifier
-from msat_det.report.directory.directory import RunDirectory
-from msat_det.run.experiment.cli import guarded
+from msat_det.report.directory import RunDirectory
+from msat_det.run.cli import guarded
 
 MOMENTUM = 0.9
 UNCHANGED = ("resume", "workers", "threads", "out")  # settings that do not decide what comes out

@@ -13,7 +13,7 @@ import torch
 from msat_det.measure.accuracy.coco import CocoEvaluator
 from msat_det.measure.accuracy.resampling import Difference, Resampling
 from msat_det.models.detector import Detections
-from msat_det.report.directory.directory import FOUND
+from msat_det.report.directory import FOUND
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import text_of
-from msat_det.report.directory.coverage_table import graphs, labels_of, short_source, totals
+from msat_det.report.coverage_table import graphs, labels_of, short_source, totals
 
 KINDS = {
     "spiking": "became neurons",

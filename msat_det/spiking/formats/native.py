@@ -31,8 +31,8 @@ _KEYS = {"form", "graph", "sites", "fanout", "detector", "seed", "chunk", "energ
 def save(snn: SpikingNetwork, path: str | Path) -> None:
     """Write a network. A detector of ours goes with it; a user's own class doesn't, and is handed in at loading.
 
-    Raises InputError for what can't be saved: an operation or layer that ``formats.known`` does not list, layers with hooks,
-    outputs in classes of one's own, an energy table that is a file.
+    Raises InputError for what can't be saved: an operation or layer that ``formats.known`` does not list, layers with
+    hooks, outputs in classes of one's own, an energy table that is a file.
     """
     if not is_known(snn.energy):
         raise InputError(
