@@ -24,7 +24,7 @@ from benchmarks import end_to_end, evaluation, memory, networks, rival, scan, sp
 from benchmarks.networks import NETWORKS, NEURONS, Bench
 from benchmarks.timing import ratio
 from msat_det.base.errors import InputError
-from msat_det.report.directory import write_whole
+from msat_det.base.files import write_whole
 from msat_det.run.cli import guarded
 
 FOUR = [name for name in NETWORKS if name != "vgg16-cifar"]

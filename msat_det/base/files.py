@@ -1,9 +1,14 @@
 """Reading files that nobody vouches for: nothing outside a folder is opened, and every fault is an InputError."""
 
+import csv
 import errno
+import hashlib
+import io
 import os
 import reprlib
 import stat
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +103,40 @@ def is_text(name: str) -> bool:
 def show(value: object) -> str:
     """An untrusted value for a message: short, printable, on one line."""
     return SHORT.repr(value)
+
+
+def csv_text(columns: list[str], lines: list[dict[str, Any]], digits: int) -> str:
+    """Lines {column: value} as CSV, numbers that are no whole ones with ``digits`` decimals."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    writer.writeheader()
+    for line in lines:
+        writer.writerow({name: f"{v:.{digits}f}" if isinstance(v, float) else v for name, v in line.items()})
+    return table.getvalue()
+
+
+def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
+    """``write`` a file beside ``target`` and put it in its place, so that neither a reader nor a power cut finds half.
+
+    Raises InputError where the disk does not take it.
+    """
+    part = target.with_name(f".{target.name}.part")
+    try:
+        write(part)
+        with part.open("rb") as file:
+            os.fsync(file)
+        part.replace(target)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"cannot write {target}: {reason}; free space or give --out DIR") from None
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def digest(*contents: bytes) -> str:
+    """SHA-256 of the contents, in hexadecimal."""
+    whole = hashlib.sha256()
+    for content in contents:
+        whole.update(content)
+    return whole.hexdigest()

@@ -7,7 +7,7 @@ in main memory, so that gloo carries them on machines with and without GPUs.
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from msat_det.base.errors import InputError
 
 if TYPE_CHECKING:  # PyTorch is imported where it is used: the command line asks for the rank before it needs PyTorch
-    from msat_det.methods.observe import Site
+    from torch import Tensor
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=30)  # the quickest rank waits for the slowest; the wait for a dead one ends at once
@@ -56,15 +56,16 @@ def from_first(decide: Callable[[], T]) -> T:
     return box[0]
 
 
-def add_up(sites: "dict[str, Site]") -> None:
+def add_up(counts: "Iterable[Tensor]", maxima: "Iterable[Tensor]") -> None:
     """Shares of an observation → the whole, in place, on every rank. Counts and maxima do not depend on the order."""
     if count() > 1:
         import torch.distributed as dist
 
         with _peers():
-            for site in sites.values():
-                dist.all_reduce(site.histogram)
-                dist.all_reduce(site.maximum, dist.ReduceOp.MAX)
+            for histogram in counts:
+                dist.all_reduce(histogram)
+            for maximum in maxima:
+                dist.all_reduce(maximum, dist.ReduceOp.MAX)
 
 
 def wait(tick: Callable[[], object] = lambda: None) -> None:

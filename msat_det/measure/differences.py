@@ -7,11 +7,11 @@ from tqdm import tqdm
 
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
+from msat_det.base.files import csv_text
 from msat_det.data import Dataset
 from msat_det.measure.accuracy import AgreementEvaluator, Resampling, TopKEvaluator, has_boxes, make_evaluator
 from msat_det.measure.parts import Parts
-from msat_det.report.directory import csv_text
-from msat_det.run.batches import Conversion
+from msat_det.methods.convert import Conversion
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from msat_det.base.errors import InputError
-from msat_det.base.files import is_file
+from msat_det.base.files import is_file, write_whole
 from msat_det.models.detector import Detections
-from msat_det.report.directory import write_whole
 
 T = TypeVar("T")
 Key = tuple[str, int | None]  # a method's label and a recorded timestep; ("float", None) is the float network

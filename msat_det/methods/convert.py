@@ -1,6 +1,6 @@
 """A method's name and options → a spiking network."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -62,3 +62,12 @@ def estimate_confidence(snn: SpikingNetwork, sites: list[str], observation: Obse
 
         snn.run(batch, EARLY, tap=tap)
     return {site: right[site] / total[site] if total[site] else 1.0 for site in sites}
+
+
+@dataclass
+class Conversion:
+    """One network to simulate: a label's, or for a method that needs T its version for one timestep."""
+
+    label: str
+    snn: SpikingNetwork
+    record: list[int]

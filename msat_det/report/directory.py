@@ -4,58 +4,21 @@ import csv
 import io
 import json
 import math
-import os
 import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from msat_det.base.errors import InputError
-from msat_det.base.files import text_of
+from msat_det.base.files import write_whole
+from msat_det.measure.rows import CurveRow
 from msat_det.report.coverage_picture import draw_graph
 from msat_det.report.coverage_table import coverage_text
 
 TIGHT = {"bbox_inches": "tight", "pad_inches": 0.08}
-FOUND = 0.3  # score from which a box of the float network counts as found (``measure.accuracy.agreement``)
-DISPLAY = {"map": "mAP", "map50": "mAP50", "top1": "top1", "top5": "top5"}
-
-
-@dataclass(frozen=True)
-class CurveRow:
-    """One line of the curve: a method at one recorded timestep, or the float network.
-
-    method: label of the method, ``float`` for the float network.
-    t: number of timesteps done; None for the float network.
-    metrics: accuracies in percent: map and map50, or top1 and top5 first, then extras that only summary.json shows.
-    spikes_per_neuron: Σ|s| over all timesteps so far, per neuron and image; None for the float network.
-    sops_per_mac: synaptic operations so far over the float network's multiply-adds.
-    energy_ratio: estimated energy so far over the float network's.
-    """
-
-    method: str
-    t: int | None
-    metrics: dict[str, Any]
-    spikes_per_neuron: float | None = None
-    sops_per_mac: float = 1.0
-    energy_ratio: float = 1.0
-
-    @property
-    def accuracies(self) -> dict[str, float]:
-        """The two accuracies of curve.csv, the main one first."""
-        return {name: self.metrics[name] for name in DISPLAY if name in self.metrics}
-
-    def figures(self) -> dict[str, Any]:
-        """All figures of the row, as summary.json shows them."""
-        return self.metrics | {
-            "spikes_per_neuron": self.spikes_per_neuron,
-            "sops_per_mac": self.sops_per_mac,
-            "energy_ratio": self.energy_ratio,
-        }
 
 
 class RunDirectory:
@@ -126,7 +89,7 @@ class RunDirectory:
 
     def write_pareto(self, rows: list[CurveRow], title: str = "") -> None:
         """pareto.png: accuracy against operations of every method."""
-        from msat_det.report.pictures import draw_pareto
+        from msat_det.report.curves import draw_pareto
 
         self._save("pareto.png", draw_pareto(rows, title))
 
@@ -168,7 +131,7 @@ class RunDirectory:
 
     def write_plot(self, rows: list[CurveRow], title: str = "") -> None:
         """curve.png: accuracy over t and over operations, every method beside the float level."""
-        from msat_det.report.pictures import draw_curve
+        from msat_det.report.curves import draw_curve
 
         self._save("curve.png", draw_curve(rows, title))
 
@@ -177,7 +140,7 @@ class RunDirectory:
 
         sample: ``data.Sample`` whose target's labels index ``classes``; the Detections' labels index ``names``.
         """
-        from msat_det.report.pictures import draw_detections
+        from msat_det.report.boxes import draw_detections
 
         (self.path / "detections").mkdir(exist_ok=True)
         name = re.sub(r"[^\w-]", "_", str(sample.id))[:100]
@@ -195,66 +158,6 @@ class RunDirectory:
 
     def _replace(self, name: str, write: Callable[[Path], Any]) -> None:
         write_whole(self.path / name, write)
-
-
-def csv_text(columns: list[str], lines: list[dict[str, Any]], digits: int) -> str:
-    """Lines {column: value} as CSV, numbers that are no whole ones with ``digits`` decimals."""
-    table = io.StringIO()
-    writer = csv.DictWriter(table, columns, lineterminator="\n")
-    writer.writeheader()
-    for line in lines:
-        writer.writerow({name: f"{v:.{digits}f}" if isinstance(v, float) else v for name, v in line.items()})
-    return table.getvalue()
-
-
-def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
-    """``write`` a file beside ``target`` and put it in its place, so that neither a reader nor a power cut finds half.
-
-    Raises InputError where the disk does not take it.
-    """
-    part = target.with_name(f".{target.name}.part")
-    try:
-        write(part)
-        with part.open("rb") as file:
-            os.fsync(file)
-        part.replace(target)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"cannot write {target}: {reason}; free space or give --out DIR") from None
-    finally:
-        with suppress(OSError):
-            part.unlink()
-
-
-def read_summary(folder: Path) -> tuple[list[CurveRow], dict[str, Any]]:
-    """The rows and the facts that ``write_summary`` wrote into a run directory. Raises InputError where it is none."""
-    file = folder / "summary.json"
-    try:
-        facts = json.loads(text_of(file))
-        curves = {("float", None): facts.pop("float")}
-        curves |= {(label, int(t)): row for label, curve in facts.pop("methods").items() for t, row in curve.items()}
-        costs = ("spikes_per_neuron", "sops_per_mac", "energy_ratio")
-        rows = [
-            CurveRow(label, t, {k: v for k, v in row.items() if k not in costs}, *(row[name] for name in costs))
-            for (label, t), row in curves.items()
-        ]
-        names = list(rows[0].accuracies)
-        figures = [
-            [row.metrics[name] for name in names] + [getattr(row, cost) or 0.0 for cost in costs] for row in rows
-        ]
-        figures += [[row.metrics["agreement"]] for row in rows if "agreement" in row.metrics]
-        if names[:1] not in (["map"], ["top1"]) or not all(
-            math.isfinite(figure) for line in figures for figure in line
-        ):
-            raise ValueError(names)
-        found = facts["images"], facts.get("corrupt_images", []), facts.get("energy", {})
-        if [type(fact) for fact in found] != [int, list, dict] or not all(0 < row.t < 2**31 for row in rows[1:]):
-            raise ValueError(found)
-    except FileNotFoundError:
-        raise InputError(f"no {file}: the run did not end; start it anew") from None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError):
-        raise InputError(f"{file} is not what a run writes: make it anew") from None
-    return rows, facts
 
 
 def commit_id() -> str | None:

@@ -15,13 +15,15 @@ from torch import Tensor
 
 from msat_det import __version__
 from msat_det.base.config import Config
+from msat_det.base.files import digest
 from msat_det.data import Dataset
 from msat_det.measure.accuracy.detections import match_classes
 from msat_det.measure.parts import Key, Parts
+from msat_det.measure.rows import CurveRow
 from msat_det.models.detector import Detections
-from msat_det.report.directory import CurveRow, RunDirectory
-from msat_det.report.pictures import COLOURS, INK, MAX_BOXES, MIN_SCORE, caption_places, text_on
-from msat_det.run.resume import digest
+from msat_det.report.boxes import MAX_BOXES, MIN_SCORE, caption_places
+from msat_det.report.directory import RunDirectory
+from msat_det.report.style import COLOURS, INK, text_on
 
 SIDE, QUALITY = 480, 82  # longer side in pixels and JPEG quality of an image within the page
 PHOTO = "data:image/jpeg;base64,"

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import colormaps
@@ -10,18 +9,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from msat_det.measure.examination import Examination
 from msat_det.measure.ledger import BINS, PARTS, RESIDUAL
-from msat_det.report.pictures import COLOURS, INK, curve_style, quiet
-
-if TYPE_CHECKING:
-    from msat_det.run.examine import Examination
+from msat_det.report.style import COLOURS, INK, curve_style, quiet
 
 PART_COLOURS = dict(zip(PARTS, (COLOURS[0], COLOURS[5], COLOURS[1], "#BBBBBB"), strict=True))
 NAMES = {"sin": "SIN"}
 DEPTH = "call site, from the first layer to the last"
 
 
-def draw_ledgers(examinations: "list[Examination]") -> dict[str, Figure]:
+def draw_ledgers(examinations: list[Examination]) -> dict[str, Figure]:
     """{file name: figure}, each with all methods."""
     return {
         "errors": _panels(examinations, _errors, "Where the error comes from, at the last t", DEPTH, "relative error"),
@@ -33,7 +30,7 @@ def draw_ledgers(examinations: "list[Examination]") -> dict[str, Figure]:
 
 
 def _panels(
-    examinations: "list[Examination]", draw: "Callable[[Axes, Examination], None]", title: str, x: str, y: str
+    examinations: list[Examination], draw: Callable[[Axes, Examination], None], title: str, x: str, y: str
 ) -> Figure:
     """One panel for each method, up to three in a row, and one legend for all where they have none of their own."""
     columns = min(3, len(examinations))
@@ -57,7 +54,7 @@ def _panels(
     return figure
 
 
-def _errors(axes: Axes, one: "Examination") -> None:
+def _errors(axes: Axes, one: Examination) -> None:
     """Stacked bars; a part that goes against the whole hangs below the line."""
     entries = one.at(one.t)
     sites = np.arange(1, len(entries) + 1)
@@ -77,7 +74,7 @@ def _errors(axes: Axes, one: "Examination") -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _sin(axes: Axes, one: "Examination") -> None:
+def _sin(axes: Axes, one: Examination) -> None:
     """The paper's Fig. 2: a line for each call site, coloured by depth."""
     times = sorted(one.outputs)
     by_site: dict[str, list[float]] = {}
@@ -94,7 +91,7 @@ def _sin(axes: Axes, one: "Examination") -> None:
     axes.set_ylim(0, None)
 
 
-def _spikes(examinations: "list[Examination]") -> Figure:
+def _spikes(examinations: list[Examination]) -> Figure:
     """The paper's Fig. 4: spikes of every layer."""
     figure = Figure(figsize=(8, 4.6), dpi=120, layout="constrained")
     axes = figure.subplots()
@@ -110,7 +107,7 @@ def _spikes(examinations: "list[Examination]") -> Figure:
     return figure
 
 
-def _thresholds(axes: Axes, one: "Examination") -> None:
+def _thresholds(axes: Axes, one: Examination) -> None:
     """The paper's Fig. 5: θ(t) of chosen neurons."""
     for (site, rows), colour in zip(one.traces.items(), COLOURS, strict=False):
         for row in rows:
@@ -120,7 +117,7 @@ def _thresholds(axes: Axes, one: "Examination") -> None:
     axes.legend(fontsize=7, frameon=False)
 
 
-def _residuals(axes: Axes, one: "Examination") -> None:
+def _residuals(axes: Axes, one: Examination) -> None:
     shares = np.stack([counts.numpy() for counts in one.residuals.values()], 1)
     extent = (0.5, shares.shape[1] + 0.5, -RESIDUAL, RESIDUAL)
     assert len(shares) == BINS

@@ -21,15 +21,16 @@ from msat_det.base.config import Config
 from msat_det.data import Sample
 from msat_det.graph.graph import Batch
 from msat_det.measure.ledger import BINS, RESIDUAL
+from msat_det.measure.rows import DISPLAY, CurveRow
 from msat_det.models.detector import Detections
-from msat_det.report.directory import DISPLAY, CurveRow
-from msat_det.report.pictures import COLOURS, MAX_BOXES, MIN_SCORE
+from msat_det.report.boxes import MAX_BOXES, MIN_SCORE
+from msat_det.report.style import COLOURS
 from msat_det.spiking.network import SpikingNetwork
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter  # takes half a second to import, needed only at a run's end
 
-    from msat_det.run.examine import Examination
+    from msat_det.measure.examination import Examination
 
 SAMPLE = 20_000  # values of a call site that enter a histogram of residuals
 SIDE = 640  # pixels up to which a small image is enlarged

@@ -16,18 +16,9 @@ from msat_det.data import Dataset, Sample
 from msat_det.data.images import CorruptImage
 from msat_det.measure.anytime import changes
 from msat_det.measure.parts import Part, Parts
+from msat_det.methods.convert import Conversion
 from msat_det.methods.observe import Observation
 from msat_det.spiking.energy import Counts
-from msat_det.spiking.network import SpikingNetwork
-
-
-@dataclass
-class Conversion:
-    """One network to simulate: a label's, or for a method that needs T its version for one timestep."""
-
-    label: str
-    snn: SpikingNetwork
-    record: list[int]
 
 
 @dataclass

@@ -6,10 +6,11 @@ import torch
 
 from msat_det.base.config import Config, method_options
 from msat_det.base.errors import InputError
+from msat_det.measure.examination import Examination, examine
 from msat_det.methods import parse_options
 from msat_det.methods.observe import observe
 from msat_det.report.directory import RunDirectory
-from msat_det.run.examine import Examination, examination_text, examine, write_examinations
+from msat_det.run.examine import examination_text, write_examinations
 from msat_det.run.experiment import build_model, calibration_batches, convert_all
 from msat_det.spiking.energy import prices
 

@@ -14,14 +14,18 @@ from msat_det.base.config import Config, method_options
 from msat_det.base.errors import InputError
 from msat_det.data import Dataset, Sample, build_dataset, select, subset
 from msat_det.measure.accuracy import AgreementEvaluator, VocEvaluator, has_boxes, make_evaluator
+from msat_det.measure.coverage import coverage
 from msat_det.measure.differences import difference_rows, difference_table, require_bootstrap
-from msat_det.measure.exits import draw_exits, exit_rows, exit_table
+from msat_det.measure.examination import examine
+from msat_det.measure.exits import exit_rows, exit_table
 from msat_det.measure.parts import Parts
+from msat_det.measure.rows import CurveRow, read_summary
 from msat_det.methods import find_method, parse_options
-from msat_det.methods.convert import spiking_network
+from msat_det.methods.convert import Conversion, spiking_network
 from msat_det.methods.layerwise import LayerByLayer
 from msat_det.methods.observe import Cached, Observation, observe
-from msat_det.report.directory import CurveRow, RunDirectory, read_summary
+from msat_det.report.curves import draw_exits
+from msat_det.report.directory import RunDirectory
 from msat_det.report.drawn import write_about
 from msat_det.report.page.page import write_report
 from msat_det.report.tensorboard import (
@@ -33,12 +37,11 @@ from msat_det.report.tensorboard import (
     add_truth,
     events,
 )
-from msat_det.run.batches import Conversion, simulate
-from msat_det.run.examine import examine, write_examinations
+from msat_det.run.batches import simulate
+from msat_det.run.examine import write_examinations
 from msat_det.run.resume import begin, finish, is_finished, owned
 from msat_det.spiking.energy import prices
 from msat_det.spiking.formats.plan import save_plan
-from msat_det.spiking.nodes import coverage
 
 Task = Literal["detection", "classification"]
 
@@ -84,7 +87,8 @@ def compute(config: Config, task: Task, directory: RunDirectory) -> list[CurveRo
     require_bootstrap(config, make_evaluator(dataset, model.classes))
     calibration = calibration_batches(config, model)
     observation = observe(model.net, calibration, ranks.rank() == 0, ranks.share(range(len(calibration))))
-    ranks.add_up(observation.sites)
+    sites = observation.sites.values()
+    ranks.add_up([site.histogram for site in sites], [site.maximum for site in sites])
     conversions = list(convert_all(config, observation))
 
     batches = [dataset.ids[i : i + config.batch] for i in range(0, len(dataset), config.batch)]

@@ -5,13 +5,13 @@ import sys
 import torch
 
 from msat_det.base.config import Config, method_options
+from msat_det.measure.coverage import coverage
 from msat_det.methods import parse_options
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import observe
 from msat_det.report.coverage_table import coverage_text
 from msat_det.report.directory import RunDirectory
 from msat_det.run.experiment import build_model, calibration_batches
-from msat_det.spiking.nodes import coverage
 
 
 def inspect_network(config: Config) -> list[dict]:

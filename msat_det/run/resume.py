@@ -6,7 +6,6 @@ nothing is left to do.
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -27,11 +26,11 @@ from torch import Tensor
 from msat_det.base import ranks
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
-from msat_det.base.files import show, yaml_of
+from msat_det.base.files import digest, show, write_whole, yaml_of
 from msat_det.data import Dataset
 from msat_det.measure.parts import Parts
 from msat_det.methods.observe import Observation
-from msat_det.report.directory import RunDirectory, commit_id, write_whole
+from msat_det.report.directory import RunDirectory, commit_id
 
 FREE = ("out", "resume")  # keys that decide nothing of what is computed
 
@@ -184,11 +183,3 @@ def _refuse_other_input(path: Path, facts: dict[str, str], maxima: Tensor, commi
         return began
     print(f"the run began with the code of commit {began} and goes on with {commit}", file=sys.stderr)
     return f"{began} then {commit}"
-
-
-def digest(*contents: bytes) -> str:
-    """SHA-256 of the contents, in hexadecimal."""
-    whole = hashlib.sha256()
-    for content in contents:
-        whole.update(content)
-    return whole.hexdigest()

@@ -1,12 +1,9 @@
 """Spikes, operations and energy of a run, call site by call site, beside the float network's (DESIGN §8)."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import yaml
@@ -15,10 +12,9 @@ from torch.fx.node import Node
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import yaml_of
-from msat_det.graph.graph import elements
-
-if TYPE_CHECKING:
-    from msat_det.spiking.network import SpikingNetwork
+from msat_det.graph.fanout import FanOut
+from msat_det.graph.graph import Graph, elements
+from msat_det.spiking.neurons import Neuron
 
 TABLES = Path(__file__).with_name("energy_tables.yaml")
 # One MSAT threshold update counts as nine multiply-adds: five for eqs. 15-16 and the running mean, and one for each of
@@ -140,7 +136,13 @@ class Counts:
 
 
 def count(
-    snn: SpikingNetwork, sites: dict[str, Tensor], pools: dict[Node, Tensor], t: int, table: str = "45nm"
+    graph: Graph,
+    neurons: dict[str, Neuron],
+    fanout: FanOut,
+    sites: dict[str, Tensor],
+    pools: dict[Node, Tensor],
+    t: int,
+    table: str = "45nm",
 ) -> Counts:
     """Price the spikes that a run has counted up to timestep t.
 
@@ -152,8 +154,11 @@ def count(
     neuron's curved activation evaluates counts as one multiply-add. Under temporal switch coding a value costs
     its opening and its closing spike, and every neuron adds its current to its potential in each timestep.
     """
-    price, fanout = prices(table), snn.fanout
-    costs = {node.name: _site_cost(snn, node, sites[node.name], t) for node in snn.graph.sites}
+    price = prices(table)
+    costs = {
+        node.name: _site_cost(node, neurons[node.name], fanout.spikes.get(node), sites[node.name], t)
+        for node in graph.sites
+    }
     for node, pool in pools.items():  # a difference counts as an operation, but no neuron has spiked
         costs[node.name] = _cost(sops=pool[:, 1], graded=pool[:, 1], float_macs=fanout.spikes[node].double().sum())
     for node, macs in fanout.analog.items():
@@ -168,19 +173,18 @@ def count(
         sops=whole.sops,
         energy=price.mac * whole.macs + price.ac * whole.accumulations,
         sites=sites,
-        neurons=sum(map(elements, snn.graph.sites)),
+        neurons=sum(map(elements, graph.sites)),
         macs=fanout.total,
         float_energy=price.mac * fanout.total,
         costs=costs,
     )
 
 
-def _site_cost(snn: SpikingNetwork, node: Node, counts: Tensor, t: int) -> Cost:
-    neuron, size = snn.neurons[node.name], elements(node)
+def _site_cost(node: Node, neuron: Neuron, reach: Tensor | None, counts: Tensor, t: int) -> Cost:
+    size = elements(node)
     bursts, burst_ops, events, event_ops = counts.unbind(1)
     if neuron.window:
         bursts, burst_ops = 2 * events, 2 * event_ops
-    reach = snn.fanout.spikes.get(node)
     return _cost(
         spikes=bursts,
         sops=burst_ops,

@@ -104,7 +104,7 @@ class SpikingNetwork:
                     t += steps
                 outputs[until] = run.readout(t)
                 sites = {node.name: scan.counts.clone() for node, scan in run.scans.items()}
-                self.counts[until] = count(self, sites, run.pools, until, self.energy)
+                self.counts[until] = count(self.graph, self.neurons, self.fanout, sites, run.pools, until, self.energy)
                 if stop and stop(outputs):
                     break
         return outputs

@@ -1,18 +1,10 @@
 """The coverage table: what every node of the traced network became (DESIGN §4)."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from torch.fx.node import Node
 
 from msat_det.graph.fanout import FanOut
 from msat_det.graph.graph import Graph, elements
 from msat_det.spiking.neurons import Neuron
-
-if TYPE_CHECKING:
-    from msat_det.methods.observe import Observation
-    from msat_det.spiking.network import SpikingNetwork
 
 
 def node_table(graph: Graph, fanout: FanOut, neurons: dict[str, Neuron]) -> list[dict]:
@@ -50,28 +42,3 @@ def _site(node: Node, neuron: Neuron | None) -> dict:
         return entry
     alive = neuron.theta[neuron.theta > 0]
     return entry | {"theta": [alive.min().item(), alive.max().item()] if alive.numel() else [0.0, 0.0]}
-
-
-def coverage(observation: Observation, networks: dict[str, SpikingNetwork]) -> list[dict]:
-    """The tables of several networks as one: a row per node of the traced graph, its ``theta`` by label.
-
-    A network whose options changed its graph (``analog``, ``spiking_linear``) has rows of its own behind these, marked
-    with its label as ``method``.
-    """
-    table = node_table(observation.graph, observation.fanout, {})
-    shared = table[:]
-    for row in shared:
-        if "activation" in row:
-            row["theta"] = {}
-    for label, network in networks.items():
-        own = network.coverage
-        for row in own:
-            if "theta" in row:
-                row["theta"] = {label: row["theta"]}
-        if network.graph is not observation.graph:
-            table += [{"method": label} | row for row in own]
-            continue
-        for row, mine in zip(shared, own, strict=True):
-            if "theta" in row:
-                row["theta"] |= mine["theta"]
-    return table

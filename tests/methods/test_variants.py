@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from msat_det.base.config import Model
 from msat_det.base.errors import InputError
+from msat_det.graph.edits import linear_carriers
+from msat_det.measure.coverage import coverage
 from msat_det.methods import METHODS
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import Observation, observe
-from msat_det.methods.variants import linear_carriers, variant
+from msat_det.methods.variants import variant
 from msat_det.models import build_detector
 from msat_det.spiking.network import SpikingNetwork
-from msat_det.spiking.nodes import coverage
 
 OPTIONS = {"scale": "channel", "initial": "half", "signed": True, "gamma": 3}
 

@@ -10,8 +10,10 @@ from PIL import Image
 from support.rows import ROWS, picture
 
 from msat_det.base.errors import InputError
-from msat_det.report.directory import CurveRow, RunDirectory, commit_id
-from msat_det.report.pictures import draw_curve, draw_detections
+from msat_det.measure.rows import CurveRow
+from msat_det.report.boxes import draw_detections
+from msat_det.report.curves import draw_curve
+from msat_det.report.directory import RunDirectory, commit_id
 
 
 @pytest.fixture

@@ -19,8 +19,9 @@ from msat_det.base.config import Config
 from msat_det.base.errors import InputError
 from msat_det.data import VOC_CLASSES, Dataset, Sample, Target
 from msat_det.measure.parts import Part, Parts
+from msat_det.measure.rows import CurveRow
 from msat_det.models.detector import Detections
-from msat_det.report.directory import CurveRow, RunDirectory
+from msat_det.report.directory import RunDirectory
 from msat_det.report.drawn import animate, write_about
 from msat_det.report.page.chart import Curve, charts, steps
 from msat_det.report.page.page import comparison_page, run_page, verdict, write_report
@@ -151,7 +152,7 @@ def test_other_outcomes_in_words(rows: list[CurveRow], words: str, tmp_path: Pat
 
 
 def test_nothing_is_good_enough_for_a_network_that_finds_nothing(folder: Path) -> None:
-    from msat_det.run.compare import read_comparison
+    from msat_det.report.comparison import read_comparison
 
     run = read_comparison(make_run(folder.parent / "zero", [point("float", None, 0.0), point("a", 4, 0.0)]))
     assert verdict(run)["best"] is None

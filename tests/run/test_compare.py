@@ -9,13 +9,14 @@ from types import ModuleType
 import pytest
 
 from msat_det.base.errors import InputError
+from msat_det.measure.rows import CurveRow, read_summary
 from msat_det.methods import METHODS
-from msat_det.report.directory import CurveRow, RunDirectory, read_summary
+from msat_det.report.comparison import markdown, pipe_table, read_comparison, table
+from msat_det.report.curves import draw_pareto, pareto_front
+from msat_det.report.directory import RunDirectory
 from msat_det.report.paper import TABLE_1, TIMES
-from msat_det.report.pictures import draw_pareto, pareto_front
 from msat_det.run import cli
 from msat_det.run.arguments import PROJECT, load_config
-from msat_det.run.compare import markdown, pipe_table, read_comparison, table
 
 FILES = {"config.yaml", "curve.csv", "summary.json", "coverage.json", "curve.png"}
 COSTS = ["spikes_per_neuron", "sops_per_mac", "energy_ratio"]

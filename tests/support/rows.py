@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from msat_det.data import Sample, Target
+from msat_det.measure.rows import CurveRow
 from msat_det.models.detector import Detections
-from msat_det.report.directory import CurveRow
 
 ROWS = [
     CurveRow("float", None, {"map": 23.3, "map50": 39.1, "map50_11point": 38.0}),

@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from msat_det.base.config import Config
-from msat_det.report.directory import CurveRow
+from msat_det.measure.rows import CurveRow
 from msat_det.run import resume
 from msat_det.run.arguments import PROJECT, load_config
 from msat_det.run.experiment import run
@@ -57,7 +57,7 @@ def die_at(step: int, config: Config) -> None:
 def start(target: object, *arguments: object) -> BaseProcess:
     """A process that begins at once: it is forked from a server that has imported everything."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["msat_det.run.experiment", "msat_det.report.pictures", "torch.utils.tensorboard"])
+    context.set_forkserver_preload(["msat_det.run.experiment", "msat_det.report.curves", "torch.utils.tensorboard"])
     process = context.Process(target=target, args=arguments, daemon=True)
     process.start()
     return process

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from msat_det.report.directory import CurveRow
+from msat_det.measure.rows import CurveRow
 
 COLOURS, MARKERS, DASHES = 8, 7, 3  # how many of each page.css and the templates define
 MOST_TICKS = 8

@@ -14,10 +14,11 @@ from typing import Any
 import jinja2
 
 from msat_det.base.errors import InputError
-from msat_det.report.directory import DISPLAY, write_whole
+from msat_det.base.files import write_whole
+from msat_det.measure.rows import DISPLAY
+from msat_det.report.comparison import NEAR, Comparison, read_comparison
 from msat_det.report.page import files as page_files
 from msat_det.report.page.chart import COLOURS, Curve, charts
-from msat_det.run.compare import NEAR, Comparison, read_comparison
 
 PAGE = Path(__file__).parent
 NAMES = {"map": "mAP", "top1": "top-1 accuracy"}

@@ -11,8 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from msat_det.base.errors import InputError
-from msat_det.base.files import is_file, one_line, show
-from msat_det.report.directory import write_whole
+from msat_det.base.files import is_file, one_line, show, write_whole
 
 MAX_HEADER = 8 << 20  # bytes of names, shapes and document: a parsed document stays below half a gigabyte
 _KEY = "msat_det"

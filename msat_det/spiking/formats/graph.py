@@ -15,9 +15,9 @@ from torch import Tensor, fx, nn
 from msat_det.base.errors import InputError
 from msat_det.base.files import one_line, show
 from msat_det.graph import ops
+from msat_det.graph.edits import keep_analog
 from msat_det.graph.graph import Graph, classify
 from msat_det.graph.ops import Activation, Kind
-from msat_det.methods.variants import keep_analog
 from msat_det.spiking.formats import known
 from msat_det.spiking.formats.archive import finite
 from msat_det.spiking.formats.values import DTYPES, LARGEST, decode, encode

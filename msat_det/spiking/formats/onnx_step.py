@@ -19,10 +19,9 @@ from torch import Tensor, fx, nn
 from torch.fx.node import Node
 
 from msat_det.base.errors import InputError
-from msat_det.base.files import one_line
+from msat_det.base.files import one_line, write_whole
 from msat_det.graph.fanout import HOMOGENEOUS
 from msat_det.graph.ops import Kind
-from msat_det.report.directory import write_whole
 from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.neurons import State, per_channel, step
 
