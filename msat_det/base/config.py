@@ -21,6 +21,7 @@ class Data:
     split: val2017 (COCO), test or val (VOC) …
     year: year of VOCdevkit/VOC<year>; other readers ignore it.
     limit: only the first N of a seeded shuffle of the sorted ids; null: all.
+    corrupt: evaluate spoilt images, noise, blur, fog, brightness or jpeg with a severity of 1 to 5, as in noise:3.
     """
 
     kind: str
@@ -28,6 +29,7 @@ class Data:
     split: str | None = None
     year: str = "2007"
     limit: int | None = None
+    corrupt: str | None = None
 
     def __post_init__(self) -> None:
         _positive("data.limit", self.limit)
@@ -74,6 +76,25 @@ class Model:
 
 
 @dataclass
+class Augment:
+    """Changed copies of the calibration images beside the images themselves: more statistics from few of them.
+
+    flip: mirror a copy.
+    photometric: change its brightness, contrast, saturation and hue.
+    crop: cut out a part of it and enlarge that.
+    copies: how many copies of every image; none unless one of the changes is on.
+    """
+
+    flip: bool = False
+    photometric: bool = False
+    crop: bool = False
+    copies: int = 1
+
+    def __post_init__(self) -> None:
+        _positive("calib.augment.copies", self.copies)
+
+
+@dataclass
 class Calib:
     """The images on which activations are observed.
 
@@ -89,6 +110,7 @@ class Calib:
     split: str | None = None
     skip: int = 0
     limit: int | None = None
+    augment: Augment = field(default_factory=Augment)
 
     def __post_init__(self) -> None:
         _positive("calib.limit", self.limit)

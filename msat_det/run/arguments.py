@@ -144,18 +144,23 @@ def _keys(cls: type = Config, prefix: str = "") -> dict[str, tuple[type, Any]]:
 
 def _flatten(tree: dict, file: Path) -> dict[str, Any]:
     """The nested mapping of a file as {dotted key: value}, every key known."""
-    sections = {item.name for item in fields(Config) if is_dataclass(item.type)}
-    flat = {}
-    for name, value in tree.items():
-        if name in sections:
-            if not isinstance(value, dict):
-                raise InputError(f"{name} in {file} is {show(value)}: give a mapping of its keys to values")
-            flat |= {f"{name}.{key}": item for key, item in value.items()}
-        else:
-            flat[str(name)] = value
+    flat = _flat(tree, file, Config)
     for key in flat:
         if key not in _keys():
             raise InputError(f"unknown key {key} in {file}: {_nearest(key)}")
+    return flat
+
+
+def _flat(tree: dict, file: Path, cls: type, prefix: str = "") -> dict[str, Any]:
+    sections = {item.name: item.type for item in fields(cls) if is_dataclass(item.type)}
+    flat = {}
+    for name, value in tree.items():
+        if name not in sections:
+            flat[f"{prefix}{name}"] = value
+        elif isinstance(value, dict):
+            flat |= _flat(value, file, sections[name], f"{prefix}{name}.")
+        else:
+            raise InputError(f"{prefix}{name} in {file} is {show(value)}: give a mapping of its keys to values")
     return flat
 
 

@@ -13,6 +13,8 @@ from msat_det.base import ranks
 from msat_det.base.config import Config, method_options
 from msat_det.base.errors import InputError
 from msat_det.data import Dataset, Sample, build_dataset, select, subset
+from msat_det.data.augment import augmented
+from msat_det.data.corrupt import corrupted
 from msat_det.measure.accuracy import AgreementEvaluator, VocEvaluator, has_boxes, make_evaluator
 from msat_det.measure.coverage import coverage
 from msat_det.measure.differences import difference_rows, difference_table, require_bootstrap
@@ -83,6 +85,7 @@ def compute(config: Config, task: Task, directory: RunDirectory) -> list[CurveRo
         config.data.limit,
         config.seed,
     )
+    dataset = corrupted(dataset, config.data.corrupt, config.seed)
     # classes that do not fit are told now, not after the simulation
     require_bootstrap(config, make_evaluator(dataset, model.classes))
     calibration = calibration_batches(config, model)
@@ -165,11 +168,12 @@ def calibration_batches(config: Config, model: Any) -> Cached:
         config.seed,
         calib.skip,
     )
+    dataset = augmented(dataset, calib.augment, config.seed)
     count = -(-len(dataset) // config.batch)
 
     def make(index: int) -> Tensor:
         first = index * config.batch
-        images = [dataset[i].image for i in range(first, min(first + config.batch, len(dataset)))]
+        images = [dataset.image(id) for id in dataset.ids[first : first + config.batch]]
         return torch.stack([model.preprocess(image)[0] for image in images])
 
     return Cached(count, make)
