@@ -62,7 +62,7 @@ def rows(threads: int, shape: tuple[int, ...] = SHAPE) -> Iterator[dict]:
             lengths[f"{name}, in place"] = median_seconds(
                 lambda scan=scan, own=own: scan.run(own, STEPS, STEPS, in_place=True)
             )
-    if rival.installed():
+    if rival.missing() is None:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             lengths["spikingjelly IFNode"] = process.submit(spikingjelly_seconds, threads, shape).result()
         lengths["spikingjelly IFNode, freed memory kept"] = spikingjelly_seconds(threads, shape)

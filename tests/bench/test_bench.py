@@ -1,8 +1,10 @@
 """The benchmark's command line, the shape of what it writes, and that its ratios and peaks are what they are called."""
 
 import json
+import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -195,3 +197,18 @@ def test_spikingjelly_fires_as_integrate_and_fire_neurons_do() -> None:
     for node in rival.NODES:
         outputs = rival.simulation(loaded, f"spikingjelly/{node}/channels_last", 2, T)()
         torch.testing.assert_close(outputs, last(count / T))
+
+
+def test_a_peer_that_lacks_something_is_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    lacking = ModuleType("spikingjelly")
+    lacking.__path__ = []
+    monkeypatch.setitem(sys.modules, "spikingjelly", lacking)  # installed, but not what it is made of
+    assert "activation_based" in rival.missing()
+    with pytest.raises(InputError, match=r"cannot run: .*pip install 'msat-det\[bench\]'"):
+        next(rival.rows(["resnet20"], 1, 1.0))
+
+
+def test_the_parts_that_help_names_are_there() -> None:
+    named = re.findall(r"--part (\w+)", bench.__doc__)
+    assert named
+    assert set(named) <= set(bench.PARTS)
