@@ -1,11 +1,11 @@
 """Edits of the graph itself: call sites kept analog, and neurons on linear outputs (DESIGN §4)."""
 
-import difflib
 from collections.abc import Iterable
 
 from torch.fx.node import Node
 
 from msat_det.base.errors import InputError
+from msat_det.base.names import hint
 from msat_det.graph import ops
 from msat_det.graph.fanout import static_nodes
 from msat_det.graph.graph import Graph, closure
@@ -16,9 +16,8 @@ def keep_analog(graph: Graph, name: str) -> None:
     """Make a call site a differential node: its activation acts on running means. Raises InputError."""
     sites = {node.name: node for node in graph.sites}
     if name not in sites:
-        near = difflib.get_close_matches(name, sites, 1)
-        hint = f"did you mean {near[0]}?" if near else "snn.coverage and coverage.json list them"
-        raise InputError(f"option analog names {name!r}, which is no call site of the network: {hint}")
+        mend = hint(name, sites, "snn.coverage and coverage.json list them")
+        raise InputError(f"option analog names {name!r}, which is no call site of the network: {mend}")
     del sites[name].meta["activation"]
     sites[name].meta["kind"] = Kind.DIFFERENTIAL
 

@@ -1,6 +1,5 @@
 """The options that every conversion method can take, and how plain values become them (DESIGN §5)."""
 
-import difflib
 import math
 import typing
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from typing import Any, Literal
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
+from msat_det.base.names import hint
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,8 @@ def parse(name: str, options: type[Options], values: dict[str, Any]) -> Options:
     hints = typing.get_type_hints(options)
     for key in values:
         if key not in hints:
-            near = difflib.get_close_matches(key, hints, 1)
-            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(hints)}"
-            raise InputError(f"method {name} has no option {show(key)}: {hint}")
+            mend = hint(key, hints, f"it takes {', '.join(hints)}")
+            raise InputError(f"method {name} has no option {show(key)}: {mend}")
     return options(**{key: _fitting(name, key, value, hints[key]) for key, value in values.items()})
 
 

@@ -1,6 +1,5 @@
 """The registry of conversion methods, and the neurons that the options common to all of them describe (DESIGN §5)."""
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx.node import Node
 
-from msat_det.base.errors import InputError
+from msat_det.base.names import Names
 from msat_det.methods.observe import Observation
 from msat_det.methods.options import Options, parse
 from msat_det.spiking.neurons import Neuron
@@ -28,7 +27,7 @@ class Method:
     stays_off: str = ""
 
 
-METHODS: dict[str, Method] = {}
+METHODS: Names[Method] = Names("method")
 
 
 def method(name: str, options: type[Options], needs_t: bool = False, stays_off: str = "") -> Callable:
@@ -43,11 +42,7 @@ def method(name: str, options: type[Options], needs_t: bool = False, stays_off: 
 
 def find_method(name: str) -> Method:
     """The method of that name. Raises InputError with the nearest name."""
-    if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, 1)
-        hint = f", did you mean {near[0]}?" if near else ":"
-        raise InputError(f"no method {name!r}{hint} the methods are {', '.join(METHODS)}")
-    return METHODS[name]
+    return METHODS.find(name)
 
 
 def parse_options(name: str, values: dict[str, Any]) -> Options:

@@ -5,7 +5,6 @@ The networks for CIFAR are named for what they are. What the MSAT paper calls Re
 parameters that He et al. (2015) call so.
 """
 
-import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from msat_det.base.errors import InputError
+from msat_det.base.names import Names
 from msat_det.models.weights import download, load_tensors, published, read_names, read_tensors
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "data" / "weights"
@@ -180,31 +180,31 @@ def _torchvision(name: str) -> Callable[[int], nn.Module]:
     return lambda num_classes: get_model(name, weights=None, num_classes=num_classes, **options)
 
 
-CLASSIFIERS: dict[str, Network] = {
-    "vgg_demo": Network(
-        _vgg(16, 16, "M", 32, 32, "M", 48, 48, "M", 64, 64, "M", 96, "M"),
-        classes=20,
-        weights=WEIGHTS / "vgg_demo.safetensors",
-    ),
-    # The paper's VGG16: 13 convolutions and one linear layer.
-    "vgg16_cifar": Network(
-        _vgg(*(64, 64, "M", 128, 128, "M"), *(256, 256, 256, "M"), *(512, 512, 512, "M") * 2),
-    ),
-    "resnet18_cifar": Network(partial(CifarResNet, (2, 2, 2, 2), 64)),
-    **{f"resnet{6 * n + 2}": Network(partial(CifarResNet, (n, n, n), 16)) for n in (3, 5, 7, 9)},
-    **{
-        name: Network(_torchvision(name), "imagenet", 1000)
-        for name in torchvision.models.list_models(module=torchvision.models)
+CLASSIFIERS: Names[Network] = Names(
+    "classifier",
+    {
+        "vgg_demo": Network(
+            _vgg(16, 16, "M", 32, 32, "M", 48, 48, "M", 64, 64, "M", 96, "M"),
+            classes=20,
+            weights=WEIGHTS / "vgg_demo.safetensors",
+        ),
+        # The paper's VGG16: 13 convolutions and one linear layer.
+        "vgg16_cifar": Network(
+            _vgg(*(64, 64, "M", 128, 128, "M"), *(256, 256, 256, "M"), *(512, 512, 512, "M") * 2),
+        ),
+        "resnet18_cifar": Network(partial(CifarResNet, (2, 2, 2, 2), 64)),
+        **{f"resnet{6 * n + 2}": Network(partial(CifarResNet, (n, n, n), 16)) for n in (3, 5, 7, 9)},
+        **{
+            name: Network(_torchvision(name), "imagenet", 1000)
+            for name in torchvision.models.list_models(module=torchvision.models)
+        },
     },
-}
+)
 
 
 def find_classifier(name: str) -> Network:
     """The registered network of that name. Raises InputError with the nearest name."""
-    if name not in CLASSIFIERS:
-        near = difflib.get_close_matches(str(name), CLASSIFIERS, 1, 0)[0]
-        raise InputError(f"no classifier '{name}': the nearest is '{near}'; `msat-det list classifiers` shows all")
-    return CLASSIFIERS[name]
+    return CLASSIFIERS.find(name)
 
 
 def build_classifier(model: Any) -> Classifier:

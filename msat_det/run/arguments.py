@@ -1,7 +1,6 @@
 """From a YAML file and ``--key value`` words to the run configuration."""
 
 import argparse
-import difflib
 import math
 import os
 import re
@@ -18,6 +17,7 @@ import yaml
 from msat_det.base.config import Config, checked_method
 from msat_det.base.errors import InputError
 from msat_det.base.files import show, yaml_of
+from msat_det.base.names import hint
 
 PROJECT = Path(__file__).resolve().parents[2]
 PATH_KEYS = {"data.root", "calib.root", "model.weights", "model.cfg", "model.names", "energy", "out"}
@@ -314,8 +314,8 @@ def _field_help(cls: type, name: str) -> str:
 def _nearest(word: str) -> str:
     """What to say of an unknown key: the key that it was probably meant to be."""
     keys = list(_keys())
-    nearest = [key for key in keys if key.endswith(f".{word}")] or difflib.get_close_matches(word, keys, 1, 0.4)
-    return f"did you mean {nearest[0]}?" if nearest else "--help lists all keys"
+    ending = [key for key in keys if key.endswith(f".{word}")]
+    return hint(word, ending or keys, "--help lists all keys", 0 if ending else 0.4)
 
 
 def _known_configs() -> str:

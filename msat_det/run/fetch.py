@@ -1,7 +1,6 @@
 """``msat-det fetch``: data and weights by name, each whole and verified or not there at all."""
 
 import argparse
-import difflib
 import fcntl
 import os
 import shutil
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import inside, one_line, show
+from msat_det.base.names import hint
 from msat_det.data.catalogue import CATALOGUE, DEFAULT_ROOT, Entry, Item, Source
 from msat_det.data.download import download, matches
 from msat_det.data.unpack import unpack
@@ -77,8 +77,7 @@ def find(name: str, root: Path) -> tuple[Path, Entry]:
     if name == "imagenet":
         return root, imagenet(root)
     if name not in CATALOGUE:
-        near = difflib.get_close_matches(name, [*CATALOGUE, "imagenet"], 1)
-        _refuse(f"nothing is called {show(name)}" + (f", did you mean {near[0]}?" if near else ""))
+        _refuse(f"nothing is called {show(name)}: {hint(name, [*CATALOGUE, 'imagenet'], 'take a name of the list')}")
     return root, CATALOGUE[name]
 
 
@@ -209,8 +208,7 @@ def torchvision_weights(name: str) -> tuple[Path, Entry]:
 
     model, _, weights = name.removeprefix("torchvision:").partition(":")
     if model not in list_models():
-        near = difflib.get_close_matches(model, list_models(), 1, 0)
-        raise InputError(f"torchvision has no model {show(model)}: did you mean torchvision:{near[0]}?")
+        raise InputError(f"torchvision has no model {show(model)}: {hint(model, list_models(), '', 0)}")
     enum = published(model, weights or "DEFAULT")
     file = Path(enum.url).name
     digits = hub.HASH_REGEX.search(file)

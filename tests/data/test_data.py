@@ -259,7 +259,7 @@ def test_a_missing_listed_image_is_named_when_read(voc_root: Path) -> None:
 
 
 def test_unknown_kind_and_missing_root(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="did you mean 'coco'"):
+    with pytest.raises(InputError, match="no data kind 'cocoo': did you mean coco"):
         build_dataset("cocoo", tmp_path)
     for kind in DATASETS:
         with pytest.raises(InputError, match=r"nowhere.*--data\.root"):

@@ -193,7 +193,7 @@ def test_bad_models_are_told(tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_text("a\nb\n")
     for model, expected in (
-        (Model("resnet21"), "no classifier 'resnet21': the nearest is 'resnet"),
+        (Model("resnet21"), "no classifier 'resnet21': did you mean resnet"),
         (Model("resnet20"), "resnet20 has no weights: give --model.weights FILE"),
         (Model("resnet20", str(tmp_path / "none.safetensors")), "not readable as safetensors"),
         (Model("resnet20", str(tmp_path / "none.pt")), "not readable as weights"),

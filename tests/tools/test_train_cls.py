@@ -145,7 +145,7 @@ def test_command_line(recipe: Recipe, capsys: pytest.CaptureFixture) -> None:
         (["--smoothing", "2"], "error: smoothing is 2.0: give 0 to 1\n"),
         (["--kind", "voc"], "error: kind is 'voc': give cifar100"),
         (["--lr", "2"], "error: unrecognized arguments: --lr 2 (--help lists all options)\n"),
-        (["--model", "vgg16_cifra"], "error: no classifier 'vgg16_cifra': the nearest is 'vgg16_cifar'"),
+        (["--model", "vgg16_cifra"], "error: no classifier 'vgg16_cifra': did you mean vgg16_cifar?"),
     ):
         assert main([*words, *extra]) == 2
         assert capsys.readouterr().err.startswith(expected)
