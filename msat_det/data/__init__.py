@@ -6,7 +6,7 @@ from pathlib import Path
 from torchvision.datasets import CIFAR100
 
 from msat_det.base.errors import InputError
-from msat_det.base.files import MissingData, show
+from msat_det.base.files import MissingData
 from msat_det.base.names import Names
 from msat_det.data.base import Dataset, Sample, Target, make_target, select, subset
 from msat_det.data.catalogue import data_command

@@ -48,7 +48,7 @@ def test_a_users_module_converts(form: type) -> None:
         *("relu", "relu", "leakyrelu", "silu", "silu", "sigmoid", "clamp(0, 4)")
     ]
     assert [row["op"] for row in rows.values() if row["kind"] == "differential"] == ["maxpool2d", "mul"]
-    assert all(re.search(r"(test_api|container)\.py:\d+", row["source"]) for row in rows.values() if row["macs"])
+    assert all(re.search(r"(modules|container)\.py:\d+", row["source"]) for row in rows.values() if row["macs"])
     assert snn.counts[64].spikes.shape == (3,)
     assert snn.counts[64].energy_ratio > 0
 

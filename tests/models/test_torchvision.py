@@ -336,7 +336,7 @@ def test_conversion_in_short(name: str, size: int) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", SINGLE_STAGE)
 def test_conversion(name: str) -> None:
-    """The whole check, one process each for its peak memory: pytest -s -m slow tests/test_torchvision.py -k NAME"""
+    """The whole check, one process each for its peak memory (pytest -s -m slow -k NAME)."""
     result = check(name, (8, 16, 32, 64))
     assert_converted(result, limit=0.03)
     assert result.matched >= 0.9

@@ -165,7 +165,7 @@ def test_the_page_needs_nothing_else_and_runs_no_other_script(folder: Path) -> N
         assert not {"src", "srcset", "action", "data"} & attributes.keys(), tag
         assert attributes.get("href", "#").startswith("#"), tag
         assert not [name for name in attributes if name.startswith("on")], tag
-    assert not re.search(r"url\(|@import", (PROJECT / "msat_det/page/page.css").read_text())
+    assert not re.search(r"url\(|@import", (PROJECT / "msat_det/report/page/page.css").read_text())
     policy = next(a["content"] for _, a in reader.elements if a.get("http-equiv") == "Content-Security-Policy")
     digest = base64.b64encode(hashlib.sha256(reader.scripts[-1].encode()).digest()).decode()
     assert policy.split("; ") == [
@@ -329,7 +329,7 @@ def test_round_steps(top: float, last: float) -> None:
 
 
 def test_colours_can_be_seen_in_both_modes() -> None:
-    style = (PROJECT / "msat_det/page/page.css").read_text()
+    style = (PROJECT / "msat_det/report/page/page.css").read_text()
     light, dark = re.findall(r":root \{(.*?)\}", style, re.DOTALL)[:2]
     for mode in (light, dark):
         colours = dict(re.findall(r"--(\w+): (#\w{6})", mode))

@@ -50,7 +50,7 @@ def test_help_names_every_key_and_starts_fast(command: str, capsys: pytest.Captu
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert all(key in text for key in ("--cfg", "--data.root", "--sim.record", "--methods", "--resume", "examples:"))
-    loaded = "import sys; from msat_det import cli; sys.exit('torch' in sys.modules)"
+    loaded = "import sys; from msat_det.run import cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", loaded], cwd=PROJECT).returncode == 0
 
 

@@ -23,7 +23,7 @@ class CocoEvaluator:
 
     Crowds and areas are the annotation file's, so the figures are those of pycocotools on the same files.
     engine: who computes it. hotcoco (the optional extra ``fast``) is pycocotools in Rust with bit for bit the same
-        figures, so it is taken where it is installed; tests/test_evaluate.py holds the two against each other.
+        figures, so it is taken where it is installed; tests/measure/test_evaluate.py holds the two against each other.
     Raises InputError for a class that the dataset lacks, and if no object is left to find.
     """
 

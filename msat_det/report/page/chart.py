@@ -1,6 +1,6 @@
 """The charts of report.html as numbers: places in percent of the plotting area, so that a page of any width draws them.
 
-The templates of msat_det/page/ make SVG of them.
+The templates of msat_det/report/page/ make SVG of them.
 """
 
 import math
