@@ -42,7 +42,7 @@ class Model:
     name: a name in the registry of detectors or classifiers (``msat-det list detectors``).
     weights: .safetensors, .pt or .weights file, or the name of a torchvision weights enum (DEFAULT).
     cfg: Darknet .cfg file; --model.cfg makes the network a Darknet one.
-    names: the network's classes: voc, coco or a file with one name a line.
+    names: the network's classes: voc, coco or a file with one name a line. Data of kind voc take them over.
     resize: stretch or letterbox.
     size: side of the network's square input, pixels.
     preprocess: how a classifier's input is made, a name in ``classifiers.PREPROCESS``: cifar, imagenet or caffe.

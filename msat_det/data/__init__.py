@@ -1,6 +1,6 @@
 """Datasets, one file each, and their registry. May import: base files and errors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torchvision.datasets import CIFAR100
@@ -53,11 +53,18 @@ DATASETS: Names[Callable[[Path, str, str], Dataset]] = Names(
 
 
 def build_dataset(
-    kind: str, root: Path | str, split: str | None = None, year: int | str | None = None, option: str = "--data.root"
+    kind: str,
+    root: Path | str,
+    split: str | None = None,
+    year: int | str | None = None,
+    option: str = "--data.root",
+    classes: Sequence[str] | None = None,
 ) -> Dataset:
     """The dataset of a registered kind. ``option`` is the setting that a message about the root names.
 
-    Raises InputError for an unknown kind, a missing root, an empty dataset or files that can't be used.
+    classes: of the network that is evaluated on it. Kinds whose files list no classes (voc) take them over.
+    Raises InputError for an unknown kind, a missing root, an empty dataset, files that can't be used, and annotated
+    classes that the network does not know.
     """
     make = DATASETS.find(kind)
     if not root:
@@ -66,9 +73,10 @@ def build_dataset(
     try:
         if not root.is_dir():
             raise MissingData(f"no data folder {root}: give an existing one with {option}")
-        return make(root, split, year)
+        dataset = make(root, split, year)
     except MissingData as error:
         command = data_command(kind, root, split, year)
         if not command:
             raise
         raise MissingData(f"{error}, or get the data with: {command}") from error
+    return dataset if classes is None else dataset.for_classes(classes)

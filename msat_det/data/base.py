@@ -2,7 +2,7 @@
 
 import copy
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,8 @@ MAX_COORDINATE = 1e9
 class Target:
     """The objects of one image.
 
-    boxes: (N, 4) float32, x1 y1 x2 y2 in pixels, in the dataset's own convention: COCO's are continuous edges from 0;
-        VOC's are the XML's integers, counted from 1 with the last pixel included (a box is x2 − x1 + 1 wide).
+    boxes: (N, 4) float32, x1 y1 x2 y2 in pixels, continuous edges from 0 at the image's left and top: a box is x2 − x1
+        wide, whatever its file counts.
     labels: (N,) int64, index into the dataset's ``classes``.
     ignore: (N,) bool, VOC's ``difficult`` or COCO's ``iscrowd``: neither a miss nor a false alarm.
     """
@@ -61,6 +61,10 @@ class Dataset:
     def __getitem__(self, index: int) -> Sample:
         id = self.ids[index]
         return Sample(id, self.image(id), self.target(id))
+
+    def for_classes(self, classes: Sequence[str]) -> "Dataset":
+        """The dataset for a network of these classes; the same one unless its labels take their meaning from it."""
+        return self
 
     def image(self, id: int | str) -> Tensor:
         """uint8 (3, H, W) RGB. Raises CorruptImage."""

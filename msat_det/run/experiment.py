@@ -43,7 +43,8 @@ def run(config: Config, task: Task = "detection") -> list[CurveRow]:
 
 def compute(config: Config, task: Task, directory: RunDirectory) -> list[CurveRow]:
     """Convert, simulate and write everything that the directory does not hold yet."""
-    model, dataset = build_model(config, task), evaluated_images(config)
+    model = build_model(config, task)
+    dataset = evaluated_images(config, model.classes)
     # classes that do not fit are told now, not after the simulation
     require_bootstrap(config, make_evaluator(dataset, model.classes))
     observation = observed(config, model)

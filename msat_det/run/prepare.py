@@ -58,10 +58,10 @@ def build_model(config: Config, task: Task) -> Any:
     return build_detector(config.model) if task == "detection" else build_classifier(config.model)
 
 
-def evaluated_images(config: Config) -> Dataset:
-    """The images that ``config.data`` names, spoilt where it asks for that."""
+def evaluated_images(config: Config, classes: list[str]) -> Dataset:
+    """The images that ``config.data`` names, spoilt where it asks for that. classes: what the network tells apart."""
     data = config.data
-    dataset = build_dataset(data.kind, data.root, data.split, data.year)
+    dataset = build_dataset(data.kind, data.root, data.split, data.year, classes=classes)
     return corrupted(subset(dataset, data.limit, config.seed), data.corrupt, config.seed)
 
 

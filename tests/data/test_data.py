@@ -32,7 +32,7 @@ from msat_det.data import (
     subset,
 )
 from msat_det.data.images import CorruptImage, read_image
-from msat_det.data.voc import read_voc_xml
+from msat_det.data.voc_xml import read_voc_xml
 
 fuzz = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -47,12 +47,12 @@ def check_message(error: pytest.ExceptionInfo, *parts: str) -> None:
 # ---- good roots
 
 
-def test_voc_keeps_boxes_as_written_and_difficult(voc_root: Path) -> None:
+def test_voc_boxes_become_edges_from_0_and_difficult_is_kept(voc_root: Path) -> None:
     dataset = build_dataset("voc", voc_root, "test", 2007)
     assert (dataset.name, dataset.ids, dataset.classes) == ("voc", sorted(SCENES), VOC_CLASSES)
     sample = dataset[1]
     assert (sample.id, sample.image.shape, sample.image.dtype) == ("000002", (3, 48, 64), torch.uint8)
-    assert sample.target.boxes.tolist() == [[1, 1, 24, 24], [30, 10, 60, 44]]
+    assert sample.target.boxes.tolist() == [[0, 0, 24, 24], [29, 9, 60, 44]]
     assert sample.target.labels.tolist() == [VOC_CLASSES.index("dog")] * 2
     assert sample.target.ignore.tolist() == [False, True]
     assert dataset[2].target.boxes.shape == (0, 4)
@@ -326,19 +326,19 @@ GOOD_XML = voc_xml([("dog", 1, 2, 3, 4, False)])
 def test_bad_voc_xml(tmp_path: Path, xml: str, part: str) -> None:
     (tmp_path / "a.xml").write_text(xml)
     with pytest.raises(InputError) as error:
-        read_voc_xml(tmp_path / "a.xml", {"dog": 0})
+        read_voc_xml(tmp_path / "a.xml").target(["dog"])
     check_message(error, "a.xml", part)
 
 
 def test_voc_xml_in_another_encoding_hides_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.xml").write_bytes('<!DOCTYPE a [<!ENTITY x "y">]><annotation/>'.encode("utf-16"))
-    with pytest.raises(InputError, match="UTF-8"):
-        read_voc_xml(tmp_path / "a.xml", {"dog": 0})
+    with pytest.raises(InputError, match="document type"):
+        read_voc_xml(tmp_path / "a.xml").target(["dog"])
 
 
 def test_voc_object_without_difficult_is_not(tmp_path: Path) -> None:
     (tmp_path / "a.xml").write_text(GOOD_XML.replace("<difficult>0</difficult>", ""))
-    assert read_voc_xml(tmp_path / "a.xml", {"dog": 0}).ignore.tolist() == [False]
+    assert read_voc_xml(tmp_path / "a.xml").target(["dog"]).ignore.tolist() == [False]
 
 
 @fuzz
@@ -366,7 +366,7 @@ def test_voc_xml_fuzzed(tmp_path: Path, data: st.DataObject) -> None:
         content[at : at + data.draw(st.integers(0, 9))] = piece
     (tmp_path / "a.xml").write_bytes(content)
     with contextlib.suppress(InputError):
-        check_target(read_voc_xml(tmp_path / "a.xml", {"dog": 0, "cat": 1}), 2)
+        check_target(read_voc_xml(tmp_path / "a.xml").target(["dog", "cat"]), 2)
 
 
 def check_target(target: Target, classes: int) -> None:

@@ -1,5 +1,6 @@
 """Every reader of a file that others made: what it starts from, how that is mutated, what reads it."""
 
+import codecs
 import contextlib
 import io
 import math
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 
 import mutate
@@ -18,7 +20,7 @@ from seeds import CFGS
 
 import msat_det
 from msat_det.base.errors import InputError
-from msat_det.data import ClassFolders, CocoDetection, Dataset, ImageFiles, Target, VocDetection
+from msat_det.data import VOC_CLASSES, ClassFolders, CocoDetection, Dataset, ImageFiles, Target, VocDetection
 from msat_det.data.images import read_image
 from msat_det.data.unpack import unpack
 from msat_det.measure.parts import Parts
@@ -103,6 +105,13 @@ def read_dataset(make: Callable[[Path], Dataset], root: Path) -> None:
             check_image(dataset.image(id))
     for name in dataset.classes:
         name.encode()
+
+
+def read_voc(root: Path) -> None:
+    """Under the classes that the annotations tell, and under a network's."""
+    read_dataset(VocDetection, root)
+    network = [*VOC_CLASSES, "crane", "\u72d7"]
+    read_dataset(lambda root: VocDetection(root).for_classes(network), root)
 
 
 def check_image(image: torch.Tensor) -> None:
@@ -220,7 +229,17 @@ VOC_WORDS = (
     *"<object> </object> <name> </name> <bndbox> </bndbox> <xmin> <annotation> </annotation> dog person 000001".split(),
     *("<!DOCTYPE a [<!ENTITY b SYSTEM 'file:///etc/passwd'>]>", "&b;", "&lt;", "&#0;", "&#xD800;", "<![CDATA[", "]]>"),
     *("<?xml version='1.0' encoding='utf-7'?>", "<!--", "-->", "difficult", "1e400", "-0", "xmlns:a='b'", "a:b"),
-    *("<!doctype a>", "<!DOCTYPE\u00a0a>", "../000001", "000001 000002", "\u0661"),
+    *(
+        "<!doctype a>",
+        "<!DOCTYPE\u00a0a>",
+        "../000001",
+        "000001 000002",
+        "\u0661",
+        "encoding='utf-16'",
+        "encoding='idna'",
+    ),
+    *("<!DOCTYPE a [<!ATTLIST name b CDATA 'c'>]>", "<!DOCTYPE a [<!ELEMENT a ANY>]>", "xmlns='urn:a'", "<filename>"),
+    *("encoding='gb2312'", "encoding='shift_jis'", "encoding='hex'", "Unspecified", "True", "b.xml", "my photo"),
 )
 RUN_WORDS = (
     *"data: model: calib: methods: sim: draw: ledger: kind root split year limit name weights cfg names resize".split(),
@@ -229,13 +248,25 @@ RUN_WORDS = (
     *"--cfg --out --help --resume --methods.m. --methods..x [1,2] {a:1} 1e9 .nan .inf 0x1F 1_000 0b1 12:30:45".split(),
 )
 
+
+def xml_words(random: Random, data: bytes) -> bytes:
+    """Words of a text in the encoding that it is in, UTF-8 or UTF-16."""
+    mutated = mutate.words(*VOC_WORDS)
+    if not data.startswith(codecs.BOM_UTF16):
+        return mutated(random, data)
+    text = mutated(random, data.decode("utf-16", "replace").encode("utf-8", "replace"))
+    return text.decode("utf-8", "replace").encode("utf-16")
+
+
 READERS: dict[str, Reader] = {
     "darknet_cfg": Reader(seeds.darknet_cfg, by_suffix(cfg=mutate.words(*CFG_WORDS)), read_darknet_cfg, writes=True),
     "darknet_weights": Reader(seeds.darknet_weights, by_suffix(), read_darknet_weights, writes=True),
     "voc": Reader(
         seeds.voc,
-        by_suffix(xml=mutate.words(*VOC_WORDS), txt=mutate.words("000001", "000002", "../x", "a/b")),
-        partial(read_dataset, VocDetection),
+        by_suffix(
+            xml=xml_words, txt=mutate.words("000001", "000002", "../x", "a/b", "my photo 1", "b.xml", "c.PNG -1")
+        ),
+        read_voc,
         structure=0.1,
         links=True,
     ),

@@ -103,7 +103,7 @@ def darknet_weights() -> list[Case]:
     return [{"net.weights": header + floats} for header in headers]
 
 
-def voc_xml(name: str, *box: float, difficult: int = 0) -> bytes:
+def voc_xml(name: str, *box: float, difficult: int | str = 0) -> bytes:
     edges = "".join(
         f"<{edge}>{value}</{edge}>" for edge, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
     )
@@ -123,7 +123,26 @@ def voc() -> list[Case]:
         f"{VOC}/JPEGImages/000001.jpg": image(),
         f"{VOC}/JPEGImages/000002.jpg": image(),
     }
-    return [case]
+    return [case, voc_of_tools()]
+
+
+def voc_of_tools() -> Case:
+    """Own classes and other encodings, a document type, a namespace, flags in words, images of other suffixes."""
+    plain = voc_xml("crane", 0, 0.5, 8, 8).decode()
+    named = plain.replace("<folder>", "<filename>C:\\photos\\c.PNG</filename><folder>")
+    chinese = plain.replace("version='1.0'", "version='1.0' encoding='gb2312'").replace("crane", "\u72d7")
+    words = voc_xml("dog", 1, 1, 8, 8, difficult="Unspecified").decode()
+    typed = words.replace("<annotation>", "<!DOCTYPE annotation SYSTEM 'voc.dtd'><annotation xmlns='urn:voc'>")
+    return {
+        f"{VOC}/ImageSets/Main/test.txt": b"my photo 1\nb.xml\nc.PNG -1\nd e\n",
+        f"{VOC}/Annotations/my photo.xml": named.encode("utf-16"),
+        f"{VOC}/Annotations/b.xml": chinese.encode("gb2312"),
+        f"{VOC}/Annotations/c.xml": b"\xef\xbb\xbf\n" + typed.encode(),
+        f"{VOC}/Annotations/d e.xml": typed.replace("Unspecified", "True").encode(),
+        f"{VOC}/JPEGImages/my photo.JPG": image(),
+        f"{VOC}/JPEGImages/b.jpg": image(),
+        f"{VOC}/JPEGImages/c.PNG": image(),
+    }
 
 
 def coco() -> list[Case]:
