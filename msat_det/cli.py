@@ -5,12 +5,11 @@ import functools
 import importlib
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-from msat_det import ranks
 from msat_det.errors import InputError
 from msat_det.options import Parser, load_config
+from msat_det.terminal import guarded
 
 REGISTRIES = {
     "methods": ("msat_det.convert.methods", "METHODS"),
@@ -121,29 +120,7 @@ commands:
 Each command explains itself: msat-det convert-det --help"""
 
 
-def guarded(command: Callable[[list[str]], None]) -> Callable[..., int]:
-    """The command as a function of its words (the process's own by default) that returns an exit status.
-
-    0: done. 2: bad input, told in one line on stderr. 130: interrupted, with how to go on. No traceback for either.
-    Under torchrun one rank tells it.
-    """
-
-    @functools.wraps(command)
-    def run(argv: list[str] | None = None) -> int:
-        try:
-            command(sys.argv[1:] if argv is None else argv)
-        except InputError as error:
-            if ranks.is_first_to_tell():
-                # another rank than the first may speak in the middle of the first one's progress bar
-                print("\nerror:" if ranks.rank() else "error:", error, file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            if ranks.rank() == 0:
-                print("\ninterrupted: the same command with --resume goes on from here", file=sys.stderr)
-            return 130
-        return 0
-
-    return run
+once = functools.partial(guarded, again="")  # a command that begins anew
 
 
 @guarded
@@ -169,7 +146,7 @@ def compare(argv: list[str]) -> None:
     compare(config)
 
 
-@guarded
+@once
 def inspect(argv: list[str]) -> None:
     """``msat-det inspect``: what every node of a configuration's network becomes."""
     config = load_config(argv, "msat-det inspect", ABOUT_INSPECT, EXAMPLES_INSPECT)
@@ -178,7 +155,7 @@ def inspect(argv: list[str]) -> None:
     inspect_network(config)
 
 
-@guarded
+@once
 def doctor(argv: list[str]) -> None:
     """``msat-det doctor``: where the error of a configuration's methods comes from."""
     words = [re.sub(r"^--images(?==|$)", "--ledger.images", word) for word in argv]
@@ -188,7 +165,7 @@ def doctor(argv: list[str]) -> None:
     doctor(config)
 
 
-@guarded
+@once
 def report(argv: list[str]) -> None:
     """``msat-det report``: the page of a run directory, or of several side by side."""
     parser = Parser(
@@ -207,7 +184,7 @@ def report(argv: list[str]) -> None:
     print(write_report(given.runs, given.out))
 
 
-@guarded
+@once
 def export(argv: list[str]) -> None:
     """``msat-det export``: one method of a configuration as a file."""
     parser = Parser(
@@ -234,7 +211,7 @@ def export(argv: list[str]) -> None:
     export(config, given.t, given.out, given.onnx)
 
 
-@guarded
+@once
 def list_names(argv: list[str]) -> None:
     """``msat-det list KIND``: the names in one registry, one a line."""
     if len(argv) != 1 or argv[0] not in REGISTRIES:
@@ -243,7 +220,7 @@ def list_names(argv: list[str]) -> None:
     print("\n".join(getattr(importlib.import_module(module), registry)))
 
 
-@guarded
+@functools.partial(guarded, again="the same command goes on from here")
 def fetch(argv: list[str]) -> None:
     """``tools/fetch.py``: data sets and weights by name."""
     from msat_det.fetch import fetch
@@ -268,12 +245,20 @@ def main(argv: list[str] | None = None) -> int:
     """``msat-det COMMAND …``. Returns the exit status."""
     command, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help"):
-        print(USAGE)
-        return 0
-    if command not in COMMANDS:
-        print(f"error: no command {command}: give one of {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
-    return COMMANDS[command](words)
+        return usage(words)
+    return COMMANDS[command](words) if command in COMMANDS else unknown([command])
+
+
+@once
+def usage(_: list[str]) -> None:
+    """``msat-det --help``."""
+    print(USAGE)
+
+
+@once
+def unknown(argv: list[str]) -> None:
+    """``msat-det`` with a command that it does not have."""
+    raise InputError(f"no command {argv[0]}: give one of {', '.join(COMMANDS)}")
 
 
 def _run(task: str, argv: list[str], prog: str, about: str, examples: str) -> None:

@@ -60,9 +60,6 @@ def fetch(argv: list[str]) -> None:
         root, entry = find(name, Path(given.root).expanduser())
         try:
             fetch_entry(entry, root)
-        except KeyboardInterrupt:
-            print("\ninterrupted: the same command goes on from here", file=sys.stderr)
-            raise SystemExit(130) from None
         except OSError as error:
             raise InputError(
                 f"can't write {one_line(error.filename or root)} ({error.strerror or one_line(error)}): free space, "

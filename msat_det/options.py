@@ -1,11 +1,15 @@
 """From a YAML file and ``--key value`` words to the run configuration."""
 
 import argparse
+import ast
 import difflib
+import functools
+import inspect
 import math
 import os
 import re
 import shlex
+import sys
 import types
 import typing
 from dataclasses import MISSING, fields, is_dataclass
@@ -43,7 +47,7 @@ def load_config(argv: list[str], prog: str = "convert_det.py", about: str = "", 
     tree["methods"] = _pick_methods(tree.get("methods", []), picked, _method_overrides(unknown), file)
 
     values = {key: _convert(key, value, f"in {file}", PROJECT) for key, value in _flatten(tree, file).items()}
-    command = {key: _convert(key, value, "on the command line", Path.cwd()) for key, value in given.items()}
+    command = {key: _convert(key, value, "on the command line", Path()) for key, value in given.items()}
     if "sim.T" in command and values.get("sim.record"):  # --sim.T 8 shortens the file's record
         values["sim.record"] = [t for t in values["sim.record"] if t < command["sim.T"]] + [command["sim.T"]]
     if "sim.record" in command:  # --sim.record 8,64 need not repeat T
@@ -52,7 +56,7 @@ def load_config(argv: list[str], prog: str = "convert_det.py", about: str = "", 
         values["model.name"] = "darknet"
     values |= command
     if values.get("out") is None:
-        values["out"] = str(Path.cwd() / "runs" / file.stem)
+        values["out"] = _path(f"runs/{file.stem}", Path())
     values["command"] = command_line(prog, argv)
     return _build(Config, values, file)
 
@@ -105,9 +109,9 @@ def make_parser(prog: str, about: str = "", examples: str = "") -> argparse.Argu
     for key, (cls, item) in _keys().items():
         section = key.rpartition(".")[0]
         if section not in groups:
-            groups[section] = parser.add_argument_group(section, _summary(cls))
+            groups[section] = parser.add_argument_group(section, docstring(cls).partition("\n")[0])
         kind = _kinds(item.type)[0]
-        text = _field_help(cls, item.name).replace("%", "%%")
+        text = field_help(cls, item.name).replace("%", "%%")
         if key == "methods":
             text = (
                 "labels of the file's methods to run; all: every registered method under its own name; "
@@ -185,6 +189,10 @@ def _path(text: str, base: Path) -> str:
         return str((base / Path(expanded).expanduser()).resolve())
     except RuntimeError:  # ~someone without a home, a circle of links
         raise ValueError("a path that exists") from None
+    except FileNotFoundError:  # where is a relative path to begin?
+        raise InputError(f"{text}: the working directory is gone: change into another one") from None
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a path in {error.encoding}, this system's encoding, or set PYTHONUTF8=1") from None
 
 
 def _text(value: Any) -> str:
@@ -297,13 +305,27 @@ def _build(cls: type, values: dict[str, Any], file: Path, prefix: str = "") -> A
     return cls(**arguments)
 
 
-def _summary(cls: type) -> str:
-    return cls.__doc__.partition("\n")[0]
+def field_help(cls: type, name: str) -> str:
+    """The line of the dataclass's docstring that describes the field; empty where no docstring can be had."""
+    line = re.search(rf"^    {name}: (.+)$", docstring(cls), re.MULTILINE)
+    return line[1] if line else ""
 
 
-def _field_help(cls: type, name: str) -> str:
-    """The line of the dataclass's docstring that describes the field."""
-    return re.search(rf"^    {name}: (.+)$", cls.__doc__, re.MULTILINE)[1]
+def docstring(cls: type) -> str:
+    """A class's docstring, read from its source under ``python -OO``, which drops it; empty without a source."""
+    if sys.flags.optimize < 2:
+        return cls.__doc__ or ""
+    try:
+        return _docstrings(cls.__module__).get(cls.__name__, "")
+    except OSError:
+        return ""
+
+
+@functools.cache
+def _docstrings(module: str) -> dict[str, str]:
+    """Class → docstring, as the module's source has them."""
+    nodes = ast.parse(inspect.getsource(sys.modules[module])).body
+    return {node.name: ast.get_docstring(node, clean=False) or "" for node in nodes if isinstance(node, ast.ClassDef)}
 
 
 def _nearest(word: str) -> str:
