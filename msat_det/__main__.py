@@ -4,9 +4,9 @@ import sys
 
 
 def start(name: str = "main") -> int:
-    """The exit status of a command in ``msat_det.cli``. Ctrl-C is told in one line while that is imported, too."""
+    """The exit status of a command in ``msat_det.run.cli``. Ctrl-C is told in one line while that is imported, too."""
     try:
-        from msat_det import cli
+        from msat_det.run import cli
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
