@@ -1,16 +1,18 @@
 """``python -m msat_det``, ``msat-det`` and the scripts in tools/: a command as a process of its own."""
 
+import importlib
 import sys
 
 
-def start(name: str = "main") -> int:
-    """The exit status of a command in ``msat_det.run.cli``. Ctrl-C is told in one line while that is imported, too."""
+def start(command: str = "msat_det.run.cli:main") -> int:
+    """The exit status of the command MODULE:FUNCTION. Ctrl-C is one line while that is imported, too."""
+    module, _, name = command.partition(":")
     try:
-        from msat_det.run import cli
+        function = getattr(importlib.import_module(module), name)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
-    return getattr(cli, name)()
+    return function()
 
 
 if __name__ == "__main__":

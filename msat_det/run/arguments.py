@@ -20,7 +20,7 @@ import yaml
 
 from msat_det.base.config import Config, checked_method
 from msat_det.base.errors import InputError
-from msat_det.base.files import show, yaml_of
+from msat_det.base.files import show, yaml_of, yaml_value
 from msat_det.base.names import hint
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -41,7 +41,7 @@ def load_config(argv: list[str], prog: str = "convert_det.py", about: str = "", 
     given = vars(arguments)
     if "cfg" not in given:
         raise InputError(f"no configuration: give one with --cfg FILE; configs/ holds {_known_configs()}")
-    file = Path(given.pop("cfg")).expanduser()
+    file = expanded(given.pop("cfg"))
     tree = read_yaml(file)
     picked = given.pop("methods", None)
     tree["methods"] = _pick_methods(tree.get("methods", []), picked, _method_overrides(unknown), file)
@@ -135,6 +135,17 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (--help lists all options)")
 
 
+def whole(least: int, most: int = 2**31 - 1) -> typing.Callable[[str], int]:
+    """What an option of ``argparse`` that counts something takes for its type."""
+
+    def read(word: str) -> int:
+        if not re.fullmatch(r"[-+]?\d{1,18}", word) or not least <= int(word) <= most:
+            raise argparse.ArgumentTypeError(f"{show(word)} is no whole number from {least} to {most}")
+        return int(word)
+
+    return read
+
+
 def _keys(cls: type = Config, prefix: str = "") -> dict[str, tuple[type, Any]]:
     """Every dotted key of the tree with the dataclass and the field that it belongs to."""
     keys = {}
@@ -188,11 +199,19 @@ def _convert(key: str, value: Any, source: str, base: Path) -> Any:
     return value
 
 
-def _path(text: str, base: Path) -> str:
-    expanded = Template(text).safe_substitute(MSAT_SHARED_DATA=str(shared_data()))
+def expanded(text: str) -> Path:
+    """The path with ``~`` replaced. Raises InputError where nobody knows that home."""
     try:
-        return str((base / Path(expanded).expanduser()).resolve())
-    except RuntimeError:  # ~someone without a home, a circle of links
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise InputError(f"{text}: there is no such home folder: give the whole path") from None
+
+
+def _path(text: str, base: Path) -> str:
+    whole = Template(text).safe_substitute(MSAT_SHARED_DATA=str(shared_data()))
+    try:
+        return str((base / expanded(whole)).resolve())
+    except RuntimeError:  # a circle of links
         raise ValueError("a path that exists") from None
     except FileNotFoundError:  # where is a relative path to begin?
         raise InputError(f"{text}: the working directory is gone: change into another one") from None
@@ -264,7 +283,7 @@ def _method_overrides(words: list[str]) -> list[tuple[str, str, Any]]:
                 raise InputError(f"{key} has no value: write {key} VALUE")
             value = words.pop(0)
         try:
-            overrides.append((*match.groups(), yaml.safe_load(value)))
+            overrides.append((*match.groups(), yaml_value(value)))
         except (yaml.YAMLError, ValueError, RecursionError):
             raise InputError(f"{key} is {show(value)}: give one value or a list such as [2, 1]") from None
     return overrides

@@ -7,9 +7,10 @@ import re
 import sys
 from pathlib import Path
 
+from msat_det.base.config import MOST_TIMESTEPS
 from msat_det.base.errors import InputError
-from msat_det.run.arguments import Parser, load_config
-from msat_det.run.terminal import guarded
+from msat_det.run.arguments import Parser, load_config, whole
+from msat_det.run.terminal import guarded, once
 
 REGISTRIES = {
     "methods": ("msat_det.methods", "METHODS"),
@@ -120,9 +121,6 @@ commands:
 Each command explains itself: msat-det convert-det --help"""
 
 
-once = functools.partial(guarded, again="")  # a command that begins anew
-
-
 @guarded
 def convert_det(argv: list[str]) -> None:
     """``tools/convert_det.py``: mAP over time of a detector's conversions."""
@@ -198,11 +196,9 @@ def export(argv: list[str]) -> None:
     parser.add_argument("--method", metavar="LABEL", required=True, help="label of one of the file's methods")
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="the file to write")
     text = "timestep that the method is made for, where it is made for one (default: its last recorded one)"
-    parser.add_argument("--t", metavar="T", type=int, help=text)
+    parser.add_argument("--t", metavar="T", type=whole(1, MOST_TIMESTEPS), help=text)
     parser.add_argument("--onnx", action="store_true", help="write one timestep as ONNX")
     given, words = parser.parse_known_args(argv)
-    if given.t is not None and given.t < 1:
-        raise InputError(f"--t is {given.t}: timesteps count from 1")
     if "," in given.method:
         raise InputError(f"--method is {given.method}: give one label")
     config = load_config([*words, "--methods", given.method], "msat-det export")

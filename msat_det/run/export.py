@@ -11,6 +11,7 @@ from msat_det.methods import parse_options
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import observe
 from msat_det.run.experiment import build_model, calibration_batches, method_options
+from msat_det.spiking.energy import prices
 from msat_det.spiking.formats.onnx_check import check
 from msat_det.spiking.formats.onnx_step import Step, export_step, require_packages, write_onnx
 
@@ -24,6 +25,7 @@ def export(config: Config, T: int | None, file: Path, onnx: bool = False) -> Non
     (entry,) = config.methods
     options = method_options(entry)
     parse_options(entry["method"], options)
+    prices(config.energy)
     if onnx:
         require_packages()
     if not file.parent.is_dir():

@@ -12,6 +12,7 @@ from msat_det.methods.observe import observe
 from msat_det.report.coverage_table import coverage_text
 from msat_det.report.directory import RunDirectory
 from msat_det.run.experiment import build_model, calibration_batches
+from msat_det.spiking.energy import prices
 
 
 def inspect_network(config: Config) -> list[dict]:
@@ -23,6 +24,7 @@ def inspect_network(config: Config) -> list[dict]:
     directory = RunDirectory(config.out)
     torch.set_num_threads(config.threads or torch.get_num_threads())
     torch.manual_seed(config.seed)
+    prices(config.energy)
     converted = [entry for entry in config.methods if config.record_of(entry)]
     for entry in converted:
         parse_options(entry["method"], method_options(entry))

@@ -47,6 +47,9 @@ def guarded(command: Callable[[list[str]], None], again: str = RESUMES) -> Calla
     return run
 
 
+once = functools.partial(guarded, again="")  # for a command that begins anew
+
+
 def make_streams_usable() -> None:
     """Let stdout replace what its encoding lacks, and put the null device where a standard stream is closed.
 

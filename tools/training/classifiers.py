@@ -9,7 +9,6 @@ import functools
 import io
 import math
 from dataclasses import MISSING, asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from msat_det.data import Dataset, build_dataset
 from msat_det.measure.accuracy.topk import topk
 from msat_det.models.classifiers import PREPROCESS, Preprocess, find_classifier
 from msat_det.report.directory import RunDirectory
-from msat_det.run.arguments import Parser, field_help
+from msat_det.run.arguments import Parser, expanded, field_help
 from msat_det.run.terminal import guarded
 
 MOMENTUM = 0.9
@@ -298,7 +297,7 @@ def read_recipe(argv: list[str]) -> Recipe:
             metavar = {int: "N", float: "X", str: "TEXT"}[kind]
             parser.add_argument(f"--{field.name}", type=kind, default=field.default, metavar=metavar, help=about)
     values = vars(parser.parse_args(argv))
-    return Recipe(**values | {name: str(Path(values[name]).expanduser()) for name in ("root", "out")})
+    return Recipe(**values | {name: str(expanded(values[name])) for name in ("root", "out")})
 
 
 @functools.partial(guarded, again="the same command with --resume goes on after the last finished epoch")
