@@ -6,10 +6,12 @@ The dataclasses are the only list of keys: ``msat_det.run.arguments`` takes type
 import re
 from dataclasses import asdict, dataclass, field
 
-import yaml
-
 from msat_det.base.errors import InputError
-from msat_det.base.files import show
+from msat_det.base.files import show, yaml_text
+
+MOST_TIMESTEPS = 1 << 24  # potentials and running sums are float32, which counts no further
+MOST_THREADS = 1024
+MOST_DRAWS = 1_000_000
 
 
 @dataclass
@@ -132,7 +134,7 @@ class Sim:
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        _positive("sim.T", self.T)
+        _positive("sim.T", self.T, MOST_TIMESTEPS)
         _positive("sim.chunk", self.chunk)
         if not self.record:
             if self.T is None:
@@ -140,6 +142,7 @@ class Sim:
             self.record = [2**i for i in range(self.T.bit_length())]
         if min(self.record) <= 0:
             raise InputError(f"sim.record holds {min(self.record)}: timesteps count from 1")
+        _positive("sim.record", max(self.record), MOST_TIMESTEPS)
         self.T = self.T or max(self.record)
         if max(self.record) > self.T:
             raise InputError(f"sim.record holds {max(self.record)}, beyond sim.T = {self.T}: raise T or leave it out")
@@ -211,7 +214,7 @@ class Bootstrap:
     confidence: float = 0.9
 
     def __post_init__(self) -> None:
-        _positive("bootstrap.draws", self.draws)
+        _positive("bootstrap.draws", self.draws, MOST_DRAWS)
         if not 0 < self.confidence < 1:
             raise InputError(f"bootstrap.confidence is {self.confidence}: give a share between 0 and 1, such as 0.9")
 
@@ -251,7 +254,7 @@ class Config:
 
     def __post_init__(self) -> None:
         _positive("batch", self.batch)
-        _positive("threads", self.threads)
+        _positive("threads", self.threads, MOST_THREADS)
         if self.calib.root is None:
             if self.calib.kind == "images":
                 raise InputError("calib.root is missing: name a folder of calibration images with --calib.root DIR")
@@ -296,7 +299,7 @@ class Config:
     def to_yaml(self) -> str:
         """All resolved values, as YAML that makes the same run again."""
         values = {key: value for key, value in asdict(self).items() if key != "command"}
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+        return yaml_text(values)
 
 
 def checked_method(entry: dict) -> dict:
@@ -320,7 +323,7 @@ def checked_method(entry: dict) -> dict:
     entry = {"label": label} | entry
     record = entry.get("record")
     if record is not None and not (
-        record and isinstance(record, list) and all(type(t) is int and t > 0 for t in record)
+        record and isinstance(record, list) and all(type(t) is int and 0 < t <= MOST_TIMESTEPS for t in record)
     ):
         raise InputError(f"record of method {label} is {show(record)}: give a list of timesteps such as [4, 8]")
     return entry
@@ -331,6 +334,8 @@ def method_options(entry: dict) -> dict:
     return {key: value for key, value in entry.items() if key not in ("label", "method", "record")}
 
 
-def _positive(key: str, value: int | None) -> None:
+def _positive(key: str, value: int | None, most: int | None = None) -> None:
     if value is not None and value <= 0:
         raise InputError(f"{key} is {value}: give a whole number above 0")
+    if value is not None and most is not None and value > most:
+        raise InputError(f"{key} is {value}: give at most {most}")

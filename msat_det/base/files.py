@@ -5,6 +5,7 @@ import errno
 import hashlib
 import io
 import os
+import re
 import reprlib
 import stat
 from collections.abc import Callable
@@ -67,13 +68,33 @@ class _Loader(yaml.SafeLoader):
         pass
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes what ``_Loader`` reads."""
+
+
+for side in (_Loader, _Dumper):  # YAML 1.2 takes 1e-3 for a number, as people do; PyYAML keeps to 1.1: 1.0e-3
+    number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    side.add_implicit_resolver("tag:yaml.org,2002:float", number, [*"-+.0123456789"])
+
+
 def yaml_of(path: str | Path) -> Any:
     """What a YAML file of at most MAX_YAML bytes holds. Raises OSError, yaml.YAMLError, ValueError, RecursionError."""
-    return yaml.load(text_of(path, MAX_YAML), _Loader)
+    return yaml_value(text_of(path, MAX_YAML))
+
+
+def yaml_value(text: str) -> Any:
+    """What a text stands for in YAML. Raises yaml.YAMLError, ValueError, RecursionError."""
+    return yaml.load(text, _Loader)
+
+
+def yaml_text(value: Any) -> str:
+    """A value of plain ones as YAML that ``yaml_value`` reads."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for who writes into it
+    # a pipe would wait for who writes into it; Windows has neither
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def read_text(path: Path, most: int = MAX_TEXT) -> str:
@@ -123,7 +144,7 @@ def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
     part = target.with_name(f".{target.name}.part")
     try:
         write(part)
-        with part.open("rb") as file:
+        with part.open("r+b") as file:  # Windows flushes only what may be written
             os.fsync(file)
         part.replace(target)
     except OSError as error:
