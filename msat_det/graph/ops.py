@@ -50,6 +50,11 @@ def identity(x: Tensor) -> Tensor:
     return x
 
 
+def hard_mish(x: Tensor) -> Tensor:
+    """Darknet's: x for x > 0, x²/2 + x down to −2, 0 below."""
+    return x / 2 * (x + 2).clamp(0, 2)
+
+
 # Operations that multiply: their multiply-adds are what a network costs.
 MULTIPLYING = {"conv1d", "conv2d", "conv3d", "convtranspose2d", "linear", "matmul", "bmm", "mm", "einsum"}
 
@@ -93,7 +98,10 @@ SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
 RECTIFIED = {"relu", "relu6"}
 PIECEWISE_LINEAR = {"leakyrelu", "prelu", "hardtanh", "hardsigmoid"}
 CLAMPS = {"clamp", "clip", "clampmin", "clampmax"}
-CURVED = {"hardswish", "silu", "sigmoid", "tanh", "elu", "celu", "selu", "gelu", "mish", "softplus", "logsigmoid"}
+CURVED = {
+    *("hardswish", "silu", "sigmoid", "tanh", "elu", "celu", "selu", "gelu", "mish", "softplus", "logsigmoid"),
+    "hardmish",
+}
 POINTWISE = RECTIFIED | PIECEWISE_LINEAR | CLAMPS | CURVED
 
 # The names that Python's operators and some spellings hide behind.

@@ -10,7 +10,8 @@ from msat_det.base.errors import InputError
 from msat_det.data import VOC_CLASSES
 from msat_det.data.voc_classes import common_name
 from msat_det.models.ssd import SsdDetector
-from msat_det.models.weights import given, load_tensors, read_names, read_safetensors
+from msat_det.models.state_dict import load_tensors, without_prefix
+from msat_det.models.weights import given, read_names, read_tensors
 from msat_det.models.yolo import YoloDetector
 
 SIZE = 160  # pixels, the side of the input in training
@@ -136,7 +137,7 @@ def ssd_demo(model: Any) -> SsdDetector:
 
 
 def _load(net: nn.Module, path: str | Path) -> nn.Module:
-    load_tensors(net, read_safetensors(path), path)
+    load_tensors(net, without_prefix(read_tensors(path), net.state_dict(), path), path)
     return net.eval()
 
 

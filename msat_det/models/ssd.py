@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from msat_det.base.errors import InputError
 from msat_det.models.detector import Detections
 from msat_det.models.preprocessing import RESIZES, Geometry, as_size
+from msat_det.models.state_dict import load_tensors
 from msat_det.models.suppression import select
-from msat_det.models.weights import COCO_COLUMNS, NO_CLASS, given, load_tensors, read_names, read_safetensors
+from msat_det.models.weights import COCO_COLUMNS, NO_CLASS, given, read_names, read_tensors
 
 
 class SsdDetector:
@@ -175,7 +176,7 @@ def ssd_mobilenet_v1(model: Any) -> SsdDetector:
         )
     if model.size is not None and as_size(model.size) != (300, 300):
         raise InputError(f"model.size is {model.size}: ssd_mobilenet_v1's priors are for 300; leave it out")
-    tensors = read_safetensors(model.weights)
+    tensors = read_tensors(model.weights)
     names = COCO_COLUMNS if model.names in (None, "coco") else read_names(model.names)
     columns = [i for i, name in enumerate(names) if name not in NO_CLASS]
     net = SsdMobileNetV1(columns=len(names))

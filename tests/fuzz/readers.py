@@ -20,12 +20,15 @@ from seeds import CFGS
 
 import msat_det
 from msat_det.base.errors import InputError
+from msat_det.base.files import bytes_of
 from msat_det.data import VOC_CLASSES, ClassFolders, CocoDetection, Dataset, ImageFiles, Target, VocDetection
 from msat_det.data.images import read_image
 from msat_det.data.unpack import unpack
+from msat_det.graph.graph import trace
 from msat_det.measure.parts import Parts
 from msat_det.methods import parse_options
 from msat_det.models import classifiers
+from msat_det.models.checkpoint import FAULTS, Foreign, Machine, Storage, Stored
 from msat_det.models.classifiers import Network, Preprocess, build_classifier
 from msat_det.models.detector import Detections
 from msat_det.models.importers.darknet.cfg import parse_cfg
@@ -42,6 +45,7 @@ from msat_det.spiking.formats.plan import load_plan
 
 TINY = "tiny_for_fuzzing"
 classifiers.CLASSIFIERS[TINY] = Network(lambda num_classes: classifiers.CifarResNet((1, 1), 2, num_classes), classes=4)
+PLAIN = {Foreign, Stored, Storage, dict, list, tuple, str, bytes, bytearray, int, float, bool, type(None)}
 MODEL = dict.fromkeys("names resize size preprocess num_classes score nms_iou top_k cfg weights".split())
 
 
@@ -65,6 +69,16 @@ def by_suffix(**kinds: Mutate) -> Callable[[str], Mutate]:
     return lambda path: kinds.get(path.rpartition(".")[2].lower(), mutate.raw)
 
 
+def quietly(read: Callable[[Path], object]) -> Callable[[Path], object]:
+    """The same reader without what it tells on stderr."""
+
+    def reader(root: Path) -> object:
+        with contextlib.redirect_stderr(io.StringIO()):
+            return read(root)
+
+    return reader
+
+
 def read_darknet_cfg(root: Path) -> None:
     """A network from a cfg, as many zeros for weights as it wants (if they are few), and a blank image through it."""
     cfg = root / "net.cfg"
@@ -76,13 +90,14 @@ def read_darknet_cfg(root: Path) -> None:
     if count > 100_000 or classes > 100:
         return
     weights, names = root / "net.weights", root / "names"
-    weights.write_bytes(bytes(20)[:4] + b"\2" + bytes(15) + bytes(4 * count))
+    weights.write_bytes(bytes(4) + b"\2" + bytes(15) + bytes(4 * count))
     names.write_text("".join(f"{i}\n" for i in range(classes)))
     detector = darknet(SimpleNamespace(**MODEL | {"cfg": cfg, "weights": weights, "names": names}))
     if max(detector.size) > 64:
         return
     pixels, meta = detector.preprocess(torch.zeros(3, 8, 8, dtype=torch.uint8))
     check_detections(detector.decode(detector.net(pixels[None]), [meta]), classes)
+    trace(detector.net, torch.rand(2, *pixels.shape))
 
 
 def read_darknet_weights(root: Path) -> None:
@@ -163,6 +178,22 @@ def read_weights(name: str, root: Path) -> None:
     assert len(found.decode(found.net(pixels[None]), [meta])[0]) == len(found.classes)
 
 
+def read_pickle(root: Path) -> None:
+    """The value that a pickle stands for: of the machine's own kinds alone, whatever the pickle calls."""
+    try:
+        waiting = [Machine().run(io.BytesIO(bytes_of(root / "data.pkl")))]
+    except FAULTS as error:
+        raise InputError(f"{type(error).__name__}: {error}") from error
+    seen = set()
+    while waiting:
+        value = waiting.pop()
+        assert type(value) in PLAIN, type(value)
+        if id(value) not in seen and isinstance(value, dict | list | tuple):
+            seen.add(id(value))
+            waiting += value.values() if isinstance(value, dict) else value
+            assert not isinstance(value, dict) or all(type(key) is str for key in value)
+
+
 def read_parts(root: Path) -> None:
     classes = 5
     parts = Parts(root, [["1", 2], []], classes)
@@ -223,7 +254,8 @@ CFG_WORDS = """
 [net] [convolutional] [maxpool] [route] [shortcut] [upsample] [yolo] [region] [reorg] [sam] [avgpool] [dropout]
 [scale_channels] [crnn] size stride pad padding filters groups group_id dilation layers from mask anchors num classes
 activation batch_normalize width height channels letter_box scale scale_x_y new_coords softmax linear relu mish swish
-elu tanh 0 1 2 3 -1 -2 -9 16 1024 65536 2147483647 1e9 .5 nan inf probability
+elu tanh silu gelu hard_mish [Gaussian_yolo] [reorg3d] [implicit] [implicit_mul] [shift_channels] [control_channels]
+[silence] atoms mean stride_x stride_y yolo_point 0 1 2 3 -1 -2 -9 16 1024 65536 2147483647 1e9 .5 nan inf probability
 """.split()
 VOC_WORDS = (
     *"<object> </object> <name> </name> <bndbox> </bndbox> <xmin> <annotation> </annotation> dog person 000001".split(),
@@ -259,7 +291,9 @@ def xml_words(random: Random, data: bytes) -> bytes:
 
 
 READERS: dict[str, Reader] = {
-    "darknet_cfg": Reader(seeds.darknet_cfg, by_suffix(cfg=mutate.words(*CFG_WORDS)), read_darknet_cfg, writes=True),
+    "darknet_cfg": Reader(
+        seeds.darknet_cfg, by_suffix(cfg=mutate.words(*CFG_WORDS)), quietly(read_darknet_cfg), writes=True
+    ),
     "darknet_weights": Reader(seeds.darknet_weights, by_suffix(), read_darknet_weights, writes=True),
     "voc": Reader(
         seeds.voc,
@@ -291,9 +325,12 @@ READERS: dict[str, Reader] = {
     "safetensors": Reader(
         seeds.safetensors_weights,
         by_suffix(safetensors=mutate.safetensors_file),
-        partial(read_weights, "net.safetensors"),
+        quietly(partial(read_weights, "net.safetensors")),
     ),
-    "torch_weights": Reader(seeds.torch_weights, by_suffix(pt=mutate.zip_file), partial(read_weights, "net.pt")),
+    "torch_weights": Reader(
+        seeds.torch_weights, by_suffix(pt=mutate.torch_file), quietly(partial(read_weights, "net.pt"))
+    ),
+    "checkpoint": Reader(seeds.pickles, by_suffix(pkl=mutate.pickled), read_pickle),
     "parts": Reader(seeds.parts, by_suffix(safetensors=mutate.safetensors_file), read_parts, structure=0.1, links=True),
     "resume": Reader(
         seeds.unfinished_run,

@@ -21,16 +21,8 @@ from torchvision.models.detection.ssd import SSD
 
 from msat_det.base.errors import InputError
 from msat_det.models.detector import Detections
-from msat_det.models.weights import (
-    COCO_COLUMNS,
-    NO_CLASS,
-    download,
-    given,
-    load_tensors,
-    published,
-    read_names,
-    read_tensors,
-)
+from msat_det.models.state_dict import load_tensors, without_prefix
+from msat_det.models.weights import COCO_COLUMNS, NO_CLASS, download, given, published, read_names, read_tensors
 
 SINGLE_STAGE = (
     "ssd300_vgg16",
@@ -195,8 +187,8 @@ def _load(net: nn.Module, name: str, weights: str) -> None:
     """Put weights by enum name or file into ``net``, under today's names and with the batch norm's ε they are for."""
     enum = published(name, weights) if str(weights).isidentifier() else None
     tensors = download(enum) if enum else read_tensors(weights)
-    tensors = {_renamed(net, key): tensor for key, tensor in tensors.items()}
     own = net.state_dict()
+    tensors = {_renamed(net, key): tensor for key, tensor in without_prefix(tensors, own, weights).items()}
     scores = [key for key in own if key.startswith("head.classification_head") and key.endswith("bias")][-1]
     if scores in tensors and len(tensors[scores]) != len(own[scores]):
         raise InputError(
