@@ -18,7 +18,8 @@ from msat_det.analysis.energy import Counts, count
 from msat_det.convert import ops
 from msat_det.convert.coverage import node_table
 from msat_det.convert.fanout import HOMOGENEOUS, FanOut, is_event_source, static_nodes
-from msat_det.convert.graph import Batch, Graph, before_output, closure, elements, last_uses, where
+from msat_det.convert.graph import Graph, before_output, closure, elements, is_mask, last_uses, mean_inputs, where
+from msat_det.convert.inputs import Batch
 from msat_det.convert.observe import Observation
 from msat_det.convert.ops import Kind
 from msat_det.detectors.base import Detections, Detector
@@ -356,12 +357,13 @@ class _ShapeValues(dict):
 
 class _Differential:
     """A node g that acts on running means (DESIGN §4): d(t) = n·g(X̄(t)) − (n−1)·g(X̄(t−1)), n = t + 1, X̄ the running
-    means of its inputs; the second term is 0 at the first timestep. The running mean of d is g of the running mean."""
+    means of its inputs; the second term is 0 at the first timestep. The running mean of d is g of the running mean. Of
+    a mask there is no difference: it is g(X̄(t)) itself, and taken as it is by the nodes behind it."""
 
     def __init__(self, node: Node, graph: Graph, moving: set[Node]):
         self.node, self.graph = node, graph
         self.homogeneous = node.meta["op"] in HOMOGENEOUS
-        self.inputs = [n for n in node.all_input_nodes if n in moving and n.meta["kind"] is not Kind.SHAPE]
+        self.inputs = mean_inputs(node, moving)
         self.sums: dict[Node, Tensor] = {}
         self.last: Tensor | None = None
 
@@ -383,6 +385,8 @@ class _Differential:
             return values[node] if node in values else env[node]
 
         g = self.graph.call(self.node, fx.map_arg(self.node.args, value), fx.map_arg(self.node.kwargs, value))
+        if is_mask(self.node):
+            return g
         total = g if self.homogeneous else g * _column(n, g)
         rows = total.unflatten(0, (steps, images))
         difference = torch.empty_like(rows)

@@ -441,7 +441,7 @@ REFUSED = {
     "property of data": (lambda net, x: x.relu().mT, "'getattr", "ops.py"),
     "integer division": (lambda net, x: x.relu() // 2, "'floordiv'", "ops.py"),
     "remainder": (lambda net, x: x.relu() % 2, "'mod'", "ops.py"),
-    "comparison": (lambda net, x: torch.where(x > 0, x, 0 * x), "'gt'", "ops.py"),
+    "rounded quotient": (lambda net, x: torch.div(x.relu(), 2, rounding_mode="floor"), "'div'", "ops.py"),
     "two outputs": (lambda net, x: x.relu().max(2, keepdim=True)[0], "'max_1'", "amax"),
     "bounds from data": (lambda net, x: torch.clamp(x, max=x.mean((2, 3), keepdim=True)), "'clamp'", "parameters"),
     "mean over images": (lambda net, x: x.relu() - x.mean(0, keepdim=True), "'mean'", "dimension 0"),
