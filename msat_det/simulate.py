@@ -19,10 +19,11 @@ from msat_det.convert import ops
 from msat_det.convert.coverage import node_table
 from msat_det.convert.fanout import HOMOGENEOUS, FanOut, is_event_source, static_nodes
 from msat_det.convert.graph import Graph, before_output, closure, elements, is_mask, last_uses, mean_inputs, where
-from msat_det.convert.inputs import Batch
+from msat_det.convert.inputs import Batch, recorded
 from msat_det.convert.observe import Observation
 from msat_det.convert.ops import Kind
 from msat_det.detectors.base import Detections, Detector
+from msat_det.detectors.given import pictures
 from msat_det.errors import InputError
 from msat_det.kernels import Scan, count_events, events, keep_freed_memory
 from msat_det.neurons import Chances, Neuron
@@ -64,6 +65,7 @@ class SpikingNetwork:
         self.decide, self.detector, self.energy = decide, detector, energy
         self.counts: dict[int, Counts] = {}
         self.plan = _Plan(graph)
+        self._resized: tuple[Graph, FanOut] | None = None  # for the images of another size that came last
 
     def run(
         self,
@@ -87,14 +89,13 @@ class SpikingNetwork:
         the spikes and operations up to each recorded t in ``counts``.
         Raises InputError, naming the call site, when a neuron's potential is NaN.
         """
-        record = sorted({T} if record is None else set(record))
-        if not record or record[0] < 1 or record[-1] > T:
-            raise InputError(f"recorded timesteps {record} must lie in 1..T = {T}")
+        record = recorded(T, record)
         window = next((n.window for n in self.neurons.values() if n.window), 1)
         if record[0] % window:
             raise InputError(f"recorded timestep {record[0]} is no whole number of windows of {window} timesteps")
         with torch.inference_mode():
-            run = _Run(self, batch, images, tap, watch)
+            snn = self._for_size_of(batch)
+            run = _Run(snn, batch, images, tap, watch)
             outputs, t = {}, 0
             self.counts = {}
             for until in record:
@@ -105,10 +106,33 @@ class SpikingNetwork:
                     t += steps
                 outputs[until] = run.readout(t)
                 sites = {node.name: scan.counts.clone() for node, scan in run.scans.items()}
-                self.counts[until] = count(self, sites, run.pools, until, self.energy)
+                self.counts[until] = count(snn, sites, run.pools, until, self.energy)
                 if stop and stop(outputs):
                     break
-        return outputs
+        return pytree.tree_map_only(Tensor, torch.clone, outputs)  # tensors that the caller may write into
+
+    def _for_size_of(self, batch: Batch) -> "SpikingNetwork":
+        """This network; for images of another size than the calibration's one with the same neurons, counted anew.
+
+        Raises InputError where they don't fit the network.
+        """
+        inputs = self.graph.bind(batch)
+        if len({len(value) for value in inputs.values()}) > 1:
+            raise InputError(f"the inputs have {[len(value) for value in inputs.values()]} images: give as many of each")
+        for node in self.graph.nodes:
+            if node.op == "placeholder":
+                value, shape, dtype = inputs[node.target], node.meta["shape"], node.meta["dtype"]
+                if value.dim() - 1 != len(shape) or value.dtype != dtype:
+                    raise InputError(f"input '{node.target}' is {kind(value)}, in calibration its images were {shape} ")
+        sizes = {name: tuple(value.shape[1:]) for name, value in inputs.items()}
+        if sizes == self.graph.sizes:
+            return self
+        if self._resized is None or self._resized[0].sizes != sizes:
+            one = {name: value[:1] for name, value in inputs.items()}
+            graph = self.graph.at_size(one)
+            self._resized = graph, fan_out(graph, one)
+        graph, fanout = self._resized
+        return SpikingNetwork(graph, self.neurons, fanout, self.seed, self.chunk, self.decide, energy=self.energy)
 
     def detect(
         self,
@@ -127,7 +151,7 @@ class SpikingNetwork:
                 "this network has no detector to read boxes: convert a Detector, not its net; hand a detector of your "
                 "own in again with msat_det.load(path, detector=…)"
             )
-        pixels, metas = zip(*map(self.detector.preprocess, images), strict=True)
+        pixels, metas = zip(*map(self.detector.preprocess, pictures(images)), strict=True)
         outputs = self.run(torch.stack(pixels), T, record, stop=stop)
         return {t: self.detector.decode(output, list(metas)) for t, output in outputs.items()}
 

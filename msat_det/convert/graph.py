@@ -66,6 +66,20 @@ class Graph:
         return Graph(fx.GraphModule(self.module, copy.deepcopy(self.module.graph)), self.inputs, self.structure)
 
     @property
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of one image at each input, as the graph was measured with."""
+        return {node.target: node.meta["shape"] for node in self.nodes if node.op == "placeholder"}
+
+    def at_size(self, batch: Batch) -> "Graph":
+        """A copy that is measured with images of another size. Raises InputError where they don't go through it."""
+        graph = self.copy()
+        try:
+            measure(graph, batch)
+        except InputError as error:
+            raise InputError(f"the network was calibrated on images of another size, {self.sizes}: {error}") from error
+        return graph
+
+    @property
     def device(self) -> torch.device | None:
         """Where its weights lie; None for a network without any."""
         return device_of(self.module)
@@ -416,7 +430,6 @@ def classify(graph: Graph) -> None:
 
 def _verdict(graph: Graph, node: Node, name: str, module: nn.Module | None, entering: list[Node]) -> Kind:
     known = module is None or type(module).__module__.startswith(("torch.nn", "torchvision.ops"))
-    known = known and node.kwargs.get("rounding_mode") is None  # of a division: not linear
     if not entering or (known and name in ops.SHAPE) or (name == "getattr" and node.args[1] in ops.SHAPE_ATTRIBUTES):
         return Kind.SHAPE
     if known and name in ops.POINTWISE:

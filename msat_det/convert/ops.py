@@ -117,6 +117,8 @@ def canonical(node: fx.Node, module: nn.Module | None) -> str:
     """The canonical name of what a node calls."""
     if module is not None:
         name = type(module).__name__
+    elif node.kwargs.get("rounding_mode") is not None:
+        name = "floordiv"  # whatever the division is called
     else:
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     return canonical_name(name)
