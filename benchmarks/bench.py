@@ -2,7 +2,7 @@
 
     python benchmarks/bench.py --quick --json bench.json
     python benchmarks/bench.py --json bench.json
-    python benchmarks/bench.py --part steps --network yolo-nano --neuron if msat --batch 1 --T 8 --json bench.json
+    python benchmarks/bench.py --part rows --network yolo-nano --neuron if msat --batch 1 --T 8 --json bench.json
 
 Writes FILE and, as tables, the same name with .md; both after every row, so that a long run may be cut short. The float
 forward is batch-norm-folded, eager, with the same layout, batch and threads, and runs in turns with the simulation in
@@ -23,9 +23,9 @@ import torch
 from benchmarks import end_to_end, evaluation, memory, networks, rival, scan, sparse
 from benchmarks.networks import NETWORKS, NEURONS, Bench
 from benchmarks.timing import ratio
-from msat_det.cli import guarded
-from msat_det.errors import InputError
-from msat_det.report import write_whole
+from msat_det.base.errors import InputError
+from msat_det.base.files import write_whole
+from msat_det.run.cli import guarded
 
 FOUR = [name for name in NETWORKS if name != "vgg16-cifar"]
 # Key in the JSON file, --part → heading in the Markdown file.
@@ -160,8 +160,8 @@ def main(argv: list[str]) -> None:
     }
     for part in args.part:
         rows = results[part] = []
-        if part == "spikingjelly" and len(args.part) > 1 and not rival.installed():
-            print("left out: the comparison with SpikingJelly (pip install 'msat-det[bench]')", file=sys.stderr)
+        if part == "spikingjelly" and len(args.part) > 1 and (lacking := rival.missing()):
+            print(f"left out: the comparison with SpikingJelly: {lacking}", file=sys.stderr)
             continue
         for row in part_rows(part, args):
             rows.append(row)

@@ -10,9 +10,9 @@ import torch
 
 from benchmarks.networks import NEURONS, load
 from benchmarks.scan import median_seconds
-from msat_det.convert.conversion import spiking_network
-from msat_det.detectors.base import Detections
-from msat_det.evaluate import CocoEvaluator
+from msat_det.measure.accuracy import CocoEvaluator
+from msat_det.methods.convert import spiking_network
+from msat_det.models.detector import Detections
 
 DETECTORS = ("ssd-mobilenet", "yolo-nano")
 BATCH = 8

@@ -1,9 +1,5 @@
 """Peak resident memory: of this process from a moment on, and of a simulation in a process of its own.
 
-    python benchmarks/memory.py ssd-mobilenet msat 4 64 2
-
-The process loads and observes the network, gives freed memory back, starts the kernel's high-water mark (VmHWM) anew
-and runs the simulation once. So a peak holds Python, PyTorch, weights and the simulation, and not the observation.
 getrusage's maximum is no use here: a process takes it over from the one that started it.
 """
 
@@ -14,10 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import torch
-
 STATUS, MARK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+ALONE = Path(__file__).with_name("one_simulation.py")
 
 
 def resident(key: str) -> float | None:
@@ -45,23 +39,6 @@ def peak(network: str, neuron: str, batch: int, T: int, threads: int) -> dict[st
 
     neuron: a name in ``networks.NEURONS``, or ``spikingjelly/NODE/LAYOUT``.
     """
-    command = [sys.executable, __file__, network, neuron, str(batch), str(T), str(threads)]
+    command = [sys.executable, str(ALONE), network, neuron, str(batch), str(T), str(threads)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def main(network: str, neuron: str, batch: str, T: str, threads: str) -> None:
-    from benchmarks import networks, rival
-
-    torch.set_num_threads(int(threads))
-    bench = networks.load(network)
-    make = rival.simulation if neuron.startswith(rival.NAME) else networks.Bench.simulation
-    simulate = make(bench, neuron, int(batch), int(T))
-    forget_peak()
-    before = resident("VmRSS")
-    simulate()
-    print(json.dumps({"peak_mb": resident("VmHWM"), "before_mb": before}))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

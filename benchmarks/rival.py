@@ -7,7 +7,6 @@ found by trying: its two integrate-and-fire nodes, channels last or not.
 """
 
 import copy
-import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,10 +17,10 @@ from torch import Tensor
 from benchmarks import memory
 from benchmarks.networks import Bench, load
 from benchmarks.timing import ratio, seconds_of
-from msat_det.convert.graph import Graph, last_uses
-from msat_det.convert.observe import Observation
-from msat_det.errors import InputError
-from msat_det.kernels import keep_freed_memory
+from msat_det.base.errors import InputError
+from msat_det.graph.graph import Graph, last_uses
+from msat_det.methods.observe import Observation
+from msat_det.spiking.kernels import keep_freed_memory
 
 NAME = "spikingjelly"
 NODES = ("IFNode", "SimpleIFNode")
@@ -40,8 +39,13 @@ CASES = [
 ]
 
 
-def installed() -> bool:
-    return importlib.util.find_spec(NAME) is not None
+def missing() -> str | None:
+    """What keeps SpikingJelly from being imported, itself or something that it needs; None where nothing does."""
+    try:
+        import spikingjelly.activation_based.neuron  # noqa: F401
+    except ImportError as error:
+        return f"{error}: pip install 'msat-det[bench]' (Python 3.11 or later)"
+    return None
 
 
 class MultiStep:
@@ -103,8 +107,8 @@ def rows(networks: list[str], threads: int, budget: float) -> Iterator[dict]:
     theirs_over_float, ours_over_float: a timestep over a float forward. speed_ratio: their time over ours, in turns.
     memory_ratio: their peak over ours, whole processes; without_rest: what both hold before they start taken off.
     """
-    if not installed():
-        raise InputError("spikingjelly is not installed: pip install 'msat-det[bench]' (Python 3.11 or later)")
+    if lacking := missing():
+        raise InputError(f"the comparison with SpikingJelly cannot run: {lacking}")
     keep_freed_memory()  # our simulations would set it for the whole process: it makes theirs faster too
     for network, batch, T in [case for case in CASES if case[0] in networks]:
         bench = load(network)

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from benchmarks import rival
 from benchmarks.networks import NEURONS
 from benchmarks.timing import seconds_of
-from msat_det.convert.conversion import spiking_network
-from msat_det.convert.observe import observe
-from msat_det.kernels import Scan, keep_freed_memory
+from msat_det.methods.convert import spiking_network
+from msat_det.methods.observe import observe
+from msat_det.spiking.kernels import Scan, keep_freed_memory
 
 SHAPE = (4, 64, 150, 150)  # images, channels, height, width: 23 MB a timestep
 STEPS = 8
@@ -62,7 +62,7 @@ def rows(threads: int, shape: tuple[int, ...] = SHAPE) -> Iterator[dict]:
             lengths[f"{name}, in place"] = median_seconds(
                 lambda scan=scan, own=own: scan.run(own, STEPS, STEPS, in_place=True)
             )
-    if rival.installed():
+    if rival.missing() is None:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             lengths["spikingjelly IFNode"] = process.submit(spikingjelly_seconds, threads, shape).result()
         lengths["spikingjelly IFNode, freed memory kept"] = spikingjelly_seconds(threads, shape)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from benchmarks.networks import NEURONS, Bench
 from benchmarks.timing import seconds_of
-from msat_det.convert.conversion import spiking_network
-from msat_det.kernels import events, keep_freed_memory
+from msat_det.methods.convert import spiking_network
+from msat_det.spiking.kernels import events, keep_freed_memory
 
 T = 8
 REPEATS = 3

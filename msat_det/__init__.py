@@ -12,16 +12,16 @@ __version__ = "0.1.0"
 
 # Public name → module; imported at first use, for PyTorch takes seconds and `msat-det --help` should not.
 _PUBLIC = {
-    "METHODS": "msat_det.convert.methods",
-    "Detections": "msat_det.detectors.base",
-    "Detector": "msat_det.detectors.base",
-    "InputError": "msat_det.errors",
-    "SpikingNetwork": "msat_det.simulate",
-    "TorchvisionDetector": "msat_det.detectors.torchvision",
-    "convert": "msat_det.api",
-    "fit_rule": "msat_det.anytime",
-    "load": "msat_det.saved",
-    "observe": "msat_det.api",
+    "METHODS": "msat_det.methods",
+    "Detections": "msat_det.models.detector",
+    "Detector": "msat_det.models.detector",
+    "InputError": "msat_det.base.errors",
+    "SpikingNetwork": "msat_det.spiking.network",
+    "TorchvisionDetector": "msat_det.models.importers.torchvision",
+    "convert": "msat_det.methods.api",
+    "fit_rule": "msat_det.measure.anytime",
+    "load": "msat_det.spiking.formats.native",
+    "observe": "msat_det.methods.api",
 }
 __all__ = list(_PUBLIC)
 

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 import torchvision
-from pages import PAGES, Block, anchors, assert_prints, blocks, commands, words_of
+from support.pages import PAGES, Block, anchors, assert_prints, blocks, commands, words_of
 from torchvision.models import WeightsEnum, get_model, get_model_weights, list_models
 
-from msat_det import cli, detectors
-from msat_det.config import Config, method_options
-from msat_det.convert.methods import METHODS, parse_options
+from msat_det import models as detectors
+from msat_det.base.config import Config, method_options
 from msat_det.data import DATASETS
-from msat_det.options import PROJECT, load_config
+from msat_det.methods import METHODS, parse_options
+from msat_det.run import cli
+from msat_det.run.arguments import PROJECT, load_config
 
 # Commands that do not run here as they stand, the first fitting row for each: those with words to add, which make them
 # small, run with these; the others are read: the command, its options, their values, the files they name.
@@ -38,9 +39,9 @@ ROWS: list[tuple[str, str | None, str]] = [
 ]
 # What the commands call, replaced where a command is only read.
 WORK = [
-    *("msat_det.run.run", "msat_det.compare.compare", "msat_det.inspect_network.inspect_network"),
-    *("msat_det.doctor.doctor", "msat_det.export.export", "msat_det.report_page.write_report"),
-    "msat_det.fetch.fetch_entry",
+    *("msat_det.run.experiment.run", "msat_det.run.compare.compare", "msat_det.run.inspect.inspect_network"),
+    *("msat_det.run.doctor.doctor", "msat_det.run.export.export", "msat_det.report.page.page.write_report"),
+    "msat_det.run.fetch.fetch_entry",
 ]
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from msat_det.options import PROJECT
+from msat_det.run.arguments import PROJECT
 
 
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)

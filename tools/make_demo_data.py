@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from msat_det.errors import InputError
-from msat_det.options import PROJECT
-from msat_det.scenes import CLASSES, Scene, draw_scene, draw_tile
+from training.scenes import CLASSES, Scene, draw_scene, draw_tile
+
+from msat_det.base.errors import InputError
+from msat_det.run.arguments import PROJECT
 
 VOC_SPLITS = {"trainval": 48, "test": 100}  # split → scenes; trainval is there to calibrate on
 COCO_SPLITS = {"train2017": 48, "val2017": 100}

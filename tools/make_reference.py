@@ -17,15 +17,17 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import msat_det
-from msat_det import config, data, options, run
-from msat_det.analysis.energy import Cost, Counts
-from msat_det.convert.coverage import node_table
-from msat_det.convert.methods import METHODS, Method, registry
-from msat_det.convert.observe import Observation
-from msat_det.convert.options import Options
-from msat_det.neurons import Msat, Neuron
+from msat_det import data
+from msat_det.base import config
+from msat_det.methods import METHODS, Method, registry
+from msat_det.methods.observe import Observation
+from msat_det.methods.options import Options
+from msat_det.run import arguments, experiment
+from msat_det.spiking.energy import Cost, Counts
+from msat_det.spiking.neurons import Msat, Neuron
+from msat_det.spiking.nodes import node_table
 
-PAGE = options.PROJECT / "docs/reference.md"
+PAGE = arguments.PROJECT / "docs/reference.md"
 HEAD = """\
 # Reference
 
@@ -35,7 +37,7 @@ these names at work; `msat-det --help` and each command's own `--help` explain t
 LIBRARY = [getattr(msat_det, name) for name in msat_det.__all__ if name != "METHODS"]
 RESULTS = [Observation, Counts, Cost, node_table, Neuron, Msat]
 DATA = [data.build_dataset, data.subset, data.select, data.Dataset, data.Sample, data.Target]
-RUNS = [options.load_config, run.run]
+RUNS = [arguments.load_config, experiment.run]
 REGISTER = [registry.method, Method, registry.threshold, registry.neuron]
 
 

@@ -10,12 +10,13 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from msat_det.cli import guarded
-from msat_det.compare import Comparison, compare, markdown, read_comparison, table
-from msat_det.config import Config
-from msat_det.errors import InputError
-from msat_det.options import PROJECT, load_config
-from msat_det.report import RunDirectory
+from msat_det.base.config import Config
+from msat_det.base.errors import InputError
+from msat_det.report.comparison import Comparison, markdown, read_comparison, table
+from msat_det.report.directory import RunDirectory
+from msat_det.run.arguments import PROJECT, load_config
+from msat_det.run.cli import guarded
+from msat_det.run.compare import compare
 
 RUNS = "runs/results"
 METHODS = "p-norm,channel-norm,spike-norm,rmp,tsc,opt,calibration,burst,constant"

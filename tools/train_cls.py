@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from msat_det.train_cls import main
+from training.classifiers import main
 
 if __name__ == "__main__":
     sys.exit(main())

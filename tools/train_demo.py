@@ -22,17 +22,18 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from msat_det.classifiers import CLASSIFIERS, PREPROCESS, Classifier
+from training.losses import Objects, fit, pad_objects, scene_batches, ssd_loss, yolo_loss
+from training.scenes import draw_scene, draw_tile
+
+from msat_det.base.errors import InputError
 from msat_det.data import VOC_CLASSES, build_dataset
-from msat_det.detectors import demo
-from msat_det.detectors.base import Detector
-from msat_det.detectors.ssd import SsdDetector
-from msat_det.detectors.yolo import YoloDetector
-from msat_det.errors import InputError
-from msat_det.evaluate import evaluate
-from msat_det.options import PROJECT
-from msat_det.scenes import draw_scene, draw_tile
-from msat_det.train import Objects, fit, pad_objects, scene_batches, ssd_loss, yolo_loss
+from msat_det.measure.accuracy import evaluate
+from msat_det.models import demo
+from msat_det.models.classifiers import CLASSIFIERS, PREPROCESS, Classifier
+from msat_det.models.detector import Detector
+from msat_det.models.ssd import SsdDetector
+from msat_det.models.yolo import YoloDetector
+from msat_det.run.arguments import PROJECT
 
 SCENE_SEED, TILE_SEED = 100, 101  # those of data/ are below 100
 SPLITS = {"voc": "test", "coco": "val2017"}

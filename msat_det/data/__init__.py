@@ -1,19 +1,19 @@
 """Datasets, one file each, and their registry. May import: base files and errors."""
 
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 
 from torchvision.datasets import CIFAR100
 
-from msat_det.catalogue import data_command
+from msat_det.base.errors import InputError
+from msat_det.base.files import MissingData
+from msat_det.base.names import Names
 from msat_det.data.base import Dataset, Sample, Target, make_target, select, subset
+from msat_det.data.catalogue import data_command
 from msat_det.data.cifar100 import Cifar100
 from msat_det.data.coco import CocoDetection
 from msat_det.data.folders import ClassFolders, ImageFiles
 from msat_det.data.voc import VOC_CLASSES, VocDetection
-from msat_det.errors import InputError
-from msat_det.files import MissingData, show
 
 __all__ = [
     "DATASETS",
@@ -39,14 +39,17 @@ def _cifar100(root: Path, split: str) -> Dataset:
 
 
 # kind → a function of root, split and year ("" where not given).
-DATASETS: dict[str, Callable[[Path, str, str], Dataset]] = {
-    "voc": lambda root, split, year: VocDetection(root, split or "test", year or "2007"),
-    "coco": lambda root, split, year: CocoDetection(root, split or "val2017"),
-    "images": lambda root, split, year: ImageFiles(root, split),
-    "folders": lambda root, split, year: ClassFolders(root, split),
-    "imagenet": lambda root, split, year: ClassFolders(root, split or "val"),
-    "cifar100": lambda root, split, year: _cifar100(root, split or "test"),
-}
+DATASETS: Names[Callable[[Path, str, str], Dataset]] = Names(
+    "data kind",
+    {
+        "voc": lambda root, split, year: VocDetection(root, split or "test", year or "2007"),
+        "coco": lambda root, split, year: CocoDetection(root, split or "val2017"),
+        "images": lambda root, split, year: ImageFiles(root, split),
+        "folders": lambda root, split, year: ClassFolders(root, split),
+        "imagenet": lambda root, split, year: ClassFolders(root, split or "val"),
+        "cifar100": lambda root, split, year: _cifar100(root, split or "test"),
+    },
+)
 
 
 def build_dataset(
@@ -56,17 +59,14 @@ def build_dataset(
 
     Raises InputError for an unknown kind, a missing root, an empty dataset or files that can't be used.
     """
-    if kind not in DATASETS:
-        near = difflib.get_close_matches(kind, DATASETS, n=1)
-        mend = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(DATASETS)}"
-        raise InputError(f"unknown kind of dataset {show(kind)}: {mend}")
+    make = DATASETS.find(kind)
     if not root:
         raise InputError(f"no data folder named: give one with {option}")
     root, split, year = Path(root), str(split or ""), str(year or "")
     try:
         if not root.is_dir():
             raise MissingData(f"no data folder {root}: give an existing one with {option}")
-        return DATASETS[kind](root, split, year)
+        return make(root, split, year)
     except MissingData as error:
         command = data_command(kind, root, split, year)
         if not command:

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from msat_det.errors import InputError
-from msat_det.files import MissingData, inside, is_file
-from msat_det.images import read_image
+from msat_det.base.errors import InputError
+from msat_det.base.files import MissingData, inside, is_file
+from msat_det.data.images import read_image
 
 MAX_COORDINATE = 1e9
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torchvision.datasets import CIFAR100
 
-from msat_det.catalogue import fetch_command
+from msat_det.base.errors import InputError
+from msat_det.base.files import inside, show
 from msat_det.data.base import Dataset
-from msat_det.errors import InputError
-from msat_det.files import inside, show
+from msat_det.data.catalogue import fetch_command
 
 
 class Cifar100(Dataset):

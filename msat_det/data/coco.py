@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
+from msat_det.base.errors import InputError
+from msat_det.base.files import MAX_BYTES, inside, is_text, read_text, show
 from msat_det.data.base import Dataset, Target, is_number, make_target, require_images
-from msat_det.errors import InputError
-from msat_det.files import MAX_BYTES, inside, is_text, read_text, show
 
 
 class CocoDetection(Dataset):

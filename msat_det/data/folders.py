@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from msat_det.base.errors import InputError
+from msat_det.base.files import MissingData, inside, is_text, show
 from msat_det.data.base import Dataset
-from msat_det.errors import InputError
-from msat_det.files import MissingData, inside, is_text, show
-from msat_det.images import image_names
+from msat_det.data.images import image_names
 
 
 class ImageFiles(Dataset):

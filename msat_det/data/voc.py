@@ -4,9 +4,9 @@ from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
+from msat_det.base.errors import InputError
+from msat_det.base.files import MAX_XML, MissingData, inside, is_file, read_text, show
 from msat_det.data.base import MAX_COORDINATE, Dataset, Target, make_target, require_images
-from msat_det.errors import InputError
-from msat_det.files import MAX_XML, MissingData, inside, is_file, read_text, show
 
 # fmt: off
 VOC_CLASSES = [

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from msat_det.errors import InputError
-from msat_det.options import PROJECT
+from msat_det.base.errors import InputError
+from msat_det.run.arguments import PROJECT
 
 SECONDS, PATIENCE = 5, 60  # of the process's own time, and of the clock: other work may share the machine
 GIBIBYTE = 1 << 30

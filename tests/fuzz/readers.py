@@ -17,25 +17,26 @@ from mutate import Case, Mutate
 from seeds import CFGS
 
 import msat_det
-from msat_det import classifiers, resume
-from msat_det.analysis.energy import prices
-from msat_det.classifiers import Network, Preprocess, build_classifier
-from msat_det.convert.methods import parse_options
-from msat_det.convert.plan import load_plan
+from msat_det.base.errors import InputError
 from msat_det.data import ClassFolders, CocoDetection, Dataset, ImageFiles, Target, VocDetection
-from msat_det.detectors.base import Detections
-from msat_det.detectors.darknet import DarknetNet, darknet, stored_tensors
-from msat_det.detectors.darknet_cfg import parse_cfg
-from msat_det.detectors.files import read_names
-from msat_det.detectors.resize import RESIZES
-from msat_det.errors import InputError
-from msat_det.images import read_image
-from msat_det.options import load_config
-from msat_det.parts import Parts
-from msat_det.report import RunDirectory
-from msat_det.report_page import run_page
-from msat_det.resume import begin, is_finished
-from msat_det.unpack import unpack
+from msat_det.data.images import read_image
+from msat_det.data.unpack import unpack
+from msat_det.measure.parts import Parts
+from msat_det.methods import parse_options
+from msat_det.models import classifiers
+from msat_det.models.classifiers import Network, Preprocess, build_classifier
+from msat_det.models.detector import Detections
+from msat_det.models.importers.darknet.cfg import parse_cfg
+from msat_det.models.importers.darknet.network import DarknetNet, darknet, stored_tensors
+from msat_det.models.preprocessing import RESIZES
+from msat_det.models.weights import read_names
+from msat_det.report.directory import RunDirectory
+from msat_det.report.page.page import run_page
+from msat_det.run import resume
+from msat_det.run.arguments import load_config
+from msat_det.run.resume import begin, is_finished
+from msat_det.spiking.energy import prices
+from msat_det.spiking.formats.plan import load_plan
 
 TINY = "tiny_for_fuzzing"
 classifiers.CLASSIFIERS[TINY] = Network(lambda num_classes: classifiers.CifarResNet((1, 1), 2, num_classes), classes=4)

@@ -19,12 +19,12 @@ import yaml
 from mutate import Case
 from PIL import Image
 
-from msat_det.api import convert
-from msat_det.classifiers import CifarResNet
-from msat_det.config import Config
-from msat_det.convert.plan import save_plan
-from msat_det.options import load_config
-from msat_det.simulate import SpikingNetwork
+from msat_det.base.config import Config
+from msat_det.methods.api import convert
+from msat_det.models.classifiers import CifarResNet
+from msat_det.run.arguments import load_config
+from msat_det.spiking.formats.plan import save_plan
+from msat_det.spiking.network import SpikingNetwork
 
 VOC = "VOCdevkit/VOC2007"
 CONV = "[convolutional]\nsize=3\nstride=2\npad=1\nbatch_normalize=1\nfilters=4\nactivation=leaky\n"

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import write_image
 from safetensors import SafetensorError, safe_open
+from support.roots import write_image
 
 HERE = Path(__file__).parent
 INPUTS = 150  # of each reader

@@ -7,10 +7,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from msat_det.detectors.darknet import DarknetNet
-from msat_det.detectors.darknet_cfg import parse_cfg
-from msat_det.detectors.darknet_layers import ACTIVATIONS
-from msat_det.errors import InputError
+from msat_det.base.errors import InputError
+from msat_det.models.importers.darknet.cfg import parse_cfg
+from msat_det.models.importers.darknet.layers import ACTIVATIONS
+from msat_det.models.importers.darknet.network import DarknetNet
 
 BACK = st.integers(-4, 1)
 SMALL = st.integers(1, 4)

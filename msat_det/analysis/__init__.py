@@ -1,1 +1,0 @@
-"""What a converted network costs and where its error comes from."""

@@ -1,0 +1,336 @@
+"""The run configuration: one dataclass tree with its defaults and checks.
+
+The dataclasses are the only list of keys: ``msat_det.run.arguments`` takes types, defaults and the help text from them.
+"""
+
+import re
+from dataclasses import asdict, dataclass, field
+
+import yaml
+
+from msat_det.base.errors import InputError
+from msat_det.base.files import show
+
+
+@dataclass
+class Data:
+    """The images that are evaluated.
+
+    kind: dataset reader, a name in ``msat_det.data.DATASETS``: voc, coco, cifar100, folders …
+    root: its folder; a COCO root holds annotations/ and <split>/, a VOC root holds VOCdevkit/.
+    split: val2017 (COCO), test or val (VOC) …
+    year: year of VOCdevkit/VOC<year>; other readers ignore it.
+    limit: only the first N of a seeded shuffle of the sorted ids; null: all.
+    corrupt: evaluate spoilt images, noise, blur, fog, brightness or jpeg with a severity of 1 to 5, as in noise:3.
+    """
+
+    kind: str
+    root: str
+    split: str | None = None
+    year: str = "2007"
+    limit: int | None = None
+    corrupt: str | None = None
+
+    def __post_init__(self) -> None:
+        _positive("data.limit", self.limit)
+
+
+@dataclass
+class Model:
+    """The float network and how its outputs become boxes. null leaves a setting to the network's own default.
+
+    name: a name in the registry of detectors or classifiers (``msat-det list detectors``).
+    weights: .safetensors, .pt or .weights file, or the name of a torchvision weights enum (DEFAULT).
+    cfg: Darknet .cfg file; --model.cfg makes the network a Darknet one.
+    names: the network's classes: voc, coco or a file with one name a line.
+    resize: stretch or letterbox.
+    size: side of the network's square input, pixels.
+    preprocess: how a classifier's input is made, a name in ``classifiers.PREPROCESS``: cifar, imagenet or caffe.
+    num_classes: number of classes, for networks built without weights that tell it.
+    score: lowest score that is kept, 0 to 1.
+    nms_iou: overlap above which non-maximum suppression drops the weaker box, 0 to 1.
+    top_k: most boxes kept per image.
+    """
+
+    name: str
+    weights: str | None = None
+    cfg: str | None = None
+    names: str | None = None
+    resize: str | None = None
+    size: int | None = None
+    preprocess: str | None = None
+    num_classes: int | None = None
+    score: float | None = None
+    nms_iou: float | None = None
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("size", "num_classes", "top_k"):
+            _positive(f"model.{name}", getattr(self, name))
+        for name in ("score", "nms_iou"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise InputError(f"model.{name} is {value}: give a number from 0 to 1")
+        if self.resize not in (None, "stretch", "letterbox"):
+            raise InputError(f"model.resize is {self.resize!r}: give stretch or letterbox")
+
+
+@dataclass
+class Augment:
+    """Changed copies of the calibration images beside the images themselves: more statistics from few of them.
+
+    flip: mirror a copy.
+    photometric: change its brightness, contrast, saturation and hue.
+    crop: cut out a part of it and enlarge that.
+    copies: how many copies of every image; none unless one of the changes is on.
+    """
+
+    flip: bool = False
+    photometric: bool = False
+    crop: bool = False
+    copies: int = 1
+
+    def __post_init__(self) -> None:
+        _positive("calib.augment.copies", self.copies)
+
+
+@dataclass
+class Calib:
+    """The images on which activations are observed.
+
+    kind: dataset reader as in data.kind; images: every image below root, without labels.
+    root: its folder; null: data.root (not for kind images).
+    split: split of that dataset; keep it apart from the evaluated one.
+    skip: leave out the first N of the seeded shuffle, which are evaluated, where both come from the same images.
+    limit: only the first N of a seeded shuffle of the sorted ids; null: all.
+    """
+
+    kind: str = "images"
+    root: str | None = None
+    split: str | None = None
+    skip: int = 0
+    limit: int | None = None
+    augment: Augment = field(default_factory=Augment)
+
+    def __post_init__(self) -> None:
+        _positive("calib.limit", self.limit)
+        if self.skip < 0:
+            raise InputError(f"calib.skip is {self.skip}: give 0 or more")
+
+
+@dataclass
+class Sim:
+    """The simulation. Give T, record or both; T is always among the recorded timesteps.
+
+    T: number of timesteps; null: the largest of record.
+    record: timesteps at which the outputs are read and evaluated, 1 to T; null: powers of two up to T.
+    chunk: timesteps that a layer runs before the next layer does; null: chosen by the simulator.
+    """
+
+    T: int | None = None
+    record: list[int] | None = None
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        _positive("sim.T", self.T)
+        _positive("sim.chunk", self.chunk)
+        if not self.record:
+            if self.T is None:
+                raise InputError("sim has neither T nor record: give the number of timesteps with --sim.T N")
+            self.record = [2**i for i in range(self.T.bit_length())]
+        if min(self.record) <= 0:
+            raise InputError(f"sim.record holds {min(self.record)}: timesteps count from 1")
+        self.T = self.T or max(self.record)
+        if max(self.record) > self.T:
+            raise InputError(f"sim.record holds {max(self.record)}, beyond sim.T = {self.T}: raise T or leave it out")
+        self.record = sorted({*self.record, self.T})
+
+
+@dataclass
+class Draw:
+    """The pictures of boxes beside float and ground truth.
+
+    images: number of images drawn, the first ones evaluated; 0: none.
+    t: recorded timesteps that are drawn; null: three spread over the record.
+    method: label of the method that is drawn; null: of those with the most drawn timesteps the best at its last one.
+    """
+
+    images: int = 4
+    t: list[int] | None = None
+    method: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.images < 0:
+            raise InputError(f"draw.images is {self.images}: give 0 or more")
+
+
+@dataclass
+class Ledger:
+    """Where the error comes from, call site by call site, and how to mend the worst of them (``msat-det doctor``).
+
+    images: calibration images that every method is taken apart on at the end of a run, the first ones; 0: none.
+    """
+
+    images: int = 0
+
+    def __post_init__(self) -> None:
+        if self.images < 0:
+            raise InputError(f"ledger.images is {self.images}: give 0 or more")
+
+
+@dataclass
+class Exit:
+    """Anytime exit: an image stops once its outputs have settled, by a rule fitted on calibration images.
+
+    methods: labels of the methods that it is measured for, none of which is made anew for each t.
+    images: calibration images that the rule is fitted on, the first ones.
+    allowance: how much farther from the float outputs than at the last t the rule may leave them, as a share.
+    """
+
+    methods: list[str] = field(default_factory=list)
+    images: int = 16
+    allowance: float = 0.05
+
+    def __post_init__(self) -> None:
+        _positive("exit.images", self.images)
+        if not 0 <= self.allowance < float("inf"):
+            raise InputError(f"exit.allowance is {self.allowance}: give a share of 0 or more, such as 0.05")
+
+
+@dataclass
+class Bootstrap:
+    """How sure a difference in accuracy is: its interval over resampled images.
+
+    against: label of the method that the others are compared with, each at the same t; null: no comparison.
+    draws: how many times the images are drawn anew.
+    confidence: share of the draws that the interval holds.
+    """
+
+    against: str | None = None
+    draws: int = 1000
+    confidence: float = 0.9
+
+    def __post_init__(self) -> None:
+        _positive("bootstrap.draws", self.draws)
+        if not 0 < self.confidence < 1:
+            raise InputError(f"bootstrap.confidence is {self.confidence}: give a share between 0 and 1, such as 0.9")
+
+
+@dataclass(kw_only=True)
+class Config:
+    """Everything that decides what a run computes.
+
+    methods: the conversions to compare: a list of {label, method, …options of the method, record: own timesteps}.
+    energy: what operations cost: a table in msat_det/spiking/energy_tables.yaml, or a file of the same form.
+    batch: images per batch.
+    seed: seed of subsets and of random masks.
+    threads: CPU threads; null: as PyTorch finds it.
+    out: run directory; null: runs/<name of the configuration file>.
+    resume: go on where an interrupted run in the same directory stopped.
+    strict: stop at a corrupt image instead of counting it and going on.
+    command: the command line that asked for it, which the report shows; no key.
+    """
+
+    data: Data
+    model: Model
+    calib: Calib
+    methods: list[dict] = field(default_factory=list)
+    sim: Sim
+    draw: Draw = field(default_factory=Draw)
+    ledger: Ledger = field(default_factory=Ledger)
+    exit: Exit = field(default_factory=Exit)
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+    energy: str = "45nm"
+    batch: int = 8
+    seed: int = 0
+    threads: int | None = None
+    out: str | None = None
+    resume: bool = False
+    strict: bool = False
+    command: str | None = field(default=None, compare=False, metadata={"key": False})
+
+    def __post_init__(self) -> None:
+        _positive("batch", self.batch)
+        _positive("threads", self.threads)
+        if self.calib.root is None:
+            if self.calib.kind == "images":
+                raise InputError("calib.root is missing: name a folder of calibration images with --calib.root DIR")
+            self.calib.root = self.data.root
+        same = all(getattr(self.calib, key) == getattr(self.data, key) for key in ("kind", "root", "split"))
+        if same and self.calib.skip and (self.data.limit is None or self.data.limit > self.calib.skip):
+            raise InputError(
+                f"data.limit is {self.data.limit} and calib.skip {self.calib.skip}: calibration images would be "
+                "evaluated; give a data.limit of at most calib.skip"
+            )
+        self.methods = [checked_method(entry) for entry in self.methods]
+        labels = [entry["label"] for entry in self.methods]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise InputError(f"two methods are labelled {label}: give each a label of its own")
+        for label in self.exit.methods:
+            if label not in labels:
+                raise InputError(f"exit.methods names {label!r}: the labels are {', '.join(labels) or 'none'}")
+        if self.draw.method is not None and self.draw.method not in labels:
+            raise InputError(f"draw.method is {self.draw.method!r}: the labels are {', '.join(labels) or 'none'}")
+        if self.bootstrap.against is not None and self.bootstrap.against not in labels:
+            raise InputError(
+                f"bootstrap.against is {self.bootstrap.against!r}: the labels are {', '.join(labels) or 'none'}; "
+                "name one of them, or null"
+            )
+        for t in self.draw.t or []:
+            if t not in self.sim.record:
+                raise InputError(f"draw.t holds {t}, which is not recorded: sim.record is {self.sim.record}")
+
+    def record_of(self, entry: dict) -> list[int]:
+        """The timesteps recorded for one entry of ``methods``: its own ``record``, where given, met with sim.record."""
+        own = entry.get("record")
+        return [t for t in self.sim.record if own is None or t in own]
+
+    def drawn_times(self, entry: dict) -> list[int]:
+        """The timesteps drawn for one entry of ``methods``: draw.t, or up to three spread over its record."""
+        record = self.record_of(entry)
+        if self.draw.t:
+            return [t for t in record if t in self.draw.t]
+        return sorted({record[0], record[len(record) // 2], record[-1]}) if record else []
+
+    def to_yaml(self) -> str:
+        """All resolved values, as YAML that makes the same run again."""
+        values = {key: value for key, value in asdict(self).items() if key != "command"}
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+
+
+def checked_method(entry: dict) -> dict:
+    """One entry of ``methods``, checked: label and method are words, options scalars, flat lists or {T: number}."""
+    label = entry.get("label", entry.get("method"))
+    for name, word in (("label", label), ("method", entry.get("method"))):
+        if not isinstance(word, str) or not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", word):
+            raise InputError(f"a method's {name} is {show(word)}: give a word of letters, digits, '-', '.', '_', '+'")
+    if label in ("float", "all"):
+        meaning = {"float": "the float network", "all": "every method in --methods"}[label]
+        raise InputError(f"a method is labelled {label}, which names {meaning}: give it another label")
+    for name, value in entry.items():
+        if not isinstance(name, str):
+            raise InputError(f"an option of method {label} is named {show(name)}: give a word")
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        by_word = isinstance(value, dict) and not all(type(t) is int for t in value)
+        if by_word or any(isinstance(part, dict | list) for part in parts):
+            raise InputError(
+                f"option {name} of method {label} is nested: give one value, a flat list or one for each T"
+            )
+    entry = {"label": label} | entry
+    record = entry.get("record")
+    if record is not None and not (
+        record and isinstance(record, list) and all(type(t) is int and t > 0 for t in record)
+    ):
+        raise InputError(f"record of method {label} is {show(record)}: give a list of timesteps such as [4, 8]")
+    return entry
+
+
+def method_options(entry: dict) -> dict:
+    """An entry of ``Config.methods`` without what is not the method's own."""
+    return {key: value for key, value in entry.items() if key not in ("label", "method", "record")}
+
+
+def _positive(key: str, value: int | None) -> None:
+    if value is not None and value <= 0:
+        raise InputError(f"{key} is {value}: give a whole number above 0")

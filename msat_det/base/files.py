@@ -1,0 +1,142 @@
+"""Reading files that nobody vouches for: nothing outside a folder is opened, and every fault is an InputError."""
+
+import csv
+import errno
+import hashlib
+import io
+import os
+import reprlib
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from msat_det.base.errors import InputError
+
+MAX_BYTES, MAX_TEXT = 2 << 30, 64 << 20
+MAX_XML, MAX_YAML = 1 << 20, 128 << 10  # bytes: parsing takes a second, and hundreds of times the memory
+
+
+class _Short(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if x.bit_length() < 1000 else "a number of hundreds of digits"
+
+
+SHORT = _Short()
+SHORT.maxstring = 100
+
+
+class MissingData(InputError):
+    """A part of a dataset that is not there at all, so that it may help to fetch it."""
+
+
+def inside(folder: Path, *names: str) -> Path:
+    """``folder/names…``. Raises InputError if that leaves the folder, be it by ``..``, a root or a symbolic link."""
+    path = Path(folder, *names)
+    try:
+        if path.resolve().is_relative_to(Path(folder).resolve()):
+            return path
+    except (OSError, ValueError, RuntimeError):  # a zero byte, half a character, a loop of links
+        pass
+    raise InputError(f"{show('/'.join(names))} is no path inside {folder}: name a file within it")
+
+
+def bytes_of(path: str | Path, most: int = MAX_BYTES) -> bytes:
+    """What a regular file of at most ``most`` bytes holds. Raises OSError, and ValueError for a longer one."""
+    with open(path, "rb", opener=_open_at_once) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        if found.st_size > most:
+            raise ValueError(f"it has {found.st_size} bytes, more than {most}")
+        return file.read()
+
+
+def text_of(path: str | Path, most: int = MAX_TEXT) -> str:
+    """What a UTF-8 file of at most ``most`` bytes holds. Raises OSError, and ValueError for one of another kind."""
+    return bytes_of(path, most).decode("utf-8")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's plain values; no merge keys (<<), of which a few lines can ask for all memory."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        pass
+
+
+def yaml_of(path: str | Path) -> Any:
+    """What a YAML file of at most MAX_YAML bytes holds. Raises OSError, yaml.YAMLError, ValueError, RecursionError."""
+    return yaml.load(text_of(path, MAX_YAML), _Loader)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for who writes into it
+
+
+def read_text(path: Path, most: int = MAX_TEXT) -> str:
+    """``text_of`` a dataset's file. Raises InputError, MissingData where there is none."""
+    if not is_file(path):
+        raise MissingData(f"no file {path}: check the root, the split and the year")
+    try:
+        return text_of(path, most)
+    except (OSError, ValueError) as error:
+        raise InputError(f"can't read {path} as UTF-8 text ({error}): restore the file") from error
+
+
+def is_file(path: Path) -> bool:
+    """Whether a regular file is there; unlike ``Path.is_file``, False for a name too long to exist as well."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be written as UTF-8: JSON's and the file system's strings may hold half a character."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def show(value: object) -> str:
+    """An untrusted value for a message: short, printable, on one line."""
+    return SHORT.repr(value)
+
+
+def csv_text(columns: list[str], lines: list[dict[str, Any]], digits: int) -> str:
+    """Lines {column: value} as CSV, numbers that are no whole ones with ``digits`` decimals."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    writer.writeheader()
+    for line in lines:
+        writer.writerow({name: f"{v:.{digits}f}" if isinstance(v, float) else v for name, v in line.items()})
+    return table.getvalue()
+
+
+def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
+    """``write`` a file beside ``target`` and put it in its place, so that neither a reader nor a power cut finds half.
+
+    Raises InputError where the disk does not take it.
+    """
+    part = target.with_name(f".{target.name}.part")
+    try:
+        write(part)
+        with part.open("rb") as file:
+            os.fsync(file)
+        part.replace(target)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"cannot write {target}: {reason}; free space or give --out DIR") from None
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def digest(*contents: bytes) -> str:
+    """SHA-256 of the contents, in hexadecimal."""
+    whole = hashlib.sha256()
+    for content in contents:
+        whole.update(content)
+    return whole.hexdigest()

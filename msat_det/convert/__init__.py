@@ -1,1 +1,0 @@
-"""From a float network to a plan of neurons: trace, classify, observe, and the conversion methods."""

@@ -1,0 +1,49 @@
+"""Edits of the graph itself: call sites kept analog, and neurons on linear outputs (DESIGN §4)."""
+
+from collections.abc import Iterable
+
+from torch.fx.node import Node
+
+from msat_det.base.errors import InputError
+from msat_det.base.names import hint
+from msat_det.graph import ops
+from msat_det.graph.fanout import static_nodes
+from msat_det.graph.graph import Graph, closure
+from msat_det.graph.ops import Activation, Kind
+
+
+def keep_analog(graph: Graph, name: str) -> None:
+    """Make a call site a differential node: its activation acts on running means. Raises InputError."""
+    sites = {node.name: node for node in graph.sites}
+    if name not in sites:
+        mend = hint(name, sites, "snn.coverage and coverage.json list them")
+        raise InputError(f"option analog names {name!r}, which is no call site of the network: {mend}")
+    del sites[name].meta["activation"]
+    sites[name].meta["kind"] = Kind.DIFFERENTIAL
+
+
+def linear_carriers(graph: Graph) -> list[Node]:
+    """Multiplying nodes whose outputs reach another one through linear nodes alone: it pays them at full price."""
+    static = static_nodes(graph)
+    return [n for n in graph.nodes if n not in static and _multiplies(n) and _feeds_another(n)]
+
+
+def _multiplies(node: Node) -> bool:
+    return node.meta["kind"] is Kind.LINEAR and node.meta["op"] in ops.MULTIPLYING
+
+
+def _feeds_another(node: Node) -> bool:
+    def through(user: Node) -> Iterable[Node]:
+        return user.users if user.meta["kind"] is Kind.LINEAR and not _multiplies(user) else ()
+
+    return any(map(_multiplies, closure(node.users, through)))
+
+
+def add_identity(graph: Graph, node: Node) -> Node:
+    """Put an identity call site, whose neuron tracks f(x) = x, behind a node."""
+    with graph.module.graph.inserting_after(node):
+        site = graph.module.graph.create_node("call_function", ops.identity, (node,), name=f"{node.name}_identity")
+    activation = Activation("identity", ops.identity)
+    site.meta = node.meta | {"op": "identity", "kind": Kind.SPIKING, "activation": activation}
+    node.replace_all_uses_with(site, lambda user: user is not site)
+    return site

@@ -1,0 +1,308 @@
+"""What a spike costs: the multiply-adds that it reaches, counted exactly, padding, stride, groups included (DESIGN §8).
+
+A spike passes add, concat, pooling, upsampling and other linear nodes for nothing and pays at the convolutions and
+linear layers behind them. Where something analog flows into the same position, that position is paid at full price in
+every timestep, once, and spikes that arrive there too pay nothing more.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+from torch.fx.node import Node
+
+from msat_det.base.errors import InputError
+from msat_det.graph import ops
+from msat_det.graph.graph import Graph, elements
+from msat_det.graph.ops import Kind
+
+_SPATIAL = {
+    *("avgpool1d", "avgpool2d", "avgpool3d", "adaptiveavgpool1d", "adaptiveavgpool2d", "adaptiveavgpool3d"),
+    *("upsample", "interpolate", "upsamplingnearest2d", "upsamplingbilinear2d"),
+}
+# element by element: a spike arrives once, whatever it is multiplied by and however often it is added to itself
+_ELEMENTWISE = {
+    *("add", "sub", "rsub", "mul", "truediv", "neg", "pos", "frozenbatchnorm2d", "syncbatchnorm"),
+    *("batchnorm", "batchnorm1d", "batchnorm2d", "batchnorm3d"),
+}
+_CONVOLUTION = ["stride", "padding", "dilation", "groups"]  # the arguments of F.conv2d after input, weight and bias
+_REDUCING = {"mean", "sum"}
+# max(k·x) = k·max(x) for k > 0: their difference of running sums is exact, and counts as spikes where it is not zero.
+HOMOGENEOUS = {"maxpool1d", "maxpool2d", "maxpool3d", "amax", "amin"}
+HOMOGENEOUS |= {"adaptivemaxpool1d", "adaptivemaxpool2d", "adaptivemaxpool3d"}
+
+
+@dataclass
+class FanOut:
+    """Multiply-adds by what drives them.
+
+    macs: {node: multiply-adds of one float forward of one image}. spikes: {event source (spiking node or max pooling):
+    (C, …) multiply-adds that one spike of each neuron reaches}. analog: {node: multiply-adds paid in every timestep}.
+    once: multiply-adds on inputs that do not change in time, paid once. evaluations: elements in which differential
+    nodes evaluate something other than comparisons and multiply-adds, in every timestep.
+    """
+
+    macs: dict[Node, int] = field(default_factory=dict)
+    spikes: dict[Node, Tensor] = field(default_factory=dict)
+    analog: dict[Node, float] = field(default_factory=dict)
+    once: float = 0.0
+    evaluations: int = 0
+
+    @property
+    def total(self) -> int:
+        """Multiply-adds of one float forward of one image."""
+        return sum(self.macs.values())
+
+    @property
+    def analog_share(self) -> float:
+        """Share of the multiply-adds that are paid at full price in every timestep."""
+        return sum(self.analog.values()) / max(self.total, 1)
+
+
+def is_event_source(node: Node) -> bool:
+    """Whether the node emits spikes: a neuron, or the differences of a max pooling."""
+    kind = node.meta["kind"]
+    return kind is Kind.SPIKING or (kind is Kind.DIFFERENTIAL and node.meta["op"] in HOMOGENEOUS)
+
+
+@torch.inference_mode(False)
+def fan_out(graph: Graph, batch: Tensor | tuple | list | dict) -> FanOut:
+    """Count the multiply-adds of every node of ``graph`` and share them out over what drives them.
+
+    batch: one image (batch size 1), for the values of shapes.
+    """
+    shapes = {node: value for node, value in graph.walk(batch) if node.meta["kind"] is Kind.SHAPE}
+    static = static_nodes(graph)
+    analog = _analog_masks(graph, shapes, static)
+    result = FanOut()
+    for node in graph.nodes:
+        if _is_evaluated(node, static):
+            result.evaluations += elements(node)
+        if node.meta.get("op") not in ops.MULTIPLYING or node.meta["kind"] not in (Kind.LINEAR, Kind.DIFFERENTIAL):
+            continue
+        if node.meta["kind"] is Kind.DIFFERENTIAL:  # a product of two branches
+            result.macs[node] = _product_macs(graph, node, shapes)
+            result.analog[node] = result.macs[node]
+            continue
+        source = _data_inputs(node)[0]
+        reach = _multiply_adds(graph, node, source, shapes)
+        result.macs[node] = int(reach.double().sum())
+        dense = float((reach * analog[source]).double().sum())
+        if dense:
+            result.analog[node] = dense
+        _push(graph, source, reach * (1 - analog[source]), shapes, static, result)
+    result.spikes = {node: as_spikes_lie(reach) for node, reach in result.spikes.items()}
+    return result
+
+
+def as_spikes_lie(reach: Tensor) -> Tensor:
+    """A map (C, h, w) with the channels of a pixel side by side, as simulations have them: no batch copies it then."""
+    return reach.unsqueeze(0).contiguous(memory_format=torch.channels_last)[0] if reach.dim() == 3 else reach
+
+
+def _is_evaluated(node: Node, static: set[Node]) -> bool:
+    cheap = ops.MULTIPLYING | HOMOGENEOUS | ops.COMPARISONS | ops.CHOICES | (ops.POINTWISE - ops.CURVED)
+    return node.meta["kind"] is Kind.DIFFERENTIAL and node not in static and node.meta["op"] not in cheap
+
+
+def _data_inputs(node: Node) -> list[Node]:
+    return [n for n in node.all_input_nodes if n.meta["kind"] is not Kind.SHAPE]
+
+
+def static_nodes(graph: Graph) -> set[Node]:
+    """Nodes whose value does not change in time: nothing spiking comes before them."""
+    static: set[Node] = set()
+    for node in graph.nodes:
+        if node.meta["kind"] is not Kind.SPIKING and all(n in static for n in node.all_input_nodes):
+            static.add(node)
+    return static
+
+
+def _evaluate(graph: Graph, node: Node, values: dict[Node, Tensor]) -> Tensor:
+    def value(n: Node) -> object:
+        return values[n] if n in values else graph.attribute(n)
+
+    return graph.call(node, fx.map_arg(node.args, value), fx.map_arg(node.kwargs, value))
+
+
+def _linear_part(graph: Graph, node: Node, values: dict[Node, Tensor], shapes: dict) -> Tensor | tuple:
+    """The node without its affine offset: L(values) − L(0)."""
+    zeros = {
+        n: torch.zeros_like(v) if isinstance(v, Tensor) else tuple(map(torch.zeros_like, v)) for n, v in values.items()
+    }
+    at_values, at_zero = (_evaluate(graph, node, shapes | v) for v in (values, zeros))
+    if isinstance(at_values, Tensor):
+        return (at_values - at_zero).nan_to_num(0.0)
+    return tuple((a - z).nan_to_num(0.0) for a, z in zip(at_values, at_zero, strict=True))
+
+
+def _analog_masks(graph: Graph, shapes: dict, static: set[Node]) -> dict[Node, Tensor]:
+    """For each node, 1 where something analog that changes in time flows through, (1, C, …); spikes leave 0."""
+    generator = torch.Generator().manual_seed(0)
+    masks: dict[Node, Tensor] = {}
+    for node in graph.nodes:
+        kind, shape = node.meta["kind"], node.meta.get("shape")
+        if kind in (Kind.SHAPE, Kind.OUTPUT):
+            continue
+        if node in static or is_event_source(node):
+            masks[node] = _filled(node, 0.0)
+        elif kind is Kind.DIFFERENTIAL or node.meta["op"] in ops.MULTIPLYING:
+            masks[node] = _filled(node, 1.0)
+        else:
+            inputs = _data_inputs(node)
+            if not any(_any(masks[n]) for n in inputs):
+                masks[node] = _filled(node, 0.0)
+                continue
+            # positive random values in place of ones, so that no difference of two branches cancels
+            noisy = {n: _map(masks[n], lambda m: m * (0.5 + torch.rand(m.shape, generator=generator))) for n in inputs}
+            masks[node] = _map(_linear_part(graph, node, noisy, shapes), lambda m: (m != 0).float())
+        assert shape is not None
+    return masks
+
+
+def _map(value: Tensor | tuple, fn) -> Tensor | tuple:
+    return fn(value) if isinstance(value, Tensor) else tuple(fn(v) for v in value)
+
+
+def _any(mask: Tensor | tuple) -> bool:
+    return bool(mask.any()) if isinstance(mask, Tensor) else any(bool(m.any()) for m in mask)
+
+
+def _filled(node: Node, value: float) -> Tensor | tuple:
+    if node.meta.get("parts"):
+        return tuple(torch.full((1, *shape), value) for shape in node.meta["parts"])
+    return torch.full((1, *node.meta["shape"]), value)
+
+
+def _multiply_adds(graph: Graph, node: Node, source: Node, shapes: dict) -> Tensor:
+    """(1, C, …) multiply-adds that each element of the node's input takes part in."""
+    shape, op = source.meta["shape"], node.meta["op"]
+    if op == "linear":
+        features = _parameter(graph, node, "weight", 1, shapes).shape[0]
+        return torch.full((1, *shape), float(features))
+    if op.startswith("conv"):
+        return _convolution(graph, node, shape, shapes)
+    if op in ("matmul", "bmm", "mm"):
+        other = next(a for a in node.args[:2] if a is not source)
+        weight = shapes[other] if other in shapes else graph.attribute(other)
+        rows = weight.shape[-1] if node.args[0] is source else weight.shape[-2]
+        return torch.full((1, *shape), float(rows))
+    if op == "einsum":
+        return _vjp(lambda x: _on_ones(graph, node, shapes, {source: x}), shape, None)
+    raise InputError(f"cannot count the multiply-adds of operation '{op}' at {node.meta['source']}")
+
+
+def _parameter(graph: Graph, node: Node, name: str, position: int, shapes: dict) -> Tensor:
+    if node.op == "call_module":
+        return getattr(graph.module.get_submodule(node.target), name)
+    value = node.args[position] if len(node.args) > position else node.kwargs.get(name)
+    return shapes[value] if isinstance(value, Node) else value
+
+
+def _convolution(graph: Graph, node: Node, shape: tuple, shapes: dict) -> Tensor:
+    """One channel stands for all: taps that a position takes part in, times the output channels of its group."""
+    weight = _parameter(graph, node, "weight", 1, shapes)
+    transposed = "transpose" in node.meta["op"]
+    defaults = {"stride": 1, "padding": 0, "dilation": 1} | ({"output_padding": 0} if transposed else {})
+    order = ["stride", "padding", "output_padding", "groups", "dilation"] if transposed else _CONVOLUTION
+    values = {}
+    for name, default in defaults.items():
+        value = _parameter(graph, node, name, 3 + order.index(name), shapes)
+        values[name] = default if value is None else value
+    groups = _parameter(graph, node, "groups", 6, shapes) or 1
+    module = graph.module.get_submodule(node.target) if node.op == "call_module" else None
+    call = getattr(F, "conv" + ("_transpose" if transposed else "") + node.meta["op"][-2:])
+    x = torch.ones(1, 1, *shape[1:], requires_grad=True)
+    padded = x
+    if module is not None and getattr(module, "padding_mode", "zeros") != "zeros":
+        padded = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode)
+        values["padding"] = 0
+    with torch.enable_grad():
+        taps = call(padded, torch.ones(1, 1, *weight.shape[2:]), **values)
+        (reach,) = torch.autograd.grad(taps.sum(), x)
+    per_tap = weight.shape[1] if transposed else weight.shape[0] // groups
+    return (reach.round() * per_tap).expand(1, *shape)
+
+
+def _product_macs(graph: Graph, node: Node, shapes: dict) -> int:
+    if node.meta["op"] == "einsum":
+        return int(_on_ones(graph, node, shapes, {}).double().sum())
+    inner = node.all_input_nodes[0].meta["shape"][-1]
+    return elements(node) * inner
+
+
+def _on_ones(graph: Graph, node: Node, shapes: dict, values: dict[Node, Tensor]) -> Tensor:
+    """A product of tensors with 1 in place of all values but ``values``: each output counts its multiply-adds."""
+    ones = {n: torch.ones(v.shape) for n, v in shapes.items() if isinstance(v, Tensor)}
+    ones |= {n: torch.ones(1, *n.meta["shape"]) for n in _data_inputs(node)}
+    return _evaluate(graph, node, shapes | ones | values)
+
+
+def _push(graph: Graph, node: Node, reach: Tensor, shapes: dict, static: set[Node], result: FanOut) -> None:
+    """Carry a reach map (1, C, …) back from a node's output to the spikes that enter it."""
+    if node in static:
+        result.once += float(reach.double().sum())
+    elif is_event_source(node):
+        known = result.spikes.get(node)
+        result.spikes[node] = reach[0].clone() if known is None else known + reach[0]
+    elif node.meta["kind"] is Kind.LINEAR and node.meta["op"] not in ops.MULTIPLYING:
+        for source in _data_inputs(node):
+            if source.meta.get("parts"):  # an element of a tuple: chunk, split, unbind
+                origin = _data_inputs(source)[0]
+                pulled = _pull_part(graph, node, source, origin, reach, shapes)
+                _push(graph, origin, pulled, shapes, static, result)
+            else:
+                _push(graph, source, _pull(graph, node, source, reach, shapes), shapes, static, result)
+
+
+def _pull(graph: Graph, node: Node, source: Node, reach: Tensor, shapes: dict) -> Tensor:
+    """What each element of ``source`` reaches through one linear node: the sum of ``reach`` over what it touches."""
+    op, shape = node.meta["op"], source.meta["shape"]
+    if op in _ELEMENTWISE:
+        return reach.sum_to_size(1, *shape) if reach.shape[1:] != shape else reach
+    if op in _REDUCING:
+        return _vjp(lambda x: _evaluate(graph, node, shapes | {source: x}), shape, reach, unit=True)
+    if op in _SPATIAL:
+        return _pull_spatial(graph, node, source, reach, shapes)
+    values = {n: torch.zeros(1, *n.meta["shape"]) for n in _data_inputs(node) if n is not source}
+    return _vjp(lambda x: _evaluate(graph, node, shapes | values | {source: x}), shape, reach)
+
+
+def _pull_part(graph: Graph, node: Node, split: Node, origin: Node, reach: Tensor, shapes: dict) -> Tensor:
+    def both(x: Tensor) -> Tensor:
+        return _evaluate(graph, node, shapes | {split: _evaluate(graph, split, shapes | {origin: x})})
+
+    return _vjp(both, origin.meta["shape"], reach)
+
+
+def _vjp(fn, shape: tuple, reach: Tensor | None, unit: bool = False) -> Tensor:
+    """Vector-Jacobian product of a map whose weights are ±1, or (unit) one positive weight that is divided out.
+
+    reach: the vector; None for ones.
+    """
+    x = torch.zeros(1, *shape, requires_grad=True)
+    with torch.enable_grad():
+        y = fn(x)
+        if not y.requires_grad:  # it takes its input's shape or dtype alone
+            return torch.zeros_like(x)
+        (pulled,) = torch.autograd.grad(y, x, torch.ones_like(y) if reach is None else reach, materialize_grads=True)
+        if unit:
+            (weight,) = torch.autograd.grad(fn(x).sum(), x)
+            pulled = pulled / weight
+    return pulled.abs().round()
+
+
+def _pull_spatial(graph: Graph, node: Node, source: Node, reach: Tensor, shapes: dict) -> Tensor:
+    """Pooling and interpolation are separable: which outputs each row and each column touches decides."""
+    shape = source.meta["shape"]
+    pulled = reach
+    for axis in range(1, len(shape)):
+        length = shape[axis]
+        basis = torch.zeros(length, 1, *shape[1:])
+        lines = basis.movedim(axis + 1, 1)
+        lines[torch.arange(length), torch.arange(length)] = 1.0
+        touched = _evaluate(graph, node, shapes | {source: basis}).movedim(axis + 1, 1).flatten(2) != 0
+        matrix = touched.any(2).to(reach.dtype)  # (input position, output position)
+        pulled = torch.tensordot(pulled, matrix, dims=([axis + 1], [1])).movedim(-1, axis + 1)
+    return pulled

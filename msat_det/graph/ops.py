@@ -1,0 +1,219 @@
+"""What becomes of every operation of a traced network: its kind, by its canonical name (DESIGN §4).
+
+The canonical name of ``nn.LeakyReLU``, ``F.leaky_relu`` and ``torch.leaky_relu_`` is ``leakyrelu``: lower case without
+underscores. An operation that stands in none of the tables is refused, never passed over.
+"""
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+
+class Kind(str, Enum):
+    """The verdict on a node."""
+
+    INPUT = "input"
+    SHAPE = "shape"  # sizes, parameters and other values that no image enters
+    LINEAR = "linear"  # runs on the graded spikes as it is
+    SPIKING = "spiking"  # a pointwise activation, replaced by a neuron
+    DIFFERENTIAL = "differential"  # acts on running means, passes on differences
+    OUTPUT = "output"
+
+
+@dataclass(frozen=True)
+class Activation:
+    """The pointwise function that a call site computes.
+
+    rectified: the function is min(max(x, 0), upper), so that the neuron of DESIGN §3 applies; otherwise a tracking
+        neuron follows ``fn``.
+    curved: evaluating ``fn`` needs more than comparisons and a multiplication (counted as one more operation a step).
+    slope: of a leaky ReLU below 0.
+    """
+
+    name: str
+    fn: Callable[[Tensor], Tensor]
+    rectified: bool = False
+    upper: float = math.inf
+    curved: bool = False
+    slope: float = 0.0
+
+
+def identity(x: Tensor) -> Tensor:
+    """f(x) = x: the call site that ``spiking_linear`` puts behind a linear node."""
+    return x
+
+
+# Operations that multiply: their multiply-adds are what a network costs.
+CONVOLUTIONS = {"conv1d", "conv2d", "conv3d", "convtranspose1d", "convtranspose2d", "convtranspose3d"}
+MULTIPLYING = CONVOLUTIONS | {"linear", "matmul", "bmm", "mm", "einsum"}
+
+# Linear or affine in their image input whatever their other arguments are.
+LINEAR = {
+    *CONVOLUTIONS,
+    *("linear", "add", "sub", "rsub", "neg", "pos", "sum", "mean"),
+    *("cat", "concat", "concatenate", "stack", "hstack", "dstack", "columnstack"),
+    *("avgpool1d", "avgpool2d", "avgpool3d", "adaptiveavgpool1d", "adaptiveavgpool2d", "adaptiveavgpool3d"),
+    *("upsample", "interpolate", "upsamplingnearest2d", "upsamplingbilinear2d", "pixelshuffle", "pixelunshuffle"),
+    *("channelshuffle", "fold", "unfold", "roll", "rot90", "fliplr", "flipud", "repeatinterleave"),
+    *(
+        "pad",
+        *(f"{way}pad{n}d" for way in ("zero", "constant", "reflection", "replication", "circular") for n in "123"),
+    ),
+    *("flatten", "unflatten", "view", "reshape", "permute", "transpose", "t", "movedim", "squeeze", "unsqueeze"),
+    *("viewas", "reshapeas", "expand", "expandas", "repeat", "tile", "flip", "ravel", "where", "maskedfill"),
+    *("getitem", "chunk", "tensorsplit", "split", "unbind", "select", "narrow", "indexselect", "diagonal"),
+    *("identity", "contiguous", "clone", "detach", "to", "float", "type", "typeas"),
+    *("batchnorm", "batchnorm1d", "batchnorm2d", "batchnorm3d", "syncbatchnorm", "frozenbatchnorm2d"),
+    *("zeroslike", "oneslike", "newzeros", "newones"),
+}
+# Linear while an image enters through one argument only; a product or quotient of two branches is differential.
+LINEAR_IN_ONE = {"mul", "truediv", "matmul", "bmm", "mm", "einsum"}
+# Dropped from the graph: they do nothing in evaluation.
+NEUTRAL = {
+    *("dropout", "dropout1d", "dropout2d", "dropout3d", "alphadropout", "featuredropout", "featurealphadropout"),
+    *("stochasticdepth", "dropblock2d", "dropblock3d", "identity"),
+}
+# Their result is true or false: a mask, which acts on what it meets at once and is never summed up.
+COMPARISONS = {"gt", "ge", "lt", "le", "eq", "ne", "and", "or", "xor", "invert"}
+COMPARISONS |= {"logicaland", "logicalor", "logicalxor", "logicalnot"}
+CHOICES = {"where", "maskedfill"}  # linear where their condition does not come from an image
+DIFFERENTIAL = {
+    *("maxpool1d", "maxpool2d", "maxpool3d", "adaptivemaxpool1d", "adaptivemaxpool2d", "adaptivemaxpool3d"),
+    *("amax", "max", "amin", "maximum", "minimum", "lppool1d", "lppool2d", "lppool3d"),
+    *("groupnorm", "layernorm", "instancenorm", "instancenorm1d", "instancenorm2d", "instancenorm3d"),
+    "localresponsenorm",
+    *("normalize", "norm", "vectornorm", "rmsnorm", "std", "var"),
+    *("softmax", "softmax2d", "softmin", "logsoftmax", "logsumexp", "glu", "lerp", "addcmul", "addcdiv"),
+    *(
+        "pow",
+        "square",
+        "sqrt",
+        "rsqrt",
+        "exp",
+        "expm1",
+        "log",
+        "log1p",
+        "abs",
+        "reciprocal",
+        "sin",
+        "cos",
+        "atan",
+        "erf",
+    ),
+    *LINEAR_IN_ONE,
+    *COMPARISONS,
+}
+SHAPE = {"size", "dim", "numel"}  # of an image's tensor; any operation that no image enters is of this kind too
+SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
+RECTIFIED = {"relu", "relu6"}
+PIECEWISE_LINEAR = {"leakyrelu", "rrelu", "prelu", "hardtanh", "hardsigmoid", "hardshrink", "softshrink", "threshold"}
+CLAMPS = {"clamp", "clip", "clampmin", "clampmax"}
+CURVED = {"hardswish", "silu", "sigmoid", "tanh", "elu", "celu", "selu", "gelu", "mish", "softplus", "logsigmoid"}
+CURVED |= {"softsign", "tanhshrink"}
+POINTWISE = RECTIFIED | PIECEWISE_LINEAR | CLAMPS | CURVED
+
+# The names that Python's operators and some spellings hide behind.
+_ALIASES = {
+    **{"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "truediv", "ipow": "pow", "div": "truediv"},
+    **{"divide": "truediv", "truedivide": "truediv", "multiply": "mul", "subtract": "sub", "pack": "cat"},
+    **{"upsamplenearest": "upsample", "upsamplebilinear": "upsample", "swish": "silu", "negative": "neg"},
+    **{
+        "swapaxes": "transpose",
+        "swapdims": "transpose",
+        "moveaxis": "movedim",
+        "nativechannelshuffle": "channelshuffle",
+    },
+    **{"positive": "pos", "absolute": "abs", "arctan": "atan", "dropoutnd": "dropout", "zeropad": "zeropad2d"},
+    **{"greater": "gt", "greaterequal": "ge", "less": "lt", "lessequal": "le", "notequal": "ne", "inv": "invert"},
+    **{"bitwiseand": "and", "bitwiseor": "or", "bitwisexor": "xor", "bitwisenot": "invert"},
+}
+
+
+def canonical(node: fx.Node, module: nn.Module | None) -> str:
+    """The canonical name of what a node calls."""
+    if module is not None:
+        name = type(module).__name__
+    elif node.kwargs.get("rounding_mode") is not None:
+        name = "floordiv"  # whatever the division is called
+    else:
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return canonical_name(name)
+
+
+def canonical_name(name: str) -> str:
+    """The canonical name of a function, method or class called ``name``."""
+    name = name.lower().replace("_", "")
+    return _ALIASES.get(name, name)
+
+
+def is_inplace(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether the node writes its result into its first argument."""
+    if module is not None:
+        return bool(getattr(module, "inplace", False))
+    if node.kwargs.get("inplace") is True:
+        return True
+    if node.op == "call_method":
+        return node.target.endswith("_") and not node.target.endswith("__")
+    if getattr(node.target, "__module__", "") == "_operator":
+        return node.target in (
+            operator.iadd,
+            operator.isub,
+            operator.imul,
+            operator.itruediv,
+            operator.ipow,
+            operator.setitem,
+        )
+    if node.target in (F.relu, F.relu6, F.leaky_relu, F.hardtanh, F.elu, F.silu, F.mish, F.hardswish, F.hardsigmoid):
+        # F.relu(x, True): the last positional argument of these is `inplace`
+        return len(node.args) > 1 and node.args[-1] is True
+    return getattr(node.target, "__name__", "").rstrip("_") != getattr(node.target, "__name__", "")
+
+
+def activation_of(name: str, node: fx.Node, module: nn.Module | None, call: Callable[..., Any]) -> Activation:
+    """The ``Activation`` of a pointwise node; ``call(x)`` evaluates the node on a tensor in place of its first input.
+
+    A clamp from 0 upwards, in whatever spelling, is a ReLU with an upper bound.
+    """
+    if name == "relu":
+        return Activation("relu", torch.relu, rectified=True)
+    if name == "relu6":
+        return Activation("relu6", call, rectified=True, upper=6.0)
+    if name in CLAMPS or name == "hardtanh":
+        low, high = _bounds(name, node, module)
+        if isinstance(low, fx.Node) or isinstance(high, fx.Node):
+            return Activation(name, call)  # bounds that differ by element
+        if low == 0:
+            label = "relu" if high == math.inf else "relu6" if high == 6 else f"clamp(0, {high:g})"
+            return Activation(label, call, rectified=True, upper=high)
+        return Activation(f"clamp({low:g}, {high:g})", call)
+    if name == "threshold" and _arguments(node, module, "threshold", "value") == [0, 0]:
+        return Activation("relu", call, rectified=True)
+    if name in ("leakyrelu", "rrelu"):
+        slope = -float(call(torch.tensor(-1.0)))
+        return Activation("leakyrelu" if slope <= 1 else "steeprelu", call, slope=slope)
+    return Activation(name, call, curved=name in CURVED)
+
+
+def _arguments(node: fx.Node, module: nn.Module | None, *names: str) -> list[Any]:
+    """The arguments of these names, which stand behind the input in this order."""
+    if module is not None:
+        return [getattr(module, name) for name in names]
+    given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
+    return [given.get(name) for name in names]
+
+
+def _bounds(name: str, node: fx.Node, module: nn.Module | None) -> tuple[float | fx.Node, float | fx.Node]:
+    if name == "hardtanh":
+        low, high = _arguments(node, module, "min_val", "max_val")
+        return (-1.0 if low is None else low), (1.0 if high is None else high)
+    names = {"clampmin": ("min",), "clampmax": ("max",)}.get(name, ("min", "max"))
+    given = dict(zip(names, _arguments(node, None, *names), strict=True))
+    low, high = given.get("min"), given.get("max")
+    return (-math.inf if low is None else low), (math.inf if high is None else high)

@@ -1,0 +1,108 @@
+"""COCO's average precision (Lin et al. 2014), by pycocotools or, where it is installed, by hotcoco."""
+
+import contextlib
+import importlib.util
+import io
+from typing import Any, Literal
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from msat_det.base.errors import InputError
+from msat_det.data import CocoDetection
+from msat_det.measure.accuracy.detections import flatten, match_classes
+from msat_det.measure.accuracy.resampling import Difference, Resampling
+from msat_det.models.detector import Detections
+
+Engine = Literal["pycocotools", "hotcoco"]
+
+
+class CocoEvaluator:
+    """COCOeval over the dataset's ids and over those of its classes that the detector knows.
+
+    Crowds and areas are the annotation file's, so the figures are those of pycocotools on the same files.
+    engine: who computes it. hotcoco (the optional extra ``fast``) is pycocotools in Rust with bit for bit the same
+        figures, so it is taken where it is installed; tests/measure/test_evaluate.py holds the two against each other.
+    Raises InputError for a class that the dataset lacks, and if no object is left to find.
+    """
+
+    def __init__(self, dataset: CocoDetection, classes: list[str], engine: Engine | None = None):
+        self.engine = engine or ("hotcoco" if importlib.util.find_spec("hotcoco") else "pycocotools")
+        self.ids = sorted(dataset.ids)
+        self.matched = match_classes(classes, dataset.classes)
+        self.category_ids, self.names = np.array(dataset.category_ids), dataset.classes
+        self.evaluated = self.category_ids[np.unique(self.matched[self.matched >= 0])].tolist()
+        truth = [entry | {"image_id": id} for id in self.ids for entry in dataset.annotations[id]]
+        if not any(entry["category_id"] in self.evaluated and not entry["iscrowd"] for entry in truth):
+            raise InputError(
+                f"no object of the detector's classes on {len(self.ids)} images: take more or other images"
+            )
+        self.truth = self._index(truth)
+
+    def __call__(self, detections: dict[int, Detections]) -> dict[str, float]:
+        """Image id → its Detections; gives ``map`` (IoU .5:.95) and ``map50`` in percent. Raises InputError."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            run = self._matched(detections)
+            run.accumulate()
+        precision = run.eval["precision"][..., 0, 0]  # (IoU, recall, class), −1 for a class without objects
+        return {"map": _mean_percent(precision), "map50": _mean_percent(precision[0])}
+
+    def difference(self, ours: dict, theirs: dict, resampling: Resampling) -> Difference:
+        """By how much ``map`` of our detections exceeds that of theirs; the engine must be hotcoco."""
+        runs = [self._matched(detections) for detections in (theirs, ours)]
+        settings = {"n_bootstrap": resampling.draws, "confidence": resampling.confidence, "seed": resampling.seed}
+        found = _hotcoco().compare(*runs, **settings)
+        bounds = (found["ci"]["AP"][name] for name in ("lower", "upper"))
+        return Difference(*(100 * value for value in (found["deltas"]["AP"], *bounds)))
+
+    def _matched(self, detections: dict[int, Detections]) -> Any:
+        """The engine's evaluation with detections and objects matched, not yet summed up."""
+        found = flatten(detections, self.ids, self.matched)
+        corner, size = found.boxes[:, :2], (found.boxes[:, 2:] - found.boxes[:, :2]).clip(min=0)
+        image, category = np.array(self.ids)[found.image], self.category_ids[found.label]
+        if self.engine == "hotcoco":
+            rows = np.column_stack([image, corner, size, found.scores, category])
+            run = _hotcoco().COCOeval(self.truth, self.truth.load_res(rows), "bbox")
+        else:
+            columns = {
+                "image_id": image.tolist(),
+                "category_id": category.tolist(),
+                "bbox": np.hstack([corner, size]).tolist(),
+                "area": size.prod(1).tolist(),
+                "score": found.scores.tolist(),
+            }
+            entries = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+            run = COCOeval(self.truth, self._index(entries), "bbox")
+        run.params.imgIds, run.params.catIds = self.ids, self.evaluated
+        # map and map50 are over all areas and 100 boxes: leaving out the rest takes a quarter of the time
+        run.params.areaRng, run.params.areaRngLbl, run.params.maxDets = [[0, 1e10]], ["all"], [100]
+        run.evaluate()
+        return run
+
+    def _index(self, entries: list[dict]) -> Any:
+        """The engine's form of ground truth or detections, without a file. It keeps 0 for "no match", so ids from 1."""
+        content = {
+            "images": [{"id": id} for id in self.ids],
+            "categories": [
+                {"id": int(id), "name": name} for id, name in zip(self.category_ids, self.names, strict=True)
+            ],
+            "annotations": [entry | {"id": number} for number, entry in enumerate(entries, 1)],
+        }
+        if self.engine == "hotcoco":
+            return _hotcoco().COCO(content)
+        coco = COCO()
+        coco.dataset = content
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco.createIndex()
+        return coco
+
+
+def _hotcoco() -> Any:
+    import hotcoco
+
+    return hotcoco
+
+
+def _mean_percent(precision: np.ndarray) -> float:
+    return float(precision[precision > -1].mean() * 100)

@@ -1,0 +1,76 @@
+"""The rows of a curve: a method at one t, its accuracies and costs; and the reader of those that a run left behind."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from msat_det.base.errors import InputError
+from msat_det.base.files import text_of
+
+DISPLAY = {"map": "mAP", "map50": "mAP50", "top1": "top1", "top5": "top5"}
+
+
+@dataclass(frozen=True)
+class CurveRow:
+    """One line of the curve: a method at one recorded timestep, or the float network.
+
+    method: label of the method, ``float`` for the float network.
+    t: number of timesteps done; None for the float network.
+    metrics: accuracies in percent: map and map50, or top1 and top5 first, then extras that only summary.json shows.
+    spikes_per_neuron: Σ|s| over all timesteps so far, per neuron and image; None for the float network.
+    sops_per_mac: synaptic operations so far over the float network's multiply-adds.
+    energy_ratio: estimated energy so far over the float network's.
+    """
+
+    method: str
+    t: int | None
+    metrics: dict[str, Any]
+    spikes_per_neuron: float | None = None
+    sops_per_mac: float = 1.0
+    energy_ratio: float = 1.0
+
+    @property
+    def accuracies(self) -> dict[str, float]:
+        """The two accuracies of curve.csv, the main one first."""
+        return {name: self.metrics[name] for name in DISPLAY if name in self.metrics}
+
+    def figures(self) -> dict[str, Any]:
+        """All figures of the row, as summary.json shows them."""
+        return self.metrics | {
+            "spikes_per_neuron": self.spikes_per_neuron,
+            "sops_per_mac": self.sops_per_mac,
+            "energy_ratio": self.energy_ratio,
+        }
+
+
+def read_summary(folder: Path) -> tuple[list[CurveRow], dict[str, Any]]:
+    """The rows and the facts that ``write_summary`` wrote into a run directory. Raises InputError where it is none."""
+    file = folder / "summary.json"
+    try:
+        facts = json.loads(text_of(file))
+        curves = {("float", None): facts.pop("float")}
+        curves |= {(label, int(t)): row for label, curve in facts.pop("methods").items() for t, row in curve.items()}
+        costs = ("spikes_per_neuron", "sops_per_mac", "energy_ratio")
+        rows = [
+            CurveRow(label, t, {k: v for k, v in row.items() if k not in costs}, *(row[name] for name in costs))
+            for (label, t), row in curves.items()
+        ]
+        names = list(rows[0].accuracies)
+        figures = [
+            [row.metrics[name] for name in names] + [getattr(row, cost) or 0.0 for cost in costs] for row in rows
+        ]
+        figures += [[row.metrics["agreement"]] for row in rows if "agreement" in row.metrics]
+        if names[:1] not in (["map"], ["top1"]) or not all(
+            math.isfinite(figure) for line in figures for figure in line
+        ):
+            raise ValueError(names)
+        found = facts["images"], facts.get("corrupt_images", []), facts.get("energy", {})
+        if [type(fact) for fact in found] != [int, list, dict] or not all(0 < row.t < 2**31 for row in rows[1:]):
+            raise ValueError(found)
+    except FileNotFoundError:
+        raise InputError(f"no {file}: the run did not end; start it anew") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError):
+        raise InputError(f"{file} is not what a run writes: make it anew") from None
+    return rows, facts

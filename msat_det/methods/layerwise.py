@@ -1,0 +1,127 @@
+"""Methods that convert one layer after the other, on what the spiking layers before it send."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.fx.node import Node
+
+from msat_det.methods.observe import Observation
+from msat_det.methods.options import Options, require
+from msat_det.methods.registry import Neurons, method, neuron, threshold
+from msat_det.spiking.network import layer_by_layer, run_alone
+from msat_det.spiking.neurons import Neuron
+
+
+@dataclass(frozen=True)
+class LayerByLayer(Options):
+    """images: calibration images that the spiking network itself is run on (the first ones)."""
+
+    images: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.images >= 1, "images", self.images, "a whole number above 0")
+
+
+@dataclass(frozen=True)
+class SpikeNorm(LayerByLayer):
+    """window: timesteps over which the largest weighted input sum is taken."""
+
+    window: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.window >= 1, "window", self.window, "a whole number above 0")
+
+
+@method("spike-norm", SpikeNorm)
+def spike_norm(options: SpikeNorm, observation: Observation, T: int) -> Neurons:
+    """θ = the largest weighted input sum of a timestep that the spiking layers before produce; reset to zero.
+
+    Sengupta et al., "Going deeper in spiking neural networks: VGG and residual architectures", 2019, Algorithm 1.
+    """
+    return _by_input_sums(options, observation, reset="zero")
+
+
+@dataclass(frozen=True)
+class Rmp(SpikeNorm):
+    """factor: on spike-norm's thresholds; the paper tunes it for each network, .8 stands for its range."""
+
+    factor: float = 0.8
+
+
+@method("rmp", Rmp)
+def rmp(options: Rmp, observation: Observation, T: int) -> Neurons:
+    """Soft reset (residual membrane potential), spike-norm's thresholds times a factor.
+
+    Han et al., "RMP-SNN: residual membrane potential neuron for enabling deeper high-accuracy and low-latency spiking
+    neural network", 2020, sections 3.2 and 3.3.
+    """
+    return _by_input_sums(options, observation, reset="soft")
+
+
+def _by_input_sums(options: SpikeNorm, observation: Observation, reset: str) -> Neurons:
+    def decide(node: Node, currents: Tensor) -> Neuron:
+        theta = options.factor * currents.amax().clamp(min=0.0).cpu()
+        if not node.meta["activation"].rectified:
+            theta = threshold(options, observation, node)
+        return neuron(options, node, theta, reset=reset)
+
+    return layer_by_layer(observation, options.images, options.window, decide)
+
+
+@dataclass(frozen=True)
+class Calibration(LayerByLayer):
+    """correct: ``bias`` (the paper's light pipeline), ``potential`` (advanced) or none. grid: thresholds tried."""
+
+    initial: Literal["zero", "half"] = "half"
+    correct: Literal["bias", "potential", "none"] = "bias"
+    grid: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.grid >= 1, "grid", self.grid, "a whole number above 0")
+
+
+@method("calibration", Calibration, needs_t=True)
+def calibration(options: Calibration, observation: Observation, T: int) -> Neurons:
+    """θ with the least squared error of the clipped, floored rate at T, then a correction layer after layer.
+
+    Li et al., "A free lunch from ANN: towards efficient, accurate spiking neural networks calibration", 2021, eqs. 12
+    (MMSE threshold), 16 (bias: the mean error of each channel) and 18 (initial potential: T times that error; per
+    channel here, the paper's is per neuron).
+    """
+    goals = {n.name: v for n, v in observation.graph.walk(observation.first(options.images)) if "activation" in n.meta}
+
+    def decide(node: Node, currents: Tensor) -> Neuron:
+        goal = goals.pop(node.name)[: currents.shape[1]]  # a layer too large for memory is run on fewer images
+        made = neuron(options, node, _mmse(options, observation, node, goal, T))
+        if options.correct == "none":
+            return made
+        mean = run_alone(made, currents, T) / T
+        dims = [0, *range(2, goal.dim())]
+        error = (goal - mean).mean(dims)
+        if options.correct == "bias":
+            return replace(made, bias=error)
+        return replace(made, initial=made.initial + T * error / made.theta.clamp(min=1e-12))
+
+    return layer_by_layer(observation, options.images, T, decide)
+
+
+def _mmse(options: Calibration, observation: Observation, node: Node, goal: Tensor, T: int) -> Tensor:
+    """The threshold, of ``grid`` equal steps up to the statistic that the options name, with the least error."""
+    top = threshold(options, observation, node)
+    rows = goal.abs().transpose(0, 1).flatten(1)
+    rows = rows if top.dim() else rows.reshape(1, -1)
+    best, least = torch.zeros(len(rows)), torch.full((len(rows),), float("inf"))
+    half = 0.5 if options.initial == "half" else 0.0
+    for i in range(1, options.grid + 1):
+        theta = (top.reshape(-1) * i / options.grid).clamp(min=1e-12)
+        step = theta[:, None] / T
+        rate = (rows / step + half).floor().clamp(0, T * options.gamma) * step
+        error = (rate - rows).square().mean(1)
+        best, least = torch.where(error < least, theta, best), torch.minimum(error, least)
+    best = torch.where(top.reshape(-1) > 0, best, torch.zeros_like(best))
+    return best if top.dim() else best[0]

@@ -1,0 +1,180 @@
+"""Activation statistics of a float network on calibration images, in one streaming pass.
+
+Each call site keeps, per channel, the exact maximum of |f(x)| and a histogram with 64 bins to the octave. Memory is
+10 kB a channel whatever the number of images; a percentile is interpolated within its bin, so that its relative error
+is below 1/64 (a bin's width).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+from torch.fx.node import Node
+from tqdm import tqdm
+
+from msat_det.base.errors import InputError
+from msat_det.graph.fanout import FanOut, fan_out
+from msat_det.graph.graph import Batch, Graph, trace, where
+from msat_det.models.detector import Detector
+from msat_det.spiking.kernels import observe_channels
+
+_SHIFT = 23 - 6  # a float's bits above this one are its exponent and the first six bits of its mantissa
+_LOWEST, _OCTAVES = -24, 40  # magnitudes from 2^-24 to 2^16; what is smaller counts as zero
+_FIRST = (127 + _LOWEST) << 6
+_BINS = _OCTAVES * 64 + 1  # bin 0 holds the zeros
+FLOOR = 0.05  # a percentile over all values is at least this share of the maximum
+
+
+@dataclass
+class Site:
+    """Statistics of one call site. maximum: (C,) of |f(x)|, exact. histogram: (C, bins) int32 counts."""
+
+    maximum: Tensor
+    histogram: Tensor
+
+    @classmethod
+    def empty(cls, channels: int) -> "Site":
+        return cls(torch.zeros(channels), torch.zeros(channels, _BINS, dtype=torch.int32))
+
+    def add(self, values: Tensor) -> None:
+        """Take in a batch of activations (B, C, …)."""
+        observe_channels(values.detach(), _SHIFT, _FIRST, self.histogram, self.maximum)
+
+    def scale(self, percentile: float = 100.0, values: str = "all", per: str = "channel") -> Tensor:
+        """The percentile of |f(x)|, (C,) per channel or () per layer.
+
+        values: ``all`` counts zeros and is floored at 5 % of the maximum; ``nonzero`` leaves them out. 100: the maximum
+        """
+        maximum = self.maximum if per == "channel" else self.maximum.amax().unsqueeze(0)
+        if percentile < 100:
+            counts = self.histogram.double()
+            if per == "layer":
+                counts = counts.sum(0, keepdim=True)
+            if values == "nonzero":
+                counts[:, 0] = 0
+            found = _percentile(counts, percentile / 100)
+            maximum = torch.minimum(maximum, torch.maximum(found, FLOOR * maximum) if values == "all" else found)
+        return maximum if per == "channel" else maximum.squeeze(0)
+
+
+def _percentile(counts: Tensor, q: float) -> Tensor:
+    """The q-quantile of each row's histogram, linear within its bin."""
+    below = counts.cumsum(1)
+    wanted = q * below[:, -1:]
+    index = torch.searchsorted(below, wanted).clamp_(max=_BINS - 1)
+    before = torch.where(index > 0, below.gather(1, (index - 1).clamp(min=0)), torch.zeros_like(wanted))
+    inside = ((wanted - before) / counts.gather(1, index).clamp(min=1)).clamp(0, 1).float()
+    low, high = _edge(index), _edge(index + 1)
+    return torch.where(index == 0, torch.zeros_like(inside), low + inside * (high - low)).squeeze(1)
+
+
+def _edge(index: Tensor) -> Tensor:
+    """The lower edge of a bin."""
+    return ((index.to(torch.int32) + (_FIRST - 1)) << _SHIFT).view(torch.float32)
+
+
+@dataclass
+class Observation:
+    """What the methods know: the traced network, its multiply-adds, its activations on calibration images, and those.
+
+    batches: the calibration images as the network takes them; any sequence, so that they need not lie in memory.
+    detector: what the network is a part of, if anything. variants: observations of the same network under options that
+    change its graph (``methods.variants``).
+    """
+
+    graph: Graph
+    fanout: FanOut
+    sites: dict[str, Site]
+    batches: Sequence[Batch]
+    detector: Detector | None = None
+    variants: dict[tuple, "Observation"] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for node in self.graph.sites:
+            if node.name in self.sites:
+                node.meta["maximum"] = self.sites[node.name].maximum  # itself, as ranks add to it in place
+
+    def first(self, images: int) -> Batch:
+        """The first calibration images, as many as there are up to ``images``, in one batch."""
+        taken, total = [], 0
+        for batch in self.batches:
+            taken.append(_images(batch, images - total))
+            total += pytree.tree_leaves(taken[-1])[0].shape[0]
+            if total >= images:
+                break
+        return pytree.tree_map(lambda *parts: torch.cat(parts), *taken)
+
+
+def observe(
+    net: nn.Module | Graph, batches: Sequence[Batch], progress: bool = False, share: Sequence[int] | None = None
+) -> Observation:
+    """Trace ``net`` and observe every call site on the calibration ``batches``.
+
+    share: the numbers of the batches to be observed, where other processes observe the rest; all by default.
+    Raises InputError when there is no batch, or where an activation is not finite (naming its call site).
+    """
+    if len(batches) == 0:
+        raise InputError("there are no calibration images: give some, the thresholds are set by their activations")
+    first = batches[0]
+    graph = net if isinstance(net, Graph) else trace(net, _images(first, 2))
+    sites = observe_sites(graph, graph.sites, batches, progress, share)
+    return Observation(graph, fan_out(graph, _images(first, 1)), sites, batches)
+
+
+def observe_sites(
+    graph: Graph,
+    nodes: list[Node],
+    batches: Sequence[Batch],
+    progress: bool = False,
+    share: Sequence[int] | None = None,
+) -> dict[str, Site]:
+    """The statistics of these call sites over all ``batches``, or over those whose numbers ``share`` holds."""
+    sites = {node.name: Site.empty(_channels(node)) for node in nodes}
+    numbers = range(len(batches)) if share is None else share
+    with torch.inference_mode():
+        for number in tqdm(numbers, "observing", unit="batch", disable=not progress, leave=False):
+            _observe_batch(graph, batches[number], sites)
+    return sites
+
+
+def _channels(node: Node) -> int:
+    if not node.meta["shape"]:
+        raise InputError(f"{where(node)} has no channel dimension: its output must be (batch, channels, …)")
+    return node.meta["shape"][0]
+
+
+def _observe_batch(graph: Graph, batch: Batch, sites: dict[str, Site]) -> None:
+    for node, value in graph.walk(batch):
+        if node.name not in sites:
+            continue
+        site = sites[node.name]
+        site.add(value)
+        if not site.maximum.isfinite().all():
+            raise InputError(
+                f"{where(node)}: activations on calibration images are not finite: check weights and input"
+            )
+
+
+def _images(batch: Batch, count: int) -> Batch:
+    return pytree.tree_map(lambda value: value[:count], batch)
+
+
+class Cached(Sequence):
+    """Batches that are made by a function of their index, the last few kept: ``Cached(n, make)``."""
+
+    def __init__(self, count: int, make: Callable[[int], Batch], keep: int = 2):
+        self.count, self.make, self.keep, self.kept = count, make, keep, {}
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Batch:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        if index not in self.kept:
+            if len(self.kept) >= self.keep:
+                self.kept.pop(next(iter(self.kept)))
+            self.kept[index] = self.make(index)
+        return self.kept[index]

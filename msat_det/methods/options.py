@@ -1,0 +1,124 @@
+"""The options that every conversion method can take, and how plain values become them (DESIGN §5)."""
+
+import math
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from msat_det.base.errors import InputError
+from msat_det.base.files import show
+from msat_det.base.names import hint
+
+
+@dataclass(frozen=True)
+class Options:
+    """What any method can take.
+
+    scale, percentile, values: the statistic of |activation| on calibration images that a threshold starts from; values
+    ``all`` counts zeros and is floored at 5 % of the maximum. factor: on that threshold. signed, margin, gamma,
+    rounding, stages: see ``neurons.Neuron``; rounding None is ``track`` where the threshold varies, else ``fixed``.
+    initial: potential at the start, 0 or θ/2. confidence: eq. 18 for the call sites that feed a head, a number, none or
+    an estimate from calibration images. drop: what a dropped spike does to its charge. analog: names of call sites that
+    stay analog. spiking_linear: neurons also on what a convolution or linear layer sends to another one unrectified.
+    """
+
+    scale: Literal["layer", "channel"] = "layer"
+    percentile: float = 100.0
+    values: Literal["all", "nonzero"] = "all"
+    factor: float = 1.0
+    signed: bool = False
+    margin: float = 0.5
+    gamma: int = 1
+    initial: Literal["zero", "half"] = "zero"
+    rounding: Literal["fixed", "track"] | None = None
+    stages: tuple[float, ...] = (1.0,)
+    confidence: Literal["none", "estimate"] | float = "none"
+    drop: Literal["keep", "lossy"] = "keep"
+    analog: tuple[str, ...] = ()
+    spiking_linear: bool = False
+
+    def __post_init__(self) -> None:
+        require(0 < self.percentile <= 100, "percentile", self.percentile, "a number above 0, at most 100")
+        require(self.factor > 0, "factor", self.factor, "a number above 0")
+        require(self.gamma >= 1, "gamma", self.gamma, "a whole number of at least 1")
+        require(self.margin >= 0, "margin", self.margin, "a number of at least 0")
+        require(bool(self.stages) and min(self.stages) > 0, "stages", self.stages, "factors above 0")
+        if not isinstance(self.confidence, str):
+            require(0 <= self.confidence <= 1, "confidence", self.confidence, "none, estimate or a number from 0 to 1")
+
+    @property
+    def varying(self) -> bool:
+        """Whether the threshold changes with time."""
+        return len(set(self.stages)) > 1
+
+
+def parse(name: str, options: type[Options], values: dict[str, Any]) -> Options:
+    """The options of method ``name`` from plain values (of a YAML file, say).
+
+    Raises InputError for an option that the method does not have, with the nearest name, and for a value that does
+    not fit it.
+    """
+    hints = typing.get_type_hints(options)
+    for key in values:
+        if key not in hints:
+            mend = hint(key, hints, f"it takes {', '.join(hints)}")
+            raise InputError(f"method {name} has no option {show(key)}: {mend}")
+    return options(**{key: _fitting(name, key, value, hints[key]) for key, value in values.items()})
+
+
+def _fitting(name: str, key: str, value: Any, hint: Any) -> Any:
+    """The value as the type hint wants it, numbers widened and lists turned to tuples."""
+    choices = []
+    for kind in typing.get_args(hint) if typing.get_origin(hint) not in (Literal, tuple) else (hint,):
+        if typing.get_origin(kind) is Literal:
+            choices += typing.get_args(kind)
+    kinds = set(typing.get_args(hint)) | {hint}
+    if value in choices and not isinstance(value, bool):
+        return value
+    if bool in kinds and value in (True, False, "on", "off"):
+        return value in (True, "on")
+    if isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value)):
+        pass
+    elif str in kinds and typing.get_origin(hint) is not tuple:
+        if isinstance(value, str):
+            return value
+        if value is None and type(None) in kinds:
+            return None
+    elif str in kinds:
+        members = [value] if isinstance(value, str) else value
+        if isinstance(members, list | tuple) and all(isinstance(v, str) for v in members):
+            return tuple(members)
+    elif typing.get_origin(hint) is tuple and isinstance(value, list | tuple | int | float):
+        members = value if isinstance(value, list | tuple) else [value]
+        if all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in members):
+            return tuple(float(v) for v in members)
+    elif isinstance(value, int | float) and float in kinds:
+        return float(value)
+    elif isinstance(value, int) and int in kinds:
+        return value
+    elif value is None and type(None) in kinds:
+        return None
+    elif isinstance(value, dict) and _by_t(hint) and _numbers_by_t(value):
+        return {t: float(number) for t, number in value.items()}
+    wanted = f"one of {', '.join(map(str, choices))}" if choices else _name(hint)
+    raise InputError(f"option {key} of method {name} is {show(value)}: give {wanted}")
+
+
+def _by_t(hint: Any) -> bool:
+    return any(typing.get_origin(kind) is dict for kind in typing.get_args(hint))
+
+
+def _numbers_by_t(value: dict) -> bool:
+    return bool(value) and all(type(t) is int and t > 0 and type(n) in (int, float) for t, n in value.items())
+
+
+def _name(hint: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str | None: "a word"}
+    if _by_t(hint):
+        return "a number, or one for each T as in {4: 3.1, 8: 4.8}"
+    return names.get(hint, "a list of names" if str in typing.get_args(hint) else "a list of numbers")
+
+
+def require(holds: bool, key: str, value: Any, wanted: str) -> None:
+    if not holds:
+        raise InputError(f"option {key} is {show(value)}: give {wanted}")

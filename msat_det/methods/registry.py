@@ -1,0 +1,76 @@
+"""The registry of conversion methods, and the neurons that the options common to all of them describe (DESIGN §5)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.fx.node import Node
+
+from msat_det.base.names import Names
+from msat_det.methods.observe import Observation
+from msat_det.methods.options import Options, parse
+from msat_det.spiking.neurons import Neuron
+
+Neurons = dict[str, Neuron]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered method. needs_t: it is made anew for each recorded t. stays_off: why its error need not fall with
+    T, where it need not."""
+
+    name: str
+    options: type[Options]
+    make: Callable[[Any, Observation, int], Neurons]
+    needs_t: bool
+    stays_off: str = ""
+
+
+METHODS: Names[Method] = Names("method")
+
+
+def method(name: str, options: type[Options], needs_t: bool = False, stays_off: str = "") -> Callable:
+    """Register a function (options, observation, T) → {call site: Neuron} under a name."""
+
+    def register(make: Callable[[Any, Observation, int], Neurons]) -> Callable:
+        METHODS[name] = Method(name, options, make, needs_t, stays_off)
+        return make
+
+    return register
+
+
+def find_method(name: str) -> Method:
+    """The method of that name. Raises InputError with the nearest name."""
+    return METHODS.find(name)
+
+
+def parse_options(name: str, values: dict[str, Any]) -> Options:
+    """A method's options from plain values; see ``options.parse``."""
+    return parse(name, find_method(name).options, values)
+
+
+def threshold(options: Options, observation: Observation, node: Node) -> Tensor:
+    """θ of one call site: factor × the statistic that the options name."""
+    site = observation.sites[node.name]
+    return options.factor * site.scale(options.percentile, options.values, options.scale)
+
+
+def neuron(options: Options, node: Node, theta: Tensor, **changes: Any) -> Neuron:
+    """The neuron of one call site as the common options say, with a method's own ``changes``."""
+    common = {
+        "signed": options.signed,
+        "margin": options.margin,
+        "gamma": options.gamma,
+        "initial": 0.5 if options.initial == "half" else 0.0,
+        "rounding": options.rounding or ("track" if options.varying else "fixed"),
+        "stages": options.stages,
+        "drop": options.drop,
+    }
+    return Neuron(theta, node.meta["activation"], **(common | changes))
+
+
+def neurons(options: Options, observation: Observation, **changes: Any) -> Neurons:
+    """One neuron for each call site by the common options alone."""
+    sites = observation.graph.sites
+    return {n.name: neuron(options, n, threshold(options, observation, n), **changes) for n in sites}

@@ -1,0 +1,292 @@
+"""Fits the neurons of a network, layer after layer, on what the spiking layers before send (MSAT paper, eq. 14).
+
+Every candidate neuron of a call site is simulated on the currents that it would get. Its cost, per channel, is
+
+    sensitivity · Σ (rate − activation)²  +  price · Σ |spikes|
+
+The first sum is eq. 14 measured instead of modelled: quantisation, clipping and spikes of inactive neurons (SIN) are
+all in it. Its weight says how much an error of that channel moves the network's outputs, the price is one for the
+whole network, so spikes go where they buy the most. A budget is met by searching for the price.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.fx.node import Node
+
+from msat_det.graph.graph import elements
+from msat_det.methods.observe import Observation
+from msat_det.methods.sensitivity import sensitivity
+from msat_det.spiking.kernels import Scan
+from msat_det.spiking.network import layer_by_layer
+from msat_det.spiking.neurons import Msat, Neuron
+
+SILENT = 1000.0  # a stage's factor under which nothing fires
+# The last stage's threshold over the channel's statistic, an octave in two steps. One spike a timestep needs the
+# largest; what is below the smallest is finer than sixteen levels.
+FACTORS = tuple(0.044 * 2 ** (i / 2) for i in range(11))
+NEARBY = (2**-0.5, 1.0, 2**0.5)
+FINE = (2**-0.25, 2**0.25)
+PASSES = 5  # through the network in search of the price that meets a budget
+CLOSE = 0.02  # a budget counts as met when this share of it or less is left
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is fitted. times: the timesteps whose running means shall be right, the last one is how long the simulation
+    runs. stages: candidate factors on θ over the timesteps, the last of each 1. adaptive: whether DTT and DET are
+    tried. price: of one spike per neuron. weight: of a spike of each neuron of a call site, (C,) or (), in the budget's
+    unit over the network. correct: whether each channel's mean error is taken off by a bias."""
+
+    times: Sequence[int]
+    stages: Sequence[tuple[float, ...]]
+    adaptive: Sequence[str]
+    price: float
+    weight: Callable[[Node], Tensor]
+    correct: bool
+    images: int
+
+
+@dataclass
+class Trial:
+    """A candidate neuron of one call site, and what it costs on the calibration images.
+
+    error, spikes: (C,), mean squared error of the running mean and spikes, per neuron. cost: (C,).
+    """
+
+    neuron: Neuron
+    error: Tensor
+    spikes: Tensor
+    cost: Tensor
+
+    @property
+    def total(self) -> float:
+        return self.cost.sum().item()
+
+
+@dataclass
+class Fit:
+    """A fitted network. spent: the spikes (or operations) of the calibration images in the budget's unit."""
+
+    neurons: dict[str, Neuron]
+    price: float
+    spent: float = 0.0
+    trials: dict[str, Trial] = field(default_factory=dict)
+
+    @property
+    def logs(self) -> tuple[float, float]:
+        """The logarithms of the price and of what was spent."""
+        return math.log(self.price), math.log(max(self.spent, 1e-9))
+
+
+def stage_candidates(T: int) -> list[tuple[float, ...]]:
+    """Stages for a chosen T: nothing first, then the value in up to four digits of a base, coarse to fine; and one
+    threshold for all timesteps."""
+    digits = [(1,)] + [(2, base) for base in (3, 4, 5, 6, 8)] + [(3, base) for base in (2, 3, 4, 5)] + [(4, 2), (4, 3)]
+    found = [(1.0,)]
+    for number, *base in digits:
+        code = tuple(float(base[0]) ** i if base else 1.0 for i in reversed(range(number)))
+        if number <= T and T > 1:
+            found.append((SILENT,) * (T - number) + code)
+    return found
+
+
+def anytime_candidates(T: int) -> list[tuple[float, ...]]:
+    """Stages whose running mean is of use at every t: one threshold, and thresholds that fall for a while."""
+    falls = [(2.0,), (4.0, 2.0), (3.0, 2.0, 1.5), (8.0, 4.0, 2.0), (4.0, 3.0, 2.0, 1.5), (8.0, 5.0, 3.5, 2.5, 2.0, 1.5)]
+    return [(1.0,)] + [(*fall, 1.0) for fall in falls if len(fall) < T]
+
+
+def fit(observation: Observation, goal: Goal, make: Callable[[Node, Tensor], Neuron], budget: float | None) -> Fit:
+    """The network's neurons by ``goal``, its price such that ``budget`` is met (as far as any price meets it).
+
+    make: a call site and a threshold (C,) → the neuron whose threshold, stages, adaptivity and bias are fitted.
+    """
+    weights = sensitivity(observation.graph, observation.first(min(4, goal.images)))
+    if budget is None:
+        return fit_once(observation, goal, make, weights)
+    found: list[Fit] = []
+    price = goal.price
+    while True:
+        found.append(fit_once(observation, replace(goal, price=price), make, weights))
+        within = [f for f in found if f.spent <= budget]
+        done = any(f.spent >= (1 - CLOSE) * budget for f in within)
+        if done or len(found) == PASSES or _stuck(found):
+            return max(within, key=lambda f: f.spent) if within else min(found, key=lambda f: f.spent)
+        price = next_price(found, budget * (1 - CLOSE / 2))
+
+
+def _stuck(found: list[Fit]) -> bool:
+    """Whether another price hardly changes what is spent: no price meets the budget."""
+    if len(found) < 2:
+        return False
+    (x0, y0), (x1, y1) = (f.logs for f in found[-2:])
+    return x0 == x1 or (abs(x1 - x0) > 1 and abs(y1 - y0) < CLOSE)
+
+
+def next_price(found: list[Fit], wanted: float) -> float:
+    """Log spent falls about linearly with log price: the line through the two nearest, at first a guess at it."""
+    points = sorted(f.logs for f in found)
+    slope = -0.15
+    if len(points) > 1:
+        nearest = sorted(points, key=lambda p: abs(p[1] - math.log(wanted)))[:2]
+        (x0, y0), (x1, y1) = nearest
+        slope = min((y1 - y0) / (x1 - x0), -0.05)
+    x, y = min(points, key=lambda p: abs(p[1] - math.log(wanted)))
+    return math.exp(x + min(max((math.log(wanted) - y) / slope, -4.0), 4.0))
+
+
+def fit_once(
+    observation: Observation, goal: Goal, make: Callable[[Node, Tensor], Neuron], weights: dict[str, Tensor]
+) -> Fit:
+    """One pass through the network at a fixed price."""
+    result = Fit({}, goal.price)
+    activations = {n.name: v for n, v in observation.graph.walk(observation.first(goal.images)) if _is_site(n)}
+
+    def decide(node: Node, currents: Tensor) -> Neuron:
+        wanted = activations.pop(node.name)[: currents.shape[1]]
+        bench = Bench(node, currents, wanted, goal, weights[node.name])
+        trial = search(bench, make)
+        result.trials[node.name] = trial
+        result.spent += (trial.spikes * goal.weight(node)).sum().item() * bench.positions
+        return trial.neuron
+
+    result.neurons = layer_by_layer(observation, goal.images, max(goal.times), decide)
+    return result
+
+
+@dataclass
+class Bench:
+    """One call site with the currents (T, B, C, …) that it gets and the activations (B, C, …) that it shall send."""
+
+    node: Node
+    currents: Tensor
+    wanted: Tensor
+    goal: Goal
+    sensitivity: Tensor
+
+    def __post_init__(self) -> None:
+        self.T = max(self.goal.times)
+        self.positions = elements(self.node) // self.wanted.shape[1]
+        self.dims = [0, *range(2, self.wanted.dim())]
+        self.shortened: dict[int, Tensor] = {0: self.currents}
+
+    def simulate(self, neuron: Neuron) -> tuple[Scan, list[Tensor]]:
+        """The neuron after T timesteps, and its output at each of them."""
+        silent = 0 if neuron.adaptive else sum(stage == SILENT for stage in neuron.stages)
+        scan = Scan(neuron, self.currents[0], torch.zeros(self.currents.shape[2:]), with_output=True)
+        outputs = scan.run(self.without(silent), silent, self.T - silent)
+        return scan, [torch.zeros_like(outputs[0])] * silent + list(outputs)
+
+    def without(self, silent: int) -> Tensor:
+        """The currents with those of the first timesteps, in which nothing fires, added to the next one's."""
+        if silent not in self.shortened:
+            currents = self.currents.expand(self.T, *self.currents.shape[1:])
+            first = currents[: silent + 1].sum(0, keepdim=True)
+            self.shortened[silent] = torch.cat((first, currents[silent + 1 :]))
+        return self.shortened[silent]
+
+    def try_(self, neuron: Neuron) -> Trial:
+        """Simulate a candidate."""
+        scan, outputs = self.simulate(neuron)
+        error = torch.zeros(self.wanted.shape[1])
+        for t in self.goal.times:
+            difference = self.rate(scan, outputs, t) - self.wanted
+            squared = difference.square().mean(self.dims)
+            if self.goal.correct:
+                squared = squared - difference.mean(self.dims).square()
+            error += squared / len(self.goal.times)
+        spikes = self._spikes(neuron, outputs, scan)
+        cost = (self.sensitivity * error + self.goal.price * spikes * self.goal.weight(self.node)) * self.positions
+        return Trial(neuron, error, spikes, cost)
+
+    def rate(self, scan: Scan, outputs: list[Tensor], t: int) -> Tensor:
+        """The running mean of the output over the first t timesteps."""
+        return (scan.state.o if t == self.T else sum(outputs[:t])) / t
+
+    def _spikes(self, neuron: Neuron, outputs: list[Tensor], scan: Scan) -> Tensor:
+        """Σ|s| of each channel, per neuron."""
+        if neuron.adaptive is None:
+            sizes = sum(o.abs().mean(self.dims) / neuron.stage(t) for t, o in enumerate(outputs))
+            return torch.where(neuron.theta > 0, sizes / neuron.theta.clamp(min=1e-30), 0.0)
+        # heights differ by neuron: the count of all spikes, shared out by where there are any
+        events = sum((o != 0).float().mean(self.dims) for o in outputs)
+        each = scan.counts[:, 0].mean().item() / self.positions
+        return each * events / events.sum().clamp(min=1e-30)
+
+    def corrected(self, neuron: Neuron) -> Neuron:
+        """The neuron with each channel's mean error, over the wanted timesteps, as a bias."""
+        scan, outputs = self.simulate(neuron)
+        means = [(self.wanted - self.rate(scan, outputs, t)).mean(self.dims) for t in self.goal.times]
+        return replace(neuron, bias=torch.stack(means).mean(0))
+
+
+def search(bench: Bench, make: Callable[[Node, Tensor], Neuron]) -> Trial:
+    """Coordinate search: each channel's threshold, then the stages of the call site, then DTT and DET."""
+    unit = torch.ones(bench.wanted.shape[1])
+    first = bench.goal.stages[min(4, len(bench.goal.stages) - 1)]
+    plain = make(bench.node, unit)
+    top = plain.theta.expand_as(unit)
+    best = by_channel(bench, [replace(plain, theta=top * f, stages=first) for f in FACTORS])
+    for stages in bench.goal.stages:
+        if stages != first:
+            candidates = [replace(best.neuron, theta=best.neuron.theta * f, stages=stages) for f in NEARBY]
+            best = better(best, by_channel(bench, candidates))
+    fine = [replace(best.neuron, theta=best.neuron.theta * f) for f in FINE]
+    best = by_channel(bench, [best, *fine])
+    if bench.goal.adaptive:
+        best = better(best, adapted(bench, best))
+    if bench.goal.correct:
+        best = replace(best, neuron=bench.corrected(best.neuron))
+    return best
+
+
+def by_channel(bench: Bench, candidates: Sequence[Neuron | Trial]) -> Trial:
+    """For each channel the threshold of the candidate that costs it least; all else is alike in them."""
+    trials = [c if isinstance(c, Trial) else bench.try_(c) for c in candidates]
+    pick = torch.stack([trial.cost for trial in trials]).argmin(0, keepdim=True)
+
+    def picked(values: list[Tensor]) -> Tensor:
+        return torch.stack(values).gather(0, pick).squeeze(0)
+
+    theta = picked([trial.neuron.theta for trial in trials])
+    return Trial(
+        replace(trials[0].neuron, theta=theta),
+        *(picked([getattr(trial, name) for trial in trials]) for name in ("error", "spikes", "cost")),
+    )
+
+
+def better(old: Trial, new: Trial) -> Trial:
+    return new if new.total < old.total else old
+
+
+# What is tried of eqs. 16 and 17, one parameter after the other, in units of the channel's scale.
+TRACKING = {"rest": (-2.0, 0.0), "alpha": (0.3, 1.0), "k_a": (0.3, 3.0), "tau_mp": (0.5, 2.0)}
+EVOKED = {"tau_rd": (0.5, 2.0), "C": (1.0, 20.0)}
+
+
+def adapted(bench: Bench, plain: Trial) -> Trial:
+    """The best neuron with DTT or DET on top of the fitted thresholds and stages: θ(t) starts from the same height."""
+    tried = set(bench.goal.adaptive)
+    start = Msat(normalised=True, dtt="dtt" in tried, det="det" in tried)
+    best = bench.try_(_adaptive(plain.neuron, start))
+    grid = (TRACKING if start.dtt else {}) | (EVOKED if start.det else {})
+    for name, value in itertools.chain.from_iterable(([(n, v) for v in vs]) for n, vs in grid.items()):
+        best = better(best, bench.try_(_adaptive(plain.neuron, replace(best.neuron.adaptive, **{name: value}))))
+    nearby = [replace(best.neuron, theta=best.neuron.theta * f) for f in NEARBY if f != 1.0]
+    return by_channel(bench, [best, *nearby])
+
+
+def _adaptive(neuron: Neuron, m: Msat) -> Neuron:
+    """The neuron with an MSAT threshold that is as high as the constant one at rest (Δ = D = 0)."""
+    rest = -1.0 if m.rest is None else m.rest
+    total = m.dtt * m.tau_mp * (rest + m.k_a * math.log(2)) + m.det * m.tau_rd
+    return replace(neuron, theta=neuron.theta * (1 + math.exp(-total)), adaptive=m)
+
+
+def _is_site(node: Node) -> bool:
+    return "activation" in node.meta

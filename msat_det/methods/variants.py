@@ -1,0 +1,34 @@
+"""The options that change the graph itself: call sites kept analog, and neurons on linear outputs (DESIGN §4)."""
+
+from msat_det.base.errors import InputError
+from msat_det.graph.edits import add_identity, keep_analog, linear_carriers
+from msat_det.graph.fanout import fan_out
+from msat_det.methods.observe import Observation, observe_sites
+
+
+def variant(observation: Observation, analog: tuple[str, ...], spiking_linear: bool) -> Observation:
+    """The observation of the same network with call sites ``analog`` kept analog and, where asked for, linear outputs
+    made to spike. Methods with the same setting share one, and all of them the statistics of the added neurons, which
+    are observed in one more pass over the calibration images.
+
+    Raises InputError for a name that is no call site, and if none would be left.
+    """
+    if not analog and not spiking_linear:
+        return observation
+    key = (frozenset(analog), spiking_linear)
+    if key not in observation.variants:
+        graph = observation.graph.copy()
+        for name in analog:
+            keep_analog(graph, name)
+        added = [add_identity(graph, node) for node in linear_carriers(graph)] if spiking_linear else []
+        if not graph.sites:
+            raise InputError("option analog names every call site: leave one out, or nothing spikes")
+        sites = dict(observation.sites)
+        for other in observation.variants.values():
+            sites |= other.sites
+        unseen = [node for node in added if node.name not in sites]
+        if unseen:
+            sites |= observe_sites(graph, unseen, observation.batches)
+        fanout = fan_out(graph, observation.first(1))
+        observation.variants[key] = Observation(graph, fanout, sites, observation.batches, observation.detector)
+    return observation.variants[key]

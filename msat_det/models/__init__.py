@@ -1,0 +1,40 @@
+"""Detectors: a network between a preprocessing and a decoding step, and the registry of those that go by a name."""
+
+from collections.abc import Callable
+from typing import Any
+
+from msat_det.base.names import Names
+from msat_det.models.demo import ssd_demo, yolo_demo
+from msat_det.models.detector import Detections, Detector
+from msat_det.models.importers.darknet.network import darknet
+from msat_det.models.importers.torchvision import (
+    SINGLE_STAGE,
+    TWO_STAGE,
+    TorchvisionDetector,
+    torchvision_detector,
+    two_stage,
+)
+from msat_det.models.ssd import ssd_mobilenet_v1
+
+# Name → builder. A builder takes a model configuration (config.Model) whose fields are None where the detector's own
+# default is to hold.
+DETECTORS: Names[Callable[[Any], Detector]] = Names(
+    "detector",
+    {
+        "darknet": darknet,
+        "ssd_mobilenet_v1": ssd_mobilenet_v1,
+        "yolo_demo": yolo_demo,
+        "ssd_demo": ssd_demo,
+        **dict.fromkeys(SINGLE_STAGE, torchvision_detector),
+    },
+)
+
+
+def build_detector(model: Any) -> Detector:
+    """The detector that ``model.name`` names, built from the rest of ``model``."""
+    if model.name in TWO_STAGE:
+        raise two_stage(model.name)
+    return DETECTORS.find(model.name)(model)
+
+
+__all__ = ["DETECTORS", "Detections", "Detector", "TorchvisionDetector", "build_detector"]

@@ -1,0 +1,1 @@
+"""Networks that others wrote: torchvision's detectors, Darknet files."""

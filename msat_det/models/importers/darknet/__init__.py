@@ -1,0 +1,1 @@
+"""Darknet's cfg and weights files: reader of the cfg, layers, detector."""

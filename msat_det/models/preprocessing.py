@@ -1,0 +1,63 @@
+"""Bringing photographs to a network's input size, and its boxes back to the photograph."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from msat_det.base.errors import InputError
+
+GREY = 127.0  # of 0..255
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a photograph lies in the network's input: x_input = x_photo · scale + offset, in pixels, for x and for y.
+
+    width, height: the photograph's size. scale, offset: (x, y).
+    """
+
+    width: int
+    height: int
+    scale: tuple[float, float]
+    offset: tuple[float, float] = (0.0, 0.0)
+
+    def to_original(self, boxes: Tensor) -> Tensor:
+        """(N, 4) x1 y1 x2 y2 in pixels of the network's input → pixels of the photograph, clipped to its edges."""
+        boxes = (boxes - boxes.new_tensor(self.offset * 2)) / boxes.new_tensor(self.scale * 2)
+        edge = boxes.new_tensor((self.width, self.height) * 2)
+        return torch.minimum(boxes.clamp(min=0), edge)
+
+    def to_input(self, boxes: Tensor) -> Tensor:
+        """(N, 4) x1 y1 x2 y2 in pixels of the photograph → pixels of the network's input."""
+        return boxes * boxes.new_tensor(self.scale * 2) + boxes.new_tensor(self.offset * 2)
+
+
+def stretch(image: Tensor, size: tuple[int, int]) -> tuple[Tensor, Geometry]:
+    """uint8 (3, H, W) → float (3, *size) in 0..255, the aspect ratio not kept. Bilinear, antialiased, rounded."""
+    _, height, width = image.shape
+    resized = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+    return resized.float(), Geometry(width, height, (size[1] / width, size[0] / height))
+
+
+def letterbox(image: Tensor, size: tuple[int, int]) -> tuple[Tensor, Geometry]:
+    """As ``stretch``, but the aspect ratio is kept: the photograph is centred and Darknet's grey goes around it."""
+    _, height, width = image.shape
+    ratio = min(size[0] / height, size[1] / width)
+    inner = max(1, round(height * ratio)), max(1, round(width * ratio))
+    resized, geometry = stretch(image, inner)
+    top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+    around = (left, size[1] - inner[1] - left, top, size[0] - inner[0] - top)
+    return F.pad(resized, around, value=GREY), Geometry(width, height, geometry.scale, (left, top))
+
+
+RESIZES = {"stretch": stretch, "letterbox": letterbox}
+
+
+def as_size(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
+    """One number or (height, width) → (height, width); anything else is an InputError."""
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or min(pair) < 1:
+        raise InputError(f"model.size is {size}: give one positive number of pixels, or a height and a width")
+    return pair

@@ -1,0 +1,96 @@
+"""Boxes drawn on images, ground truth and detections side by side."""
+
+import math
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.textpath import TextPath
+
+from msat_det.data import Sample
+from msat_det.models.detector import Detections
+from msat_det.report.style import COLOURS, INK, text_on
+
+MIN_SCORE, MAX_BOXES = 0.3, 30  # what is drawn of the detections
+CAPTION = 7  # points
+
+
+def draw_detections(
+    sample: Sample, classes: list[str], columns: dict[str, Detections], names: list[str], title: str = ""
+) -> Figure:
+    """The image once with its ground truth and once for each of ``columns``, boxes with class names and scores.
+
+    classes: names that the target's labels index. names: those that the Detections' labels index.
+    Ignored objects (difficult, crowd) are dashed; detections below a score of .3 are left out.
+    """
+    target = sample.target
+    panels = [("ground truth", target.boxes, [classes[i] for i in target.labels], None, target.ignore)]
+    for heading, found in columns.items():
+        keep = (found.scores >= MIN_SCORE).nonzero().flatten()[:MAX_BOXES]
+        panels.append((heading, found.boxes[keep], [names[i] for i in found.labels[keep]], found.scores[keep], None))
+    kinds = dict.fromkeys(name for _, _, panel_names, _, _ in panels for name in panel_names)
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(kinds)}
+
+    image = sample.image.permute(1, 2, 0).numpy()
+    height, width = image.shape[:2]
+    side = 3.2  # inches, of the image's mean side
+    panel_size = side * math.sqrt(width / height), side * math.sqrt(height / width)
+    figure = Figure(figsize=(panel_size[0] * len(panels), panel_size[1] + 0.75), dpi=120, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.03, wspace=0.01)
+    pixels_per_point = width / (panel_size[0] * 72)
+    for axes, (heading, boxes, box_names, scores, ignore) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        axes.imshow(image, interpolation="lanczos")
+        axes.set_axis_off()
+        axes.set_title(heading, color=INK, fontsize=11)
+        for i in reversed(range(len(boxes))):  # the best last, on top
+            x1, y1, x2, y2 = boxes[i].tolist()
+            dashed = ignore is not None and bool(ignore[i])
+            style = {"edgecolor": colours[box_names[i]], "linewidth": 1.6, "linestyle": "--" if dashed else "-"}
+            axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, **style))
+        shown = [name.replace("$", r"\$") for name in box_names]  # two dollars would begin and end a formula
+        texts = [name if scores is None else f"{name} {scores[i]:.2f}" for i, name in enumerate(shown)]
+        _write_captions(axes, boxes.tolist(), texts, [colours[name] for name in box_names], pixels_per_point)
+    if title:
+        figure.suptitle(title, color=INK, fontsize=12, fontweight="bold")
+    return figure
+
+
+def _write_captions(axes: Axes, boxes: list, texts: list[str], colours: list[str], pixels_per_point: float) -> None:
+    """Each box's text on its colour, where ``caption_places`` finds room."""
+    line = 10 * pixels_per_point
+    lengths = [(TextPath((0, 0), text, size=CAPTION).get_extents().width + 4) * pixels_per_point for text in texts]
+    places = caption_places(boxes, lengths, line, axes.get_xlim()[1], axes.get_ylim()[0])
+    for place, length, text, colour in zip(places, lengths, texts, colours, strict=True):
+        if place:
+            axes.add_patch(Rectangle(place, length, line, facecolor=colour, edgecolor="none", zorder=2))
+            where = (place[0] + length / 2, place[1] + line / 2)
+            style = {
+                "color": text_on(colour),
+                "fontsize": CAPTION,
+                "ha": "center",
+                "va": "center_baseline",
+                "zorder": 3,
+            }
+            axes.text(*where, text, **style)
+
+
+def caption_places(
+    boxes: list, lengths: list[float], line: float, right: float, bottom: float
+) -> list[tuple[float, float] | None]:
+    """For each box's caption, ``line`` high, the first free place around the box's left side, as left and top.
+
+    None where all are taken, or lie outside of an image of size (right, bottom).
+    """
+    places: list[tuple[float, float] | None] = []
+    taken: list[tuple[float, float, float, float]] = []
+    for (x1, y1, _, y2), length in zip(boxes, lengths, strict=True):
+        left = max(0, min(x1, right - length))
+        for top in (y1 - line, y1, y2 - line, y2):
+            clear = all(left >= c or left + length <= a or top >= d or top + line <= b for a, b, c, d in taken)
+            if clear and top >= 0 and top + line <= bottom:
+                taken.append((left, top, left + length, top + line))
+                places.append((left, top))
+                break
+        else:
+            places.append(None)
+    return places

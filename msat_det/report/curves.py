@@ -1,0 +1,157 @@
+"""The pictures of a run: the accuracy curve and the boxes drawn on images."""
+
+import math
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+from msat_det.measure.exits import ExitRow
+from msat_det.measure.rows import CurveRow
+from msat_det.report.style import INK, PALE, curve_style, quiet
+
+ACCURACY = {"map": "mAP", "top1": "top-1 accuracy"}
+COST_AXES = {
+    "sops_per_mac": "synaptic operations / multiply-adds of the float network",
+    "energy_ratio": "energy / energy of the float network",
+}
+NAMED = 0.1  # share of the float accuracy below which a point of the front has no name: they crowd there
+SILENT = 0.02  # operations per multiply-add below which next to nothing has fired: no place on a log axis
+
+
+def draw_curve(rows: list[CurveRow], title: str = "") -> Figure:
+    """Main accuracy over t (left, log2) and over synaptic operations (right, log), the float figure as a level line."""
+    level, *rows = rows
+    metric = next(iter(level.accuracies))
+    labels = list(dict.fromkeys(row.method for row in rows))
+    legend_rows = math.ceil((len(labels) + 1) / 4)
+    figure = Figure(figsize=(10, 4.2 + 0.25 * legend_rows), dpi=140, layout="constrained")
+    over_time, over_cost = figure.subplots(1, 2, sharey=True)
+
+    handles = []
+    for i, label in enumerate(labels):
+        curve = [row for row in rows if row.method == label]
+        style = curve_style(i, len(curve))
+        handles += over_time.plot(
+            [row.t for row in curve], [row.metrics[metric] for row in curve], label=label, **style
+        )
+        paid = [row for row in curve if row.sops_per_mac > SILENT]
+        over_cost.plot([row.sops_per_mac for row in paid], [row.metrics[metric] for row in paid], **style)
+    handles.append(over_time.axhline(level.metrics[metric], color=INK, linestyle="--", linewidth=1.3))
+    handles[-1].set_label(f"float network, {level.metrics[metric]:.1f}")
+    over_cost.axhline(level.metrics[metric], color=INK, linestyle="--", linewidth=1.3)
+    over_cost.axvline(1, color=INK, linestyle=":", linewidth=1)
+
+    steps = sorted({row.t for row in rows})
+    over_time.set_xscale("log", base=2)
+    over_time.set_xticks(steps, [str(t) for t in steps])
+    over_time.set(xlabel="timesteps t", ylabel=f"{ACCURACY[metric]}, %")
+    over_time.xaxis.set_minor_locator(NullLocator())
+    _cost_axis(over_cost, "sops_per_mac")
+    top = max([level.metrics[metric], *(row.metrics[metric] for row in rows)])
+    over_time.set_ylim(0, top * 1.08 or 1)
+    for axes in (over_time, over_cost):
+        quiet(axes)
+    if title:
+        figure.suptitle(title, color=INK, fontsize=12, fontweight="bold")
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=9)
+    return figure
+
+
+def draw_pareto(rows: list[CurveRow], title: str = "") -> Figure:
+    """Main accuracy over synaptic operations and over energy (log) of every method, the float level, and the front: the
+    points that no other one beats in accuracy at the same or lower cost, named where the method changes.
+    """
+    level, *rows = rows
+    metric = next(iter(level.accuracies))
+    legend_rows = math.ceil((len({row.method for row in rows}) + 2) / 5)
+    figure = Figure(figsize=(13, 5.6 + 0.25 * legend_rows), dpi=140, layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, cost in zip(panels, COST_AXES, strict=True):
+        _draw_front(axes, level, rows, metric, cost)
+    panels[0].set_ylim(0, max([level.metrics[metric], *(row.metrics[metric] for row in rows)]) * 1.08 or 1)
+    panels[0].set_ylabel(f"{ACCURACY[metric]}, %")
+    if title:
+        figure.suptitle(title, color=INK, fontsize=12, fontweight="bold")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    return figure
+
+
+def _draw_front(axes: Axes, level: CurveRow, rows: list[CurveRow], metric: str, cost: str) -> None:
+    def place(row: CurveRow) -> tuple[float, float]:
+        return getattr(row, cost), row.metrics[metric]
+
+    for i, label in enumerate(dict.fromkeys(row.method for row in rows)):
+        curve = [row for row in rows if row.method == label and row.sops_per_mac > SILENT]
+        axes.plot(
+            *zip(*map(place, curve), strict=True) if curve else ([], []), label=label, **curve_style(i, len(curve))
+        )
+    front = pareto_front(rows, metric, cost)
+    axes.step(
+        [place(row)[0] for row in front],
+        [place(row)[1] for row in front],
+        where="post",
+        color=PALE,
+        linewidth=9,
+        solid_capstyle="round",
+        zorder=2,
+        label="no method is better at this cost",
+    )
+    for before, row in zip([None, *front], front, strict=False):
+        changed = before is None or before.method != row.method
+        if changed and row.metrics[metric] > NAMED * level.metrics[metric]:
+            name, shift = f"{row.method}, t = {row.t}", {"xytext": (-7, 5), "textcoords": "offset points"}
+            axes.annotate(name, place(row), ha="right", fontsize=8, color=INK, **shift)
+    name = f"float network, {level.metrics[metric]:.1f}"
+    axes.axhline(level.metrics[metric], color=INK, linestyle="--", linewidth=1.3, label=name)
+    axes.axvline(1, color=INK, linestyle=":", linewidth=1)
+    axes.margins(x=0.12)  # room for the names
+    _cost_axis(axes, cost)
+    quiet(axes)
+
+
+def pareto_front(rows: list[CurveRow], metric: str, cost: str = "sops_per_mac") -> list[CurveRow]:
+    """The rows, cheapest first, that are more accurate than all of the same or lower cost; silent ones left out."""
+    front: list[CurveRow] = []
+    for row in sorted(rows, key=lambda row: (getattr(row, cost), -row.metrics[metric])):
+        if row.sops_per_mac > SILENT and row.metrics[metric] > (front[-1].metrics[metric] if front else 0):
+            front.append(row)
+    return front
+
+
+def _cost_axis(axes: Axes, cost: str) -> None:
+    axes.set_xscale("log")
+    axes.set_xlabel(COST_AXES[cost])
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def draw_exits(rows: list[ExitRow], fixed: list[CurveRow], title: str = "") -> Figure:
+    """Accuracy over mean t and over energy: a fixed t (line), exits (broken line) and the fitted rule (large)."""
+    metric = next(iter(fixed[0].accuracies))
+    figure = Figure(figsize=(11, 5), dpi=140, layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, at, cost in zip(panels, ("mean_t", "energy_ratio"), ("t", "energy_ratio"), strict=True):
+        for i, label in enumerate(dict.fromkeys(row.method for row in rows)):
+            held = [row for row in fixed if row.method == label]
+            own = [row for row in rows if row.method == label]
+            style = curve_style(i, len(held))
+            axes.plot([getattr(r, cost) for r in held], [r.metrics[metric] for r in held], label=label, **style)
+            broken = style | {"linestyle": ":", "marker": None}
+            axes.plot([getattr(r, at) for r in own], [r.metrics[metric] for r in own], label=f"{label}, exit", **broken)
+            fitted = [row for row in own if row.fitted]
+            large = style | {"linestyle": "none", "markersize": 12}
+            axes.plot([getattr(r, at) for r in fitted], [r.metrics[metric] for r in fitted], **large)
+        axes.axhline(fixed[0].metrics[metric], color=INK, linestyle="--", linewidth=1.3)
+        axes.set_xscale("log", base=2 if cost == "t" else 10)
+        axes.set_xlabel("timesteps, mean over images" if cost == "t" else COST_AXES[cost])
+        quiet(axes)
+    panels[0].set_ylabel(f"{ACCURACY[metric]}, %")
+    panels[0].set_ylim(bottom=0)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    if title:
+        figure.suptitle(title, color=INK, fontsize=12, fontweight="bold")
+    return figure

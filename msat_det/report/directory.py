@@ -1,0 +1,183 @@
+"""What a run leaves behind: the files of one run directory, each written whole or not at all."""
+
+import csv
+import io
+import json
+import math
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from msat_det.base.errors import InputError
+from msat_det.base.files import write_whole
+from msat_det.measure.rows import CurveRow
+from msat_det.report.coverage_picture import draw_graph
+from msat_det.report.coverage_table import coverage_text
+
+TIGHT = {"bbox_inches": "tight", "pad_inches": 0.08}
+
+
+class RunDirectory:
+    """One run's output folder. Raises InputError where it cannot be made or written."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"cannot write into {self.path}: {reason}; give another folder with --out DIR") from None
+
+    @property
+    def parts(self) -> Path:
+        """Folder of what an unfinished run has computed (``msat_det.measure.parts``)."""
+        return self.path / "parts"
+
+    def plan(self, label: str, t: int) -> Path:
+        """Where the neurons of a method that was fitted for T = t are kept (``spiking.formats.plan``)."""
+        (self.path / "plans").mkdir(exist_ok=True)
+        return self.path / "plans" / f"{label}-t{t}.safetensors"
+
+    def clear(self) -> None:
+        """Remove an earlier run's results; summary.json first, which says that they are complete."""
+        coverage = ("coverage.json", "coverage.txt", "coverage.svg")
+        for name in ("summary.json", "curve.csv", "curve.png", *coverage, "ledger.json", "doctor.json"):
+            (self.path / name).unlink(missing_ok=True)
+        for name in ("report.html", "report.json", "boxes.gif", "exit.csv", "exit.png", "differences.csv"):
+            (self.path / name).unlink(missing_ok=True)
+        for events in self.path.glob("events.out.tfevents.*"):
+            events.unlink()
+        for name in ("hparams", "detections", "doctor", "plans"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def write_config(self, text: str) -> None:
+        """config.yaml: all resolved values, ``Config.to_yaml()``."""
+        self._write("config.yaml", text)
+
+    def write_curve(self, rows: list[CurveRow]) -> None:
+        """curve.csv: the float row first, then a row per method and recorded t. May be rewritten as rows come in."""
+        accuracies = list(rows[0].accuracies)
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(["method", "t", *accuracies, "spikes_per_neuron", "sops_per_mac", "energy_ratio"])
+        for row in rows:
+            costs = (row.spikes_per_neuron, row.sops_per_mac, row.energy_ratio)
+            writer.writerow(
+                [row.method, "" if row.t is None else row.t]
+                + [f"{row.metrics[name]:.3f}" for name in accuracies]
+                + ["" if cost is None else f"{cost:.5f}" for cost in costs]
+            )
+        self._write("curve.csv", table.getvalue())
+
+    def write_summary(self, rows: list[CurveRow], **facts: Any) -> None:
+        """summary.json: {"float": figures, **facts, "methods": {label: {t: figures}}}; ``facts``: images, seed …"""
+        methods: dict[str, dict] = {}
+        for row in rows[1:]:
+            methods.setdefault(row.method, {})[str(row.t)] = row.figures()
+        self._write_json("summary.json", {"float": rows[0].figures(), **facts, "methods": methods})
+
+    def write_comparison(self, page: str, table: str) -> None:
+        """compare.md and compare.csv: the methods side by side."""
+        self._write("compare.md", page)
+        self._write("compare.csv", table)
+
+    def write_pareto(self, rows: list[CurveRow], title: str = "") -> None:
+        """pareto.png: accuracy against operations of every method."""
+        from msat_det.report.curves import draw_pareto
+
+        self._save("pareto.png", draw_pareto(rows, title))
+
+    def write_exits(self, table: str, picture: Any) -> None:
+        """exit.csv and exit.png: what stopping images early brings (``msat_det.measure.exits``)."""
+        self._write("exit.csv", table)
+        self._save("exit.png", picture)
+
+    def write_differences(self, table: str) -> None:
+        """differences.csv: how far each method is ahead of one of them (``msat_det.measure.differences``)."""
+        self._write("differences.csv", table)
+
+    def write_coverage(self, nodes: list[dict]) -> None:
+        """coverage.json, coverage.txt and coverage.svg: what every node became, as data, as a table, as a picture.
+
+        nodes: rows of ``spiking.nodes.coverage``.
+        """
+        self._write_json("coverage.json", nodes)
+        self._write("coverage.txt", coverage_text(nodes))
+        self._write("coverage.svg", draw_graph(nodes))
+
+    def write_ledger(self, rows: list[dict], findings: dict[str, list[dict]], figures: dict[str, Any]) -> None:
+        """ledger.json: rows of ``measure.ledger.Entry`` with their method. doctor.json: {label: findings, the worst
+        first}. doctor/<name>.png: the figures.
+        """
+        (self.path / "doctor").mkdir(exist_ok=True)
+        self._write_json("ledger.json", rows)
+        self._write_json("doctor.json", findings)
+        for name, figure in figures.items():
+            self._save(f"doctor/{name}.png", figure)
+
+    def write_about(self, about: dict[str, Any]) -> None:
+        """report.json: what report.html shows beyond the other files, the drawn images and their boxes among it."""
+        self._write_json("report.json", about, indent=None)
+
+    def write_animation(self, gif: bytes) -> None:
+        """boxes.gif: the boxes over t on one image."""
+        self._replace("boxes.gif", lambda file: file.write_bytes(gif))
+
+    def write_plot(self, rows: list[CurveRow], title: str = "") -> None:
+        """curve.png: accuracy over t and over operations, every method beside the float level."""
+        from msat_det.report.curves import draw_curve
+
+        self._save("curve.png", draw_curve(rows, title))
+
+    def write_detections(self, sample: Any, classes: list[str], columns: dict, names: list[str], title: str) -> None:
+        """detections/<image id>.png: ground truth, then each of ``columns`` (heading → Detections) side by side.
+
+        sample: ``data.Sample`` whose target's labels index ``classes``; the Detections' labels index ``names``.
+        """
+        from msat_det.report.boxes import draw_detections
+
+        (self.path / "detections").mkdir(exist_ok=True)
+        name = re.sub(r"[^\w-]", "_", str(sample.id))[:100]
+        self._save(f"detections/{name}.png", draw_detections(sample, classes, columns, names, title))
+
+    def _write(self, name: str, text: str) -> None:
+        self._replace(name, lambda file: file.write_bytes(text.encode()))
+
+    def _write_json(self, name: str, value: Any, indent: int | None = 2) -> None:
+        self._write(name, json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def _save(self, name: str, figure: Any) -> None:
+        # Without matplotlib's version in it, equal runs give equal files.
+        self._replace(name, lambda file: figure.savefig(file, format="png", metadata={"Software": None}, **TIGHT))
+
+    def _replace(self, name: str, write: Callable[[Path], Any]) -> None:
+        write_whole(self.path / name, write)
+
+
+def commit_id() -> str | None:
+    """The project's git commit, ``-dirty`` added where files differ from it; None outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON holds it: floats rounded to six decimals so that files compare, NaN as null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):  # a NumPy or Torch scalar
+        value = value.item()
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    return value

@@ -1,0 +1,188 @@
+"""The boxes that report.html and boxes.gif show: what every method finds at every t on the first evaluated images."""
+
+import base64
+import io
+import json
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from matplotlib.font_manager import findfont
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from msat_det import __version__
+from msat_det.base.config import Config
+from msat_det.base.files import digest
+from msat_det.data import Dataset
+from msat_det.measure.accuracy.detections import match_classes
+from msat_det.measure.parts import Key, Parts
+from msat_det.measure.rows import CurveRow
+from msat_det.models.detector import Detections
+from msat_det.report.boxes import MAX_BOXES, MIN_SCORE, caption_places
+from msat_det.report.directory import RunDirectory
+from msat_det.report.style import COLOURS, INK, text_on
+
+SIDE, QUALITY = 480, 82  # longer side in pixels and JPEG quality of an image within the page
+PHOTO = "data:image/jpeg;base64,"
+PANEL = 300  # pixels, mean side of an image in the animation
+HEAD, FOOT, GAP = 30, 28, 10
+HOLD, LAST = 900, 2700  # milliseconds that a frame stays
+SHADES = 200  # of the animation's 256 colours, those that the photograph takes
+
+Box = list  # x1, y1, x2, y2 in pixels, the class, and the score (detections) or whether it is ignored (ground truth)
+
+
+def write_about(
+    directory: RunDirectory,
+    config: Config,
+    dataset: Dataset,
+    classes: list[str],
+    parts: Parts,
+    rows: list[CurveRow],
+    label: str | None,
+) -> None:
+    """report.json, what the page shows beyond the run's other files; of a detector also boxes.gif.
+
+    classes: names that the Detections' labels index. label: the method that is shown first.
+    """
+    images = []
+    if label and config.draw.images and "map" in rows[0].metrics:
+        images = drawn_images(dataset, classes, [(row.method, row.t) for row in rows[1:]], parts, config.draw.images)
+        under = {str(row.t): f"mAP {row.metrics['map']:.1f} %" for row in rows if row.method == label}
+        richest = max(images, key=lambda image: len(image["float"]))
+        directory.write_animation(animate(richest, label, f"mAP {rows[0].metrics['map']:.1f} %", under))
+    names = ("torch", "torchvision")
+    versions = {"python": platform.python_version(), "msat-det": __version__} | {name: version(name) for name in names}
+    directory.write_about(
+        {
+            "command": config.command,
+            "versions": versions,
+            "evaluated": digest(json.dumps(dataset.ids).encode()),
+            "method": label,
+            "images": images,
+        }
+    )
+
+
+def drawn_images(
+    dataset: Dataset, classes: list[str], keys: Sequence[Key], parts: Parts, count: int
+) -> list[dict[str, Any]]:
+    """The first ``count`` images with their ground truth and what was found, as JSON holds it.
+
+    classes: names that the Detections' labels index; a class is given the dataset's name for it where it has one.
+    keys: the methods and timesteps. As in all pictures, boxes below MIN_SCORE and beyond MAX_BOXES are left out.
+    """
+    matched = match_classes(classes, dataset.classes)
+    names = [dataset.classes[i] if i >= 0 else name for i, name in zip(matched, classes, strict=True)]
+    found = {key: parts.found(*key, least=count) for key in [("float", None), *keys]}
+    images = []
+    for i in range(min(count, len(dataset))):
+        sample = dataset[i]
+        height, width = sample.image.shape[1:]
+        target = sample.target
+        methods: dict[str, dict[str, list[Box]]] = {}
+        for label, t in keys:
+            methods.setdefault(label, {})[str(t)] = _found(found[label, t][sample.id], names, width, height)
+        images.append(
+            {
+                "id": str(sample.id),
+                "width": width,
+                "height": height,
+                "photo": _photo(sample.image),
+                "truth": _boxes(
+                    target.boxes, [dataset.classes[k] for k in target.labels], target.ignore.tolist(), width, height
+                ),
+                "float": _found(found["float", None][sample.id], names, width, height),
+                "methods": methods,
+            }
+        )
+    return images
+
+
+def _found(one: Detections, names: list[str], width: int, height: int) -> list[Box]:
+    keep = (one.scores >= MIN_SCORE).nonzero().flatten()[:MAX_BOXES]
+    scores = [round(score, 3) for score in one.scores[keep].tolist()]
+    return _boxes(one.boxes[keep], [names[k] for k in one.labels[keep]], scores, width, height)
+
+
+def _boxes(boxes: Tensor, classes: list[str], marks: list, width: int, height: int) -> list[Box]:
+    corners = torch.minimum(boxes.double().clamp(min=0), torch.tensor([width, height] * 2, dtype=torch.float64))
+    return [
+        [*(round(x, 1) for x in corner), name, mark]
+        for corner, name, mark in zip(corners.tolist(), classes, marks, strict=True)
+    ]
+
+
+def _photo(image: Tensor) -> str:
+    """uint8 (3, H, W) → a JPEG of at most SIDE pixels as a data URI."""
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=QUALITY, optimize=True)
+    return PHOTO + base64.b64encode(file.getvalue()).decode()
+
+
+def animate(image: dict[str, Any], label: str, level: str, captions: dict[str, str]) -> bytes:
+    """A GIF that runs forever: one image with its ground truth, the float network's boxes, and a method's over t.
+
+    image: of ``drawn_images``. level, captions: what stands under the float network's and, by t, the method's boxes.
+    """
+    photo = Image.open(io.BytesIO(base64.b64decode(image["photo"].removeprefix(PHOTO)))).convert("RGB")
+    factor = PANEL / (photo.width * photo.height) ** 0.5
+    photo = photo.resize((round(photo.width * factor), round(photo.height * factor)), Image.Resampling.LANCZOS)
+    palette = _palette(photo)
+    # The photograph is dithered once, before anything is drawn on it: so the boxes stay clean and frames differ little.
+    photo = photo.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).convert("RGB")
+    still = [("ground truth", image["truth"], ""), ("float network", image["float"], level)]
+    found = image["methods"][label]
+    all_boxes = [*image["truth"], *image["float"], *(box for boxes in found.values() for box in boxes)]
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(dict.fromkeys(box[4] for box in all_boxes))}
+    frames = []
+    for t, boxes in found.items():
+        frame = Image.new("RGB", (3 * photo.width + 4 * GAP, photo.height + HEAD + FOOT), "white")
+        for i, (heading, drawn, caption) in enumerate([*still, (f"{label}, t = {t}", boxes, captions[t])]):
+            left = GAP + i * (photo.width + GAP)
+            frame.paste(_panel(photo, drawn, colours, photo.width / image["width"]), (left, HEAD))
+            pen = ImageDraw.Draw(frame)
+            pen.text((left, HEAD / 2), heading, INK, _font(15), anchor="lm")
+            pen.text((left, HEAD + photo.height + FOOT / 2), caption, INK, _font(13), anchor="lm")
+        frames.append(frame.quantize(palette=palette, dither=Image.Dither.NONE))
+    file = io.BytesIO()
+    times = [HOLD] * (len(frames) - 1) + [LAST]
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=times, loop=0, optimize=False)
+    return file.getvalue()
+
+
+def _panel(photo: Image.Image, boxes: list[Box], colours: dict[str, str], scale: float) -> Image.Image:
+    """The photograph with boxes and their classes; the best last, on top."""
+    panel = photo.copy()
+    pen, font, line = ImageDraw.Draw(panel), _font(11), 15
+    corners = [[scale * x for x in box[:4]] for box in boxes]
+    for (x1, y1, x2, y2), box in reversed(list(zip(corners, boxes, strict=True))):
+        pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colours[box[4]], width=2)
+    texts = [name if isinstance(mark, bool) else f"{name} {mark:.2f}" for *_, name, mark in boxes]
+    lengths = [pen.textlength(text, font) + 6 for text in texts]
+    places = caption_places(corners, lengths, line, *panel.size)
+    for place, length, text, box in zip(places, lengths, texts, boxes, strict=True):
+        if place:
+            left, top = place
+            pen.rectangle((left, top, left + length, top + line), fill=colours[box[4]])
+            pen.text((left + 3, top + line / 2), text, text_on(colours[box[4]]), font, anchor="lm")
+    return panel
+
+
+def _palette(photo: Image.Image) -> Image.Image:
+    """256 colours for all frames: the photograph's, those of the boxes, and greys for text."""
+    shades = photo.quantize(SHADES, dither=Image.Dither.NONE).getpalette()[: 3 * SHADES]
+    exact = [channel for colour in COLOURS for channel in bytes.fromhex(colour[1:])]
+    greys = [level for level in range(0, 256, 15) for _ in range(3)]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(shades + exact + greys)
+    return palette
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(findfont("DejaVu Sans"), size)  # comes with matplotlib

@@ -1,0 +1,39 @@
+"""The look that all pictures share: colours, markers, quiet axes."""
+
+from matplotlib.axes import Axes
+
+# Okabe and Ito's colours without yellow and black, then two of Tol's: told apart by colour-blind readers.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#999933"]
+COLOURS_UNDER_WHITE = {"#0072B2", "#D55E00", "#009E73", "#882255"}  # dark enough for white text
+MARKERS = "osD^vPX"
+LINES = ["-", (0, (5, 1)), (0, (1, 1))]
+INK, PALE = "#333333", "#DDDDDD"
+
+
+def curve_style(i: int, points: int) -> dict:
+    """The look of the i-th method's curve; one of a single point has no line and a larger marker."""
+    return {
+        "color": COLOURS[i % len(COLOURS)],
+        "marker": MARKERS[i % len(MARKERS)],
+        "linestyle": LINES[i // len(COLOURS) % len(LINES)] if points > 1 else "none",
+        "markersize": 7 if points > 1 else 10,
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.8,
+        "linewidth": 1.8,
+        "clip_on": False,
+        "zorder": 3,
+    }
+
+
+def quiet(axes: Axes) -> None:
+    """A pale grid and frame, so that the curves stand out."""
+    axes.grid(color=PALE, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(color=PALE, labelcolor=INK, labelleft=True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(PALE)
+
+
+def text_on(colour: str) -> str:
+    """The colour of text that can be read on one of COLOURS."""
+    return "white" if colour in COLOURS_UNDER_WHITE else "black"

@@ -1,0 +1,184 @@
+"""What TensorBoard shows of a run: curves over t, boxes, precision over recall, thresholds, residuals, hyperparameters.
+
+Tags end in a method's label. The step is t; of the histograms it is the number of the call site, so that TensorBoard's
+stack of histograms goes through the network from its first layer to its last.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont
+from torch import Tensor
+from torchvision.utils import draw_bounding_boxes
+
+from msat_det.base.config import Config
+from msat_det.data import Sample
+from msat_det.graph.graph import Batch
+from msat_det.measure.ledger import BINS, RESIDUAL
+from msat_det.measure.rows import DISPLAY, CurveRow
+from msat_det.models.detector import Detections
+from msat_det.report.boxes import MAX_BOXES, MIN_SCORE
+from msat_det.report.style import COLOURS
+from msat_det.spiking.network import SpikingNetwork
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter  # takes half a second to import, needed only at a run's end
+
+    from msat_det.measure.examination import Examination
+
+SAMPLE = 20_000  # values of a call site that enter a histogram of residuals
+SIDE = 640  # pixels up to which a small image is enlarged
+FONT = "DejaVu Sans"  # comes with matplotlib
+LEVELS = 127  # score thresholds of a precision-recall curve, TensorBoard's own number
+
+
+@contextmanager
+def events(folder: Path) -> "Iterator[SummaryWriter]":
+    """A writer whose events take the place of the folder's older ones when all of them are there."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    part = folder / ".events.part"
+    shutil.rmtree(part, ignore_errors=True)
+    with SummaryWriter(str(part)) as writer:
+        yield writer
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()
+    shutil.rmtree(folder / "hparams", ignore_errors=True)
+    for new in part.iterdir():
+        new.replace(folder / new.name)
+    part.rmdir()
+
+
+def add_curves(writer: "SummaryWriter", rows: list[CurveRow]) -> None:
+    """mAP/<label>, mAP50/<label> (or top1, top5) and the costs over t, the float figure as a level line mAP/float.
+
+    CUSTOM SCALARS shows all methods in one chart.
+    """
+    steps = sorted({row.t for row in rows[1:]})
+    tags = [DISPLAY[name] for name in rows[0].accuracies] + ["spikes_per_neuron", "sops_per_mac"]
+    writer.add_custom_scalars({"all methods": {tag: ["Multiline", [f"{tag}/.+"]] for tag in tags}})
+    for name, level in rows[0].accuracies.items():
+        for t in steps:
+            writer.add_scalar(f"{DISPLAY[name]}/float", level, t)
+    for row in rows[1:]:
+        for name, accuracy in row.accuracies.items():
+            writer.add_scalar(f"{DISPLAY[name]}/{row.method}", accuracy, row.t)
+        writer.add_scalar(f"spikes_per_neuron/{row.method}", row.spikes_per_neuron, row.t)
+        writer.add_scalar(f"sops_per_mac/{row.method}", row.sops_per_mac, row.t)
+
+
+def add_hyperparameters(writer: "SummaryWriter", config: Config, rows: list[CurveRow]) -> None:
+    """HPARAMS: a session for each method, its options and the run's, and what it reaches at its last t."""
+    last = {row.method: row for row in rows[1:]}
+    run = {"model": config.model.name, "data": config.data.kind, "images": config.data.limit, "seed": config.seed}
+    for entry in config.methods:
+        if entry["label"] not in last:
+            continue
+        row = last[entry["label"]]
+        given = {key: value for key, value in (run | entry).items() if value is not None} | {"t": row.t}
+        plain = {
+            key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in given.items()
+        }
+        reached = {DISPLAY[name]: accuracy for name, accuracy in row.accuracies.items()}
+        reached |= {"spikes_per_neuron": row.spikes_per_neuron, "sops_per_mac": row.sops_per_mac}
+        metrics = {f"last/{name}": float(value) for name, value in reached.items()}
+        writer.add_hparams(plain, metrics, run_name=f"hparams/{row.method}")
+
+
+def add_histograms(writer: "SummaryWriter", label: str, snn: SpikingNetwork, batch: Batch, T: int) -> None:
+    """threshold/<label>: θ of every channel. residual/<label>: what is left of the error after T timesteps, the mean
+    output minus the float activation on ``batch``, as a share of the call site's largest float activation there.
+    """
+    sent: dict[str, Tensor] = {}
+
+    def tap(site: str, output: Tensor) -> None:
+        sent[site] = sent.get(site, 0) + output.sum(0)
+
+    snn.run(batch, T, tap=tap)
+    with torch.inference_mode():
+        floats = {node.name: value for node, value in snn.graph.walk(batch) if node.name in sent}
+        for number, (site, total) in enumerate(sent.items()):
+            writer.add_histogram(f"threshold/{label}", snn.neurons[site].theta.flatten(), number)
+            error = ((total / T - floats[site]) / floats[site].abs().amax().clamp(min=1e-12)).flatten()
+            writer.add_histogram(f"residual/{label}", error[:: max(1, len(error) // SAMPLE)], number)
+
+
+def add_boxes(
+    writer: "SummaryWriter", tag: str, sample: Sample, found: Detections, names: list[str], t: int | None = None
+) -> None:
+    """boxes <image>/<tag>: the surer boxes on one image, a colour for each class."""
+    shown = (found.scores >= MIN_SCORE).nonzero().flatten()[:MAX_BOXES]
+    labels, scores = found.labels[shown].tolist(), found.scores[shown].tolist()
+    captions = [f"{names[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
+    writer.add_image(f"boxes {sample.id}/{tag}", _picture(sample.image, found.boxes[shown], labels, captions), t)
+
+
+def add_truth(writer: "SummaryWriter", sample: Sample, classes: list[str]) -> None:
+    """boxes <image>/truth: the objects that were to be found."""
+    labels = sample.target.labels.tolist()
+    picture = _picture(sample.image, sample.target.boxes, labels, [classes[label] for label in labels])
+    writer.add_image(f"boxes {sample.id}/truth", picture)
+
+
+def _picture(image: Tensor, boxes: Tensor, labels: list[int], captions: list[str]) -> Tensor:
+    """uint8 (3, H, W); a small image is enlarged, so that its captions can be read."""
+    factor = max(1, SIDE // max(image.shape[1:]))
+    image = image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    if not labels:
+        return image
+    colours = [COLOURS[label % len(COLOURS)] for label in labels]
+    return draw_bounding_boxes(image, boxes * factor, captions, colours, width=2, font=findfont(FONT), font_size=14)
+
+
+def add_precision_recall(
+    writer: "SummaryWriter", label: str, scores: np.ndarray, right: np.ndarray, positives: int, t: int | None = None
+) -> None:
+    """precision over recall/<label>. scores, right: (D,) of all classes' detections; positives: objects to be found."""
+    levels = np.linspace(0, 1, LEVELS)
+    passing = scores[None] >= levels[:, None]
+    true, all_passing = (passing & right).sum(1), passing.sum(1)
+    precision = np.where(all_passing > 0, true / np.maximum(all_passing, 1), 1.0)
+    none = np.zeros(LEVELS)
+    writer.add_pr_curve_raw(
+        f"precision over recall/{label}",
+        true,
+        all_passing - true,
+        none,
+        positives - true,
+        precision,
+        true / positives,
+        t,
+        LEVELS,
+    )
+
+
+def add_ledgers(writer: "SummaryWriter", examinations: "list[Examination]", figures: dict[str, Figure]) -> None:
+    """What ``msat-det doctor`` finds: error/<label> of the outputs over t; own_error, sin_ratio and spikes_by_depth of
+    every call site at the last t, and its histogram of residual potentials in thresholds, the step its number; and the
+    pictures.
+    """
+    edges = np.linspace(-RESIDUAL, RESIDUAL, BINS + 1)
+    centres = (edges[1:] + edges[:-1]) / 2
+    for one in examinations:
+        for t, error in one.outputs.items():
+            writer.add_scalar(f"error/{one.label}", error, t)
+        for number, entry in enumerate(one.at(one.t)):
+            writer.add_scalar(f"own_error/{one.label}", entry.own_norm, number)
+            writer.add_scalar(f"sin_ratio/{one.label}", entry.sin_ratio, number)
+            writer.add_scalar(f"spikes_by_depth/{one.label}", entry.spikes_per_neuron, number)
+        for number, shares in enumerate(one.residuals.values()):
+            share = shares.numpy()
+            sums = {"sum": float(share @ centres), "sum_squares": float(share @ centres**2), "num": 1}
+            limits, counts = edges[1:].tolist(), share.tolist()
+            writer.add_histogram_raw(
+                f"potential/{one.label}", -RESIDUAL, RESIDUAL, **sums, bucket_limits=limits, bucket_counts=counts,
+                global_step=number,
+            )  # fmt: skip
+    for name, figure in figures.items():
+        writer.add_figure(f"doctor/{name}", figure)

@@ -1,0 +1,23 @@
+"""The methods of one experiment side by side: a table and a picture, made from the files of its run directory."""
+
+from pathlib import Path
+
+from msat_det.base.config import Config
+from msat_det.measure.rows import CurveRow
+from msat_det.report.comparison import markdown, read_comparison, table
+from msat_det.report.directory import RunDirectory
+
+
+def compare(config: Config) -> list[CurveRow]:
+    """Run the experiment; add compare.md, compare.csv and pareto.png to its run directory. Returns the curve's rows.
+
+    Raises InputError as ``run.run`` does.
+    """
+    from msat_det.run.experiment import run
+
+    rows = run(config, "detection" if config.data.kind in ("voc", "coco") else "classification")
+    comparison = read_comparison(Path(config.out))
+    directory = RunDirectory(config.out)
+    directory.write_comparison(f"# {comparison.title}\n\n{markdown(comparison)}", table(comparison))
+    directory.write_pareto(comparison.rows, comparison.title)
+    return rows

@@ -1,0 +1,198 @@
+"""Spikes, operations and energy of a run, call site by call site, beside the float network's (DESIGN §8)."""
+
+import math
+from dataclasses import dataclass, field, fields
+from functools import cache
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+from torch.fx.node import Node
+
+from msat_det.base.errors import InputError
+from msat_det.base.files import yaml_of
+from msat_det.graph.fanout import FanOut
+from msat_det.graph.graph import Graph, elements
+from msat_det.spiking.neurons import Neuron
+
+TABLES = Path(__file__).with_name("energy_tables.yaml")
+# One MSAT threshold update counts as nine multiply-adds: five for eqs. 15-16 and the running mean, and one for each of
+# its four function evaluations (softplus takes two), a bound in MSAT's favour.
+UPDATE_MACS = 9
+READ_AND_WRITE = 8  # bytes: a 32-bit number fetched and put back
+CONSTANT, EVALUATED = "(constant input)", "(evaluated)"  # rows of ``Counts.costs`` that belong to no node
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Energy of a multiply-add (mac) and of an accumulation (ac) in pJ, and where the figures stand."""
+
+    mac: float
+    ac: float
+    source: str
+
+
+@cache
+def prices(table: str = "45nm") -> Prices:
+    """A table of ``energy_tables.yaml`` by its name, or a YAML or JSON file that holds mac, ac and source.
+
+    Raises InputError for an unknown name, an unreadable file, and for what is no positive number.
+    """
+    known = _tables()
+    if table in known:
+        return Prices(**known[table])
+    try:
+        found = yaml_of(table)
+        if not isinstance(found["source"], str | int):
+            raise ValueError("source is no text")
+        made = Prices(float(found["mac"]), float(found["ac"]), str(found["source"]))
+    except OSError as error:
+        names = ", ".join(known)
+        raise InputError(f"energy is {table}, no table ({names}) and no file ({error.strerror}): give one") from None
+    except (yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError, OverflowError):
+        raise InputError(f"{table} is no energy table: give mac and ac in pJ, and source, as {TABLES} does") from None
+    if not (0 < made.mac < math.inf and 0 < made.ac < math.inf):
+        raise InputError(f"{table} holds mac {made.mac} and ac {made.ac}: give energies above 0, in pJ")
+    return made
+
+
+def is_known(table: str) -> bool:
+    """Whether it is one of ``energy_tables.yaml`` and no file."""
+    return table in _tables()
+
+
+@cache
+def _tables() -> dict[str, dict]:
+    return yaml.safe_load(TABLES.read_text())
+
+
+def _none() -> Tensor:
+    return torch.zeros((), dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one node has cost up to a recorded t, float64, (B,) for the B images of a batch or () for each of them.
+
+    spikes: Σ|s|, a burst of k counting k. sops: the multiply-adds that its spikes reach. accumulations: those of them
+    that only add. graded: those that multiply, since the spike's height differs by neuron and time. updates: of an
+    adaptive threshold. analog: multiply-adds at full price. traffic: bytes of neuron state read and written.
+    Beside it, for the float network: float_macs, the multiply-adds that the node's output takes part in, those reached
+    by several branches or pooled elements counted for each (for what is analog: those of the node itself);
+    float_traffic, bytes of its activations written once and read once.
+    """
+
+    spikes: Tensor = field(default_factory=_none)
+    sops: Tensor = field(default_factory=_none)
+    accumulations: Tensor = field(default_factory=_none)
+    graded: Tensor = field(default_factory=_none)
+    updates: Tensor = field(default_factory=_none)
+    analog: Tensor = field(default_factory=_none)
+    traffic: Tensor = field(default_factory=_none)
+    float_macs: Tensor = field(default_factory=_none)
+    float_traffic: Tensor = field(default_factory=_none)
+
+    @property
+    def macs(self) -> Tensor:
+        """All that costs a multiply-add."""
+        return self.graded + self.analog + UPDATE_MACS * self.updates
+
+
+def _cost(**parts: Tensor | float) -> Cost:
+    return Cost(**{name: torch.as_tensor(value, dtype=torch.float64) for name, value in parts.items()})
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Sums over the first t timesteps, for each of the B images of a batch, float64.
+
+    spikes: (B,) Σ|s| over all neurons, a burst of k counting k. sops: (B,) synaptic operations: the multiply-adds that
+    spikes reach. energy: (B,) pJ. sites: {call site: (B, 4) Σ|s|, Σ|s|·fan-out, Σ[s≠0], Σ[s≠0]·fan-out}. neurons: their
+    number. macs: multiply-adds of one float forward of one image; float_energy: its pJ. costs: what made them up, by
+    the name of the call site, the max pooling or the analog node, and CONSTANT and EVALUATED for what has no node.
+    """
+
+    spikes: Tensor
+    sops: Tensor
+    energy: Tensor
+    sites: dict[str, Tensor]
+    neurons: int
+    macs: int
+    float_energy: float
+    costs: dict[str, Cost]
+
+    @property
+    def spikes_per_neuron(self) -> float:
+        return self.spikes.mean().item() / max(self.neurons, 1)
+
+    @property
+    def sops_per_mac(self) -> float:
+        return self.sops.mean().item() / max(self.macs, 1)
+
+    @property
+    def energy_ratio(self) -> float:
+        return self.energy.mean().item() / max(self.float_energy, 1e-12)
+
+
+def count(
+    graph: Graph,
+    neurons: dict[str, Neuron],
+    fanout: FanOut,
+    sites: dict[str, Tensor],
+    pools: dict[Node, Tensor],
+    t: int,
+    table: str = "45nm",
+) -> Counts:
+    """Price the spikes that a run has counted up to timestep t.
+
+    sites: counts of each call site as ``kernels.Scan`` keeps them. pools: of each max pooling, (B, 2) differences that
+    are not zero, plain and times their fan-out. table: see ``prices``.
+    A graded spike (its height differs by neuron and time) costs one multiply-add per connection, whatever its height; a
+    spike of constant height costs |s| accumulations; a difference of max pooling costs one multiply-add. What is analog
+    is paid at full price in every timestep, what is constant in time once; an element that a differential node or a
+    neuron's curved activation evaluates counts as one multiply-add. Under temporal switch coding a value costs
+    its opening and its closing spike, and every neuron adds its current to its potential in each timestep.
+    """
+    price = prices(table)
+    costs = {
+        node.name: _site_cost(node, neurons[node.name], fanout.spikes.get(node), sites[node.name], t)
+        for node in graph.sites
+    }
+    for node, pool in pools.items():  # a difference counts as an operation, but no neuron has spiked
+        costs[node.name] = _cost(sops=pool[:, 1], graded=pool[:, 1], float_macs=fanout.spikes[node].double().sum())
+    for node, macs in fanout.analog.items():
+        costs[node.name] = _cost(analog=t * macs, float_macs=macs)
+    costs[CONSTANT] = _cost(analog=fanout.once, float_macs=fanout.once)
+    costs[EVALUATED] = _cost(analog=t * fanout.evaluations)
+
+    total = {item.name: sum((getattr(c, item.name) for c in costs.values()), _none()) for item in fields(Cost)}
+    whole = Cost(**total)
+    return Counts(
+        spikes=whole.spikes,
+        sops=whole.sops,
+        energy=price.mac * whole.macs + price.ac * whole.accumulations,
+        sites=sites,
+        neurons=sum(map(elements, graph.sites)),
+        macs=fanout.total,
+        float_energy=price.mac * fanout.total,
+        costs=costs,
+    )
+
+
+def _site_cost(node: Node, neuron: Neuron, reach: Tensor | None, counts: Tensor, t: int) -> Cost:
+    size = elements(node)
+    bursts, burst_ops, events, event_ops = counts.unbind(1)
+    if neuron.window:
+        bursts, burst_ops = 2 * events, 2 * event_ops
+    return _cost(
+        spikes=bursts,
+        sops=burst_ops,
+        accumulations=(0 if neuron.graded else burst_ops) + (size * t if neuron.window else 0),
+        graded=event_ops if neuron.graded else 0,
+        updates=size * (t - 1) if neuron.adaptive else 0,  # none at first, where θ is θ_max
+        analog=size * t * neuron.activation.curved,
+        traffic=READ_AND_WRITE * len(neuron.keeps) * size * t // (neuron.window or 1),
+        float_macs=0 if reach is None else reach.double().sum(),
+        float_traffic=READ_AND_WRITE * size,
+    )

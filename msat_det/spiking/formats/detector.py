@@ -1,0 +1,177 @@
+"""Detectors as plain data and back: what surrounds the network, which is stored apart (``formats.native``)."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model
+from torchvision.transforms import InterpolationMode
+
+from msat_det.base.errors import InputError
+from msat_det.base.files import show
+from msat_det.base.typed import LARGEST, Ranges, Reader
+from msat_det.models.classifiers import Classifier, Preprocess
+from msat_det.models.importers.torchvision import SINGLE_STAGE, TorchvisionDetector
+from msat_det.models.ssd import SsdDetector
+from msat_det.models.yolo import YoloDetector
+from msat_det.spiking.formats.archive import finite
+
+_PRIORS = "detector/priors"
+_SIDE = 8192  # most pixels of an image's side
+
+
+@dataclass
+class Yolo:
+    """See ``YoloDetector``."""
+
+    classes: list[str]
+    size: tuple[int, int]
+    anchors: list[list[tuple[float, float]]]
+    strides: list[int]
+    scale_x_y: list[float]
+    form: Literal["v2", "v3", "scaled"]
+    resize: Literal["stretch", "letterbox"]
+    score: float
+    nms_iou: float
+    top_k: int
+
+    @classmethod
+    def of(cls, detector: YoloDetector) -> "Yolo":
+        own = vars(detector) | {"anchors": [anchors.tolist() for anchors in detector.anchors]}
+        return cls(**{item.name: own[item.name] for item in fields(cls)})
+
+    def build(self, net: nn.Module, tensors: dict[str, Tensor]) -> YoloDetector:
+        if not len(self.anchors) == len(self.strides) == len(self.scale_x_y):
+            raise InputError("detector: give anchors, strides and scale_x_y for each head")
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return YoloDetector(net, anchors_per_head=values.pop("anchors"), **values)
+
+
+@dataclass
+class Ssd:
+    """See ``SsdDetector``."""
+
+    classes: list[str]
+    size: tuple[int, int]
+    box_scales: tuple[float, float, float, float]
+    mean: float
+    std: float
+    activation: Literal["sigmoid", "softmax"]
+    columns: list[int]
+    resize: Literal["stretch", "letterbox"]
+    score: float
+    nms_iou: float
+    top_k: int
+
+    @classmethod
+    def of(cls, detector: SsdDetector) -> "Ssd":
+        own = vars(detector)
+        own = own | {"box_scales": detector.box_scales.tolist(), "columns": detector.columns.tolist()}
+        return cls(**{item.name: own[item.name] for item in fields(cls)})
+
+    def build(self, net: nn.Module, tensors: dict[str, Tensor]) -> SsdDetector:
+        priors = tensors.get(_PRIORS)
+        if priors is None or priors.dim() != 2 or priors.shape[1] != 4 or len(self.columns) != len(self.classes):
+            raise InputError("detector: give priors of shape (P, 4), and a column for each class")
+        return SsdDetector(net, priors=finite(_PRIORS, priors), **{f.name: getattr(self, f.name) for f in fields(self)})
+
+
+@dataclass
+class Torchvision:
+    """One of torchvision's own detectors by its name; see ``TorchvisionDetector``."""
+
+    name: Literal[SINGLE_STAGE]
+    columns: list[str]
+    size: tuple[int, int]
+    longer: int | None
+    score: float
+    nms_iou: float
+    top_k: int
+
+    @classmethod
+    def of(cls, detector: TorchvisionDetector) -> "Torchvision":
+        model, transform = detector.model, detector.transform
+        longer = None if transform.fixed_size is not None else transform.max_size
+        limits = model.score_thresh, model.nms_thresh, model.detections_per_img
+        return cls(detector.name, detector.columns, detector.size, longer, *limits)
+
+    def build(self, net: nn.Module, tensors: dict[str, Tensor]) -> TorchvisionDetector:
+        limits = {"score_thresh": self.score, "nms_thresh": self.nms_iou, "detections_per_img": self.top_k}
+        with torch.random.fork_rng(devices=[]):  # its weights are drawn, and given up at once
+            model = get_model(self.name, weights=None, weights_backbone=None, num_classes=len(self.columns))
+        for key, value in limits.items():
+            setattr(model, key, value)
+        detector = TorchvisionDetector(model, self.columns, self.longer, self.name)
+        detector.net, model.backbone, model.head = net, nn.Identity(), nn.Identity()
+        return detector
+
+
+@dataclass
+class Recogniser:
+    """See ``Classifier`` and ``Preprocess``."""
+
+    classes: list[str]
+    resize: int | tuple[int, int]
+    crop: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    scale: float
+    bgr: bool
+    interpolation: Literal[tuple(mode.name for mode in InterpolationMode)]
+
+    @classmethod
+    def of(cls, classifier: Classifier) -> "Recogniser":
+        own = vars(classifier.inputs) | {"interpolation": classifier.inputs.interpolation.name}
+        return cls(classifier.classes, **own)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.crop, self.crop
+
+    def build(self, net: nn.Module, tensors: dict[str, Tensor]) -> Classifier:
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "classes"}
+        inputs = Preprocess(**values | {"interpolation": InterpolationMode[self.interpolation]})
+        return Classifier(net, list(self.classes), inputs)
+
+
+KINDS = {"yolo": (YoloDetector, Yolo), "ssd": (SsdDetector, Ssd)} | {
+    "torchvision": (TorchvisionDetector, Torchvision),
+    "classifier": (Classifier, Recogniser),
+}
+_RANGES: Ranges = {(kind, "score"): (0, 1) for kind in (Yolo, Ssd, Torchvision)}
+_RANGES |= {(kind, "nms_iou"): (0, 1) for kind in (Yolo, Ssd, Torchvision)}
+_RANGES |= {(kind, "top_k"): (1, LARGEST) for kind in (Yolo, Ssd, Torchvision)}
+_RANGES |= {(kind, "size"): (1, _SIDE) for kind in (Yolo, Ssd, Torchvision)}
+_RANGES |= {
+    (Yolo, "strides"): (1, _SIDE),
+    (Ssd, "columns"): (0, LARGEST),
+    (Ssd, "std"): (1e-30, 1e30),
+    (Torchvision, "longer"): (1, _SIDE),
+    (Recogniser, "resize"): (1, _SIDE),
+    (Recogniser, "crop"): (1, _SIDE),
+    (Recogniser, "std"): (1e-30, 1e30),
+}
+
+
+def write_detector(detector: Any) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    """A detector as JSON values and named tensors; None for one of the user's own, which is handed in at loading."""
+    for kind, (cls, data) in KINDS.items():
+        if type(detector) is cls and getattr(detector, "name", "") is not None:
+            tensors = {_PRIORS: detector.priors} if cls is SsdDetector else {}
+            return {"kind": kind, **asdict(data.of(detector))}, tensors
+    return None, {}
+
+
+def read_detector(values: Any, tensors: dict[str, Tensor], net: nn.Module, inputs: list[tuple[int, ...]]) -> Any:
+    """The detector around ``net`` that ``write_detector`` wrote. inputs: shapes of what ``net`` takes.
+
+    Raises InputError.
+    """
+    kind = values.get("kind") if isinstance(values, dict) else None
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise InputError(f"detector: {show(kind)} is none of {', '.join(KINDS)}")
+    data = Reader("detector", _RANGES).read(KINDS[kind][1], {key: v for key, v in values.items() if key != "kind"})
+    if inputs != [(3, *data.size)]:
+        raise InputError(f"detector: its images are of {data.size}, the network takes {inputs}")
+    return data.build(net, tensors)

@@ -1,0 +1,254 @@
+"""A traced graph as plain data and back: nodes, layers by their class's arguments, tensors (``spiking.formats.known``).
+
+Reading calls nothing but what ``known`` lists, on PyTorch's meta device, where no value is computed or allocated: it
+finds every node's shape anew, and with it whatever does not fit.
+"""
+
+import keyword
+import warnings
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+
+from msat_det.base.errors import InputError
+from msat_det.base.files import one_line, show
+from msat_det.graph import ops
+from msat_det.graph.edits import keep_analog
+from msat_det.graph.graph import Graph, classify, note
+from msat_det.graph.ops import Activation, Kind
+from msat_det.spiking.formats import known
+from msat_det.spiking.formats.archive import finite
+from msat_det.spiking.formats.values import DTYPES, LARGEST, decode, encode
+
+# What layers, functions and methods raise on arguments that do not fit.
+_MISFIT = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError, ArithmeticError, NameError)
+_MISFIT += (SyntaxError, MemoryError)  # fx writes the graph down as Python before anything is checked on values
+_MOST_NODES = 10_000
+_MOST_PARTS = 100_000  # elements of all sequences that nodes give
+_MOST_ELEMENTS = 1 << 29  # of one node's output, for the images of _BATCH
+_BATCH = 3  # images at reading: a number that no network has built in
+
+
+def write_graph(graph: Graph) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A graph as JSON values and named tensors. Raises InputError for a node or layer that can't be saved."""
+    layers: dict[str, dict] = {}
+    names: dict[str, str] = {}  # a layer's or constant's path in the module → its name in the file
+    tensors: dict[str, Tensor] = {}
+    nodes = []
+    for node in graph.nodes:
+        target = node.target
+        if node.op == "call_module" and target not in names:
+            layer = graph.module.get_submodule(target)
+            names[target] = f"layer{len(names)}"
+            arguments = {key: encode(value, node.name) for key, value in known.layer_arguments(layer).items()}
+            layers[names[target]] = {"class": type(layer).__name__, "arguments": arguments}
+            tensors |= {f"{names[target]}.{key}": value for key, value in layer.state_dict().items()}
+        elif node.op == "get_attr" and target not in names:
+            names[target] = f"constant{len(names)}"
+            tensors[names[target]] = graph.attribute(node)
+        elif node.op == "call_function":
+            target = known.function_name(node)
+        entry = {"name": node.name, "op": node.op, "target": names.get(target, target)}
+        args, kwargs = (
+            [encode(a, node.name) for a in node.args],
+            {k: encode(v, node.name) for k, v in node.kwargs.items()},
+        )
+        nodes.append(entry | {"args": args, "kwargs": kwargs, "source": str(node.meta["source"])[:500]})
+    leaves = pytree.tree_unflatten(range(graph.structure.num_leaves), graph.structure)
+    inputs = {n.target: n for n in graph.nodes if n.op == "placeholder"}
+    document = {
+        "inputs": [
+            [name, list(inputs[name].meta["shape"]), encode(inputs[name].meta["dtype"], name)] for name in graph.inputs
+        ],
+        "outputs": encode(leaves, "output"),
+        "layers": layers,
+        "nodes": nodes,
+        "analog": [n.name for n in graph.nodes if _is_kept_analog(n)],
+        "channels_last": [name for name, tensor in tensors.items() if _is_channels_last(tensor)],
+    }
+    again = read_graph(document, tensors)
+    for node, copy in zip(graph.nodes, again.nodes, strict=True):
+        if any(node.meta.get(key) != copy.meta.get(key) for key in ("kind", "op", "shape", "parts")):
+            raise InputError(f"node '{node.name}' would not be the same after loading: it can't be saved")
+    return document, tensors
+
+
+def read_graph(document: Any, tensors: dict[str, Tensor]) -> Graph:
+    """The graph that ``write_graph`` wrote. Raises InputError for anything that is not a sound one."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # layers of size 0 warn
+            return _Reading(document, tensors).graph()
+    except (*_MISFIT, RecursionError) as error:
+        raise InputError(f"the saved network does not fit together ({one_line(error)[:200]}): save it again") from error
+
+
+class _Reading:
+    def __init__(self, document: dict[str, Any], tensors: dict[str, Tensor]):
+        self.document, self.tensors = document, tensors
+        self.nodes: dict[str, fx.Node] = {}
+        self.parts = 0
+
+    def graph(self) -> Graph:
+        entries = self.document["nodes"]
+        if not isinstance(entries, list) or not 0 < len(entries) <= _MOST_NODES:
+            raise InputError(f"a saved network has 1 to {_MOST_NODES} nodes")
+        layers = {name: self._layer(entry) for name, entry in self.document["layers"].items()}
+        constants = {name: tensor for name, tensor in self.tensors.items() if name.isidentifier()}
+        graph = fx.Graph()
+        for entry in entries:
+            self._node(graph, entry, layers, constants)
+        attributes = layers | {name: tensor.to("meta") for name, tensor in constants.items()}
+        used = {n.target for n in graph.nodes if n.op in ("call_module", "get_attr")}
+        module = fx.GraphModule({name: attributes[name] for name in used}, graph).eval()
+        inputs = {name: (shape, DTYPES[dtype["dtype"]]) for name, shape, dtype in self.document["inputs"]}
+        found = Graph(module, list(inputs), self._structure())
+        self._infer(found, inputs)
+        self._fill(module, {name: layers[name] for name in used & layers.keys()}, constants)
+        self._judge(found, [entry["source"] for entry in entries])
+        return found
+
+    def _layer(self, entry: dict) -> nn.Module:
+        if entry["class"] not in known.LAYERS:
+            raise InputError(f"layer {show(entry['class'])} is none that msat-det knows")
+        arguments = {key: decode(value, self.nodes) for key, value in entry["arguments"].items()}
+        with torch.device("meta"):
+            return known.LAYERS[entry["class"]](**arguments).eval().requires_grad_(False)
+
+    def _node(self, graph: fx.Graph, entry: dict, layers: dict, constants: dict) -> None:
+        name, op, target = entry["name"], entry["op"], entry["target"]
+        allowed = {
+            "placeholder": [target] if _is_name(target) else [],
+            "get_attr": constants,
+            "call_function": known.FUNCTIONS,
+            "call_method": known.METHODS,
+            "call_module": layers,
+            "output": ["output"],
+        }
+        if not _is_name(name) or target not in allowed[op]:
+            raise InputError(f"node {show(name)} calls {show(target)}, which msat-det does not know")
+        args = tuple(decode(value, self.nodes) for value in entry["args"])
+        kwargs = {key: decode(value, self.nodes) for key, value in entry["kwargs"].items()}
+        if not all(map(_is_name, kwargs)) or (op == "placeholder" and (args or kwargs)):
+            raise InputError(f"node {show(name)} has arguments that it can't have")
+        if (op == "call_method" or target == "getattr") and not (args and isinstance(args[0], fx.Node)):
+            raise InputError(f"node {show(name)} calls a method or reads an attribute of no other node")
+        if target == "getattr" and args[1:] not in {(attribute,) for attribute in ops.SHAPE_ATTRIBUTES}:
+            raise InputError(
+                f"node {show(name)} reads an attribute other than {', '.join(sorted(ops.SHAPE_ATTRIBUTES))}"
+            )
+        target = known.FUNCTIONS[target] if op == "call_function" else target
+        node = graph.create_node(op, target, args, kwargs, name)
+        if node.name != name:
+            raise InputError(f"node {show(name)} stands twice, or bears a name that is taken")
+        self.nodes[name] = node
+
+    def _structure(self) -> pytree.TreeSpec:
+        leaves, structure = pytree.tree_flatten(decode(self.document["outputs"], {}))
+        if leaves != list(range(len(leaves))):
+            raise InputError("the outputs are not numbered in their order")
+        return structure
+
+    def _infer(self, graph: Graph, inputs: dict[str, tuple]) -> None:
+        """Run the graph on the meta device; note what each node gives for one image."""
+        env: dict[fx.Node, Any] = {}
+        given = [n.target for n in graph.nodes if n.op == "placeholder"]
+        if (
+            sorted(given) != sorted(inputs)
+            or not given
+            or [n.op for n in graph.nodes].index("output") != len(graph.nodes) - 1
+        ):
+            raise InputError("the inputs and outputs are not those of its nodes")
+        moving: set[fx.Node] = set()
+        with torch.device("meta"), torch.inference_mode():
+            for node in graph.nodes:
+                if node.op == "placeholder":
+                    shape, dtype = inputs[node.target]
+                    value = torch.empty(_BATCH, *shape, dtype=dtype)
+                elif node.op.startswith("call"):
+                    args, kwargs = (fx.map_arg(a, env.__getitem__) for a in (node.args, node.kwargs))
+                    layer = graph.module.get_submodule(node.target) if node.op == "call_module" else None
+                    known.check_call(node, ops.canonical(node, layer), args, kwargs)
+                    value = graph.call(node, args, kwargs)
+                else:
+                    value = graph.evaluate(node, env)
+                env[node] = value
+                self._bound(node, value)
+                node.meta["shape"] = node.meta["parts"] = None
+                if node.op == "placeholder" or (moving & set(node.all_input_nodes) and node.op != "output"):
+                    _check_images(node, value)
+                    moving |= note(node, value)
+
+    def _bound(self, node: fx.Node, value: Any) -> None:
+        for part in pytree.tree_leaves(value):
+            if isinstance(part, Tensor) and part.numel() > _MOST_ELEMENTS:
+                raise InputError(f"node '{node.name}' gives a tensor of shape {tuple(part.shape)}, which is too large")
+            if isinstance(part, int) and abs(part) > LARGEST:
+                raise InputError(f"node '{node.name}' gives a number that is too large")
+        self.parts += len(value) if isinstance(value, tuple | list) else 0
+        if self.parts > _MOST_PARTS:
+            raise InputError(f"node '{node.name}' gives too many parts")
+
+    def _fill(self, module: fx.GraphModule, layers: dict[str, nn.Module], constants: dict[str, Tensor]) -> None:
+        """Put the file's tensors in place of the meta device's."""
+        last = set(self.document["channels_last"])
+
+        def ready(name: str) -> Tensor:
+            tensor = self.tensors[name]
+            tensor = finite(name, tensor) if tensor.is_floating_point() or tensor.is_complex() else tensor
+            return tensor.contiguous(memory_format=torch.channels_last) if name in last else tensor
+
+        for name, layer in layers.items():
+            own = layer.state_dict()
+            for key, wanted in own.items():
+                tensor = self.tensors.get(f"{name}.{key}")
+                if (
+                    tensor is None
+                    or tensor.shape != wanted.shape
+                    or tensor.dtype.is_floating_point != wanted.dtype.is_floating_point
+                ):
+                    got = "none" if tensor is None else f"one of shape {tuple(tensor.shape)}"
+                    raise InputError(
+                        f"{name}.{key}: the layer needs a tensor of shape {tuple(wanted.shape)}, the file has {got}"
+                    )
+            layer.load_state_dict({key: ready(f"{name}.{key}") for key in own}, assign=True)
+            layer.requires_grad_(False)
+        for name in constants.keys() & {n.target for n in module.graph.nodes}:
+            setattr(module, name, ready(name))
+
+    def _judge(self, graph: Graph, sources: list[Any]) -> None:
+        """The verdicts, as ``trace`` and ``methods.variants`` gave them."""
+        classify(graph)
+        for node, source in zip(graph.nodes, sources, strict=True):
+            node.meta["source"] = one_line(source)[:500]
+            if node.target is ops.identity:
+                node.meta |= {"kind": Kind.SPIKING, "activation": Activation("identity", ops.identity)}
+            if node.meta["kind"] is Kind.DIFFERENTIAL and node.meta["parts"] is not None:
+                raise InputError(f"node '{node.name}' gives several tensors")
+        for name in self.document["analog"]:
+            keep_analog(graph, name)
+        for node in graph.nodes:
+            if node.meta["kind"] not in (Kind.SHAPE, Kind.OUTPUT) and node.meta["shape"] is None:
+                raise InputError(f"node '{node.name}' gives no tensor")
+        if not graph.sites or not all(node.meta["shape"] for node in graph.sites):
+            raise InputError("the network has no call site, or one without channels")
+
+
+def _check_images(node: fx.Node, value: Any) -> None:
+    for part in pytree.tree_leaves(value):
+        if isinstance(part, Tensor) and (part.dim() == 0 or part.shape[0] != _BATCH):
+            raise InputError(f"node '{node.name}' mixes the images of a batch")
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and len(name) < 300 and name.isidentifier() and not keyword.iskeyword(name)
+
+
+def _is_kept_analog(node: fx.Node) -> bool:
+    return node.meta["kind"] is Kind.DIFFERENTIAL and node.meta["op"] in ops.POINTWISE
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)

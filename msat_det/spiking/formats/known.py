@@ -1,0 +1,97 @@
+"""What a saved graph may call: functions, methods and layers by name. No other name in a file is ever looked up."""
+
+import inspect
+import operator
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from msat_det.base.errors import InputError
+from msat_det.graph import ops
+
+_OPERATIONS = (ops.POINTWISE | ops.LINEAR | ops.LINEAR_IN_ONE | ops.DIFFERENTIAL) - ops.NEUTRAL
+_LOGIC = ("and_", "or_")  # Python's keywords, of the module operator
+_SIZES = {"floordiv", "mod", "zeros", "ones", "full", "arange", "linspace"}  # on sizes; no image enters them
+
+
+def _known(names: Iterable[str], operations: set[str]) -> list[str]:
+    """The public names of operations, but for those that write into their input (``iadd``, ``relu_``)."""
+    public = {name for name in names if not name.startswith("_") and (not name.endswith("_") or name in _LOGIC)}
+    public -= {"iadd", "isub", "imul", "itruediv", "ipow"}
+    return sorted(n for n in public if ops.canonical_name(n) in operations)
+
+
+def _functions(module: ModuleType, prefix: str) -> dict[str, Callable]:
+    found = {f"{prefix}.{name}": getattr(module, name) for name in _known(dir(module), _OPERATIONS | _SIZES)}
+    return {name: value for name, value in found.items() if callable(value) and not isinstance(value, type)}
+
+
+FUNCTIONS: dict[str, Callable] = {
+    "identity": ops.identity,
+    "getattr": getattr,
+    **_functions(operator, "operator"),
+    **_functions(torch, "torch"),
+    **_functions(F, "functional"),
+    **_functions(torch.linalg, "linalg"),
+}
+METHODS = frozenset(_known(dir(Tensor), _OPERATIONS | ops.SHAPE))
+LAYERS: dict[str, type[nn.Module]] = {
+    **{name: getattr(nn, name) for name in _known(dir(nn), _OPERATIONS) if isinstance(getattr(nn, name), type)},
+    "FrozenBatchNorm2d": FrozenBatchNorm2d,
+}
+
+_NAME_OF = {function: name for name, function in reversed(FUNCTIONS.items())}
+_ON_NUMBERS = {FUNCTIONS[name] for name in FUNCTIONS if name.startswith("operator.")} - {operator.getitem, operator.add}
+_INPUTS = (fx.Node, type(None))  # what a device may come from
+_MOST_PARTS = 4096  # of a value that is split
+
+
+def function_name(node: fx.Node) -> str:
+    """The name by which a file calls a node's function. Raises InputError where it is none of ``FUNCTIONS``."""
+    name = _NAME_OF.get(node.target)
+    if name is None:
+        called = getattr(node.target, "__name__", node.target)
+        raise InputError(f"node '{node.name}' calls '{called}', which can't be saved: write it in another form")
+    return name
+
+
+def layer_arguments(layer: nn.Module) -> dict[str, Any]:
+    """The arguments of its class that build a layer again, its tensors apart. Raises InputError where they cannot."""
+    name = type(layer).__name__
+    if LAYERS.get(name) is not type(layer) or layer._forward_hooks or layer._forward_pre_hooks:
+        raise InputError(f"a layer {name} is none that can be saved, or has hooks: put a plain torch.nn layer there")
+    if isinstance(layer, FrozenBatchNorm2d):
+        return {"num_features": layer.weight.numel(), "eps": layer.eps}
+    found = {}
+    for key in inspect.signature(type(layer)).parameters:
+        if key == "bias":
+            found[key] = layer.bias is not None
+        elif key != "inplace" and hasattr(layer, key):
+            found[key] = getattr(layer, key)
+    return found
+
+
+def check_call(node: fx.Node, op: str, args: tuple, kwargs: dict) -> None:
+    """Refuse, before it is made, a call whose time or memory the sizes of its tensors don't bound. Raises InputError.
+
+    op: its canonical name. args, kwargs: the values that the node's arguments stand for.
+    """
+    values = [*args, *kwargs.values()]
+    wrong = None
+    if node.target in _ON_NUMBERS:
+        powers = node.target is operator.pow and not any(isinstance(value, Tensor) for value in values)
+        if powers or not all(isinstance(value, Tensor | int | float) for value in values):
+            wrong = "calculates with something other than tensors and numbers"
+    elif node.target is operator.add and any(isinstance(value, str) for value in values):
+        wrong = "adds texts"
+    elif (op == "to" and any(isinstance(v, str) for v in values)) or not isinstance(node.kwargs.get("device"), _INPUTS):
+        wrong = "names a device: leave it to the network's input"
+    elif op in ("chunk", "split", "unbind") and isinstance(args[0], Tensor) and max(args[0].shape) > _MOST_PARTS:
+        wrong = f"splits a tensor of shape {tuple(args[0].shape)}, which is too long"
+    if wrong:
+        raise InputError(f"node '{node.name}' {wrong}")

@@ -1,0 +1,199 @@
+"""One timestep of a spiking network as an ONNX graph, so that other runtimes can host it.
+
+Inputs: the network's own (its image, constant in time), ``t`` (int64 scalar: 0, 1, … from the beginning of an image),
+and a tensor for each state, ``NODE.NAME``. Outputs: the network's own, rate-coded up to this step (the running means
+that ``SpikingNetwork.run`` gives at t + 1), then ``NODE.NAME.next`` for each state. At t = 0 the states that come in
+are not looked at: feed zeros of their shapes. What does not change in time is computed anew in every step.
+"""
+
+import importlib.util
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+from torch.fx.node import Node
+
+from msat_det.base.errors import InputError
+from msat_det.base.files import one_line, write_whole
+from msat_det.graph.fanout import HOMOGENEOUS
+from msat_det.graph.graph import is_mask, mean_inputs
+from msat_det.graph.ops import Kind
+from msat_det.spiking.network import SpikingNetwork
+from msat_det.spiking.neurons import State, per_channel, step
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One state tensor. field: of ``neurons.State``, or of a differential node: ``last``, ``sum`` of a source."""
+
+    node: Node
+    field: str
+    shape: tuple[int, ...]
+    source: Node | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.node.name}.{self.field}" + (f"_{self.source.name}" if self.source else "")
+
+
+class Step(nn.Module):
+    """The step as a module: (*inputs, t, *states) → (*outputs, *next states, *what each call site sends).
+
+    Raises InputError for spike confidence, whose random masks no runtime can draw alike.
+    """
+
+    def __init__(self, snn: SpikingNetwork):
+        super().__init__()
+        self.snn, self.plan, self.net = snn, snn.plan, snn.graph.module
+        self.sites = [node for node in self.plan.body if node.meta["kind"] is Kind.SPIKING]
+        for node in self.sites:
+            neuron = snn.neurons[node.name]
+            if neuron.confidence < 1:
+                raise InputError(f"call site {node.name} drops spikes at random: export without option confidence")
+            _ = neuron.bounded  # known before tracing, where no value is
+        self.slots = [slot for node in self.plan.body for slot in self._slots(node)]
+        self.outputs = _output_names(snn)
+
+    def _slots(self, node: Node) -> list[Slot]:
+        shape = node.meta["shape"]
+        if node.meta["kind"] is Kind.SPIKING:
+            kept = set(self.snn.neurons[node.name].keeps) | ({"o"} if node in self.plan.readout_sites else set())
+            return [Slot(node, name, shape) for name in ("v", "o", "x", "mean", "before") if name in kept]
+        if node.meta["kind"] is Kind.DIFFERENTIAL:
+            sums = [Slot(node, "sum", n.meta["shape"], n) for n in mean_inputs(node, self.plan.moving)]
+            return sums if is_mask(node) else [*sums, Slot(node, "last", shape)]
+        return []
+
+    def blank(self, images: int) -> list[Tensor]:
+        """Zeros for every state."""
+        return [torch.zeros(images, *slot.shape) for slot in self.slots]
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        inputs, t, states = self.split(values)
+        return self.run(inputs, t, {slot: self.begun(slot, t, s) for slot, s in states.items()})
+
+    def split(self, values: tuple[Tensor, ...]) -> tuple[dict[str, Tensor], Tensor, dict[Slot, Tensor]]:
+        count = len(self.snn.graph.inputs)
+        inputs = dict(zip(self.snn.graph.inputs, values[:count], strict=True))
+        return inputs, values[count], dict(zip(self.slots, values[count + 1 :], strict=True))
+
+    def begun(self, slot: Slot, t: Tensor, state: Tensor) -> Tensor:
+        """The state, or what it is before the first timestep."""
+        start: Tensor | float = 0.0
+        neuron = self.snn.neurons.get(slot.node.name)
+        if slot.field == "v" and neuron.offset == 0.0:
+            start = per_channel(neuron.initial, state) * per_channel(neuron.theta, state)
+        return torch.where(t == 0, start, state)
+
+    def run(self, inputs: dict[str, Tensor], t: Tensor, states: dict[Slot, Tensor]) -> tuple[Tensor, ...]:
+        """The step on states that have begun."""
+        plan, graph, n = self.plan, self.snn.graph, t + 1
+        static: dict[Node, Any] = {}
+        for node in plan.static:
+            static[node] = inputs[node.target] if node.op == "placeholder" else graph.evaluate(node, static)
+        env, coming, sent = dict(static), {}, {}
+        for node in plan.body:
+            own = {slot: states[slot] for slot in self._slots(node)}
+            if node.meta["kind"] is Kind.SPIKING:
+                env[node], after = self.spike(node, env[node.all_input_nodes[0]], t, own)
+                sent[node] = env[node]
+            elif node.meta["kind"] is Kind.DIFFERENTIAL:
+                env[node], after = self._difference(node, env, n, own)
+            else:
+                env[node], after = graph.evaluate(node, env), {}
+            coming |= after
+        means = dict(static)
+        for node in plan.readout_sites:
+            means[node] = coming[next(s for s in self.slots if s.node is node and s.field == "o")] / n
+        for node in plan.readout:
+            means[node] = graph.evaluate(node, means)
+        outputs = pytree.tree_leaves(fx.map_arg(graph.nodes[-1].args[0], means.__getitem__))
+        return (*outputs, *(coming[slot] for slot in self.slots), *(sent[node] for node in self.sites))
+
+    def spike(self, node: Node, x: Tensor, t: Tensor, own: dict[Slot, Tensor]) -> tuple[Tensor, dict[Slot, Tensor]]:
+        """What a call site sends on the current x, and its states behind it."""
+        state = State(**({"v": None} | {slot.field: value for slot, value in own.items()}))
+        _, y = step(self.snn.neurons[node.name], state, x, t)
+        return y, {slot: getattr(state, slot.field) for slot in own}
+
+    def _difference(
+        self, node: Node, env: dict[Node, Any], n: Tensor, own: dict[Slot, Tensor]
+    ) -> tuple[Tensor, dict[Slot, Tensor]]:
+        """A differential node, see ``simulate._Differential``."""
+        last = next((slot for slot in own if slot.field == "last"), None)
+        coming = {slot: value + env[slot.source] for slot, value in own.items() if slot is not last}
+        homogeneous = node.meta["op"] in HOMOGENEOUS
+        means = {slot.source: total if homogeneous else total / n for slot, total in coming.items()}
+        g = self.snn.graph.evaluate(node, env | means)
+        if last is None:
+            return g, coming
+        coming[last] = g if homogeneous else g * n
+        return coming[last] - own[last], coming
+
+
+def _output_names(snn: SpikingNetwork) -> list[str]:
+    """``output`` and the way to it in the network's own nest: output.0.boxes."""
+    structure = snn.graph.structure
+    nest = pytree.tree_unflatten(range(structure.num_leaves), structure)
+    paths = [path for path, _ in pytree.tree_flatten_with_path(nest)[0]]
+    return [".".join(["output", *(str(getattr(k, "key", getattr(k, "idx", k))) for k in path)]) for path in paths]
+
+
+def require_packages() -> None:
+    """Raises InputError where the optional packages are not installed."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"ONNX needs {', '.join(missing)}: pip install 'msat-det[onnx]'")
+
+
+def export_step(module: Step, images: int = 1) -> Any:
+    """The step for batches of ``images`` as torch's ``ONNXProgram``, with what the call sites send as last outputs.
+
+    Raises InputError for an operation that has no ONNX form.
+    """
+    require_packages()
+    graph = module.snn.graph
+    inputs = {n.target: n.meta for n in graph.nodes if n.op == "placeholder"}
+    examples = [torch.zeros(images, *inputs[k]["shape"], dtype=inputs[k]["dtype"]) for k in graph.inputs]
+    states = [slot.name for slot in module.slots]
+    sent = [f"{node.name}.sent" for node in module.sites]
+    try:
+        with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+            warnings.simplefilter("ignore")
+            return torch.onnx.export(
+                module,
+                (*examples, torch.zeros((), dtype=torch.int64), *module.blank(images)),
+                dynamo=True,
+                verbose=False,
+                input_names=[*graph.inputs, "t", *states],
+                output_names=[*module.outputs, *(f"{name}.next" for name in states), *sent],
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = one_line(error.__cause__ or error)[:300]
+        raise InputError(f"the network has an operation that ONNX or its exporter lacks: {reason}") from error
+
+
+def _describe(program: Any, module: Step) -> None:
+    """Say in the model's metadata what a host needs: the names of its states, the timesteps of a step, the protocol."""
+    window = next((n.window for n in module.snn.neurons.values() if n.window), 1)
+    facts = {"states": [slot.name for slot in module.slots], "timesteps_per_step": window}
+    program.model.metadata_props["msat_det"] = json.dumps(facts)
+    program.model.doc_string = __doc__
+
+
+def write_onnx(program: Any, module: Step, path: str | Path) -> None:
+    """Write an exported step without what only the check looks at. Raises InputError."""
+    _describe(program, module)
+    path = Path(path)
+    outputs = program.model.graph.outputs
+    del outputs[len(outputs) - len(module.sites) :]
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {path.parent}; make it first")
+    write_whole(path, lambda file: program.save(file, external_data=False))

@@ -1,0 +1,337 @@
+// The neuron step of msat_det/spiking/neurons.py, fused over a chunk of timesteps: the input is read once, the output written
+// once, and the state stays in registers or first-level cache in between. No Python, no PyTorch headers: plain pointers.
+//
+// Layout: x and y are (K, B, N), N the neurons of one image in whatever memory order; state is (B, N). x may be constant in
+// time (x_step = 0), and y may be x.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#define INLINE static inline __attribute__((always_inline))  // a call left in the loop would undo its vectors
+
+extern "C" {
+
+struct Scan {
+    int64_t K, B, N, period, x_step, t0;
+    const float *x;
+    float *y;
+    float *v, *o, *sum, *mean, *before;             // state; null where the family has none
+    // θ (dead channels huge), θ (dead 0), V(-1), added current: that of neuron i at i mod period, and on for GROUP more
+    const float *theta, *theta_max, *start, *bias;
+    const float *fanout;                            // (N,) multiply-adds that a spike reaches
+    const float *stage;                             // (K,) factor on θ
+    double *counts;                                 // (units, 4): Σ|s|, Σ|s|·fanout, Σ[s≠0], Σ[s≠0]·fanout
+    float gamma, offset, margin, upper;             // upper: of a ReLU6-like activation, infinity elsewhere
+    float slope, low, high;                         // tracking: f(x) = clamp(max(x, slope·x), low, high)
+    float alpha, k_a, k_i, C, tau_mp, tau_det, rest;
+    int32_t is_signed, bounded, normalised, depolarisation, dtt, det, rest_is_max;
+};
+
+}  // extern "C"
+
+static const float SMALLEST = 1e-38f;  // θ(t)
+static const int GROUP = 128;      // neurons that run through a chunk together: their state fits the first-level cache
+static const int64_t UNIT = 4096;  // neurons of one task: whole groups, few enough to balance threads
+static const int LANES = 8;        // partial sums of a count: in a single one each addition would wait for the last
+
+// Read as whole numbers, floats of one sign keep their order. So a clamp is one instruction, where of floats GCC makes a
+// comparison and a choice.
+INLINE uint32_t to_bits(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    return bits;
+}
+INLINE float to_float(uint32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+
+INLINE float at_most_one(float x) {  // of x >= 0
+    const uint32_t bits = to_bits(x), one = 0x3f800000;
+    return to_float(bits < one ? bits : one);
+}
+
+INLINE float at_least_smallest(float x) {  // of x >= 0
+    const uint32_t bits = to_bits(x), smallest = to_bits(SMALLEST);
+    return to_float(bits > smallest ? bits : smallest);
+}
+
+INLINE float positive_part(float x) {
+    const int32_t bits = (int32_t)to_bits(x);
+    return to_float((uint32_t)(bits > 0 ? bits : 0));
+}
+
+// e^x, and e^-|x| where DECAY; relative error below 4e-7 from -87 to 88; no more than e^88, and below -87 a number near 0.
+// A NaN becomes a number, too, but not where it counts: the potential that it comes from. x = k ln 2 + r: adding MAGIC
+// rounds to a whole number, which then stands in the lowest bits of the sum.
+template <bool DECAY = false>
+INLINE float exp_(float x) {
+    const uint32_t SIGN = 1u << 31;
+    const int32_t LARGEST = 0x42b00000;  // 88
+    const float MAGIC = 12582912.f;
+    uint32_t bits = DECAY ? to_bits(x) | SIGN : to_bits(x);
+    bits = bits < (SIGN | LARGEST) ? bits : SIGN | LARGEST;  // of unsigned numbers the negative floats are the largest
+    if (!DECAY) bits = (int32_t)bits < LARGEST ? bits : LARGEST;
+    x = to_float(bits);
+    const float shifted = std::fma(x, 1.44269504088896f, MAGIC), k = shifted - MAGIC;
+    const float r = std::fma(k, -0.693147182f, x);
+    float p = std::fma(r, 8.290228764e-3f, 4.189839041e-2f);
+    p = std::fma(r, p, 1.666764007e-1f);
+    p = std::fma(r, p, 4.999914615e-1f);
+    p = std::fma(r, p, 9.999997054e-1f);
+    p = std::fma(r, p, 1.f);
+    return to_float(to_bits(p) + (to_bits(shifted) << 23));
+}
+
+// ln(1 + u) for u in 0..1, relative error below 3e-7: u times a polynomial fitted at Chebyshev nodes.
+INLINE float log1p_(float u) {
+    const float u2 = u * u, u4 = u2 * u2;
+    const float a = std::fma(u, -4.999944498e-1f, 9.999999659e-1f), b = std::fma(u, -2.483539899e-1f, 3.331812171e-1f);
+    const float c = std::fma(u, -1.360224761e-1f, 1.907688073e-1f), d = std::fma(u, -2.907406461e-2f, 7.751608662e-2f);
+    const float e = std::fma(u4, 5.126102123e-3f, std::fma(u2, d, c));
+    return u * std::fma(u4, e, std::fma(u2, b, a));
+}
+
+// ln(1 + e^z), given decay = e^-|z|.
+INLINE float softplus_(float z, float decay) { return positive_part(z) + log1p_(decay); }
+
+// Soft-reset IF, reset-to-zero IF, tracking of a piecewise linear function, leaky ReLU with imbalanced threshold.
+enum Family { SPIKE, RESET, TRACK, LEAKY };
+
+enum Threshold { CONSTANT, ADAPTIVE, USUAL };  // USUAL: DTT with k_a·τ_mp = 1, DET driven by the current
+
+// θ(t)/θ of the adaptive threshold, sigmoid(level), for W neurons before they see x; of a dead neuron 1. per_k_i is 1/k_i
+// and per_C -1/C, in the unit of Δ and of the drive, rest is -τ_mp·V_T. One exponential a loop: several in a row would
+// leave the processor waiting for each of them. softplus(z) = max(z, 0) + ln(1 + u) with u = e^-|z|: where its factor is 1,
+// e^-level is that of the other terms over 1 + u, and there is no logarithm to take.
+template <int W, int THRESHOLD>
+INLINE void shares(const Scan &c, const float *x, const float *bias, const float *v, const float *mean,
+                   const float *before, const float *per_k_i, const float *per_C, const float *rest,
+                   const float *alive, float *share) {
+    const float slope = -c.tau_mp * c.alpha * c.k_i, gain = -c.tau_mp * c.k_a;
+    float z[W], below[W], under[W];  // below: -level
+    for (int j = 0; j < W; j++) below[j] = 0.f, under[j] = 1.f;
+    if (THRESHOLD == USUAL || c.dtt) {
+#pragma omp simd
+        for (int j = 0; j < W; j++) {
+            z[j] = (v[j] - mean[j]) * per_k_i[j];  // Δ / k_i
+            under[j] = exp_<true>(z[j]);
+        }
+#pragma omp simd
+        for (int j = 0; j < W; j++) {
+            below[j] = std::fma(slope, z[j], rest[j]);
+            if (THRESHOLD == USUAL) {
+                below[j] -= positive_part(z[j]);
+                under[j] += 1.f;
+            } else {
+                below[j] = std::fma(gain, softplus_(z[j], under[j]), below[j]);
+                under[j] = 1.f;
+            }
+        }
+    }
+    if (THRESHOLD == USUAL || c.det) {
+#pragma omp simd
+        for (int j = 0; j < W; j++) {
+            float drive = x[j] + bias[j];
+            if (THRESHOLD == ADAPTIVE && c.depolarisation) drive = v[j] + drive - before[j];
+            below[j] = std::fma(-c.tau_det, exp_(drive * per_C[j]), below[j]);
+        }
+    }
+#pragma omp simd
+    for (int j = 0; j < W; j++) share[j] = under[j] / std::fma(alive[j], exp_(below[j]), under[j]);
+}
+
+// W neighbouring neurons over the whole chunk. Keeps NaN: every comparison lets it through.
+template <int W, int FAMILY, bool OUTPUT, int THRESHOLD>
+INLINE void group(const Scan &c, int64_t b, int64_t i, double (*counts)[LANES]) {
+    const int64_t at = b * c.N + i, plane = c.B * c.N, p = i % c.period;
+    const float inverse_k_i = 1.f / c.k_i, inverse_C = 1.f / c.C;
+    const float upper = c.bounded ? c.upper : INFINITY, margin = c.is_signed ? c.margin : INFINITY;
+    float v[W], o[W], sum[W], mean[W], before[W], theta[W], start[W], bias[W], count[W], fired[W];
+    float per_k_i[W], per_C[W], rest[W], alive[W], share[W], per_theta[W];
+    for (int j = 0; j < W; j++) {
+        v[j] = c.v[at + j];
+        theta[j] = c.theta[p + j];
+        start[j] = c.start[p + j];
+        bias[j] = c.bias ? c.bias[p + j] : 0.f;
+        count[j] = fired[j] = 0.f;
+        if (OUTPUT) o[j] = c.o[at + j];
+        per_theta[j] = 1.f / theta[j];
+        if (FAMILY == TRACK) sum[j] = c.sum[at + j];
+        if (THRESHOLD) mean[j] = c.mean[at + j], share[j] = 1.f;
+        if (THRESHOLD == ADAPTIVE) before[j] = c.depolarisation ? c.before[at + j] : 0.f;
+        if (THRESHOLD) per_k_i[j] = (c.normalised ? per_theta[j] : 1.f) * inverse_k_i;
+        if (THRESHOLD) per_C[j] = (c.normalised ? per_theta[j] : 1.f) * -inverse_C;
+        if (THRESHOLD) alive[j] = c.theta_max[p + j] > 0.f ? 1.f : 0.f;
+        if (THRESHOLD) rest[j] = -c.tau_mp * (c.rest_is_max ? -c.theta_max[p + j] : c.rest);
+    }
+    for (int64_t k = 0; k < c.K; k++) {
+        const float *x = c.x + k * c.x_step + at;
+        float *y = c.y + k * plane + at;
+        const int64_t t = c.t0 + k;
+        const float n = (float)(t + 1), stage = c.stage[k], inverse = 1.f / n, per_stage = 1.f / stage;
+        if (THRESHOLD && t > 0)
+            shares<W, THRESHOLD>(c, x, bias, v, mean, before, per_k_i, per_C, rest, alive, share);
+#pragma omp simd
+        for (int j = 0; j < W; j++) {
+            float in = x[j] + bias[j], up;
+            if (FAMILY == TRACK) {
+                sum[j] += in;
+                float a = sum[j] / n, f = c.slope * a;
+                f = a > f ? a : f;
+                f = f < c.low ? c.low : f;
+                f = f > c.high ? c.high : f;
+                up = n * f - o[j];
+            } else {
+                up = v[j] + in;
+            }
+            float th = theta[j] * stage;
+            if (THRESHOLD) th = at_least_smallest(th * share[j]);  // a tiny θ over e^88 would be 0
+            float goal = up;
+            if (FAMILY < TRACK && OUTPUT) {
+                const float most = n * upper - o[j] + start[j];
+                goal = most < goal ? most : goal;
+            }
+            // one over θ(t), where a neuron divides by it more than once
+            const float per = !OUTPUT ? 0.f : THRESHOLD ? 1.f / th : per_theta[j] * per_stage;
+            float s = std::floor((OUTPUT && THRESHOLD ? goal * per : goal / th) + c.offset), least = 0.f;
+            if (FAMILY == LEAKY) s = goal < 0.f ? -std::floor(-goal * c.slope / th) : s;
+            if (FAMILY >= TRACK) {
+                least = -c.gamma;
+            } else if (OUTPUT) {  // 1e-4 is more than what per rounds off
+                float given = std::floor(o[j] * per + 1e-4f);
+                given = given > c.gamma ? c.gamma : given;
+                least = goal - start[j] < -margin * th ? -given : 0.f;
+            }
+            s = s < least ? least : s;
+            s = s > c.gamma ? c.gamma : s;
+            float out = s * th;
+            if (FAMILY < TRACK && OUTPUT) out = out < -o[j] ? -o[j] : out;
+            const float charge = FAMILY == LEAKY && s < 0.f ? out / c.slope : out;
+            v[j] = FAMILY == RESET ? (s > 0.f || s < 0.f ? 0.f : up) : up - charge;
+            if (OUTPUT) o[j] += out;
+            if (THRESHOLD) mean[j] = std::fma(v[j] - mean[j], inverse, mean[j]);
+            if (THRESHOLD == ADAPTIVE) before[j] = up;
+            y[j] = out;
+            const float size = FAMILY == SPIKE && !OUTPUT ? s : std::fabs(s);
+            count[j] += size;
+            fired[j] += at_most_one(size);
+        }
+    }
+    for (int j = 0; j < W; j++) {
+        c.v[at + j] = v[j];
+        if (OUTPUT) c.o[at + j] = o[j];
+        if (FAMILY == TRACK) c.sum[at + j] = sum[j];
+        if (THRESHOLD) c.mean[at + j] = mean[j];
+        if (THRESHOLD == ADAPTIVE && c.depolarisation) c.before[at + j] = before[j];
+    }
+    const int lanes = W < LANES ? W : LANES;
+    for (int first = 0; first < W; first += lanes) {
+#pragma omp simd
+        for (int j = 0; j < lanes; j++) {
+            const double spikes = count[first + j], events = fired[first + j], fanout = c.fanout[i + first + j];
+            counts[0][j] += spikes;
+            counts[1][j] += spikes * fanout;
+            counts[2][j] += events;
+            counts[3][j] += events * fanout;
+        }
+    }
+}
+
+template <int FAMILY, bool OUTPUT, int THRESHOLD>
+static void scan(const Scan &c) {
+    const int64_t units = (c.N + UNIT - 1) / UNIT;
+#pragma omp parallel for schedule(static)
+    for (int64_t u = 0; u < c.B * units; u++) {
+        const int64_t b = u % c.B, unit = u / c.B, first = unit * UNIT;  // images in turn: their parameters are the same
+        const int64_t end = first + UNIT < c.N ? first + UNIT : c.N;
+        double counts[4][LANES] = {};
+        int64_t i = first;
+        for (; i + GROUP <= end; i += GROUP) group<GROUP, FAMILY, OUTPUT, THRESHOLD>(c, b, i, counts);
+        for (; i < end; i++) group<1, FAMILY, OUTPUT, THRESHOLD>(c, b, i, counts);
+        for (int n = 0; n < 4; n++) {
+            double &sum = c.counts[4 * (b * units + unit) + n] = 0.;
+            for (int j = 0; j < LANES; j++) sum += counts[n][j];
+        }
+    }
+}
+
+template <int FAMILY, bool OUTPUT>
+static void dispatch(const Scan &c, bool adaptive) {
+    if (!adaptive) return scan<FAMILY, OUTPUT, CONSTANT>(c);
+    const bool usual = c.dtt && c.k_a * c.tau_mp == 1.f && c.det && !c.depolarisation;
+    if (FAMILY == SPIKE && usual) return scan<SPIKE, OUTPUT, USUAL>(c);
+    scan<FAMILY, OUTPUT, ADAPTIVE>(c);
+}
+
+template <int FAMILY>
+static void dispatch(const Scan &c, bool output, bool adaptive) {
+    return output ? dispatch<FAMILY, true>(c, adaptive) : dispatch<FAMILY, false>(c, adaptive);
+}
+
+extern "C" {
+
+int64_t scan_units(int64_t N) { return (N + UNIT - 1) / UNIT; }
+
+int64_t scan_group() { return GROUP; }
+
+int64_t scan_struct_size() { return sizeof(Scan); }
+
+void scan_chunk(const Scan *c, int32_t family, int32_t output, int32_t adaptive) {
+    switch (family) {
+        case RESET: return dispatch<RESET>(*c, output, adaptive);
+        case TRACK: return dispatch<TRACK, true>(*c, adaptive);  // its output sum is part of its state
+        case LEAKY: return dispatch<LEAKY>(*c, output, adaptive);
+        default: return dispatch<SPIKE>(*c, output, adaptive);
+    }
+}
+
+// Where y (rows, N) is not 0: how often in each row, and the fan-out (N,) there. counts: (rows, 2).
+void count_events(const float *y, int64_t rows, int64_t N, const float *fanout, double *counts) {
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        double events = 0., reached = 0.;
+#pragma omp simd reduction(+ : events, reached)
+        for (int64_t i = 0; i < N; i++) {
+            const bool fired = y[row * N + i] != 0.f;
+            events += fired ? 1. : 0.;
+            reached += fired ? (double)fanout[i] : 0.;
+        }
+        counts[2 * row] = events;
+        counts[2 * row + 1] = reached;
+    }
+}
+
+// Adds |x| to per-channel histograms over the leading bits of a float (see convert/observe.py) and to the maxima.
+// Element (o, c, i) of x lies at (o·C + c)·I + i: O = images and I = pixels, or O = images·pixels and I = 1.
+void observe_channels(const float *x, int64_t O, int64_t C, int64_t I, int32_t shift, int32_t first, int32_t bins,
+                      int32_t *histogram, float *maximum) {
+    const int64_t part = 8;
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t begin = 0; begin < C; begin += part) {
+        const int64_t end = begin + part < C ? begin + part : C;
+        for (int64_t o = 0; o < O; o++)
+            for (int64_t c = begin; c < end; c++)
+                for (int64_t i = 0; i < I; i++) {
+                    const float value = std::fabs(x[(o * C + c) * I + i]);
+                    int32_t bits;
+                    std::memcpy(&bits, &value, 4);
+                    int32_t bin = (bits >> shift) - (first - 1);
+                    bin = bin < 0 ? 0 : bin >= bins ? bins - 1 : bin;
+                    histogram[c * bins + bin]++;
+                    if (value > maximum[c] || value != value) maximum[c] = value;  // a NaN gets in and stays
+                }
+    }
+}
+
+void apply_exp(const float *x, float *y, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] = exp_(x[i]);
+}
+
+void apply_softplus(const float *x, float *y, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] = softplus_(x[i], exp_(-std::fabs(x[i])));
+}
+
+}  // extern "C"

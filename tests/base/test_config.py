@@ -1,0 +1,267 @@
+"""The configuration tree and its loader: what it resolves, and the one line that it refuses bad input with."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from msat_det.base.config import Calib, Config, Data, Model, Sim
+from msat_det.base.errors import InputError
+from msat_det.methods import METHODS
+from msat_det.run.arguments import PROJECT, load_config
+
+TREE = {
+    "data": {"kind": "coco", "root": "data/coco", "split": "val2017"},
+    "model": {"name": "yolo_demo", "weights": "data/weights/x.safetensors", "score": "1e-2"},
+    "calib": {"root": "$MSAT_SHARED_DATA/calib"},
+    "methods": [
+        {"label": "if", "method": "constant", "percentile": 99.9},
+        {"label": "staged-4", "method": "constant", "stages": [2, 1], "record": [4]},
+    ],
+    "sim": {"record": [4, 8, 16]},
+}
+
+
+@pytest.fixture
+def cfg(tmp_path: Path) -> Path:
+    path = tmp_path / "demo.yaml"
+    path.write_text(yaml.safe_dump(TREE))
+    return path
+
+
+def load(cfg: Path, words: str = "") -> Config:
+    return load_config(["--cfg", str(cfg), *words.split()])
+
+
+def changed(cfg: Path, **sections: object) -> list[str]:
+    """The command words for TREE with some of its sections replaced (None: left out)."""
+    tree = {key: value for key, value in (TREE | sections).items() if value is not None}
+    cfg.write_text(yaml.safe_dump(tree))
+    return ["--cfg", str(cfg)]
+
+
+def test_file_and_defaults(cfg: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MSAT_SHARED_DATA", "/somewhere")
+    config = load(cfg)
+    assert config.data == Data("coco", str(PROJECT / "data/coco"), "val2017")
+    assert config.model == Model("yolo_demo", str(PROJECT / "data/weights/x.safetensors"), score=0.01)
+    assert config.calib == Calib("images", "/somewhere/calib")
+    assert config.sim == Sim(16, [4, 8, 16])
+    assert (config.batch, config.seed, config.resume, config.strict) == (8, 0, False, False)
+    assert config.out == str(Path.cwd() / "runs/demo")
+
+
+def test_command_line_wins(cfg: Path) -> None:
+    config = load(cfg, "--data.limit 5 --batch=2 --resume --strict false --model.score .5 --out there --data.year 2012")
+    assert (config.data.limit, config.batch, config.model.score, config.data.year) == (5, 2, 0.5, "2012")
+    assert (config.resume, config.strict) == (True, False)
+    assert config.out == str(Path.cwd() / "there")
+    assert load(cfg, "--model.score null").model.score is None
+
+
+def test_paths_on_the_command_line_are_relative_to_the_working_directory(
+    cfg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    config = load_config(["--cfg", "demo.yaml", "--data.root", "../coco", "--calib.root", "~/c"])
+    assert config.data.root == str(tmp_path.parent / "coco")
+    assert config.calib.root == "/home/someone/c"
+
+
+def test_weights_may_be_a_name(cfg: Path) -> None:
+    assert load(cfg, "--model.weights DEFAULT").model.weights == "DEFAULT"
+
+
+def test_darknet_file_names_the_network(cfg: Path) -> None:
+    assert load(cfg, "--model.cfg net.cfg").model.name == "darknet"
+
+
+def test_calibration_follows_the_data(cfg: Path) -> None:
+    words = changed(cfg, calib={"kind": "coco", "split": "train2017"})
+    assert load_config([*words, "--data.root", "/real"]).calib == Calib("coco", "/real", "train2017")
+
+
+def test_calibration_images_are_not_evaluated(cfg: Path) -> None:
+    words = [*changed(cfg, calib={"kind": "coco", "split": "val2017", "skip": 8}), "--data.split", "val2017"]
+    assert load_config([*words, "--data.limit", "8"]).calib.skip == 8
+    for rest in (["--data.limit", "9"], ["--data.limit", "null"]):
+        with pytest.raises(InputError, match="calibration images would be evaluated"):
+            load_config([*words, *rest])
+    load_config([*words, "--data.split", "train2017"])
+
+
+@pytest.mark.parametrize(
+    ("words", "sim"),
+    [
+        ("--sim.T 8", Sim(8, [4, 8])),
+        ("--sim.T 64", Sim(64, [4, 8, 16, 64])),
+        ("--sim.T 3", Sim(3, [3])),
+        ("--sim.record 2,32", Sim(32, [2, 32])),
+        ("--sim.record 6", Sim(6, [6])),
+        ("--sim.record null --sim.T 10", Sim(10, [1, 2, 4, 8, 10])),
+        ("--sim.record 4,8 --sim.T 16", Sim(16, [4, 8, 16])),
+    ],
+)
+def test_timesteps(cfg: Path, words: str, sim: Sim) -> None:
+    assert load(cfg, words).sim == sim
+
+
+def test_methods_are_picked_and_changed_by_label(cfg: Path) -> None:
+    words = ["--methods", "staged-4,if", "--methods.staged-4.stages", "[4, 2]", "--methods.if.gamma=3"]
+    staged, plain = load_config(["--cfg", str(cfg), *words]).methods
+    assert staged == {"label": "staged-4", "method": "constant", "stages": [4, 2], "record": [4]}
+    assert plain == {"label": "if", "method": "constant", "percentile": 99.9, "gamma": 3}
+
+
+def test_all_methods_by_their_own_names(cfg: Path) -> None:
+    own = {"label": "burst", "method": "burst", "gamma": 3}
+    words = changed(cfg, methods=[own, {"label": "x", "method": "msat"}])
+    methods = load_config([*words, "--methods", "all,x", "--methods.opt.percentile", "99"]).methods
+    assert [entry["label"] for entry in methods] == [*METHODS, "x"]
+    assert own in methods
+    assert {"label": "opt", "method": "opt", "percentile": 99} in methods
+    assert {"label": "msat", "method": "msat"} in methods
+
+
+def test_record_of_a_method_meets_the_runs(cfg: Path) -> None:
+    config = load(cfg)
+    plain, staged = config.methods
+    assert config.record_of(plain) == [4, 8, 16]
+    assert config.record_of(staged) == [4]
+    assert config.drawn_times(staged) == [4]
+    assert load(cfg, "--sim.record 8").record_of(staged) == []
+
+
+def test_drawn_times(cfg: Path) -> None:
+    config = load(cfg, "--sim.record 1,2,4,8,16")
+    assert config.drawn_times(config.methods[0]) == [1, 4, 16]
+    config = load(cfg, "--draw.t 8,4")
+    assert config.drawn_times(config.methods[0]) == [4, 8]
+
+
+def test_yaml_of_a_configuration_makes_it_again(cfg: Path, tmp_path: Path) -> None:
+    config = load(cfg, "--data.limit 3 --sim.T 8")
+    again = tmp_path / "again.yaml"
+    again.write_text(config.to_yaml())
+    assert load_config(["--cfg", str(again)]) == config
+
+
+@pytest.mark.parametrize("file", sorted(PROJECT.glob("configs/**/*.yaml")), ids=lambda file: file.stem)
+def test_shipped_configurations(file: Path) -> None:
+    config = load_config(["--cfg", str(file)])
+    assert config.methods
+    assert all(config.record_of(entry) for entry in config.methods)
+    header = file.read_text().partition("\ndata:")[0]
+    assert all(part in header for part in ("Paper:", "Expected:", f"--cfg {file.relative_to(PROJECT)}"))
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ("--sim.recrd 4", ["unknown key sim.recrd", "did you mean sim.record?"]),
+        ("--limit 4", ["unknown key limit", "did you mean data.limit?"]),
+        ("--zzz 4", ["unknown key zzz", "--help"]),
+        ("--sim.T 0", ["sim.T is 0"]),
+        ("--sim.T -3", ["sim.T is -3"]),
+        ("--sim.T four", ["sim.T is 'four' on the command line", "whole number"]),
+        ("--sim.T", ["--sim.T", "expected one argument"]),
+        ("--sim.record 4,x", ["sim.record is '4,x'", "4,8,16"]),
+        ("--sim.record 0,4", ["sim.record holds 0"]),
+        ("--sim.record 4,8 --sim.T 6", ["sim.record holds 8, beyond sim.T = 6"]),
+        ("--methods if,nope", ["unknown method label nope", "if, staged-4"]),
+        ("--methods.nope.gamma 3", ["unknown method label nope", "if, staged-4"]),
+        ("--methods.if.gamma", ["--methods.if.gamma has no value"]),
+        ("--methods.if.gamma {a:", ["--methods.if.gamma is '{a:'"]),
+        ("--methods.if.label staged-4", ["two methods are labelled staged-4"]),
+        ("--batch 0", ["batch is 0"]),
+        ("--batch none", ["batch is 'none'", "whole number"]),
+        ("--data.limit 0", ["data.limit is 0"]),
+        ("--calib.skip -1", ["calib.skip is -1"]),
+        ("--data.root ~nobody-of-that-name/x", ["data.root", "a path that exists"]),
+        ("--model.score nan", ["model.score is 'nan'", "a number"]),
+        ("--model.nms_iou 2", ["model.nms_iou is 2.0", "0 to 1"]),
+        ("--model.resize squash", ["model.resize is 'squash'", "stretch or letterbox"]),
+        ("--resume maybe", ["resume is 'maybe'", "true or false"]),
+        ("--draw.method x", ["draw.method is 'x'", "if, staged-4"]),
+        ("--draw.t 5", ["draw.t holds 5", "[4, 8, 16]"]),
+        ("--draw.images -1", ["draw.images is -1"]),
+        ("stray", ["'stray' on the command line belongs to no option"]),
+    ],
+)
+def test_refused_on_the_command_line(cfg: Path, words: str, parts: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        load(cfg, words)
+    assert_one_line(caught.value, parts)
+
+
+@pytest.mark.parametrize(
+    ("sections", "parts"),
+    [
+        ({"smi": {"T": 4}}, ["unknown key smi in", "demo.yaml"]),
+        ({"sim": {"t": 4}}, ["unknown key sim.t in", "did you mean sim.T?"]),
+        ({"sim": 4}, ["sim in", "is 4", "mapping"]),
+        ({"sim": {}}, ["sim has neither T nor record"]),
+        ({"sim": {"T": 4.5}}, ["sim.T is 4.5 in", "whole number"]),
+        ({"sim": {"T": True}}, ["sim.T is True in", "whole number"]),
+        ({"data": None}, ["data.kind is missing in", "--data.kind VALUE"]),
+        ({"data": {"kind": "coco", "root": ["a"]}}, ["data.root is ['a'] in", "a text"]),
+        ({"calib": None}, ["calib.root is missing"]),
+        ({"methods": {"if": 1}}, ["methods is {'if': 1} in", "a list of {label, method"]),
+        ({"methods": [{"label": "a"}]}, ["a method's method is None"]),
+        ({"methods": [{"label": "a/b", "method": "x"}]}, ["a method's label is 'a/b'"]),
+        ({"methods": [{"label": "float", "method": "x"}]}, ["labelled float"]),
+        ({"methods": [{"label": "all", "method": "x"}]}, ["labelled all"]),
+        ({"methods": [{"method": "x"}, {"method": "x"}]}, ["two methods are labelled x"]),
+        ({"methods": [{"method": "x", "deep": {"a": 1}}]}, ["option deep of method x is nested"]),
+        ({"methods": [{"method": "x", "record": [0]}]}, ["record of method x is [0]"]),
+    ],
+)
+def test_refused_in_the_file(cfg: Path, sections: dict, parts: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        load_config(changed(cfg, **sections))
+    assert_one_line(caught.value, parts)
+
+
+def test_refused_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no configuration: give one with --cfg FILE"):
+        load_config([])
+    with pytest.raises(InputError, match=r"no configuration .*nope\.yaml.*yolo_voc\.yaml"):
+        load_config(["--cfg", str(tmp_path / "nope.yaml")])
+    with pytest.raises(InputError, match="cannot read"):
+        load_config(["--cfg", str(tmp_path)])
+    for name, text, message in (
+        ("broken", b"data: {kind: [\n", "line 2, is not YAML"),
+        ("list", b"- a\n", "does not hold a mapping"),
+        ("bytes", b"\xff\xfe\x00", "is not YAML"),
+        ("deep", b"[" * 5000, "is not YAML"),
+    ):
+        (tmp_path / name).write_bytes(text)
+        with pytest.raises(InputError, match=message) as caught:
+            load_config(["--cfg", str(tmp_path / name)])
+        assert_one_line(caught.value, [name])
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(max_size=60) | st.sampled_from(["a: &a [*a]", "? [1]\n: 2", "a: 2001-99-99", "methods: [{a: 1}]"]))
+def test_any_file_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "any.yaml"
+    path.write_text(text, encoding="utf-8", errors="surrogatepass")
+    with pytest.raises(InputError) as caught:
+        load_config(["--cfg", str(path)])
+    assert_one_line(caught.value, [])
+
+
+def test_a_configuration_made_in_python_is_checked_too() -> None:
+    parts = {"data": Data("coco", "r"), "model": Model("m"), "calib": Calib(root="c")}
+    assert Config(**parts, sim=Sim(T=6)).sim.record == [1, 2, 4, 6]
+    with pytest.raises(InputError, match="batch is 0"):
+        Config(**parts, sim=Sim(T=6), batch=0)
+
+
+def assert_one_line(error: InputError, parts: list[str]) -> None:
+    message = str(error)
+    assert "\n" not in message
+    assert all(part in message for part in parts), message

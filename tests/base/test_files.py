@@ -1,0 +1,66 @@
+"""What every reader of files shares: one line for every fault, and no waiting or filling of the memory."""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from msat_det.base.errors import LONGEST, InputError
+from msat_det.base.files import bytes_of, show, text_of, yaml_of
+
+
+def test_a_message_is_one_printable_line_whatever_it_quotes() -> None:
+    error = InputError("a \n b\r\nc\x1b[31m \u202e\ud800\0 é😀")
+    assert str(error) == r"a b c\x1b[31m \u202e\ud800\x00 é😀"
+    str(error).encode()
+
+
+def test_a_message_is_not_endless() -> None:
+    text = str(InputError("begin" + "\0" * 10_000 + "end"))
+    assert len(text) < LONGEST + 10
+    assert text.startswith("begin")
+    assert text.endswith("end")
+
+
+def test_only_regular_files_of_sensible_size_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"12345")
+    assert bytes_of(path) == bytes_of(str(path), 5) == b"12345"
+    with pytest.raises(ValueError, match="5 bytes, more than 4"):
+        bytes_of(path, 4)
+    os.truncate(path, 1 << 40)  # a hole: it takes no room on the disk
+    with pytest.raises(ValueError, match="more than"):
+        bytes_of(path)
+    os.mkfifo(tmp_path / "pipe")
+    for other in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(OSError, match="no regular file"):
+            bytes_of(other)
+    with pytest.raises(FileNotFoundError):
+        text_of(tmp_path / "none")
+    with pytest.raises(IsADirectoryError):
+        text_of(tmp_path)
+
+
+def test_yaml_asks_for_no_more_than_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("a: &a [1, 2.5, x]\nb: [*a, *a]\nc: {d: null, e: !!str 2}\n")
+    assert yaml_of(path) == {"a": [1, 2.5, "x"], "b": [[1, 2.5, "x"]] * 2, "c": {"d": None, "e": "2"}}
+    merges = "".join(f"x{i}: &x{i} {{<<: [*x{i - 1}, *x{i - 1}]}}\n" for i in range(1, 60))
+    for text in (f"x0: &x0 {{a: 1}}\n{merges}", "a: !!python/name:os.system"):
+        path.write_text(text)
+        with pytest.raises(yaml.YAMLError, match="could not determine a constructor"):
+            yaml_of(path)
+    path.write_text("a: 1\n" * 30_000)
+    with pytest.raises(ValueError, match="more than"):
+        yaml_of(path)
+
+
+def test_values_are_shown_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb: list = ["x"]
+    for _ in range(40):
+        bomb = [bomb, bomb]
+    for value in (bomb, {"a": bomb}, "y" * 10**6, 10**5000, [10**5000] * 9, {1: "z" * 999}):
+        assert len(show(value)) < 10_000
+    assert show(-123456) == "-123456"
+    assert show("a\nb") == r"'a\nb'"

@@ -1,0 +1,112 @@
+"""torchrun: any number of ranks leaves the files of one process; an error is told once; a dead rank ends the run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.small_runs import command, contents
+
+from msat_det.base import ranks
+from msat_det.run.arguments import PROJECT
+
+TOOL = str(PROJECT / "tools/convert_det.py")
+# Without a repository every run is of the same commit: None.
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "GIT_DIR": "/nowhere"}
+
+
+def launch(count: int, *words: str) -> subprocess.Popen:
+    """The tool in ``count`` processes under torchrun, or alone for 0."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count else []
+    arguments = [sys.executable, *torchrun, TOOL, *words]
+    return subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finished(process: subprocess.Popen) -> tuple[int, str]:
+    _, told = process.communicate()
+    return process.returncode, told
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of one process."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    status, told = finished(launch(0, *command(out)))
+    assert status == 0, told
+    return contents(out)
+
+
+def same_files(count: int, out: Path, alone: dict[str, bytes]) -> None:
+    status, told = finished(launch(count, *command(out)))
+    assert status == 0, told
+    assert contents(out) == alone
+    assert told.count("| 0/10 [00:00<?, ?image/s]") == 1  # one bar for all
+
+
+def test_two_ranks_leave_the_files_of_one_process(tmp_path: Path, alone: dict[str, bytes]) -> None:
+    same_files(2, tmp_path / "run", alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 3, 5])  # four batches of ten images: one rank has nothing to do
+def test_any_number_of_ranks_does(count: int, tmp_path: Path, alone: dict[str, bytes]) -> None:
+    same_files(count, tmp_path / "run", alone)
+
+
+@pytest.mark.slow
+def test_a_dead_rank_ends_the_run_and_any_number_goes_on(tmp_path: Path, alone: dict[str, bytes]) -> None:
+    out = tmp_path / "run"
+    process = launch(2, *command(out))
+    while process.poll() is None and not (out / "parts/00000001.safetensors").exists():
+        time.sleep(0.01)
+    os.kill(worker(process.pid, 1), signal.SIGKILL)
+    status, told = finished(process)
+    assert status == 1
+    assert "SIGKILL" in told
+    assert not (out / "summary.json").exists()
+    status, told = finished(launch(0, *command(out, "--resume")))
+    assert status == 0, told
+    assert contents(out) == alone
+
+
+def worker(torchrun: int, rank: int) -> int:
+    """The process of a rank."""
+    for child in Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split():
+        if f"RANK={rank}" in Path(f"/proc/{child}/environ").read_text().split("\0"):
+            return int(child)
+    raise AssertionError(f"no rank {rank}")
+
+
+def test_an_error_of_all_ranks_is_told_once(tmp_path: Path) -> None:
+    status, told = finished(launch(2, *command(tmp_path, "--data.rot", "x")))
+    assert status == 1
+    assert [line for line in told.splitlines() if line.startswith("error:")] == [
+        "error: unknown key data.rot on the command line: did you mean data.root?"
+    ]
+
+
+@pytest.mark.slow
+def test_an_error_of_one_rank_is_told_by_it(voc_root: Path, tmp_path: Path) -> None:
+    (voc_root / "VOCdevkit/VOC2007/JPEGImages/000003.jpg").write_bytes(b"no JPEG")  # of the second batch
+    words = ["--data.root", str(voc_root), "--calib.root", str(PROJECT / "data/voc"), "--data.limit", "none"]
+    status, told = finished(launch(2, *command(tmp_path / "run", *words, "--batch", "2", "--strict")))
+    assert status == 1
+    lines = [line for line in told.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    assert "000003.jpg" in lines[0]
+
+
+def test_one_process_has_everything_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")  # some clusters set it for every job
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert (ranks.rank(), ranks.count(), ranks.share([1, 2, 3])) == (0, 1, [1, 2, 3])
+    assert ranks.from_first(lambda: "mine") == "mine"
+    assert ranks.is_first_to_tell()
+    ranks.join()
+    ranks.wait()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert (ranks.rank(), ranks.count(), ranks.share(range(9))) == (3, 4, range(3, 9, 4))

@@ -1,0 +1,469 @@
+"""Tracing: every spelling becomes a call site, nothing is skipped, what cannot be converted is refused (DESIGN §4)."""
+
+import copy
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from support.networks import NETWORKS, build, images, randomise
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from msat_det.base.errors import InputError
+from msat_det.graph.graph import Graph, trace
+from msat_det.graph.ops import Kind
+
+
+class Layer(nn.Module):
+    """A convolution, then what is under test, then another convolution."""
+
+    def __init__(self, body: Callable[..., Tensor], **modules: nn.Module):
+        super().__init__()
+        self.conv, self.after = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+        self.body = body
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.body(self, self.conv(x)))
+
+
+def traced(net: nn.Module, batch: Any = None) -> Graph:
+    """The trace, checked to compute what the network does (on other images than it was traced with)."""
+    batch = images() if batch is None else batch
+    graph = trace(randomise(net), batch)
+    fresh = pytree.tree_map(lambda x: x + 0.3 * torch.ones_like(x), batch)
+    own = pytree.tree_map(torch.clone, fresh)
+    expected = net(**own) if isinstance(own, dict) else net(*own) if isinstance(own, tuple) else net(own)
+    got = graph(fresh)
+    assert pytree.tree_structure(got) == pytree.tree_structure(expected)
+    for a, b in zip(pytree.tree_leaves(got), pytree.tree_leaves(expected), strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-4 * b.abs().max().item())
+    return graph
+
+
+def layer(body: Callable[..., Tensor], **modules: nn.Module) -> Graph:
+    return traced(Layer(body, **modules))
+
+
+RELU = {
+    "module": lambda net, x: net.act(x),
+    "functional": lambda net, x: F.relu(x),
+    "functional in place": lambda net, x: F.relu(x, inplace=True),
+    "functional in place by position": lambda net, x: F.relu(x, True),
+    "functional by name": lambda net, x: F.relu(input=x),
+    "F.relu_": lambda net, x: F.relu_(x),
+    "torch": lambda net, x: torch.relu(x),
+    "torch in place": lambda net, x: torch.relu_(x),
+    "method": lambda net, x: x.relu(),
+    "method in place": lambda net, x: x.relu_(),
+    "clamp": lambda net, x: x.clamp(min=0),
+    "clamp by position": lambda net, x: torch.clamp(x, 0),
+    "clamp in place": lambda net, x: x.clamp_(0),
+    "clamp_min": lambda net, x: x.clamp_min(0.0),
+    "clamp_min in place": lambda net, x: torch.clamp_min_(x, 0),
+    "clip": lambda net, x: torch.clip(x, min=0),
+}
+RELU6 = {
+    "module": lambda net, x: net.act(x),
+    "functional": lambda net, x: F.relu6(x),
+    "functional in place": lambda net, x: F.relu6(x, inplace=True),
+    "clamp": lambda net, x: x.clamp(0, 6),
+    "clamp by name": lambda net, x: torch.clamp(x, min=0, max=6),
+    "clamp in place": lambda net, x: x.clamp_(0.0, 6.0),
+    "clip": lambda net, x: x.clip(0, 6),
+    "hardtanh": lambda net, x: F.hardtanh(x, 0.0, 6.0),
+    "hardtanh in place": lambda net, x: F.hardtanh_(x, 0.0, 6.0),
+}
+
+
+@pytest.mark.parametrize("body", RELU.values(), ids=RELU)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_relu_in_every_spelling(body: Callable, inplace: bool) -> None:
+    (site,) = layer(body, act=nn.ReLU(inplace)).sites
+    activation = site.meta["activation"]
+    assert (activation.name, activation.rectified, activation.upper) == ("relu", True, float("inf"))
+
+
+@pytest.mark.parametrize("body", RELU6.values(), ids=RELU6)
+@pytest.mark.parametrize("module", [nn.ReLU6(), nn.ReLU6(inplace=True), nn.Hardtanh(0, 6)], ids=str)
+def test_relu6_in_every_spelling(body: Callable, module: nn.Module) -> None:
+    (site,) = layer(body, act=module).sites
+    activation = site.meta["activation"]
+    assert (activation.name, activation.rectified, activation.upper) == ("relu6", True, 6.0)
+
+
+def test_other_clamps_keep_their_bounds() -> None:
+    upper = layer(lambda net, x: x.clamp(0, 2.5)).sites[0].meta["activation"]
+    assert (upper.rectified, upper.upper) == (True, 2.5)
+    two_sided = layer(lambda net, x: x.clamp(-1, 2)).sites[0].meta["activation"]
+    assert not two_sided.rectified
+    assert two_sided.fn(torch.tensor([-3.0, 0.5, 3.0])).tolist() == [-1, 0.5, 2]
+    by_channel = layer(lambda net, x: torch.clamp(x, max=net.most), most=parameter(4))
+    assert not by_channel.sites[0].meta["activation"].rectified
+
+
+def parameter(channels: int) -> nn.Parameter:
+    return nn.Parameter(torch.linspace(0.2, 0.8, channels).reshape(channels, 1, 1))
+
+
+POINTWISE = {
+    "leaky": (nn.LeakyReLU(0.1), lambda x: F.leaky_relu(x, 0.1, inplace=True), False),
+    "prelu": (nn.PReLU(4), lambda x: F.prelu(x, torch.tensor([0.3])), False),
+    "hardswish": (nn.Hardswish(True), F.hardswish, True),
+    "silu": (nn.SiLU(), lambda x: F.silu(x, inplace=True), True),
+    "sigmoid": (nn.Sigmoid(), torch.sigmoid, True),
+    "tanh": (nn.Tanh(), torch.tanh, True),
+    "gelu": (nn.GELU(), F.gelu, True),
+    "hardsigmoid": (nn.Hardsigmoid(), F.hardsigmoid, False),
+}
+
+
+@pytest.mark.parametrize(("module", "function", "curved"), POINTWISE.values(), ids=POINTWISE)
+def test_other_activations_are_sites_with_their_function(module: nn.Module, function: Callable, curved: bool) -> None:
+    for graph in (layer(lambda net, x: net.act(x), act=module), layer(lambda net, x: function(x))):
+        (site,) = graph.sites
+        assert not site.meta["activation"].rectified
+        assert site.meta["activation"].curved == curved
+    x = torch.linspace(-4, 4, 36).reshape(1, 4, 9)
+    assert torch.allclose(layer(lambda net, x: net.act(x), act=module).sites[0].meta["activation"].fn(x), module(x))
+
+
+def test_a_shared_module_is_a_site_at_every_call() -> None:
+    graph = traced(NETWORKS["residual"]())
+    assert [site.name for site in graph.sites] == ["stem_2", "act", "act_1"]
+    pyramid = layer(lambda net, x: net.act(x) + F.interpolate(net.act(x[:, :, ::2, ::2]), 12), act=nn.ReLU())
+    assert len(pyramid.sites) == 2
+
+
+def test_a_shared_module_in_place_overwrites_at_every_call() -> None:
+    def body(net: Layer, x: Tensor) -> Tensor:
+        a = net.act(x)
+        b = -2 * a + 1
+        c = net.act(b)
+        return a + x + 3 * b + c  # b is what the second call left in it
+
+    assert len(layer(body, act=nn.ReLU(inplace=True)).sites) == 2
+
+
+def test_in_place_writes_are_seen_by_later_readers() -> None:
+    def body(net: Layer, x: Tensor) -> Tensor:
+        y = F.relu_(x)
+        z = x + 1  # x is y by now
+        z += y
+        z *= 0.5
+        z -= 0.1
+        z /= 0.7
+        y.add_(z)
+        return x + z
+
+    assert len(layer(body).sites) == 1
+
+
+def test_in_place_arithmetic_on_sizes() -> None:
+    def body(net: Layer, x: Tensor) -> Tensor:
+        size = x.size(1)
+        size *= 6
+        return x.relu().view(x.size(0), size, -1).view(-1, 4, 12, 12)
+
+    assert len(layer(body).sites) == 1
+
+
+NORMS = {"batch norm": nn.BatchNorm2d(4), "frozen": FrozenBatchNorm2d(4), "no affine": nn.BatchNorm2d(4, affine=False)}
+
+
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
+def test_batch_norm_is_folded(norm: nn.Module) -> None:
+    graph = layer(lambda net, x: net.norm(x).relu(), norm=norm)
+    assert [node.meta["op"] for node in graph.nodes] == ["placeholder", "conv2d", "relu", "conv2d", "output"]
+
+
+def test_a_shared_convolution_is_folded_by_call() -> None:
+    """One head convolution with a norm for each level, as RetinaNet-like heads have, and one block called twice."""
+
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+            self.norms = nn.ModuleList([nn.BatchNorm2d(3), nn.BatchNorm2d(3)])
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            first = F.relu(self.norms[0](self.conv(x)))
+            second = F.relu(self.norms[1](self.conv(x[:, :, ::2])))
+            return [first, second, F.relu(self.norms[0](self.conv(first))), self.conv(second)]
+
+    graph = traced(Heads())
+    assert "batchnorm2d" not in [node.meta["op"] for node in graph.nodes]
+
+
+def test_linear_with_batch_norm_is_folded() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 36, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2))
+    assert [n.meta["op"] for n in traced(net, images(3, size=6)).nodes if n.meta["op"] == "batchnorm1d"] == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda net, x: net.norm(torch.cat((x, x.flip(1)), 1)[:, 2:6]).relu(),
+        lambda net, x: net.norm(x).relu() + x,  # the convolution's own output is needed too
+        lambda net, x: net.norm(x.relu()),
+        lambda net, x: net.norm(net.up(x)).relu(),
+    ],
+    ids=["after concat", "output used twice", "after the activation", "after a transposed convolution"],
+)
+def test_batch_norm_that_cannot_be_folded_stays_linear(body: Callable) -> None:
+    graph = layer(body, norm=nn.BatchNorm2d(4), up=nn.ConvTranspose2d(4, 4, 2, 2))
+    assert [node.meta["kind"] for node in graph.nodes if node.meta["op"] == "batchnorm2d"] == [Kind.LINEAR]
+
+
+def test_dropout_goes() -> None:
+    def body(net: Layer, x: Tensor) -> Tensor:
+        x = F.dropout(net.drop(x.relu()), 0.5, net.training)
+        return F.dropout2d(net.drop2d(x), training=net.training)
+
+    graph = layer(body, drop=nn.Dropout(), drop2d=nn.Dropout2d(inplace=True))
+    assert [node.meta["op"] for node in graph.nodes] == ["placeholder", "conv2d", "relu", "conv2d", "output"]
+
+
+LINEAR = {
+    "add and concat": lambda net, x: torch.cat((x + x.flip(1), x), 1)[:, :4],
+    "arithmetic": lambda net, x: (2 - x / 3) * 4 - 1,
+    "sum": lambda net, x: sum([x, x.flip(1), x.flip(2)]),
+    "nearest": lambda net, x: F.interpolate(x, scale_factor=2),
+    "to the size of another": lambda net, x: F.interpolate(x[:, :, ::2], size=x.shape[-2:]) + x,
+    "bilinear": lambda net, x: F.interpolate(x, (7, 9), mode="bilinear"),
+    "upsample": lambda net, x: net.module(x),
+    "pad": lambda net, x: F.pad(x, (1, 0, 2, 1), value=0.5),
+    "average": lambda net, x: F.avg_pool2d(x, 2) + F.adaptive_avg_pool2d(x, 1),
+    "mean": lambda net, x: x.mean((2, 3), keepdim=True) + x.mean(1, keepdim=True),
+    "reshape": lambda net, x: x.view(x.size(0), 2, 2, 12, 12).transpose(1, 2).reshape(x.shape),
+    "permute": lambda net, x: x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
+    "flatten": lambda net, x: x.flatten(2).unflatten(2, (12, 12)),
+    "chunk": lambda net, x: torch.cat(x.chunk(2, 1)[::-1], 1),
+    "split": lambda net, x: torch.cat(torch.split(x, [3, 1], 1), 1),
+    "stack": lambda net, x: torch.stack([x.unbind(1)[i] for i in (3, 2, 1, 0)], 1),
+    "parameter": lambda net, x: x * net.scale + net.scale,
+    "zeros": lambda net, x: torch.cat((x, torch.zeros_like(x)), 1)[:, 2:6],
+    "pixel shuffle": lambda net, x: F.pixel_shuffle(x, 2).repeat(1, 4, 1, 1),
+}
+
+
+@pytest.mark.parametrize("body", LINEAR.values(), ids=LINEAR)
+def test_linear_operations_are_linear(body: Callable) -> None:
+    graph = layer(lambda net, x: body(net, x.relu()), module=nn.Upsample(scale_factor=2), scale=parameter(4))
+    kinds = {node.meta["kind"] for node in graph.nodes}
+    assert kinds <= {Kind.INPUT, Kind.LINEAR, Kind.SPIKING, Kind.SHAPE, Kind.OUTPUT}
+    assert graph.nodes[1].meta["kind"] is Kind.LINEAR
+    assert graph.nodes[-2].meta["kind"] is Kind.LINEAR
+
+
+DIFFERENTIAL = {
+    "max pooling": lambda net, x: F.max_pool2d(x, 2),
+    "product of branches": lambda net, x: x * x.mean((2, 3), keepdim=True),
+    "quotient": lambda net, x: 1 / (1 + x),
+    "softmax": lambda net, x: F.softmax(x, 1),
+    "group norm": lambda net, x: F.group_norm(x, 2),
+    "L2 norm": lambda net, x: F.normalize(x),
+    "amax": lambda net, x: x.amax(2, keepdim=True),
+    "larger of two": lambda net, x: torch.maximum(x, x.flip(1)),
+}
+
+
+@pytest.mark.parametrize("body", DIFFERENTIAL.values(), ids=DIFFERENTIAL)
+def test_the_rest_is_differential(body: Callable) -> None:
+    graph = layer(lambda net, x: body(net, x.relu()))
+    assert [node.meta["kind"] for node in graph.nodes].count(Kind.DIFFERENTIAL) == 1
+
+
+def test_outputs_keep_their_structure() -> None:
+    class Nested(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 2, 1)
+
+        def forward(self, x: Tensor) -> dict:
+            y = self.conv(x).relu()
+            return {"boxes": [y, (y + 1, {"deep": y * 2})], "scores": (self.conv(x),), "image": x}
+
+    traced(Nested())
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 2, 1), nn.Conv2d(1, 2, 1)
+
+    def forward(self, image: Tensor, depth: Tensor, scale: float = 2.0, mask: Tensor | None = None) -> Tensor:
+        y = F.relu(self.a(image)) + scale * F.relu(self.b(depth))
+        return y if mask is None else y * mask
+
+
+def test_two_inputs_as_tuple_and_dict() -> None:
+    image, depth = images(), images(channels=1, seed=5)
+    by_position = traced(TwoInputs(), (image, depth))
+    by_name = traced(TwoInputs(), {"depth": depth, "image": image})
+    assert by_position.inputs == ["image", "depth"]
+    assert torch.equal(by_position((image, depth)), by_name({"image": image, "depth": depth}))
+    masked = traced(TwoInputs(), {"image": image, "depth": depth, "mask": depth})
+    assert "mask" in masked.inputs
+
+
+def test_a_batch_that_does_not_fit_the_inputs() -> None:
+    image, depth = images(), images(channels=1)
+    graph = trace(TwoInputs(), (image, depth))
+    for batch in (image, (image,), {"image": image}, {"image": image, "mask": depth}):
+        assert_input_error(lambda batch=batch: graph(batch), "image")
+    assert_input_error(lambda: trace(TwoInputs(), {"image": image, "detph": depth}), "TwoInputs.forward", "depth")
+    assert_input_error(lambda: trace(TwoInputs(), image), "TwoInputs.forward", "depth")
+
+
+def test_defaults_of_forward_are_part_of_the_trace() -> None:
+    class Switched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 2, 1)
+
+        def forward(self, x: Tensor, twice: bool = False, *, heads: list | None = None) -> Tensor:
+            x = self.conv(x)
+            return x if twice or heads else F.relu(x)
+
+    graph = traced(Switched())
+    assert graph.inputs == ["x"]
+    assert len(graph.sites) == 1
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_trace_and_stay_as_they_are(name: str) -> None:
+    net = build(name).train()
+    for parameter in net.parameters():
+        parameter.requires_grad_(True)
+    before, batch = copy.deepcopy(net.state_dict()), images()
+    flags = [getattr(module, "inplace", None) for module in net.modules()]
+    trace(net, batch)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert all(module.training for module in net.modules())
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    assert [getattr(module, "inplace", None) for module in net.modules()] == flags
+    assert torch.equal(batch, images())
+
+
+def test_a_network_that_writes_into_its_input_leaves_the_callers_images() -> None:
+    class Centred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x -= 0.5
+            return self.conv(x.mul_(2)).relu()
+
+    batch = images()
+    trace(Centred(), batch)
+    assert torch.equal(batch, images())
+
+
+def test_every_node_says_where_it_comes_from() -> None:
+    graph = layer(lambda net, x: net.block(x), block=nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 1)))
+    assert all("test_graph.py:" in n.meta["source"] for n in graph.nodes if n.op.startswith("call"))
+    resnet = trace(torchvision.models.resnet18(num_classes=2), images(size=32))
+    assert all(
+        re.search(r"torchvision.models.resnet\.py:\d+: \w", n.meta["source"])
+        for n in resnet.nodes
+        if n.op.startswith("call")
+    )
+    assert len(resnet.sites) == 17
+    assert not [n for n in resnet.nodes if n.meta["op"].startswith("batchnorm")]
+
+
+def assert_input_error(call: Callable[[], Any], *parts: str) -> None:
+    """One line that holds all of the parts."""
+    with pytest.raises(InputError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def overwrite_view(net: Layer, x: Tensor) -> Tensor:
+    y = x.flatten(2)
+    y.relu_()
+    return x
+
+
+def overwrite_slice(net: Layer, x: Tensor) -> Tensor:
+    F.relu_(x[:, :2])
+    return x
+
+
+def overwrite_viewed(net: Layer, x: Tensor) -> Tensor:
+    y = x.transpose(2, 3)
+    x.relu_()
+    return y
+
+
+def set_item(net: Layer, x: Tensor) -> Tensor:
+    x[:, 0] = 0.0
+    return x.relu()
+
+
+def count_calls(net: Layer, x: Tensor) -> Tensor:
+    net.state.add_(x.mean())
+    return x.relu() + net.state
+
+
+def branch(net: Layer, x: Tensor) -> Tensor:
+    return x.relu() if x.mean() > 0 else x
+
+
+def branch_on_shape(net: Layer, x: Tensor) -> Tensor:
+    return x.relu() if x.shape[2] > 8 else x
+
+
+REFUSED = {
+    "branch on data": (branch, "x.mean() > 0", "outside the dense part"),
+    "branch on shape": (branch_on_shape, "x.shape[2] > 8", "outside the dense part"),
+    "loop over data": (lambda net, x: sum(row.relu() for row in x), "outside the dense part"),
+    "number from data": (lambda net, x: x.relu() * float(x.mean()), "outside the dense part"),
+    "in place, view": (overwrite_view, "'relu_'", "y.relu_()", "out-of-place"),
+    "in place, slice": (overwrite_slice, "'relu_'", "F.relu_(x[:, :2])", "out-of-place"),
+    "in place, viewed": (overwrite_viewed, "'relu_'", "x.relu_()", "out-of-place"),
+    "set item": (set_item, "x[:, 0] = 0.0", "item assignment"),
+    "state": (count_calls, "'add_'", "net.state.add_", "state"),
+    "unknown operation": (lambda net, x: torch.sort(x.relu())[0], "'sort'", "torch.sort", "ops.py"),
+    "unknown method": (lambda net, x: x.relu().cumsum(1), "'cumsum'", "ops.py"),
+    "unknown module": (lambda net, x: net.gru(x.flatten(2))[0].view(x.shape), "'gru'", "ops.py"),
+    "property of data": (lambda net, x: x.relu().mT, "'getattr", "ops.py"),
+    "integer division": (lambda net, x: x.relu() // 2, "'floordiv'", "ops.py"),
+    "remainder": (lambda net, x: x.relu() % 2, "'mod'", "ops.py"),
+    "rounded quotient": (lambda net, x: torch.div(x.relu(), 2, rounding_mode="floor"), "'div'", "ops.py"),
+    "two outputs": (lambda net, x: x.relu().max(2, keepdim=True)[0], "'max_1'", "amax"),
+    "bounds from data": (lambda net, x: torch.clamp(x, max=x.mean((2, 3), keepdim=True)), "'clamp'", "parameters"),
+    "mean over images": (lambda net, x: x.relu() - x.mean(0, keepdim=True), "'mean'", "dimension 0"),
+    "maximum of all": (lambda net, x: x.relu() / x.max(), "'max_1'", "dimension 0"),
+    "softmax over images": (lambda net, x: F.softmax(x, 0), "'softmax'", "dimension 0"),
+    "other order of images": (lambda net, x: x.relu().flip(0), "'flip'", "dimension 0"),
+    "images as channels": (lambda net, x: x.relu().view(1, -1, 12, 12)[:, :4], "'view'", "dimension 0"),
+    "batch statistics": (lambda net, x: net.norm(x).relu(), "'norm'", "dimension 0"),
+    "randomness": (lambda net, x: F.dropout(x.relu()), "randomness"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
+def test_refusals_name_node_line_and_mend(case: tuple) -> None:
+    body, *parts = case
+    net = Layer(body, state=nn.Buffer(torch.zeros(1)), norm=nn.BatchNorm2d(4, track_running_stats=False))
+    net.gru = nn.GRU(144, 144)
+    where = [] if parts == ["randomness"] else ["test_graph.py:"]
+    assert_input_error(lambda: trace(net, images()), *parts, *where)
+
+
+def test_nan_in_weights_is_named() -> None:
+    net = build("plain")
+    net.features[1][0].weight[2, 3, 1, 1] = float("nan")
+    assert_input_error(lambda: trace(net, images()), "'features_1_0'", "NaN", "weights")

@@ -1,0 +1,168 @@
+"""What every method promises on every kind of network; a method joins by being registered (DESIGN §5, §7, §8)."""
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from support.networks import NETWORKS, BruteForce, build, images, observed
+from support.options import OPTIONS
+from support.simulations import Spikes, assert_alike, assert_same, plain_convolutions
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from msat_det.methods import METHODS
+from msat_det.methods.convert import spiking_network
+from msat_det.spiking.network import SpikingNetwork
+
+T = 16
+PAIRS = [(method, network) for method in METHODS for network in NETWORKS]
+every_pair = pytest.mark.parametrize(("method", "network"), PAIRS, ids=[f"{m} {n}" for m, n in PAIRS])
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+@functools.cache
+def converted(method: str, network: str, timesteps: int = T) -> SpikingNetwork:
+    return spiking_network(method, {}, observed(network), timesteps, seed=5)
+
+
+@functools.cache
+def brute_force(network: str) -> BruteForce:
+    return BruteForce(build(network), images())
+
+
+def outputs_at(method: str, network: str, times: list[int]) -> dict[int, Any]:
+    """Outputs at the times, by one run, or one conversion for each where the method is made for a T."""
+    if METHODS[method].needs_t:
+        return {t: converted(method, network, t).run(images(), t)[t] for t in times}
+    return converted(method, network).run(images(), times[-1], record=times)
+
+
+def error(got: Any, expected: Any) -> float:
+    """The worst output's distance from the float network's, relative to its size."""
+    pairs = zip(pytree.tree_leaves(got), pytree.tree_leaves(expected), strict=True)
+    return max(((a - b).norm() / b.norm()).item() for a, b in pairs)
+
+
+@every_pair
+def test_outputs_approach_the_float_networks(method: str, network: str) -> None:
+    """A method that does not promise that says why in an attribute ``stays_off``; it is finite all the same."""
+    expected = build(network)(images())
+    outputs = outputs_at(method, network, [8, 128])
+    for got in outputs.values():
+        assert pytree.tree_structure(got) == pytree.tree_structure(expected)
+        assert all(x.isfinite().all() for x in pytree.tree_leaves(got))
+    if not getattr(METHODS[method], "stays_off", ""):
+        assert error(outputs[128], expected) < 0.8 * error(outputs[8], expected)
+
+
+@every_pair
+def test_every_site_has_a_neuron_with_a_sound_threshold(method: str, network: str) -> None:
+    snn, observation = converted(method, network), observed(network)
+    assert list(snn.neurons) == list(observation.sites) == [site.name for site in snn.graph.sites]
+    for site in snn.graph.sites:
+        neuron, channels = snn.neurons[site.name], site.meta["shape"][0]
+        assert neuron.activation is site.meta["activation"]
+        assert neuron.theta.shape in ((), (channels,))
+        assert neuron.theta.isfinite().all()
+        assert (neuron.theta >= 0).all()
+
+
+@every_pair
+def test_images_do_not_see_each_other(method: str, network: str) -> None:
+    """The same spikes but for ties, whatever the batch, its order and the chunk."""
+    snn, batch, ids = converted(method, network), images(3), [4, "b", 9]
+    with plain_convolutions():
+        expected = Spikes()
+        outputs = snn.run(batch, T, images=ids, tap=expected)[T]
+        counts = snn.counts[T]
+        for order in ([1], [2, 0, 1]):
+            spikes = Spikes()
+            got = snn.run(batch[order], T, images=[ids[i] for i in order], tap=spikes)[T]
+            if assert_alike(spikes, expected, order):
+                assert_same(got, pytree.tree_map(lambda x, order=order: x[order], outputs), 1e-4)
+                assert torch.equal(snn.counts[T].spikes, counts.spikes[order])
+        other = SpikingNetwork(snn.graph, snn.neurons, snn.fanout, snn.seed, chunk=3)
+        spikes = Spikes()
+        got = other.run(batch, T, images=ids, tap=spikes)[T]
+        if assert_alike(spikes, expected):
+            assert_same(got, outputs, 1e-4)
+
+
+@every_pair
+def test_runs_leave_nothing_behind(method: str, network: str) -> None:
+    snn = converted(method, network)
+    first = snn.run(images(), T)[T]
+    counts = snn.counts[T]
+    snn.run(images(3, seed=9), T)
+    assert_same(snn.run(images(), T)[T], first)
+    assert torch.equal(snn.counts[T].energy, counts.energy)
+
+
+@every_pair
+def test_counts_are_those_of_brute_force(method: str, network: str) -> None:
+    """Spikes by what the neurons were seen to send, fan-out by setting each neuron alone."""
+    snn, brute, sent = converted(method, network), brute_force(network), Spikes()
+    snn.run(images(), T, tap=sent)
+    counts, spikes = snn.counts[T], torch.zeros(2, dtype=torch.float64)
+    for site, y in sent.items():
+        neuron, reach = snn.neurons[site], brute.reach[site]
+        bursts, burst_ops, events, event_ops = counts.sites[site].unbind(1)
+        fired = (y != 0).double().sum(0)
+        assert torch.equal(events, summed(fired))
+        assert torch.equal(event_ops, summed(fired * reach))
+        if neuron.graded and neuron.gamma > 1:  # the height differs, so that a burst's size does not show
+            assert (events <= bursts).all()
+            assert (bursts <= neuron.gamma * events).all()
+        else:
+            size = fired if neuron.graded else sizes(neuron, y)
+            assert torch.equal(bursts, summed(size))
+            assert torch.equal(burst_ops, summed(size * reach))
+        spikes += 2 * events if neuron.window else bursts  # temporal coding: one opens a window, one closes it
+    assert torch.equal(counts.spikes, spikes)
+    assert counts.macs == sum(brute.macs.values())
+    assert (counts.energy >= 4.6 * (brute.once + T * sum(brute.analog.values()))).all()
+
+
+def summed(x: Tensor) -> Tensor:
+    """(B, C, …) → (B,)."""
+    return x.flatten(1).sum(1)
+
+
+def sizes(neuron: Any, y: Tensor) -> Tensor:
+    """(T, B, C, …) outputs of a neuron with constant θ → Σ|s| (B, C, …)."""
+    stages = torch.tensor([neuron.stage(t) for t in range(len(y))]).reshape(-1, *([1] * (y.dim() - 1)))
+    theta = neuron.theta.reshape(-1, *([1] * (y.dim() - 3))) * stages
+    size = torch.where(theta > 0, y / theta, y).abs().double()
+    assert (size - size.round()).abs().max() < 1e-3
+    return size.round().sum(0)
+
+
+@every_pair
+def test_conversion_is_repeatable_and_leaves_the_observation_alone(method: str, network: str) -> None:
+    before = observed(network)
+    statistics = {name: (site.maximum.clone(), site.histogram.clone()) for name, site in before.sites.items()}
+    again = spiking_network(method, {}, before, T, seed=5)
+    for name, neuron in converted(method, network).neurons.items():
+        assert torch.equal(neuron.theta, again.neurons[name].theta)
+        assert torch.equal(torch.as_tensor(neuron.initial), torch.as_tensor(again.neurons[name].initial))
+    for name, (maximum, histogram) in statistics.items():
+        assert torch.equal(before.sites[name].maximum, maximum)
+        assert torch.equal(before.sites[name].histogram, histogram)
+
+
+@every_method
+@pytest.mark.parametrize("options", OPTIONS, ids=["threshold", "signed", "stages", "estimate", "confidence"])
+def test_every_method_takes_the_common_options(method: str, options: dict) -> None:
+    snn = spiking_network(method, options, observed("residual"), T)
+    outputs = snn.run(images(), T)[T]
+    assert outputs.isfinite().all()
+    neurons = list(snn.neurons.values())
+    if "confidence" in options:
+        assert 0 < neurons[-1].confidence <= 1
+        assert [neuron.confidence for neuron in neurons[:-1]] == [1.0] * (len(neurons) - 1)
+        assert neurons[-1].drop == options["drop"]
+    elif "stages" in options:
+        assert all(tuple(neuron.stages) == (2.0, 1.0, 0.5, 0.25) for neuron in neurons)
+        assert all(neuron.rounding == "track" for neuron in neurons)
+    assert all(neuron.signed == options.get("signed", METHODS[method].options().signed) for neuron in neurons)

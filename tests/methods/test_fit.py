@@ -1,0 +1,263 @@
+"""The fit: its weights, its costs, its budget, and what it is compared with."""
+
+import itertools
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from support.networks import build, images, observed
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from msat_det.base.errors import InputError
+from msat_det.methods import fitted
+from msat_det.methods.convert import spiking_network
+from msat_det.methods.observe import Observation, observe
+from msat_det.methods.search import Bench, Fit, Goal, anytime_candidates, fit, fit_once, search, stage_candidates
+from msat_det.methods.sensitivity import sensitivity
+from msat_det.spiking.formats.plan import load_plan, save_plan
+from msat_det.spiking.kernels import Scan
+from msat_det.spiking.network import SpikingNetwork, run_alone
+from msat_det.spiking.neurons import Neuron
+
+
+class Two(nn.Module):
+    """Two layers whose derivatives are known: y = B·relu(A·x), one number each of four channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(F.relu(self.a(x)))
+
+
+def test_sensitivity_is_the_squared_derivative_of_the_standardised_outputs() -> None:
+    torch.manual_seed(0)
+    net, x = Two(), torch.randn(5, 3)
+    graph = observe(net, [x]).graph
+    spread = net(x).detach().std(1, correction=0)
+    expected = (net.b.weight[None] / spread[:, None, None]).square().mean((0, 1))
+    got = sensitivity(graph, x, draws=4000)
+    torch.testing.assert_close(got["relu"], expected, rtol=0.08, atol=0)
+
+
+def test_sensitivity_foretells_what_small_errors_do_to_the_outputs() -> None:
+    observation = observed("yolo")
+    x = images(4, seed=7)
+    weights = sensitivity(observation.graph, x, draws=64)
+    goal = [out.clone() for out in observation.graph(x).values()]
+    name = observation.graph.sites[0].name
+    noise, got = 0.01, 0.0
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        for node, value in observation.graph.walk(x):
+            if node.name == name:
+                value.add_(noise * torch.randn(value.shape, generator=generator))
+        pairs = zip(value.values(), goal, strict=True)
+        got += sum(((a - b).square().mean((1, 2, 3)) / b.var((1, 2, 3), correction=0)).mean() for a, b in pairs) / 40
+    shape = observation.graph.sites[0].meta["shape"]
+    foretold = noise**2 * weights[name].sum() * shape[1] * shape[2]
+    assert got.item() == pytest.approx(foretold.item(), rel=0.25)
+
+
+def bench_of(observation: Observation, T: int, index: int = 1, **changes: object) -> Bench:
+    """One call site with the currents that exact neurons before it would send, the same at every timestep."""
+    node = observation.graph.sites[index]
+    values = dict(observation.graph.walk(images(4, seed=3)))
+    currents = values[node.all_input_nodes[0]].expand(T, *values[node].shape).clone()
+    goal = replace(Goal([T], stage_candidates(T), [], 1e-3, lambda node: torch.tensor(1.0), False, 4), **changes)
+    return Bench(node, currents, values[node], goal, torch.ones(node.meta["shape"][0]))
+
+
+def neuron_of(bench: Bench, theta: float, **changes: object) -> Neuron:
+    channels = bench.node.meta["shape"][0]
+    common = dict(signed=True, gamma=15, rounding="track")
+    return Neuron(torch.full((channels,), theta), bench.node.meta["activation"], **(common | changes))
+
+
+@pytest.mark.parametrize("stages", [(1.0,), (4.0, 2.0, 1.0), (1000.0,) * 4 + (5.0, 1.0)])
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("site", ["plain", "residual"])
+def test_a_trial_measures_the_error_and_the_spikes_of_a_neuron(site: str, constant: bool, stages: tuple) -> None:
+    """The same as in a whole simulation, although the timesteps in which nothing fires are skipped."""
+    bench = bench_of(observed(site), 6)
+    bench.currents += 0.3 * torch.randn(bench.currents.shape, generator=torch.Generator().manual_seed(1))
+    if constant:
+        bench = replace(bench, currents=bench.currents[:1])
+    neuron = neuron_of(bench, 0.4, stages=stages)
+    trial = bench.try_(neuron)
+    rate = run_alone(neuron, bench.currents, 6) / 6
+    torch.testing.assert_close(trial.error, (rate - bench.wanted).square().mean((0, 2, 3)))
+    scan = Scan(neuron, bench.currents[0], torch.zeros(bench.node.meta["shape"]), with_output=True)
+    scan.run(bench.currents, 0, 6)
+    total = trial.spikes.sum().item() * bench.positions
+    assert total == pytest.approx(scan.counts[:, 0].mean().item(), rel=1e-4)
+
+
+def test_the_search_keeps_what_costs_least_in_every_channel() -> None:
+    bench = bench_of(observed("plain"), 4)
+    best = search(bench, lambda node, unit: neuron_of(bench, 1.0))
+    for factor in (0.5, 0.8, 1.25, 2.0):
+        other = bench.try_(replace(best.neuron, theta=best.neuron.theta * factor))
+        assert other.cost.sum() > best.cost.sum()
+    assert len(best.neuron.theta.unique()) > 1
+
+
+def test_two_digits_beat_one_threshold() -> None:
+    bench = bench_of(observed("plain"), 4)
+    make = lambda node, unit: neuron_of(bench, 1.0)  # noqa: E731
+    staged = search(bench, make)
+    constant = search(bench_of(observed("plain"), 4, stages=[(1.0,)]), make)
+    assert staged.total < constant.total
+    assert len(set(staged.neuron.stages)) > 1
+
+
+@pytest.mark.parametrize("T", [1, 2, 3, 4, 8, 16])
+def test_stage_candidates_end_at_the_threshold_itself(T: int) -> None:
+    for candidates in (stage_candidates(T), anytime_candidates(T)):
+        assert candidates[0] == (1.0,)
+        assert len(set(candidates)) == len(candidates)
+        assert all(len(stages) <= T and stages[-1] == 1.0 for stages in candidates)
+        assert all(a >= b for stages in candidates for a, b in itertools.pairwise(stages))
+
+
+def relative(snn: SpikingNetwork, T: int) -> float:
+    goal = snn.graph(images(8, seed=50))
+    return ((snn.run(images(8, seed=50), T)[T] - goal).norm() / goal.norm()).item()
+
+
+def test_the_fit_beats_stages_by_hand_at_fewer_spikes() -> None:
+    by_hand = {"scale": "channel", "percentile": 99.9, "signed": True, "gamma": 15, "rounding": "track"}
+    hand = spiking_network("constant", {**by_hand, "stages": [2, 1, 0.5, 0.25]}, observed("plain"), 4)
+    error = relative(hand, 4)
+    spikes = hand.counts[4].spikes_per_neuron
+    fit = spiking_network("msat-fit", {"budget": 0.95 * spikes}, observed("plain"), 4)
+    assert relative(fit, 4) < error
+    assert fit.counts[4].spikes_per_neuron < spikes
+
+
+@pytest.mark.parametrize("budget_of", ["spikes", "sops"])
+@pytest.mark.parametrize("method", ["msat-fit", "constant-fit"])
+def test_a_budget_is_kept_and_used(method: str, budget_of: str) -> None:
+    observation = observed("plain")
+    free = spiking_network(method, {"price": 1e-3}, observation, 4)
+    free.run(observation.first(8), 4)
+    name = {"spikes": "spikes_per_neuron", "sops": "sops_per_mac"}[budget_of]
+    budget = 0.8 * getattr(free.counts[4], name)
+    snn = spiking_network(method, {"budget": budget, "budget_of": budget_of, "correct": "none"}, observation, 4)
+    snn.run(observation.first(8), 4)
+    spent = getattr(snn.counts[4], name)
+    assert spent <= 1.1 * budget  # fan-out is a channel's mean in the fit
+    if budget_of == "spikes":
+        assert 0.9 * budget < spent <= 1.001 * budget
+
+
+def test_a_budget_may_differ_by_t() -> None:
+    options = fitted.MsatFit(budget={3: 2.5, 4: 3.0, 8: 5.0})
+    assert [fitted.at(options.budget, T) for T in (2, 3, 4, 6, 8, 64)] == [2.5, 2.5, 3.0, 3.0, 5.0, 5.0]
+
+
+@pytest.mark.parametrize("parts", [{"dtt": True}, {"det": True}, {"dtt": True, "det": True}])
+def test_eqs_16_and_17_are_taken_where_they_help(parts: dict) -> None:
+    """Never worse by the cost that is searched for, and among the neurons of what is fitted where they are better."""
+    adaptive = [name for name in parts if parts[name]]
+    make = lambda node, unit: neuron_of(bench, 1.0)  # noqa: E731
+    bench = bench_of(observed("plain"), 4, stages=[(1.0,)])
+    without = search(bench, make)
+    bench = bench_of(observed("plain"), 4, stages=[(1.0,)], adaptive=adaptive)
+    found = search(bench, make)
+    assert found.total <= without.total
+    if found.neuron.adaptive:
+        assert (found.neuron.adaptive.dtt, found.neuron.adaptive.det) == ("dtt" in adaptive, "det" in adaptive)
+    spiking_network("msat-fit", parts, observed("residual"), 3)
+
+
+def test_an_anytime_plan_gets_better_with_t() -> None:
+    snn = spiking_network("msat-fit-anytime", {}, observed("plain"), 16)
+    x = images(8, seed=50)
+    goal = snn.graph(x)
+    errors = [((out - goal).norm() / goal.norm()).item() for out in snn.run(x, 16, (2, 4, 8, 16)).values()]
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_fits_are_repeatable() -> None:
+    first, second = (fit_of("msat-fit") for _ in range(2))
+    assert all(torch.equal(first[name].theta, second[name].theta) for name in first)
+    assert all(torch.equal(first[name].bias, second[name].bias) for name in first)
+
+
+def fit_of(method: str) -> dict[str, Neuron]:
+    return spiking_network(method, {}, observed("residual"), 4).neurons
+
+
+def test_a_plan_stands_for_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snn = spiking_network("msat-fit", {}, observed("residual"), 4)
+    save_plan(tmp_path / "kept.safetensors", snn.neurons, snn.graph)
+    monkeypatch.setattr(fitted, "fit", None)
+    again = spiking_network("msat-fit", {"plan": str(tmp_path / "kept.safetensors")}, observed("residual"), 4)
+    assert torch.equal(again.run(images(), 4)[4], snn.run(images(), 4)[4])
+    with pytest.raises(InputError, match="give the path of a saved plan"):
+        spiking_network("msat-fit", {"plan": str(tmp_path / "none")}, observed("residual"), 4)
+    assert load_plan(tmp_path / "kept.safetensors").sites
+
+
+def test_one_pass_spends_what_the_network_then_spends() -> None:
+    observation = observed("bottleneck")
+    weights = sensitivity(observation.graph, observation.first(2))
+    neurons = sum(torch.Size(n.meta["shape"]).numel() for n in observation.graph.sites)
+    goal = Goal([4], stage_candidates(4), [], 1e-3, lambda node: torch.tensor(1 / neurons), False, 8)
+    result = fit_once(observation, goal, lambda node, unit: maker(observation, node), weights)
+    snn = SpikingNetwork(observation.graph, result.neurons, observation.fanout)
+    snn.run(observation.first(8), 4)
+    assert result.spent == pytest.approx(snn.counts[4].spikes_per_neuron, rel=1e-3)
+
+
+def maker(observation: Observation, node: object) -> Neuron:
+    theta = observation.sites[node.name].scale(99.9)
+    return Neuron(theta, node.meta["activation"], signed=True, gamma=15, rounding="track")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"budget": 0}, "budget"),
+        ({"budget": {4: -1}}, "budget"),
+        ({"budget": {"four": 3}}, "one for each T"),
+        ({"price": 0}, "price"),
+        ({"plan": 3}, "plan"),
+        ({"budget_of": "joules"}, "spikes, sops"),
+    ],
+)
+def test_bad_options_are_named(options: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        spiking_network("msat-fit", options, observed("plain"), 4)
+
+
+def test_dead_channels_stay_dead() -> None:
+    net = build("plain")
+    net.features[1][1].bias.data[2] = -1e3
+    observation = observe(net, [images(4, seed=100)])
+    snn = spiking_network("msat-fit", {}, observation, 4)
+    neuron = snn.neurons[observation.graph.sites[1].name]
+    assert neuron.theta[2] == 0
+    assert snn.run(images(), 4)[4].isfinite().all()
+
+
+def test_a_budget_that_no_price_meets_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is spent stops moving: the pass that spends most, or least, of what can be spent is taken."""
+    goal = Goal([4], stage_candidates(4), [], 1e-3, lambda node: torch.tensor(1.0), False, 8)
+    spent = {"high": lambda price: 2.0 + 1e-3 * price, "low": lambda price: 0.5}
+    for budget, kind in ((1.0, "high"), (3.0, "low")):
+        tried: list[float] = []
+
+        def once(observation: Observation, goal: Goal, *rest: object, kind: str = kind, tried: list = tried) -> Fit:
+            tried.append(goal.price)
+            return Fit({}, goal.price, spent[kind](goal.price))
+
+        monkeypatch.setattr(sys.modules[fit.__module__], "fit_once", once)
+        found = fit(observed("plain"), goal, lambda node, unit: None, budget)
+        assert len(tried) == 2
+        assert found.price in tried

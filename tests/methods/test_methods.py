@@ -1,0 +1,374 @@
+"""Methods: options and their errors, thresholds by their definitions, each paper's rule by hand (DESIGN §5)."""
+
+import functools
+import re
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.networks import build, images, observed, randomise
+from torch import Tensor, nn
+
+from msat_det.base.errors import InputError
+from msat_det.methods import METHODS, find_method, parse_options
+from msat_det.methods.convert import head_sites, spiking_network
+from msat_det.methods.observe import Observation, observe
+from msat_det.spiking.network import SpikingNetwork
+from msat_det.spiking.neurons import Msat, Neuron
+
+PUBLISHED = "p-norm channel-norm spike-norm rmp tsc opt calibration burst msat constant".split()
+
+
+def neurons(method: str, network: str = "plain", T: int = 16, **options: Any) -> list[Neuron]:
+    return list(spiking_network(method, options, observed(network), T).neurons.values())
+
+
+@functools.cache
+def float_activations(network: str) -> list[Tensor]:
+    """The activations of every call site on the calibration images, (B, C, …)."""
+    observation = observed(network)
+    parts = [
+        [value for node, value in observation.graph.walk(batch) if "activation" in node.meta]
+        for batch in observation.batches
+    ]
+    return [torch.cat(values) for values in zip(*parts, strict=True)]
+
+
+def test_every_row_of_table_1_is_there() -> None:
+    assert set(PUBLISHED) <= set(METHODS)
+    for name, method in METHODS.items():
+        assert method.name == name
+        assert method.make.__doc__
+
+
+BAD = {
+    "unknown option": ({"gama": 3}, "'gama'", "gamma"),
+    "nothing near": ({"zzz": 3}, "'zzz'", "percentile"),
+    "word for a number": ({"factor": "big"}, "factor", "'big'", "a number"),
+    "number for a switch": ({"signed": 2}, "signed", "true or false"),
+    "switch for a number": ({"factor": True}, "factor", "a number"),
+    "fraction for a whole number": ({"gamma": 2.5}, "gamma", "a whole number"),
+    "nothing for a number": ({"factor": None}, "factor", "a number"),
+    "list for a number": ({"gamma": [1, 2]}, "gamma", "a whole number"),
+    "unknown choice": ({"scale": "network"}, "scale", "'network'", "layer, channel"),
+    "choice of another option": ({"initial": "keep"}, "initial", "zero, half"),
+    "word in a list": ({"stages": [1, "half"]}, "stages", "a list of numbers"),
+    "percentile 0": ({"percentile": 0}, "percentile", "above 0"),
+    "percentile above 100": ({"percentile": 100.1}, "percentile", "at most 100"),
+    "factor 0": ({"factor": 0}, "factor", "above 0"),
+    "factor below 0": ({"factor": -1.0}, "factor", "above 0"),
+    "endless factor": ({"factor": float("inf")}, "factor", "a number"),
+    "no number": ({"percentile": float("nan")}, "percentile", "a number"),
+    "gamma 0": ({"gamma": 0}, "gamma", "at least 1"),
+    "margin below 0": ({"margin": -0.1}, "margin", "at least 0"),
+    "no stages": ({"stages": []}, "stages", "above 0"),
+    "stage 0": ({"stages": [1, 0]}, "stages", "above 0"),
+    "stage not a number": ({"stages": [1, float("nan")]}, "stages", "numbers"),
+    "confidence above 1": ({"confidence": 1.5}, "confidence", "0 to 1"),
+    "confidence by a word": ({"confidence": "some"}, "confidence", "none, estimate"),
+}
+
+
+@pytest.mark.parametrize("case", BAD.values(), ids=BAD)
+@pytest.mark.parametrize("method", ["constant", "msat", "p-norm"])
+def test_bad_options_are_told_in_one_line(method: str, case: tuple) -> None:
+    values, *parts = case
+    with pytest.raises(InputError) as caught:
+        parse_options(method, values)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"variant": "normalized"}, ["variant", "normalised"]),
+        ({"parameters": "vgg19"}, ["parameters", "vgg16, resnet20"]),
+        ({"units": "volts"}, ["units", "absolute, normalised"]),
+        ({"dtt": "yes"}, ["dtt", "true or false"]),
+        ({"C": 0}, ["C", "above 0"]),
+        ({"k_i": 0.0}, ["k_i", "above 0"]),
+        ({"tau_md": 1}, ["'tau_md'", "tau_"]),
+    ],
+    ids=str,
+)
+def test_bad_options_of_msat(values: dict, parts: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_options("msat", values)
+    assert all(part in str(caught.value) for part in parts)
+
+
+def test_an_unknown_method_is_told_with_the_nearest_one() -> None:
+    for name, near in (("pnorm", "p-norm"), ("MSAT", "msat"), ("spike_norm", "spike-norm"), ("xyz", "constant")):
+        with pytest.raises(InputError, match=re.escape(near)) as caught:
+            find_method(name)
+        assert repr(name) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_values_as_a_yaml_file_gives_them() -> None:
+    options = parse_options("msat", {"stages": [2, 1], "factor": 2, "dtt": "off", "det": "on", "confidence": 1})
+    assert (options.stages, options.factor, options.dtt, options.det) == ((2.0, 1.0), 2.0, False, True)
+    assert parse_options("constant", {"stages": 0.5}).stages == (0.5,)
+    assert options.confidence == 1.0
+
+
+THRESHOLDS = [
+    ("constant", {}, 1.0, lambda x: x.max()),
+    ("constant", {"factor": 0.5, "scale": "channel"}, 1.0, lambda x: 0.5 * x.amax((0, 2, 3))),
+    ("p-norm", {}, 1 + 1 / 64, lambda x: torch.quantile(x[x > 0], 0.999)),
+    ("p-norm", {"percentile": 90.0}, 1 + 1 / 64, lambda x: torch.quantile(x[x > 0], 0.9)),
+    ("p-norm", {"percentile": 100.0}, 1.0, lambda x: x.max()),
+    ("constant", {"percentile": 90.0}, 1 + 1 / 64, lambda x: torch.quantile(x.flatten(), 0.9)),
+    (
+        "constant",
+        {"percentile": 80.0, "scale": "channel"},
+        1 + 1 / 64,
+        lambda x: torch.maximum(torch.quantile(x.transpose(0, 1).flatten(1), 0.8, 1), 0.05 * x.amax((0, 2, 3))),
+    ),
+    ("channel-norm", {}, 1.0, lambda x: x.amax((0, 2, 3))),
+    ("burst", {}, 1 + 1 / 64, lambda x: torch.quantile(x.flatten(), 0.999)),
+    ("msat", {}, 1.0, lambda x: x.max()),
+    ("opt", {"percentile": 100.0}, 1.0, lambda x: x.max()),
+]
+
+
+@pytest.mark.parametrize(("method", "options", "bound", "definition"), THRESHOLDS, ids=lambda v: str(v)[:40])
+def test_thresholds_by_their_definition(method: str, options: dict, bound: float, definition: Any) -> None:
+    for neuron, activations in zip(neurons(method, "plain", **options), float_activations("plain"), strict=True):
+        expected = definition(activations)
+        assert neuron.theta.shape == expected.shape
+        ratio = neuron.theta / expected
+        slack = 1.05 if bound > 1 else 1 + 1e-6  # quantiles of few values differ by the definition of a rank
+        assert (ratio <= bound * slack).all()
+        assert (ratio >= 1 / (bound * slack)).all()
+
+
+def test_the_plain_options_of_each_method() -> None:
+    for neuron in neurons("p-norm") + neurons("constant") + neurons("channel-norm"):
+        assert (neuron.gamma, neuron.signed, neuron.reset, neuron.rounding) == (1, False, "soft", "fixed")
+        assert (neuron.initial, neuron.adaptive, neuron.bias, neuron.confidence) == (0.0, None, None, 1.0)
+    assert all(neuron.gamma == 5 for neuron in neurons("burst"))
+    assert all(neuron.reset == "zero" for neuron in neurons("spike-norm"))
+    assert all(neuron.reset == "soft" for neuron in neurons("rmp"))
+    assert all(neuron.initial == 0.5 for neuron in neurons("constant", initial="half"))
+    assert all(neuron.rounding == "track" for neuron in neurons("constant", stages=[2, 1]))
+    assert all(neuron.rounding == "fixed" for neuron in neurons("constant", stages=[2, 1], rounding="fixed"))
+    assert all(neuron.rounding == "fixed" for neuron in neurons("constant", stages=[2, 2]))
+
+
+MSAT = [
+    ({}, Msat(), "lossy", "fixed"),
+    ({"variant": "reference", "parameters": "resnet20"}, Msat(alpha=0.3, tau_mp=0.5, tau_rd=0.5), "lossy", "fixed"),
+    ({"variant": "paper"}, Msat(drive="depolarisation", twice=True), "keep", "fixed"),
+    (
+        {"variant": "paper", "parameters": "resnet20"},
+        Msat(alpha=0.3, tau_mp=0.5, tau_rd=0.5, drive="depolarisation", twice=True),
+        "keep",
+        "fixed",
+    ),
+    ({"variant": "normalised"}, Msat(normalised=True), "keep", "track"),
+    (
+        {"variant": "normalised", "drive": "depolarisation"},
+        Msat(normalised=True, drive="depolarisation"),
+        "keep",
+        "track",
+    ),
+    ({"variant": "normalised", "units": "absolute"}, Msat(), "keep", "track"),
+    ({"units": "normalised", "drop": "keep"}, Msat(normalised=True), "keep", "fixed"),
+    ({"variant": "normalised", "rounding": "fixed", "drop": "lossy"}, Msat(normalised=True), "lossy", "fixed"),
+    ({"dtt": "off"}, Msat(dtt=False), "lossy", "fixed"),
+    ({"det": False, "alpha": 0.1, "rest": -0.5}, Msat(det=False, alpha=0.1, rest=-0.5), "lossy", "fixed"),
+]
+
+
+@pytest.mark.parametrize(("options", "adaptive", "drop", "rounding"), MSAT, ids=[str(case[0]) for case in MSAT])
+def test_msat_variants(options: dict, adaptive: Msat, drop: str, rounding: str) -> None:
+    for neuron in neurons("msat", **options):
+        assert neuron.adaptive == adaptive
+        assert (neuron.drop, neuron.rounding, neuron.initial) == (drop, rounding, 0.0)
+
+
+def test_opt_shifts_the_bias_by_half_a_step() -> None:
+    """Deng & Gu: clip-floor with bias θ/(2T) is rounding to the nearest of T levels: no mean error at T."""
+    for T in (4, 16):
+        for neuron in neurons("opt", T=T):
+            assert torch.allclose(neuron.bias, neuron.theta / (2 * T))
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()).eval()
+    observation = observe(randomise(net), [images()])
+    snn = spiking_network("opt", {"percentile": 100.0}, observation, 8)
+    theta = snn.neurons["_1"].theta
+    got, x = snn.run(images(), 8)[8], net[0](images())
+    assert torch.allclose(got, (torch.floor(8 * x / theta + 0.5) / 8).clamp(0, 1) * theta, atol=1e-5)
+
+
+def input_sums(network: str, method: str, options: dict, window: int) -> list[float]:
+    """The largest current of a timestep that each layer of ``plain`` receives from the layers before it."""
+    net, found = build(network), []
+    observation = observed(network)
+    batch = torch.cat(list(observation.batches))[:16]
+    snn = spiking_network(method, options, observation, window)
+    for i, layer in enumerate(net.features):
+        if i == 0:
+            currents = layer[1](layer[0](batch)).unsqueeze(0)
+        else:
+            sent: list[Tensor] = []
+            snn.run(
+                batch, window, tap=lambda s, y, i=i, sent=sent: s == f"features_{i - 1}_2" and sent.append(y.clone())
+            )
+            currents = torch.stack([layer[1](layer[0](y)) for y in torch.cat(sent)])
+        found.append(currents.max().item())
+    return found
+
+
+@pytest.mark.parametrize(("method", "factor"), [("spike-norm", 1.0), ("rmp", 0.8), ("rmp", 0.5)])
+def test_spike_norm_takes_the_largest_input_sum_of_the_spiking_network(method: str, factor: float) -> None:
+    options = {"window": 6} | ({"factor": factor} if method == "rmp" else {})
+    expected = input_sums("plain", method, options, 6)
+    got = [neuron.theta.item() for neuron in neurons(method, **options)]
+    assert got == pytest.approx([factor * value for value in expected], rel=1e-5)
+
+
+def test_channel_norm_fires_below_zero_for_leaky_relu() -> None:
+    net = randomise(nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.1), nn.Conv2d(4, 2, 1)))
+    observation = observe(net, [images(4)])
+    (imbalanced,) = spiking_network("channel-norm", {}, observation, 8).neurons.values()
+    (tracking,) = spiking_network("channel-norm", {"imbalanced": False}, observation, 8).neurons.values()
+    assert (imbalanced.imbalanced, tracking.imbalanced) == (True, False)
+    assert torch.allclose(imbalanced.theta, F.leaky_relu(net[0](images(4)), 0.1).abs().amax((0, 2, 3)))
+    for neuron in (imbalanced, tracking):
+        snn = SpikingNetwork(observation.graph, {"_1": neuron}, observation.fanout)
+        assert (snn.run(images(4), 300)[300] - net(images(4))).abs().max() < 0.05
+
+
+def test_temporal_coding_is_the_value_in_steps_of_a_window() -> None:
+    """One layer: after each window the mean is the floor of T levels, and a value costs two spikes, whatever it is."""
+    net = randomise(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()))
+    observation = observe(net, [images()])
+    snn = spiking_network("tsc", {}, observation, 8)
+    x, theta = net[0](images()), observation.sites["_1"].maximum.max()
+    levels = torch.floor(8 * x / theta * (1 + 1e-6)).clamp(0, 8)
+    assert torch.allclose(snn.run(images(), 8)[8], levels * theta / 8, atol=1e-5)
+    assert snn.counts[8].spikes.tolist() == (2 * (levels > 0).flatten(1).sum(1)).tolist()
+    with pytest.raises(InputError, match="window"):
+        snn.run(images(), 12)
+
+
+def reached(theta: float, activations: Tensor, T: int) -> float:
+    """The squared error of rates at T: floor of T levels after a start at half a threshold, clipped."""
+    return ((torch.floor(activations * T / theta + 0.5).clamp(0, T) * theta / T - activations) ** 2).mean().item()
+
+
+def test_calibration_thresholds_have_the_least_squared_error() -> None:
+    for neuron, activations in zip(neurons("calibration", T=8, grid=50), float_activations("plain"), strict=True):
+        top = activations.max().item()
+        best = min(reached(top * i / 50, activations, 8) for i in range(1, 51))
+        assert neuron.initial == 0.5
+        assert reached(neuron.theta.item(), activations, 8) == pytest.approx(best, rel=1e-4)
+
+
+def site_errors(network: str, method: str, options: dict, T: int) -> list[Tensor]:
+    """Float mean − spiking mean of every channel of every site, on the calibration images: (C,) each."""
+    observation, sums = observed(network), {}
+    batch = torch.cat(list(observation.batches))
+    snn = spiking_network(method, options, observation, T)
+
+    def tap(site: str, y: Tensor) -> None:
+        sums[site] = sums.get(site, 0) + y.sum(0)
+
+    snn.run(batch, T, tap=tap)
+    floats = [value for node, value in observation.graph.walk(batch) if "activation" in node.meta]
+    return [(a - s / T).mean((0, 2, 3)) for a, s in zip(floats, sums.values(), strict=True)]
+
+
+@pytest.mark.parametrize("correct", ["bias", "potential"])
+def test_calibration_corrects_each_channels_mean(correct: str) -> None:
+    before = site_errors("plain", "calibration", {"correct": "none"}, 8)
+    after = site_errors("plain", "calibration", {"correct": correct}, 8)
+    for plain, corrected in zip(before, after, strict=True):
+        assert corrected.abs().mean() < 0.75 * plain.abs().mean()
+
+
+def test_head_sites_are_the_last_before_each_output() -> None:
+    assert head_sites(observed("plain").graph) == ["features_2_2"]
+    assert head_sites(observed("residual").graph) == ["act_1"]
+    assert head_sites(observed("yolo").graph) == ["lateral_2", "neck_2"]
+
+    class Skips(nn.Module):
+        """An output that is a sum: both of its sites feed the head; the first of them feeds a neuron too."""
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x).relu()
+            return y + self.b(y.relu()).relu()
+
+    assert head_sites(observe(randomise(Skips()), [images()]).graph) == ["relu", "relu_2"]
+
+
+def two_neurons() -> Observation:
+    """Two layers of one weight per channel. Float: channel 0 is 1.5 − 1 = .5, channel 1 is 1 − 1.25 < 0 (a SIN)."""
+
+    class Tiny(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(1, 2, 1)
+            self.second = nn.Conv2d(2, 2, 1)
+            self.first.weight.data = torch.tensor([1.5, 1.0]).reshape(2, 1, 1, 1)
+            self.first.bias.data.zero_()
+            self.second.weight.data = torch.eye(2).reshape(2, 2, 1, 1)
+            self.second.bias.data = torch.tensor([-1.0, -1.25])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.second(F.relu(self.first(x))))
+
+    return observe(Tiny().eval(), [torch.ones(1, 1, 1, 1)])
+
+
+def test_confidence_estimate_by_hand() -> None:
+    """The share of early spikes (t < 16) that belong to neurons whose float activation is positive."""
+    observation = two_neurons()
+    floats = [
+        v.flatten().tolist() for node, v in observation.graph.walk(torch.ones(1, 1, 1, 1)) if "activation" in node.meta
+    ]
+    assert floats == [[1.5, 1.0], [0.5, 0.0]]
+    # layer thresholds: 1.5 and .5. The first layer fires 1.5 in channel 0 at every t, in channel 1 at t = 1, 2, 4, 5 …
+    # (potentials 1, 2→.5, 1.5→0, 1, …): each such 1.5 lifts channel 1 of the second layer
+    v, first, second, o = 0.0, [], [], 0.0
+    for _ in range(16):
+        v += 1.0
+        y = 1.5 if v >= 1.5 else 0.0
+        v -= y
+        first.append(y)
+        o += y - 1.25
+        fired = o >= 0.5
+        o -= 0.5 * fired
+        second.append(fired)
+    assert first[:4] == [0.0, 1.5, 1.5, 0.0]
+    wrong = sum(second)
+    (_, head) = spiking_network("constant", {"confidence": "estimate"}, observation, 16).neurons.values()
+    assert head.confidence == pytest.approx(16 / (16 + wrong))
+    # with half a threshold at the start channel 1 sends early what its float never would
+    (_, head) = spiking_network(
+        "constant", {"confidence": "estimate", "initial": "half"}, observation, 16
+    ).neurons.values()
+    assert head.confidence <= 16 / (16 + wrong)
+
+
+def test_confidence_without_spikes_is_one() -> None:
+    observation = two_neurons()
+    (_, head) = spiking_network(
+        "constant", {"confidence": "estimate", "factor": 1000.0}, observation, 16
+    ).neurons.values()
+    assert head.confidence == 1.0
+
+
+def test_confidence_by_number_holds_for_the_head_alone() -> None:
+    confidences = [neuron.confidence for neuron in neurons("msat", "yolo", confidence=0.392)]
+    names = list(observed("yolo").sites)
+    assert confidences == [0.392 if name in ("lateral_2", "neck_2") else 1.0 for name in names]

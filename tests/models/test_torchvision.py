@@ -1,0 +1,342 @@
+"""torchvision's detectors: the same boxes as torchvision's own code, weights of any source, and their conversion."""
+
+import itertools
+import resource
+import sys
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision.models import WeightsEnum, get_model
+from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
+from torchvision.models.detection.retinanet import RetinaNet
+from torchvision.models.detection.ssd import SSD
+from torchvision.ops import box_iou
+
+import msat_det
+from msat_det.base.config import Model
+from msat_det.base.errors import InputError
+from msat_det.methods.observe import observe
+from msat_det.models import DETECTORS, Detections, build_detector
+from msat_det.models.importers.torchvision import SINGLE_STAGE, TWO_STAGE, TorchvisionDetector, as_detector
+from msat_det.models.weights import COCO_CLASSES, COCO_COLUMNS
+from msat_det.spiking.network import SpikingNetwork
+
+RETINANET, SSDLITE = "retinanet_resnet50_fpn", "ssdlite320_mobilenet_v3_large"
+# SSD300's 31 billion multiply-adds an image cannot be had at a smaller size
+QUICKLY = [pytest.param(name, marks=[pytest.mark.slow] if name == "ssd300_vgg16" else []) for name in SINGLE_STAGE]
+
+
+def picture(height: int, width: int, seed: int) -> Tensor:
+    """A photograph's stand-in: noise at five scales, the coarse ones stronger."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = [torch.rand(1, 3, cells, cells, generator=generator) for cells in (3, 6, 12, 24, 48)]
+    mixed = sum(F.interpolate(n, (height, width), mode="bilinear")[0] / n.shape[-1] ** 0.3 for n in noise)
+    return ((mixed - mixed.min()) / (mixed.max() - mixed.min()) * 255).byte()
+
+
+def batch(detector: TorchvisionDetector, images: list[Tensor]) -> tuple[Tensor, list]:
+    pixels, metas = zip(*map(detector.preprocess, images), strict=True)
+    return torch.stack(pixels), list(metas)
+
+
+@torch.no_grad()
+def enliven(detector: TorchvisionDetector, images: list[Tensor], seed: int = 0) -> TorchvisionDetector:
+    """Seeded weights under which every layer has something to say, as a trained network's have.
+
+    Convolutions: Kaiming normal, each scaled when first called so that its output has unit variance (layer-sequential
+    unit variance, Mishkin & Matas 2016). Batch norm: mean N(0, .3), variance .5–1.5, scale .8–1.4, shift N(0, .3).
+    FCOS's distances are 2 ± 1 strides, and RetinaNet's offsets ± .2 of an anchor: its coder does not scale them down as
+    SSD's does. The scores of both are shifted so that about ten (anchor, class) pairs an image pass .3, where an
+    untrained head would pass it at thousands or at none.
+    """
+    generator, scaled, hooks = torch.Generator().manual_seed(seed), set(), []
+
+    def scale(conv: nn.Conv2d, args: tuple, out: Tensor) -> Tensor | None:
+        if conv in scaled:
+            return None
+        scaled.add(conv)
+        bias = 0 if conv.bias is None else conv.bias[:, None, None]
+        deviation = (out - bias).std()
+        conv.weight /= deviation
+        return (out - bias) / deviation + bias
+
+    for module in detector.net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, generator=generator)
+            hooks.append(module.register_forward_hook(scale))
+        elif isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in ((module.running_var, 0.5, 1.5), (module.weight, 0.8, 1.4)):
+                tensor.uniform_(low, high, generator=generator)
+            for tensor in (module.running_mean, module.bias):
+                tensor.normal_(0, 0.3, generator=generator)
+    head = detector.net.head
+    if hasattr(head.regression_head, "bbox_ctrness"):
+        head.regression_head.bbox_reg.bias.fill_(2.0)
+    outputs = detector.net(batch(detector, images)[0])
+    for hook in hooks:
+        hook.remove()
+    if isinstance(detector.model, RetinaNet):
+        head.regression_head.bbox_reg.weight *= 0.2
+    if not isinstance(detector.model, SSD):
+        logits = outputs["cls_logits"]
+        if "bbox_ctrness" in outputs:  # the score is the root of a product
+            logits = (logits.sigmoid() * outputs["bbox_ctrness"].sigmoid()).sqrt().logit()
+        passing = logits.flatten().topk(10 * len(images)).values[-1]
+        head.classification_head.cls_logits.bias += torch.tensor(0.3).logit() - passing
+    return detector
+
+
+def lively(name: str, images: list[Tensor], size: int | None = None) -> TorchvisionDetector:
+    torch.manual_seed(0)
+    return enliven(build_detector(Model(name, size=None if "ssd" in name else size)), images)
+
+
+def own_boxes(detector: TorchvisionDetector, images: list[Tensor]) -> list[Detections]:
+    return detector.decode(detector.net(batch(detector, images)[0]), batch(detector, images)[1])
+
+
+@pytest.mark.parametrize("name", QUICKLY)
+@torch.no_grad()
+def test_boxes_are_those_of_torchvisions_own_forward(name: str, capsys: pytest.CaptureFixture) -> None:
+    # the square one makes torchvision pad the other to the same square
+    images = [picture(96, 96, 1), picture(60, 110, 2)]
+    detector = lively(name, images, size=128)
+    assert "drawn at random" in capsys.readouterr().err
+    assert detector.classes == COCO_CLASSES
+    found = own_boxes(detector, images)
+    detector.model.transform = detector.transform
+    names = dict(enumerate(COCO_COLUMNS))
+    for mine, theirs in zip(found, detector.model([image.float() / 255 for image in images]), strict=True):
+        areas = (theirs["boxes"][:, 2:] - theirs["boxes"][:, :2]).prod(1)
+        labels = enumerate(theirs["labels"].tolist())
+        known = [i for i, label in labels if names[label] in COCO_CLASSES and areas[i] > 0]
+        assert len(known) > 3
+        assert [COCO_CLASSES[label] for label in mine.labels] == [names[theirs["labels"][i].item()] for i in known]
+        assert torch.equal(mine.scores, mine.scores.sort(descending=True)[0])
+        torch.testing.assert_close(mine.scores, theirs["scores"][known], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(mine.boxes, theirs["boxes"][known], rtol=1e-3, atol=1e-2)
+
+
+def test_images_of_any_shape_make_one_batch() -> None:
+    detector = build_detector(Model("fcos_resnet50_fpn", size=100, num_classes=3))
+    pixels, metas = batch(detector, [picture(50, 75, 1), picture(200, 31, 2), picture(100, 100, 3)])
+    assert pixels.shape == (3, 3, 128, 128)
+    assert metas == [((66, 100), (50, 75)), ((100, 15), (200, 31)), ((100, 100), (100, 100))]
+    assert pixels[0, :, 66:].eq(0).all()
+    assert pixels[1, :, :, 15:].eq(0).all()
+    assert detector.classes == ["1", "2", "3"]
+
+
+def test_options_of_the_configuration_reach_torchvision(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("???\ncat\nN/A\ndog\n")
+    detector = build_detector(
+        Model(SSDLITE, names=str(tmp_path / "names.txt"), score=0.2, nms_iou=0.3, top_k=7),
+    )
+    assert detector.classes == ["cat", "dog"]
+    assert detector.index.tolist() == [-1, 0, -1, 1]
+    model = detector.model
+    assert (model.score_thresh, model.nms_thresh, model.detections_per_img) == (0.2, 0.3, 7)
+    assert len(build_detector(Model(SSDLITE, names="voc")).index) == 21
+
+
+def tensors_of(name: str, seed: int, **options: int) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    return get_model(name, weights=None, weights_backbone=None, **options).state_dict()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_of_a_file(tmp_path: Path, suffix: str) -> None:
+    tensors = tensors_of(SSDLITE, 7, num_classes=4)
+    path = tmp_path / f"own{suffix}"
+    save_file(tensors, path) if suffix == ".safetensors" else torch.save(tensors, path)
+    detector = build_detector(Model(SSDLITE, weights=str(path), num_classes=3))
+    assert all(torch.equal(value, tensors[key]) for key, value in detector.model.state_dict().items())
+    with pytest.raises(InputError, match=r"its head scores .* times as many classes .* --model.names"):
+        build_detector(Model(SSDLITE, weights=str(path)))
+
+
+def old_names(name: str) -> OrderedDict:
+    """Random weights as torchvision's first RetinaNet file has them: no counters, convolutions without their blocks."""
+    renamed = OrderedDict()
+    for key, tensor in tensors_of(name, 3).items():
+        parts = key.split(".")
+        if "inner_blocks" in key or "layer_blocks" in key:
+            del parts[-2]
+        elif "_head.conv." in key:
+            parts[-3:-1] = [str(2 * int(parts[-3]))]
+        if parts[-1] != "num_batches_tracked":
+            renamed[".".join(parts)] = tensor.clone().uniform_(0.01, 0.1)
+    return renamed
+
+
+def test_published_weights_are_run_as_torchvision_runs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old names and the missing ε of batch norm, compared with torchvision's own loader."""
+    published = old_names(RETINANET)
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda enum, **options: OrderedDict(published))
+    theirs = get_model(RETINANET, weights="COCO_V1").eval()
+    mine = build_detector(Model(RETINANET, weights="DEFAULT", size=64))
+    assert {m.eps for m in mine.net.modules() if isinstance(m, nn.BatchNorm2d)} == {0.0}
+    image = batch(mine, [picture(64, 64, 1)])[0]
+    with torch.no_grad():
+        expected = theirs.head(list(theirs.backbone(image).values()))
+        got = mine.net(image)
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-4)
+
+
+def test_a_download_that_fails_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(enum: WeightsEnum, **options: bool) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", offline)
+    with pytest.raises(InputError, match=r"ssdlite320.*can't be fetched.*--model.weights FILE"):
+        build_detector(Model(SSDLITE, weights="COCO_V1"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"weights": "COCO_V9"}, r"no weights 'COCO_V9': .*'s names are COCO_V1"),
+        ({"weights": "none.pth"}, "none.pth: not readable"),
+        ({"resize": "stretch"}, "model.resize is stretch: .* leave it out"),
+        ({"size": 300}, "model.size is 300: this SSD's anchors are for 320x320"),
+    ],
+)
+def test_bad_input(fields: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build_detector(Model(SSDLITE, **fields))
+
+
+def test_two_stage_detectors_are_refused_in_a_sentence() -> None:
+    assert set(SINGLE_STAGE) <= set(DETECTORS)
+    assert {"fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "keypointrcnn_resnet50_fpn"} <= set(TWO_STAGE)
+    for name in TWO_STAGE:
+        with pytest.raises(InputError, match=f"^{name} is a two-stage detector: .* take a single-stage one: ssd300"):
+            build_detector(Model(name))
+    model = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None)
+    with pytest.raises(InputError, match=r"^FasterRCNN is a two-stage detector"):
+        msat_det.convert(model, [[picture(64, 64, 1)]])
+
+
+def test_a_torchvision_model_becomes_a_detector() -> None:
+    model = get_model(SSDLITE, weights=None, weights_backbone=None, num_classes=5)
+    detector = as_detector(model)
+    assert isinstance(detector, TorchvisionDetector)
+    assert detector.classes == ["1", "2", "3", "4"]
+    assert as_detector(detector) is detector
+    assert as_detector(detector.net) is detector.net
+
+
+def test_photographs_in_boxes_out() -> None:
+    """Of a torchvision model with classes of its own; each level of the shared head has its own neurons."""
+    torch.manual_seed(0)
+    model = get_model("fcos_resnet50_fpn", weights=None, weights_backbone=None, num_classes=4)
+    images = [picture(70, 100, 1), picture(100, 50, 2)]
+    detector = enliven(TorchvisionDetector(model, size=64), images)
+    snn = msat_det.convert(detector, [images], "constant", scale="channel", initial="half", signed=True, gamma=7)
+    convolutions = [n for n in snn.graph.nodes if n.target == "head.classification_head.conv.0"]
+    relus = [n for n in snn.graph.sites if n.target == "head.classification_head.conv.2"]
+    assert len(convolutions) == len(relus) == 5
+    found = snn.detect(images, T=4, record=(2, 4))
+    assert list(found) == [2, 4]
+    assert [len(boxes) for boxes in found.values()] == [2, 2]
+    assert found[4][0].labels.max() < 3
+    limit = torch.tensor([100.0, 70, 100, 70])
+    assert (found[4][0].boxes <= limit + 1e-3).all()
+
+
+@dataclass
+class Check:
+    """What a conversion at T = ``record`` gave: relative errors by head output, and the share of boxes found again."""
+
+    snn: SpikingNetwork
+    traced: float
+    errors: dict[int, dict[str, float]]
+    matched: float
+    line: str
+
+
+def check(name: str, record: tuple[int, ...], size: int = 320) -> Check:
+    """Convert on two pictures and run them. Thresholds: the channel's maximum × .25, γ = 7, half, signed."""
+    images = [picture(240, 333, 1), picture(400, 320, 2)]
+    detector = lively(name, images, size)
+    pixels, metas = batch(detector, images)
+    started = time.perf_counter()
+    observation = observe(detector.net, [pixels])
+    observed = time.perf_counter()
+    goal = observation.graph(pixels)
+    floated = time.perf_counter()
+    with torch.inference_mode():
+        original = detector.model.head(list(detector.model.backbone(pixels).values()))
+    options = {"scale": "channel", "factor": 0.25, "initial": "half", "signed": True, "gamma": 7}
+    snn = msat_det.convert(observation, method="constant", **options)
+    begun = time.perf_counter()
+    outputs = snn.run(pixels, record[-1], record)
+    ended = time.perf_counter()
+    errors = {t: {k: ((out[k] - goal[k]).norm() / goal[k].norm()).item() for k in goal} for t, out in outputs.items()}
+    traced = max(((original[k] - goal[k]).abs().max() / original[k].abs().max()).item() for k in goal)
+    matched = found_again(detector.decode(goal, metas), detector.decode(outputs[record[-1]], metas))
+    per_step = (ended - begun) / record[-1]
+    line = (
+        f"{name} {tuple(pixels.shape)}: {snn.fanout.total / 1e9:.1f} GMAC an image, {len(snn.graph.sites)} call sites; "
+        f"trace and observe {observed - started:.1f} s, float {floated - observed:.2f} s, timestep {per_step:.2f} s, "
+        f"T = {record[-1]} {ended - begun:.0f} s; peak memory of the process {peak_gigabytes():.2f} GB; traced "
+        f"{traced:.0e}; largest error "
+        + ", ".join(f"{max(e.values()):.2%} at {t}" for t, e in errors.items())
+        + f"; boxes found again {matched:.0%}; spikes per neuron {snn.counts[record[-1]].spikes_per_neuron:.1f}, "
+        f"analog multiply-adds {snn.fanout.analog_share:.1%}"
+    )
+    print(line, file=sys.stderr)
+    return Check(snn, traced, errors, matched, line)
+
+
+def peak_gigabytes() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e9 if sys.platform == "darwin" else 1e6)
+
+
+def found_again(expected: list[Detections], found: list[Detections]) -> float:
+    """The share of the expected boxes with a score of .3 or more, the best ten of an image where none has, that a found
+    box of the same class meets with an IoU of .9 or more."""
+    hits = []
+    for goal, got in zip(expected, found, strict=True):
+        count = int((goal.scores >= 0.3).sum()) or 10
+        alike = goal.labels[:count, None] == got.labels
+        hits.append((box_iou(goal.boxes[:count], got.boxes) * alike).amax(1) >= 0.9)
+    return torch.cat(hits).float().mean().item()
+
+
+def assert_converted(result: Check, limit: float) -> None:
+    assert result.traced < 1e-4
+    series = list(result.errors.values())
+    for before, after in itertools.pairwise(series):
+        assert all(after[name] < before[name] for name in before)
+    assert max(series[-1].values()) <= limit
+    kinds = {row["kind"] for row in result.snn.coverage}
+    assert len(result.snn.coverage) == len(result.snn.graph.nodes)
+    assert kinds == {"input", "shape", "linear", "spiking", "differential", "output"}
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [(SSDLITE, 320), ("fcos_resnet50_fpn", 64), ("retinanet_resnet50_fpn_v2", 64)]
+)
+def test_conversion_in_short(name: str, size: int) -> None:
+    assert_converted(check(name, (4, 8), size), limit=0.4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", SINGLE_STAGE)
+def test_conversion(name: str) -> None:
+    """The whole check, one process each for its peak memory (pytest -s -m slow -k NAME)."""
+    result = check(name, (8, 16, 32, 64))
+    assert_converted(result, limit=0.03)
+    assert result.matched >= 0.9

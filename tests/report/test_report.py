@@ -1,0 +1,140 @@
+"""The files of a run directory: their columns and schema, equal bytes for equal rows, and events that read back."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from support.rows import ROWS, picture
+
+from msat_det.base.errors import InputError
+from msat_det.measure.rows import CurveRow
+from msat_det.report.boxes import draw_detections
+from msat_det.report.curves import draw_curve
+from msat_det.report.directory import RunDirectory, commit_id
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(tmp_path / "runs" / "demo")
+
+
+def write_all(run: RunDirectory) -> None:
+    run.write_config("batch: 8\n")
+    run.write_curve(ROWS)
+    run.write_summary(ROWS, images=128, seed=0, analog_mac_share=torch.tensor(0.25), commit="abc")
+    node = {"op": "conv2d", "source": "net.py:1: conv(x)", "shape": [1, 2, 2], "inputs": [], "analog_macs": 0}
+    run.write_coverage([node | {"node": "conv1", "kind": "linear", "macs": 10}])
+    run.write_plot(ROWS, "demo · 128 images")
+    run.write_detections(*picture(), "if · image 7")
+
+
+def test_curve(run: RunDirectory) -> None:
+    run.write_curve(ROWS)
+    assert (run.path / "curve.csv").read_text() == (
+        "method,t,map,map50,spikes_per_neuron,sops_per_mac,energy_ratio\n"
+        "float,,23.300,39.100,,1.00000,1.00000\n"
+        "if,4,0.333,2.000,1.50000,0.25000,0.06250\n"
+        "if,8,20.000,35.000,3.00000,0.50000,0.12500\n"
+        "staged-4,4,21.500,36.000,3.00000,0.50000,0.12500\n"
+        "silent,4,0.000,0.000,0.00000,0.00000,0.00000\n"
+    )
+
+
+def test_curve_of_a_classifier_grows_row_by_row(run: RunDirectory) -> None:
+    rows = [CurveRow("float", None, {"top1": 69.3, "top5": 91.0}), CurveRow("if", 8, {"top1": 50.0, "top5": 70.0}, 1.0)]
+    for count in (1, 2):
+        run.write_curve(rows[:count])
+        table = list(csv.DictReader((run.path / "curve.csv").open()))
+        assert [(row["method"], row["t"], row["top1"]) for row in table] == [
+            ("float", "", "69.300"),
+            ("if", "8", "50.000"),
+        ][:count]
+        draw_curve(rows[:count])
+
+
+def test_summary(run: RunDirectory) -> None:
+    run.write_summary(ROWS, images=128, seed=0, analog_mac_share=torch.tensor(0.25), commit=None)
+    summary = json.loads((run.path / "summary.json").read_text())
+    assert list(summary) == ["float", "images", "seed", "analog_mac_share", "commit", "methods"]
+    assert summary["float"] == {
+        "map": 23.3,
+        "map50": 39.1,
+        "map50_11point": 38.0,
+        "spikes_per_neuron": None,
+        "sops_per_mac": 1.0,
+        "energy_ratio": 1.0,
+    }
+    assert {label: list(curve) for label, curve in summary["methods"].items()} == {
+        "if": ["4", "8"],
+        "staged-4": ["4"],
+        "silent": ["4"],
+    }
+    first = summary["methods"]["if"]["4"]
+    assert (first["map"], first["map50_11point"], first["spikes_per_neuron"]) == (0.333333, None, 1.5)
+    assert (summary["images"], summary["analog_mac_share"]) == (128, 0.25)
+
+
+def test_equal_runs_give_equal_bytes(tmp_path: Path) -> None:
+    runs = [RunDirectory(tmp_path / name) for name in "ab"]
+    for run in runs:
+        write_all(run)
+    names = {file.relative_to(runs[0].path).as_posix() for file in runs[0].path.rglob("*") if file.is_file()}
+    assert names == {
+        "config.yaml",
+        "curve.csv",
+        "summary.json",
+        "coverage.json",
+        "coverage.txt",
+        "coverage.svg",
+        "curve.png",
+        "detections/___a_7.png",
+    }
+    for name in names:
+        assert (runs[0].path / name).read_bytes() == (runs[1].path / name).read_bytes(), name
+
+
+def test_pictures_show_what_they_should() -> None:
+    left, right = draw_curve(ROWS).axes
+    assert left.get_xscale() == right.get_xscale() == "log"
+    assert [list(line.get_xdata()) for line in left.lines[:2]] == [[4, 8], [4]]
+    assert [list(line.get_xdata()) for line in right.lines[:2]] == [[0.25, 0.5], [0.5]]
+
+    figure = draw_detections(*picture(), "title")
+    assert [axes.get_title() for axes in figure.axes] == ["ground truth", "float", "t = 4"]
+    assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == [["tvmonitor", "dog"], ["tv 0.90"], []]
+
+
+def test_pictures_are_images(run: RunDirectory) -> None:
+    write_all(run)
+    for name in ("curve.png", "detections/___a_7.png"):
+        assert min(Image.open(run.path / name).size) > 200
+
+
+def test_a_failed_write_leaves_the_old_file(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.write_config("old")
+
+    def full(path: Path, _: bytes) -> None:
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match=r"cannot write .*config\.yaml: No space left on device"):
+        run.write_config("new")
+    assert [file.name for file in run.path.iterdir()] == ["config.yaml"]
+    assert (run.path / "config.yaml").read_text() == "old"
+
+
+def test_unwritable_out(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below", "/proc/none"):
+        with pytest.raises(InputError, match=r"cannot write into .*; give another folder with --out DIR") as caught:
+            RunDirectory(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_commit_id() -> None:
+    commit = commit_id()
+    assert commit is None or set(commit.removesuffix("-dirty")) <= set("0123456789abcdef")

@@ -1,0 +1,258 @@
+"""The methods side by side: a run of the whole registry, the paper's figures beside it, and the page of results."""
+
+import csv
+import importlib.util
+import io
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from msat_det.base.errors import InputError
+from msat_det.measure.rows import CurveRow, read_summary
+from msat_det.methods import METHODS
+from msat_det.report.comparison import markdown, pipe_table, read_comparison, table
+from msat_det.report.curves import draw_pareto, pareto_front
+from msat_det.report.directory import RunDirectory
+from msat_det.report.paper import TABLE_1, TIMES
+from msat_det.run import cli
+from msat_det.run.arguments import PROJECT, load_config
+
+FILES = {"config.yaml", "curve.csv", "summary.json", "coverage.json", "curve.png"}
+COSTS = ["spikes_per_neuron", "sops_per_mac", "energy_ratio"]
+
+
+def point(label: str, t: int, top1: float, cost: float = 1.0) -> CurveRow:
+    return CurveRow(label, t, {"top1": top1, "top5": 99.0}, 2.0, cost, 0.5)
+
+
+LEVEL = CurveRow("float", None, {"top1": 80.0, "top5": 95.0})
+ROWS = [
+    LEVEL,
+    *[point("p-norm", 8, 10, 1), point("p-norm", 32, 40, 4)],
+    *[point("burst", 8, 50, 2), point("burst", 32, 79, 8)],
+    *[point("msat", 8, 0, 3), point("msat", 32, 30, 12)],
+    *[point("signed", 8, 76, 1.5), point("signed", 32, 78, 6)],
+    point("staged", 8, 60, 1),
+]
+METHOD_WORDS = [
+    {"label": "p-norm", "method": "p-norm"},
+    {"label": "burst", "method": "burst", "gamma": 3},
+    {"label": "msat", "method": "msat"},
+    {"label": "signed", "method": "constant", "signed": True},
+    {"label": "staged", "method": "constant", "stages": [2, 1], "record": [8]},
+]
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """A run directory of ROWS, as if the small VGG had been run."""
+    config = load_config(["--cfg", str(PROJECT / "configs/vgg_demo.yaml"), "--sim.record", "8,32"])
+    config.methods = METHOD_WORDS
+    return write_run(tmp_path / "run", config.to_yaml(), ROWS)
+
+
+def write_run(path: Path, config: str, rows: list[CurveRow]) -> Path:
+    run = RunDirectory(path)
+    run.write_config(config)
+    run.write_summary(rows, images=7, seed=0, commit="abc")
+    run.write_pareto(rows)
+    return run.path
+
+
+def cells(text: str, label: str, number: int = 0) -> list[str]:
+    """The row of a label in the number-th of the Markdown tables that have it."""
+    lines = [line for line in text.splitlines() if line.startswith(f"| {label}")]
+    return [cell.strip() for cell in lines[number].strip("|").split("|")]
+
+
+def test_every_method_of_the_registry_on_the_embedded_classifier(tmp_path: Path) -> None:
+    words = ["--data.limit", "4", "--calib.limit", "8", "--sim.record", "2,4", "--threads", "1"]
+    words += ["--methods", "all,signed", "--methods.calibration.images", "2", "--out", str(tmp_path)]
+    assert cli.main(["compare", "--cfg", str(PROJECT / "configs/vgg_demo.yaml"), *words]) == 0
+    assert {file.name for file in tmp_path.iterdir()} >= FILES | {"compare.md", "compare.csv", "pareto.png"}
+
+    rows = list(csv.DictReader((tmp_path / "compare.csv").open()))
+    assert list(rows[0]) == ["source", "network", "label", "method", "t", "top1", "top5", *COSTS]
+    measured = [row for row in rows if row["source"] == "measured"]
+    labels = [*METHODS, "signed"]
+    assert [(row["label"], row["t"]) for row in measured] == [
+        ("float", ""),
+        *[(label, t) for label in labels for t in ("2", "4")],
+    ]
+    assert measured[-1]["method"] == "constant"
+    curve = list(csv.DictReader((tmp_path / "curve.csv").open()))
+    for ours, theirs in zip(measured, curve, strict=True):
+        assert ours["label"] == theirs["method"]
+        for name in ("top1", "top5", *COSTS):
+            assert float(ours[name] or 0) == pytest.approx(float(theirs[name] or 0), abs=1e-3)
+
+    page = (tmp_path / "compare.md").read_text()
+    assert page.startswith("# vgg_demo on 4 images of cls/test\n")
+    assert all(f"\n| `{label}` " in page for label in labels)
+
+
+def test_detectors_have_map_and_nothing_of_the_paper(tmp_path: Path) -> None:
+    words = ["--data.limit", "2", "--calib.limit", "4", "--sim.record", "2", "--threads", "1", "--draw.images", "0"]
+    words += ["--methods", "p-norm,burst", "--methods.p-norm.percentile", "99", "--out", str(tmp_path)]
+    config = str(PROJECT / "configs/yolo_coco.yaml")
+    assert cli.main(["compare", "--cfg", config, *words]) == 2  # burst is no label of that file
+    words[words.index("p-norm,burst")] = "p-norm"
+    assert cli.main(["compare", "--cfg", config, *words]) == 0
+    header, *rows = csv.reader((tmp_path / "compare.csv").open())
+    assert header[5:] == ["map", "map50", *COSTS]
+    assert {row[0] for row in rows} == {"measured"}
+    page = (tmp_path / "compare.md").read_text()
+    assert "paper" not in page
+    assert "mAP50" in page
+    assert "`{method: p-norm, percentile: 99}`" in page
+
+
+def test_a_row_per_method(finished: Path) -> None:
+    text = markdown(read_comparison(finished))
+    assert cells(text, "method") == [
+        "method",
+        "t = 8",
+        "t = 32",
+        *"spikes/neuron,SOPs/MAC,energy ratio,to 95 %".split(","),
+    ]
+    assert cells(text, "float network") == ["float network", "80.0", "80.0", "", "1", "1", ""]
+    assert cells(text, "`p-norm`") == ["`p-norm`", "10.0", "40.0", "2.00", "4.00", "0.50", "–"]
+    assert cells(text, "`burst`") == ["`burst`", "50.0", "**79.0**", "2.00", "8.00", "0.50", "t = 32: 8.00"]
+    assert cells(text, "`signed`") == ["`signed`", "**76.0**", "78.0", "2.00", "6.00", "0.50", "t = 8: 1.50"]
+    assert cells(text, "`staged`") == ["`staged`", "60.0", "", "2.00 (t = 8)", "1.00", "0.50", "–"]
+    assert "- `burst`: `{method: burst, gamma: 3}`" in text
+    assert "- `staged`: `{method: constant, stages: [2, 1]}`" in text
+    assert "- `p-norm`" not in text
+
+
+def test_what_each_method_takes_to_keep_a_share(finished: Path) -> None:
+    text = markdown(read_comparison(finished))
+    assert cells(text, "keeps")[1:] == [f"{p}%: {x}" for p in (99, 95, 90) for x in ("first t", "least energy")]
+    assert cells(text, "`burst`", 1) == ["`burst`", "–", "–", "t = 32", "0.50", "t = 32", "0.50"]
+    assert cells(text, "`signed`", 1) == ["`signed`", "–", "–", "t = 8", "0.50", "t = 8", "0.50"]
+    assert cells(text, "costs")[1:] == ["t = 8", "t = 32"]
+    assert cells(text, "`burst`", 2) == ["`burst`", "2.00 / 2.00 / 0.50", "2.00 / 8.00 / 0.50"]
+    assert cells(text, "`staged`", 1)[1:] == ["2.00 / 1.00 / 0.50", ""]
+    assert text.count("\n| `p-norm`") == 4  # accuracies, costs, and in the paper's two tables
+
+
+def test_the_papers_figures_are_marked_and_compared(finished: Path) -> None:
+    comparison = read_comparison(finished)
+    text = markdown(comparison)
+    for network in TABLE_1:
+        assert f"**The paper's own figures for {network}**, not measured here" in text
+    assert cells(text, "`msat`", 2) == ["`msat`", "78.5", "63.3", "75.5", "78.1", "78.6", "78.6"]
+    assert cells(text, "`msat`", 3)[2] == "72.0"
+    assert "T = 64, best" not in text  # not recorded
+    assert (text.count("| `signed`"), text.count("| `staged`")) == (3, 2)  # no method's own name
+    assert text.count("T = 32, best first: here burst, p-norm, msat; the paper burst, msat, p-norm; 2 of 3 pairs") == 2
+
+    rows = [row for row in csv.DictReader(io.StringIO(table(comparison))) if row["source"] == "paper"]
+    assert {row["network"] for row in rows} == set(TABLE_1)
+    assert {row["label"] for row in rows} == {"p-norm", "burst", "msat"}
+    assert [row["top1"] for row in rows if (row["network"], row["label"]) == ("VGG16", "burst")] == [
+        *"78.49 74.98 78.26 78.66 78.65".split()
+    ]
+    assert not any(row[cost] for row in rows for cost in COSTS)
+
+
+def test_table_1_is_of_registered_methods_and_within_its_float_figures() -> None:
+    for lines in TABLE_1.values():
+        assert set(lines) == set(METHODS) - {"constant", "constant-fit", "msat-fit", "msat-fit-anytime"}
+        for line in lines.values():
+            assert set(line.at) <= set(TIMES)
+            assert all(0 < accuracy < line.ann + 1 for accuracy in (*line.at.values(), line.best))
+
+
+def test_summary_reads_back(finished: Path) -> None:
+    rows, facts = read_summary(finished)
+    assert rows == ROWS
+    assert facts == {"images": 7, "seed": 0, "commit": "abc"}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"float": {}, "methods": {}}', '{"float": 1, "methods": []}'])
+def test_a_damaged_summary_is_refused(finished: Path, text: str) -> None:
+    (finished / "summary.json").write_text(text)
+    with pytest.raises(InputError, match=r"summary\.json is not what a run writes"):
+        read_comparison(finished)
+    (finished / "summary.json").unlink()
+    with pytest.raises(InputError, match="the run did not end"):
+        read_comparison(finished)
+
+
+def test_pareto_front() -> None:
+    front = pareto_front([*ROWS[1:], point("silent", 8, 99, 0)], "top1")
+    assert [(row.method, row.t) for row in front] == [("staged", 8), ("signed", 8), ("signed", 32), ("burst", 32)]
+    axes = draw_pareto(ROWS, "title").axes[0]
+    assert axes.get_xscale() == "log"
+    assert [text.get_text() for text in axes.texts] == ["staged, t = 8", "signed, t = 8", "burst, t = 32"]
+    assert draw_pareto([LEVEL, point("silent", 8, 0, 0)]).axes[0].texts[:] == []
+
+
+def test_the_front_by_energy_is_one_of_its_own() -> None:
+    cheap = CurveRow("cheap", 8, {"top1": 70.0, "top5": 90.0}, 1.0, 9.0, 0.1)
+    rows = [LEVEL, cheap, point("dear", 8, 75, 1.0)]
+    assert [row.method for row in pareto_front(rows[1:], "top1")] == ["dear"]
+    assert [row.method for row in pareto_front(rows[1:], "top1", "energy_ratio")] == ["cheap", "dear"]
+    by_operations, by_energy = draw_pareto(rows).axes
+    assert len(by_operations.texts) == 1
+    assert len(by_energy.texts) == 2
+
+
+def test_pipe_table() -> None:
+    assert pipe_table(["a", "b"], [["x", "10"], ["long", ""]]) == (
+        "| a    |   b |\n| ---- | --: |\n| x    |  10 |\n| long |     |"
+    )
+
+
+@pytest.fixture
+def make_results() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_results", PROJECT / "tools/make_results.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_page_of_results(make_results: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for name in ("resnet20_cifar100", "yolo_nano_coco"):
+        config = make_results.configuration(name, tmp_path)
+        metrics = {"top1": 50.0, "top5": 70.0} if name == "resnet20_cifar100" else {"map": 17.0, "map50": 33.5}
+        points = [(entry["label"], t) for entry in config.methods for t in config.record_of(entry)]
+        rows = [CurveRow("float", None, metrics), *(CurveRow(label, t, metrics, 1.0) for label, t in points)]
+        write_run(tmp_path / name, config.to_yaml(), rows)
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    page = docs / "results.md"
+    words = ["--from", str(tmp_path), "--out", str(docs)]
+    assert make_results.main(words) == 0
+    told = capsys.readouterr().err
+    assert all(f"{name}: no finished run" in told for name in ("squeezenet_imagenet", "ssd_mobilenet_coco"))
+    text = page.read_text()
+    assert "## ResNet-20, CIFAR-100" in text
+    assert (
+        "\nMobileNetV2-YOLOv3-Nano-coco on 7 images of coco_val128/val2017; thresholds from all images of coco_calib64"
+        in text
+    )
+    assert "\n    msat-det compare --cfg configs/real/resnet20_cifar100.yaml --out runs/results/resnet20" in text
+    assert "--sim.record 8,16,32,64 --data.limit 64 --methods p-norm,channel-norm," in text
+    assert cells(text, "method")[1:7] == [f"t = {t}" for t in (8, 16, 32, 64, 128, 256)]
+    assert cells(text, "`msat-normalised`", 3)[1:5] == ["**17.0**"] * 4
+    assert {file.name for file in docs.iterdir()} == {"results.md", "results"}  # no fit was run
+    assert {file.name for file in (docs / "results").iterdir()} == {
+        f"{name}.{kind}" for name in ("resnet20_cifar100", "yolo_nano_coco") for kind in ("csv", "png")
+    }
+
+    first = page.read_bytes()
+    assert make_results.main(words) == 0
+    assert page.read_bytes() == first
+
+    config = tmp_path / "yolo_nano_coco/config.yaml"
+    config.write_text(config.read_text().replace("limit: 64", "limit: 8"))
+    assert make_results.main(words) == 2
+    assert "was run with other data.limit: run it again" in capsys.readouterr().err
+
+
+def test_results_of_an_unknown_experiment(make_results: ModuleType, capsys: pytest.CaptureFixture) -> None:
+    assert make_results.main(["--only", "nope"]) == 2
+    assert capsys.readouterr().err.startswith("error: no experiment nope: --only takes resnet20_cifar100, ")

@@ -1,0 +1,210 @@
+"""Nothing is lost: killed anywhere, a run that goes on ends in the same files; a directory has one owner."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from support.small_runs import command, contents, die_at, run_quietly, start, tiny
+
+from msat_det.base.errors import InputError
+from msat_det.measure.parts import Part, Parts
+from msat_det.report.directory import RunDirectory
+from msat_det.run.arguments import PROJECT
+from msat_det.run.resume import owned
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of an undisturbed run."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    complete(out)
+    return out
+
+
+def complete(out: Path) -> None:
+    """Go on, or begin, in a process of its own, to the end."""
+    process = start(run_quietly, tiny(out, "--resume"))
+    process.join()
+    assert process.exitcode == 0
+
+
+def assert_finished_like(out: Path, whole: Path) -> None:
+    assert contents(out) == contents(whole)
+    assert len(list(out.glob("events.out.tfevents.*"))) == 1
+
+
+def killed_at_random_moments(moments: int, whole: Path, tmp_path: Path) -> None:
+    began = time.monotonic()
+    complete(tmp_path / "timed")
+    duration = time.monotonic() - began
+    chance = random.Random(0)
+    for moment in range(moments):
+        out = tmp_path / str(moment)
+        for _ in range(1 + moment % 2):  # every second run is killed again after it has gone on
+            process = start(run_quietly, tiny(out, "--resume"))
+            time.sleep(chance.uniform(0, duration))
+            process.kill()
+            process.join()
+        complete(out)
+        assert_finished_like(out, whole)
+
+
+def test_killed_at_random_moments(whole: Path, tmp_path: Path) -> None:
+    killed_at_random_moments(2, whole, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_twenty_random_moments(whole: Path, tmp_path: Path) -> None:
+    killed_at_random_moments(20, whole, tmp_path)
+
+
+def killed_at_a_change(step: int, whole: Path, out: Path) -> int | None:
+    process = start(die_at, step, tiny(out, "--resume"))
+    process.join()
+    complete(out)
+    assert_finished_like(out, whole)
+    return process.exitcode
+
+
+@pytest.mark.parametrize("step", [33, 68, 71])  # a part, summary.json, report.html lie beside their places
+def test_killed_at_a_change_of_the_directory(step: int, whole: Path, tmp_path: Path) -> None:
+    assert killed_at_a_change(step, whole, tmp_path / "run") == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_every_change_of_the_directory(whole: Path, tmp_path: Path) -> None:
+    step = 0
+    while killed_at_a_change(step, whole, tmp_path / str(step)) == -signal.SIGKILL:
+        step += 1  # until the run has fewer changes than that
+    assert step > 40
+
+
+@pytest.mark.slow
+def test_results_of_another_run_do_not_pass_for_this_one(whole: Path, tmp_path: Path) -> None:
+    """A new run in a finished one's directory, killed while it takes the directory over."""
+    kept = 0
+    for step in range(20):
+        out = tmp_path / str(step)
+        shutil.copytree(whole, out)
+        file = out / "config.yaml"
+        file.write_text(file.read_text().replace("seed: 0", "seed: 1"))
+        start(die_at, step, tiny(out)).join()
+        if "seed: 1" in file.read_text() and (out / "summary.json").exists():
+            assert contents(out)["curve.csv"] == contents(whole)["curve.csv"]
+            kept += 1
+        else:
+            complete(out)
+            assert_finished_like(out, whole)
+    assert 0 < kept < 10  # the first steps only take the lock
+
+
+def test_ctrl_c_leaves_what_is_done_and_says_how_to_go_on(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    script = str(PROJECT / "tools/convert_det.py")
+    process = subprocess.Popen([sys.executable, script, *command(out)], stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (out / "parts/00000000.safetensors").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate()
+    assert process.returncode == 130
+    assert told.endswith("\ninterrupted: the same command with --resume goes on from here\n")
+    assert "Traceback" not in told
+    assert not (out / "summary.json").exists()
+    with pytest.raises(InputError, match=r"\d batches of an unfinished run: add --resume"):
+        run_quietly(tiny(out))
+    complete(out)
+    assert contents(out)["curve.csv"] == contents(whole)["curve.csv"]
+
+
+def test_a_finished_run_has_nothing_left_to_do(whole: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.name != ".lock"}
+    rows = run_quietly(tiny(whole, "--resume"))
+    after = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.name != ".lock"}
+    assert {p: t for p, t in after.items() if p.is_file()} == {p: t for p, t in before.items() if p.is_file()}
+    assert [(row.method, row.t) for row in rows] == [("float", None), ("signed", 1), ("signed", 4), ("staged-4", 4)]
+    assert rows[0].spikes_per_neuron is None
+    assert rows[0].metrics["map"] > 0
+    assert rows[3].energy_ratio > 0
+
+
+@pytest.fixture
+def unfinished(tmp_path: Path) -> Path:
+    """A directory in which one batch is done."""
+    out, write = tmp_path / "run", Parts.write
+
+    def stop(parts: Parts, number: int, part: Part) -> None:
+        if number == 1:
+            raise KeyboardInterrupt
+        write(parts, number, part)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Parts, "write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_quietly(tiny(out))
+    assert Parts(out / "parts").done() == {0}
+    return out
+
+
+def test_another_configuration_does_not_go_on(unfinished: Path) -> None:
+    changes = {
+        "batch": ("--batch", "2"),
+        "seed": ("--seed", "1"),
+        "threads": ("--threads", "2"),
+        "data.limit": ("--data.limit", "11"),
+        "methods.signed.gamma": ("--methods.signed.gamma", "3"),
+        "methods": ("--methods", "signed"),
+        "sim.record": ("--sim.record", "2,4"),
+    }
+    for key, words in changes.items():
+        with pytest.raises(InputError, match=rf"^{key} is .* and was .* began: give the same, or start anew"):
+            run_quietly(tiny(unfinished, "--resume", *words))
+
+
+def test_other_weights_or_images_do_not_go_on(unfinished: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    shutil.copy(PROJECT / "data/weights/yolo_demo.safetensors", weights)
+    config = yaml.safe_load((unfinished / "config.yaml").read_text())
+    config["model"]["weights"] = str(weights)
+    (unfinished / "config.yaml").write_text(yaml.safe_dump(config))
+    words = ("--resume", "--model.weights", str(weights))
+    content = bytearray(weights.read_bytes())
+    content[-2] ^= 1  # a bit of the last weight
+    weights.write_bytes(content)
+    with pytest.raises(InputError, match=r"^the weights are not those with which the run in"):
+        run_quietly(tiny(unfinished, *words))
+
+    shutil.copy(PROJECT / "data/weights/yolo_demo.safetensors", weights)
+    config["calib"]["skip"] = 1
+    (unfinished / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(InputError, match=r"^the calibration images are not those"):
+        run_quietly(tiny(unfinished, *words, "--calib.skip", "1"))
+
+
+def test_damage_is_named(unfinished: Path, whole: Path) -> None:
+    (unfinished / "parts/00000000.safetensors").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"00000000\.safetensors is damaged .*: delete it, --resume computes it again"):
+        run_quietly(tiny(unfinished, "--resume"))
+    (unfinished / "parts/00000000.safetensors").unlink()
+    complete(unfinished)
+    assert_finished_like(unfinished, whole)
+    for text in ("- x", "a: [", "data:\nmethods: 3"):
+        (unfinished / "config.yaml").write_text(text)
+        with pytest.raises(InputError, match=r"config\.yaml is damaged .*: start anew with another --out DIR"):
+            run_quietly(tiny(unfinished, "--resume"))
+
+
+def test_a_directory_has_one_owner(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with owned(RunDirectory(out)), pytest.raises(InputError, match=rf"still going \(process {os.getpid()} on "):
+        run_quietly(tiny(out))
+    with owned(RunDirectory(out)):
+        pass  # the lock goes with its owner

@@ -1,0 +1,301 @@
+"""The fused kernel against ``neurons.step``, its exp and softplus, and what runs where there is no compiler."""
+
+import ctypes
+import functools
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.neurons import IDENTITY, LEAKY, RELU, RELU6, SILU, VARIANTS, noise
+from torch import Tensor
+
+from msat_det.methods.observe import Site
+from msat_det.spiking import kernels
+from msat_det.spiking.kernels import Scan, library
+from msat_det.spiking.neurons import Chances, Msat, Neuron, new_state, step
+
+needs_kernel = pytest.mark.skipif(library() is None, reason="no C++ compiler here, or MSAT_DET_KERNEL=off")
+
+OPTIONS = {
+    "plain": {},
+    "half": {"initial": 0.5},
+    "initial by channel": {"initial": torch.tensor([0.1, 0.5, -0.3, 0.2])},
+    "signed": {"signed": True, "initial": 0.5},
+    "signed, margin, bursts": {"signed": True, "margin": 0.8, "gamma": 3},
+    "rounding, stages": {"rounding": "track", "stages": (2.0, 1.0, 0.5, 0.25), "signed": True, "gamma": 15},
+    "reset to zero": {"reset": "zero"},
+    "reset to zero, signed": {"reset": "zero", "signed": True, "gamma": 2},
+    "bias": {"bias": torch.tensor([0.1, -0.2, 0.0, 0.3]), "gamma": 2},
+}
+ACTIVATIONS = {a.name: a for a in (RELU, replace(RELU6, upper=1.37), IDENTITY)}
+THETAS = torch.tensor([0.6, 1.0, 0.0, 2.3])  # the third channel is dead
+SHAPE = (2, 4, 5, 9)  # 180 neurons: full groups of the kernel and a rest
+STEPS = 19
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def reference(neuron: Neuron, currents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Spikes and outputs by ``neurons.step``, (T, B, C, …), and the last potential."""
+    state = new_state(neuron, currents[0], with_output=True)
+    results = [step(neuron, state, x, t) for t, x in enumerate(currents)]
+    return *(torch.stack(part) for part in zip(*results, strict=True)), state.v
+
+
+def ties(neuron: Neuron, currents: Tensor) -> Tensor:
+    """Neurons (B, C, …) that are near a tie at some time: their spikes change where the currents change by 2e-5."""
+    spikes = [reference(neuron, currents * factor)[0] for factor in (1 - 2e-5, 1.0, 1 + 2e-5)]
+    return ((spikes[0] != spikes[1]) | (spikes[1] != spikes[2])).any(0)
+
+
+def scanned(scan: Scan, currents: Tensor, chunk: int, in_place: bool = False) -> Tensor:
+    outputs = []
+    for t0 in range(0, len(currents), chunk):
+        part = currents[t0 : t0 + chunk]
+        part = part.clone() if in_place else part
+        outputs.append(scan.run(part, t0, len(part), in_place))
+        assert not in_place or outputs[-1].data_ptr() == part.data_ptr()
+    return torch.cat(outputs)
+
+
+def fanout() -> Tensor:
+    return torch.arange(180.0).reshape(SHAPE[1:])
+
+
+@functools.cache
+def currents_for(mean: float = 0.3) -> Tensor:
+    """(T, B, C, …), other currents in every timestep."""
+    return noise(STEPS, *SHAPE, mean=mean)
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    ("name", "variant"), [(a, v) for a in ACTIVATIONS for v in VARIANTS] + [("leakyrelu", "constant")]
+)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_scan_is_the_step(name: str, variant: str, options: dict) -> None:
+    """Same spikes, outputs, state and counts as ``step``; neurons near a tie are left out (see ``ties``)."""
+    neuron = Neuron(THETAS, ACTIVATIONS.get(name, LEAKY), adaptive=VARIANTS[variant], **options)
+    currents = currents_for()
+    s, y, v = reference(neuron, currents)
+    kept = ~ties(neuron, currents)
+    assert kept.float().mean() > 0.95
+    for chunk, format in ((1, "contiguous"), (5, "channels_last"), (STEPS, "channels_last")):
+        x = currents.flatten(0, 1).contiguous(memory_format=FORMATS[format]).unflatten(0, (STEPS, SHAPE[0]))
+        scan = Scan(neuron, x[0], fanout(), with_output=chunk == 5)
+        assert scan._struct is not None, "this neuron was meant to run in the kernel"
+        got = scanned(scan, x, chunk)
+        assert (got - y)[:, kept].abs().max() < 1e-4
+        assert torch.equal(got[:, kept].sign(), y[:, kept].sign())
+        assert (scan.state.v - v)[kept].abs().max() < 1e-3
+        if kept.all():
+            assert torch.equal(scan.counts, counts(s))
+
+
+def counts(spikes: Tensor) -> Tensor:
+    """(B, 4) Σ|s|, Σ|s|·fan-out, Σ[s≠0], Σ[s≠0]·fan-out."""
+    size, events, reach = spikes.abs().double(), (spikes != 0).double(), fanout().double()
+    return torch.stack([(v * f).sum((0, 2, 3, 4)) for v in (size, events) for f in (torch.ones(()), reach)], 1)
+
+
+@needs_kernel
+@pytest.mark.parametrize("slope", [0.1, 0.01])
+def test_imbalanced_leaky_neurons(slope: float) -> None:
+    leaky = replace(LEAKY, fn=lambda x: F.leaky_relu(x, slope), slope=slope)
+    neuron = Neuron(THETAS, leaky, imbalanced=True, gamma=2)
+    currents = 0.4 / slope * currents_for(mean=-0.2)
+    s, y, _ = reference(neuron, currents)
+    kept = ~ties(neuron, currents)
+    scan = Scan(neuron, currents[0], fanout(), with_output=True)
+    assert scan._struct is not None
+    assert (scanned(scan, currents, 4) - y)[:, kept].abs().max() < 1e-4
+    assert (s[:, kept] < 0).any()
+
+
+@needs_kernel
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("variant", ["constant", "reference", "normalised"])
+def test_chunks_formats_and_in_place_give_the_same_bits(variant: str, format: str) -> None:
+    neuron = Neuron(THETAS, RELU, adaptive=VARIANTS[variant], signed=True, rounding="track")
+    x = currents_for().flatten(0, 1).contiguous(memory_format=FORMATS[format]).unflatten(0, (STEPS, SHAPE[0]))
+    whole = Scan(neuron, x[0], fanout(), False)
+    expected = scanned(whole, x, STEPS)
+    for chunk in (1, 2, 3, 5, 16):
+        for in_place in (False, True):
+            scan = Scan(neuron, x[0], fanout(), False)
+            assert torch.equal(scanned(scan, x, chunk, in_place), expected)
+            assert torch.equal(scan.counts, whole.counts)
+            assert torch.equal(scan.state.v, whole.state.v)
+    assert torch.equal(x.contiguous(), currents_for())
+    if format == "channels_last":
+        plain = scanned(Scan(neuron, currents_for()[0], fanout(), False), currents_for(), 5)
+        assert torch.equal(plain, expected)
+
+
+@pytest.mark.parametrize("kernel", [pytest.param(True, marks=needs_kernel), False], ids=["kernel", "plain"])
+def test_constant_current(kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One timestep stands for all; it is never overwritten."""
+    if not kernel:
+        monkeypatch.setattr(kernels, "library", lambda: None)
+    neuron = Neuron(THETAS, RELU, initial=0.5)
+    x = currents_for()[:1].clone()
+    repeated = scanned(Scan(neuron, x[0], fanout(), True), x.expand(STEPS, *SHAPE).contiguous(), 5)
+    scan = Scan(neuron, x[0], fanout(), True)
+    parts = [scan.run(x, t0, min(5, STEPS - t0), in_place=True) for t0 in range(0, STEPS - 1, 5)]
+    assert torch.equal(torch.cat(parts), repeated[: sum(map(len, parts))])
+    assert torch.equal(x, currents_for()[:1])
+
+
+@needs_kernel
+def test_other_shapes_and_strides() -> None:
+    """(B, C) and (B, C, L) populations, one pixel, a slice that is not contiguous."""
+    neuron = Neuron(THETAS, RELU, signed=True, gamma=2)
+    for shape in ((2, 4), (2, 4, 7), (2, 4, 1, 1), (1, 4, 3, 1)):
+        x = noise(6, *shape)
+        expected = reference(neuron, x)[1]
+        assert torch.equal(scanned(Scan(neuron, x[0], torch.ones(shape[1:]), True), x, 4), expected)
+    wide = noise(6, 2, 4, 5, 18)[..., ::2]
+    expected = reference(neuron, wide)[1]
+    scan = Scan(neuron, wide[0], fanout(), True)
+    assert torch.equal(torch.cat([scan.run(wide[t : t + 1], t, 1, in_place=True) for t in range(6)]), expected)
+
+
+@needs_kernel
+@pytest.mark.parametrize("variant", ["constant", "reference"])
+def test_threads_do_not_matter(variant: str) -> None:
+    neuron = Neuron(torch.tensor(1.0), RELU, adaptive=VARIANTS[variant], signed=True)
+    x = noise(6, 2, 8, 40, 41)
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        scan = Scan(neuron, x[0], torch.rand(8, 40, 41, generator=torch.Generator().manual_seed(0)), True)
+        results.append((scan.run(x, 0, 6), scan.counts, scan.state.v, scan.state.o))
+    torch.set_num_threads(1)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@needs_kernel
+def test_a_nan_gets_through_to_the_counts() -> None:
+    for activation in (RELU, RELU6, IDENTITY):
+        for adaptive in VARIANTS.values():
+            for options in OPTIONS.values():
+                x = currents_for()[:3].clone()
+                x[1, 1, 3, 2, 2] = float("nan")
+                scan = Scan(Neuron(THETAS, activation, adaptive=adaptive, **options), x[0], fanout(), False)
+                scan.run(x, 0, 3)
+                assert scan.counts.isnan().any(1).tolist() == [False, True]
+
+
+def apply(name: str, x: Tensor) -> Tensor:
+    y = torch.empty_like(x)
+    function = getattr(library(), name)
+    function(ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr()), ctypes.c_int64(x.numel()))
+    return y
+
+
+@needs_kernel
+def test_exp_and_softplus_are_right_to_a_millionth() -> None:
+    generator = torch.Generator().manual_seed(0)
+    small = 10 ** (40 * torch.rand(200_000, generator=generator, dtype=torch.float64) - 38)
+    x = torch.cat((torch.linspace(-87, 88, 400_001), small.float(), -small.float(), torch.zeros(1)))
+    x = x[(x >= -87) & (x <= 88)]
+    exact = x.double().exp()
+    assert ((apply("apply_exp", x).double() - exact) / exact).abs().max() <= 1e-6
+    soft = F.softplus(x.double(), threshold=1000)
+    assert ((apply("apply_softplus", x).double() - soft) / soft).abs().max() <= 1e-6
+    beyond = torch.tensor([-1e30, -200.0, -88.0, 89.0, 1e30])
+    assert apply("apply_exp", beyond).isfinite().all()
+    assert (apply("apply_exp", beyond)[:3] <= 2e-38).all()
+    assert (apply("apply_exp", beyond)[3:] >= 1.6e38).all()
+    assert apply("apply_softplus", beyond)[3:].tolist() == beyond[3:].tolist()
+
+
+def test_what_the_kernel_does_not_hold_runs_in_plain_pytorch() -> None:
+    x = currents_for()
+    for neuron in (Neuron(THETAS, SILU), Neuron(THETAS, RELU, confidence=0.5)):
+        scan = Scan(neuron, x[0], fanout(), True, Chances(0, [1, 2], 0))
+        assert scan._struct is None
+        assert scan.run(x, 0, STEPS).shape == x.shape
+
+
+@pytest.fixture
+def fresh_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """``library()`` decides anew, with an empty cache folder; afterwards everything is as it was."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("MSAT_DET_KERNEL", "")
+    library.cache_clear()
+    yield
+    library.cache_clear()
+
+
+@pytest.mark.parametrize("cause", ["switched off", "no compiler", "a compiler that fails"])
+def test_without_a_kernel_the_results_are_the_same(
+    cause: str, fresh_library: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    neuron = Neuron(THETAS, RELU, signed=True, gamma=3, initial=0.5)
+    x = currents_for()
+    if cause == "switched off":
+        monkeypatch.setenv("MSAT_DET_KERNEL", "off")
+    elif cause == "no compiler":
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.setenv("PATH", str(tmp_path))
+    else:
+        monkeypatch.setenv("CXX", "false")
+    assert library() is None
+    scan = Scan(neuron, x[0], fanout(), True)
+    assert torch.equal(scanned(scan, x, 5), reference(neuron, x)[1])
+    assert torch.equal(scan.counts, counts(reference(neuron, x)[0]))
+    site = Site.empty(4)
+    site.add(x[0])
+    assert torch.equal(site.maximum, x[0].abs().amax((0, 2, 3)))
+    said = capfd.readouterr().err
+    assert ("plain PyTorch" in said) == (cause != "switched off")
+    assert not list(tmp_path.rglob("*.so"))
+
+
+@needs_kernel
+@pytest.mark.parametrize("format", FORMATS)
+def test_histograms_of_kernel_and_plain_pytorch_agree(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = noise(3, 9, 5, 7, mean=0.0) * 10 ** noise(3, 9, 5, 7, seed=1, mean=-2.0).mul(3)
+    values[values.abs() < 1e-5] = 0.0
+    values = values.contiguous(memory_format=FORMATS[format])
+    by_kernel, plain = Site.empty(9), Site.empty(9)
+    by_kernel.add(values)
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    plain.add(values)
+    assert torch.equal(by_kernel.histogram, plain.histogram)
+    assert torch.equal(by_kernel.maximum, plain.maximum)
+
+
+@needs_kernel
+@pytest.mark.parametrize("adaptive", [Msat(), Msat(normalised=True)], ids=["volts", "units"])
+@pytest.mark.parametrize("signed", [False, True])
+def test_thresholds_that_all_but_vanish_divide_nothing_by_zero(adaptive: Msat, signed: bool) -> None:
+    sizes = torch.tensor([1e-9, 1.0, 1e3]).reshape(3, 1, 1)
+    x = (100 * torch.randn(8, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) - 50) * sizes
+    neuron = Neuron(torch.tensor([1e-10, 0.1, 500.0]), RELU, adaptive=adaptive, signed=signed, gamma=3)
+    scan, state = Scan(neuron, x[0], torch.zeros(3, 4, 4), True), new_state(neuron, x[0], True)
+    y = scan.run(x, 0, 8)
+    assert y.isfinite().all()
+    for t in range(8):
+        assert step(neuron, state, x[t], t)[1].isfinite().all()
+
+
+# ---- events
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_kernel), False])
+def test_events_are_counted_with_their_fanout(compiled: bool, layout: str, monkeypatch) -> None:
+    if not compiled:
+        monkeypatch.setattr(kernels, "library", lambda: None)
+    y = (noise(3, *SHAPE[1:]) * (noise(3, *SHAPE[1:]) > 0)).contiguous(memory_format=FORMATS[layout])
+    y[1, 2, 3, 4] = -0.0
+    reach = torch.arange(180.0).reshape(SHAPE[1:])
+    fired = (y != 0).double()
+    expected = torch.stack((fired.sum((1, 2, 3)), (fired * reach).sum((1, 2, 3))), 1)
+    assert 0 < expected[0, 0] < 180
+    assert torch.equal(kernels.count_events(y, reach), expected)
+    assert torch.equal(kernels.count_events(y, torch.ones(4, 1, 1))[:, 1], expected[:, 0])

@@ -1,0 +1,74 @@
+"""Small runs for tests: the embedded YOLO on a few embedded images, in this process or in one that may be killed."""
+
+import contextlib
+import io
+import multiprocessing
+import os
+import signal
+import sys
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from msat_det.base.config import Config
+from msat_det.measure.rows import CurveRow
+from msat_det.run import resume
+from msat_det.run.arguments import PROJECT, load_config
+from msat_det.run.experiment import run
+
+WORDS = (
+    "--data.limit 10 --calib.limit 4 --sim.record 1,4 --methods signed,staged-4 --batch 3 --threads 1 --draw.images 1"
+)
+CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
+
+
+def command(out: Path, *words: str) -> list[str]:
+    """The words of tools/convert_det.py for four batches of ten images."""
+    return ["--cfg", str(PROJECT / "configs/yolo_voc.yaml"), "--out", str(out), *WORDS.split(), *words]
+
+
+def tiny(out: Path, *words: str) -> Config:
+    return load_config(command(out, *words))
+
+
+def run_quietly(config: Config) -> list[CurveRow]:
+    """Without bars and table; under one commit, whatever happens to the checkout meanwhile."""
+    resume.commit_id = lambda: "0123abc"
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        return run(config)
+
+
+def die_at(step: int, config: Config) -> None:
+    """Run, but die of SIGKILL just before the file system of the run directory is changed for the ``step``-th time."""
+    left = [step]
+
+    def watch(event: str, arguments: tuple) -> None:
+        if event not in CHANGES or not str(arguments[0]).startswith(config.out):
+            return
+        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            return
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left[0] -= 1
+
+    sys.addaudithook(watch)
+    run_quietly(config)
+
+
+def start(target: object, *arguments: object) -> BaseProcess:
+    """A process that begins at once: it is forked from a server that has imported everything."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["msat_det.run.experiment", "msat_det.report.curves", "torch.utils.tensorboard"])
+    process = context.Process(target=target, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """Everything in a run directory by its path; the lock and TensorBoard's events, which hold times, left out."""
+    files = (path for path in out.rglob("*") if path.is_file())
+    names = {str(path.relative_to(out)): path for path in files}
+    return {
+        name: path.read_bytes().replace(str(out).encode(), b"OUT")
+        for name, path in sorted(names.items())
+        if name != ".lock" and "events." not in name
+    }

@@ -1,0 +1,44 @@
+"""The house keeps its order: a room imports only rooms below it, and no file imports itself by a detour."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1] / "msat_det"
+ROOMS = ["base", "data", "graph", "models", "spiking", "methods", "measure", "report", "run"]  # from the ground up
+
+
+def modules() -> dict[str, Path]:
+    names = {path: ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in PACKAGE.rglob("*.py")}
+    return {name.removesuffix(".__init__"): path for path, name in names.items()}
+
+
+def imported(name: str, path: Path, known: dict[str, Path]) -> set[str]:
+    """The package's modules that a file imports, wherever in it the import stands."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import: write the whole name"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    found = {word if word in known else word.rpartition(".")[0] for word in found}
+    return (found & set(known)) - {name}
+
+
+ARROWS = {name: imported(name, path, modules()) for name, path in modules().items()}
+
+
+def test_rooms_import_downwards() -> None:
+    level = {room: number for number, room in enumerate(["__init__", *ROOMS, "__main__"])}
+    inside = {name: name.split(".")[1] for name in ARROWS if "." in name}
+    upwards = [f"{a} → {b}" for a in inside for b in ARROWS[a] if level[inside[a]] < level[inside.get(b, "__init__")]]
+    assert set(inside.values()) <= {*ROOMS, "__main__"}
+    assert not upwards
+
+
+def test_no_circles() -> None:
+    try:
+        TopologicalSorter({name: arrows - {"msat_det"} for name, arrows in ARROWS.items()}).prepare()
+    except CycleError as error:
+        raise AssertionError(" → ".join(error.args[1])) from None
