@@ -5,7 +5,7 @@ linear layers behind them. Where something analog flows into the same position, 
 every timestep, once, and spikes that arrive there too pay nothing more.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,12 @@ class FanOut:
     analog: dict[Node, float] = field(default_factory=dict)
     once: float = 0.0
     evaluations: int = 0
+
+    def on(self, graph: Graph) -> "FanOut":
+        """The same counts for the nodes of a copy of the graph."""
+        node = {n.name: n for n in graph.nodes}
+        macs, spikes, analog = ({node[n.name]: v for n, v in x.items()} for x in (self.macs, self.spikes, self.analog))
+        return replace(self, macs=macs, spikes=spikes, analog=analog)
 
     @property
     def total(self) -> int:

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.utils._pytree as pytree
@@ -26,7 +26,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
-from msat_det.graph.inputs import AS_IT_TAKES, MISFIT, Batch, as_input, kind, reason
+from msat_det.graph.inputs import AS_IT_TAKES, MISFIT, Batch, as_input, kind, name_of, reason
 from msat_det.graph.ops import Kind
 from msat_det.graph.prepare import prepared
 
@@ -72,11 +72,6 @@ class Graph:
 
     def at_size(self, batch: Batch) -> "Graph":
         """A copy that is measured with images of another size. Raises InputError where they don't go through it."""
-        for name, value in self.bind(batch).items():
-            if value.dim() - 1 != len(self.sizes[name]):
-                raise InputError(
-                    f"input '{name}' is {kind(value)}, the calibration's images are {self.sizes[name]}: {AS_IT_TAKES}"
-                )
         graph = self.copy()
         try:
             measure(graph, batch)
@@ -85,6 +80,11 @@ class Graph:
             raise InputError(
                 f"the calibration's images are {sizes}, and of another size they do not go through: {error}"
             ) from error
+        for node, known in zip(graph.sites, self.sites, strict=True):
+            if _channels(node) != _channels(known):
+                raise InputError(
+                    f"{where(node)} has a channel for each position: give images of the calibration's size"
+                )
         return graph
 
     @property
@@ -95,7 +95,8 @@ class Graph:
     def bind(self, batch: Batch) -> dict[str, Tensor]:
         """A batch (tensor, tuple or dict of tensors) as {placeholder name: tensor}: floats in float32, on ``device``.
 
-        Raises InputError when the number or the names of the inputs do not fit, and for what is no batch.
+        Raises InputError when the number, the names, the ranks or the types of the inputs do not fit, and for what is
+        no batch.
         """
         values = [batch] if isinstance(batch, Tensor) else batch
         if not isinstance(values, dict | list | tuple):
@@ -110,7 +111,10 @@ class Graph:
             )
         else:
             values = dict(zip(self.inputs, values, strict=True))
-        ready = {name: as_input(name, value, self.device) for name, value in values.items()}
+        ready = {name: as_input(f"input '{name}'", value, self.device) for name, value in values.items()}
+        for node in self.nodes:
+            if node.op == "placeholder" and "dtype" in node.meta:
+                _check_kind(node, ready[node.target])
         if len({len(value) for value in ready.values()}) > 1:
             raise InputError(f"the inputs hold {[len(v) for v in ready.values()]} images: give as many for each")
         return ready
@@ -142,6 +146,11 @@ class Graph:
         """Output values in fx's containers → the network's own structure."""
         return pytree.tree_unflatten(pytree.tree_leaves(outputs), self.structure)
 
+    def __reduce_ex__(self, protocol: int) -> NoReturn:
+        raise InputError(
+            "a traced network is neither pickled nor copied as it is: keep a converted one by snn.save(path)"
+        )
+
     def walk(self, batch: Batch) -> Iterator[tuple[Node, Any]]:
         """Run the float graph node by node: yields (node, value); values are freed after their last use."""
         inputs, env, last = self.bind(batch), {}, last_uses(self.nodes)
@@ -160,6 +169,20 @@ class Graph:
         with torch.inference_mode():
             *_, (_, outputs) = self.walk(batch)
         return outputs
+
+
+def _channels(site: Node) -> int:
+    axis = site.meta.get("axis", 1)
+    return 1 if axis is None else site.meta["shape"][axis - 1]
+
+
+def _check_kind(placeholder: Node, value: Tensor) -> None:
+    shape, dtype = placeholder.meta["shape"], placeholder.meta["dtype"]
+    if value.dim() - 1 != len(shape) or value.dtype != dtype:
+        raise InputError(
+            f"input '{placeholder.target}' is {kind(value)}, where the first images were {shape} of {name_of(dtype)}: "
+            f"{AS_IT_TAKES}"
+        )
 
 
 def device_of(net: nn.Module) -> torch.device | None:
@@ -243,7 +266,7 @@ def _bind_signature(net: nn.Module, batch: Any) -> tuple[list[str], tuple | dict
         raise InputError(f"{type(net).__name__}.forward takes *{variadic[0]}: give its inputs names of their own")
     defaults = {n: p.default for n, p in parameters.items() if n not in given and n not in variadic}
     device = device_of(net)
-    ready = {name: as_input(name, bound.arguments[name], device) for name in given}
+    ready = {name: as_input(f"input '{name}'", bound.arguments[name], device) for name in given}
     return given, ready if isinstance(batch, dict) else tuple(ready.values()), defaults
 
 
@@ -253,7 +276,7 @@ def _float_outputs(net: nn.Module, values: tuple | dict) -> Any:
         with torch.inference_mode():
             return net(**own) if isinstance(own, dict) else net(*own)
     except MISFIT as error:
-        given = ", ".join(f"{tuple(x.shape[1:])} {x.dtype}" for x in pytree.tree_leaves(values))
+        given = ", ".join(f"{tuple(x.shape[1:])} {name_of(x.dtype)}" for x in pytree.tree_leaves(values))
         raise InputError(
             f"{type(net).__name__} does not run on images of {given} ({reason(error)}): {AS_IT_TAKES}"
         ) from error

@@ -42,34 +42,41 @@ def whole(name: str, value: Any, least: int | None = None) -> int:
 
 def recorded(T: Any, record: Any = None) -> list[int]:
     """The timesteps to be recorded, in their order: ``record``'s, one or several, or T alone. Raises InputError."""
+    last = whole("T", T)
     if record is None:
-        record = [T]
+        record = [last]
     elif not isinstance(record, Iterable) or getattr(record, "ndim", None) == 0:
         record = [record]
     times = sorted({whole("one of the recorded timesteps", t) for t in record})
-    last = whole("T", T)
     if not times or times[0] < 1 or times[-1] > last:
         raise InputError(f"recorded timesteps {times} must lie in 1..T = {last}: give at least one, and T as the last")
     return times
 
 
-def as_input(name: str, value: Any, device: torch.device | None) -> Tensor:
-    """One input of a network: real numbers in float32, on the network's device. Raises InputError."""
+def as_input(name: str, value: Any, device: torch.device | None = None) -> Tensor:
+    """One input of a network for a batch of images: floats in float32, on the network's device. Raises InputError."""
     if not isinstance(value, Tensor):
-        raise InputError(f"input '{name}' is {kind(value)}: give a tensor (B, …)")
+        raise InputError(
+            f"{name} is {kind(value)}: give a float tensor (B, …), as torch.from_numpy makes one of NumPy's"
+        )
     if value.dim() == 0 or value.layout is not torch.strided or value.is_complex() or value.is_meta:
-        raise InputError(f"input '{name}' is {kind(value)}: give a dense tensor of real numbers (B, …)")
+        raise InputError(f"{name} is {kind(value)}: give a dense tensor of real numbers (B, …)")
     if len(value) == 0:
-        raise InputError(f"input '{name}' is {kind(value)}, which holds no image: give at least one")
+        raise InputError(f"{name} is {kind(value)}, which holds no image: give at least one")
     return value.to(device, torch.float32 if value.is_floating_point() else value.dtype)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def kind(value: Any) -> str:
     """What a value is, for messages."""
     if isinstance(value, Tensor):
-        return f"a tensor {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+        where = " without values" if value.is_meta else "" if value.layout is torch.strided else " in a sparse layout"
+        return f"a tensor {tuple(value.shape)} of {name_of(value.dtype)}{where}"
     inner = f" of {type(value[0]).__name__}" if isinstance(value, list | tuple) and value else ""
-    return f"a {type(value).__name__}{inner}"
+    return f"{'an' if type(value).__name__[0] in 'aeiou' else 'a'} {type(value).__name__}{inner}"
 
 
 def calibration_batches(given: Any, net: nn.Module) -> list[Batch]:
@@ -77,17 +84,9 @@ def calibration_batches(given: Any, net: nn.Module) -> list[Batch]:
 
     given: one batch, or an iterable of batches, which is gone through once. A batch is a tensor (B, …), a sequence of
     the network's inputs in their order, or a mapping of their names; labels beside them are left out.
-    Raises InputError for anything else, and for batches whose images differ in more than their size.
+    Raises InputError for anything else.
     """
-    batches = [_batch(number, batch, net) for number, batch in enumerate(items(given))]
-    for number, batch in enumerate(batches):
-        for one, first in zip(_tensors(batch), _tensors(batches[0]), strict=False):
-            if one.dim() != first.dim() or one.is_floating_point() != first.is_floating_point():
-                raise InputError(
-                    f"calibration batch {number} is {kind(one)}, but batch 0 {kind(first)}: give batches alike, "
-                    "without labels"
-                )
-    return batches
+    return [_batch(f"calibration batch {number}", batch, net) for number, batch in enumerate(items(given))]
 
 
 def items(given: Any) -> list[Any]:
@@ -103,45 +102,42 @@ def items(given: Any) -> list[Any]:
     return list(given)
 
 
-def _tensors(batch: Batch) -> list[Tensor]:
-    return [batch] if isinstance(batch, Tensor) else list(batch.values() if isinstance(batch, dict) else batch)
-
-
-def _batch(number: int, batch: Any, net: nn.Module) -> Batch:
-    where = f"calibration batch {number}"
-    if isinstance(batch, Tensor):
-        return batch
+def _batch(where: str, batch: Any, net: nn.Module) -> Batch:
     parameters = inspect.signature(net.forward).parameters.values()
     names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     needed = [p.name for p in parameters if p.name in names and p.default is p.empty]
     if isinstance(batch, Mapping):
-        return _by_name(where, batch, names, needed)
-    if not isinstance(batch, Sequence) or isinstance(batch, str) or not batch or not isinstance(batch[0], Tensor):
-        raise InputError(
-            f"{where} is {kind(batch)}: give a float tensor (B, …) as the network takes it, images of files or of "
-            "NumPy made into one"
-        )
-    return _by_position(where, list(batch), names, needed)
+        inputs = _by_name(where, batch, names, needed)
+    elif isinstance(batch, list | tuple) and batch:
+        inputs = _by_position(where, batch, names, needed)
+    else:
+        inputs = batch
+    for tensor in inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, tuple) else [inputs]:
+        as_input(where, tensor)
+    return inputs
 
 
 def _by_name(where: str, batch: Mapping, names: list[str], needed: list[str]) -> Batch:
     if set(needed) <= set(batch):
         return {name: batch[name] for name in names if name in batch}
-    images = [value for value in batch.values() if isinstance(value, Tensor) and value.is_floating_point()]
-    if len(needed) == len(images) == 1:
-        return images[0]
+    floats = sorted((v for v in batch.values() if _is_float(v)), key=Tensor.dim)
+    if len(needed) == 1 and floats and (len(floats) == 1 or floats[-1].dim() > floats[-2].dim()):
+        return floats[-1]
     raise InputError(f"{where} has {show(list(batch))}, the network takes {needed}: name its inputs as forward does")
 
 
-def _by_position(where: str, batch: list, names: list[str], needed: list[str]) -> Batch:
+def _by_position(where: str, batch: Sequence, names: list[str], needed: list[str]) -> Batch:
     """The network's inputs at the front of a batch; behind them labels, which are not float or of another rank."""
     count = min(len(batch), len(names)) if names else len(batch)
-    while count > len(needed) and not (isinstance(batch[count - 1], Tensor) and batch[count - 1].is_floating_point()):
+    while count > max(len(needed), 1) and not _is_float(batch[count - 1]):
         count -= 1
-    for label in batch[count:]:
-        if isinstance(label, Tensor) and label.is_floating_point() and label.dim() == batch[0].dim():
-            raise InputError(
-                f"{where} is {kind(batch)}, {len(batch)} of them, and the network takes {count}: give one tensor "
-                "(B, …), single images as torch.stack(images), and no targets"
-            )
+    if any(_is_float(one) and _is_float(batch[0]) and one.dim() == batch[0].dim() for one in batch[count:]):
+        raise InputError(
+            f"{where} is {kind(batch)}, {len(batch)} of them, and the network takes {count}: give one tensor "
+            "(B, …), single images as torch.stack(images), and no targets"
+        )
     return tuple(batch[:count]) if count > 1 else batch[0]
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()

@@ -54,6 +54,7 @@ def identity(x: Tensor) -> Tensor:
 CONVOLUTIONS = {"conv1d", "conv2d", "conv3d", "convtranspose1d", "convtranspose2d", "convtranspose3d"}
 MULTIPLYING = CONVOLUTIONS | {"linear", "matmul", "bmm", "mm", "einsum"}
 
+_PADS = {f"{way}pad{n}d" for n in "123" for way in ("zero", "constant", "reflection", "replication", "circular")}
 # Linear or affine in their image input whatever their other arguments are.
 LINEAR = {
     *CONVOLUTIONS,
@@ -62,10 +63,8 @@ LINEAR = {
     *("avgpool1d", "avgpool2d", "avgpool3d", "adaptiveavgpool1d", "adaptiveavgpool2d", "adaptiveavgpool3d"),
     *("upsample", "interpolate", "upsamplingnearest2d", "upsamplingbilinear2d", "pixelshuffle", "pixelunshuffle"),
     *("channelshuffle", "fold", "unfold", "roll", "rot90", "fliplr", "flipud", "repeatinterleave"),
-    *(
-        "pad",
-        *(f"{way}pad{n}d" for way in ("zero", "constant", "reflection", "replication", "circular") for n in "123"),
-    ),
+    "pad",
+    *_PADS,
     *("flatten", "unflatten", "view", "reshape", "permute", "transpose", "t", "movedim", "squeeze", "unsqueeze"),
     *("viewas", "reshapeas", "expand", "expandas", "repeat", "tile", "flip", "ravel", "where", "maskedfill"),
     *("getitem", "chunk", "tensorsplit", "split", "unbind", "select", "narrow", "indexselect", "diagonal"),
@@ -91,22 +90,8 @@ DIFFERENTIAL = {
     "localresponsenorm",
     *("normalize", "norm", "vectornorm", "rmsnorm", "std", "var"),
     *("softmax", "softmax2d", "softmin", "logsoftmax", "logsumexp", "glu", "lerp", "addcmul", "addcdiv"),
-    *(
-        "pow",
-        "square",
-        "sqrt",
-        "rsqrt",
-        "exp",
-        "expm1",
-        "log",
-        "log1p",
-        "abs",
-        "reciprocal",
-        "sin",
-        "cos",
-        "atan",
-        "erf",
-    ),
+    *("pow", "square", "sqrt", "rsqrt", "reciprocal", "abs", "exp", "expm1", "log", "log1p"),
+    *("sin", "cos", "atan", "erf"),
     *LINEAR_IN_ONE,
     *COMPARISONS,
 }
@@ -136,6 +121,9 @@ _ALIASES = {
 }
 
 
+_OVERWRITING = {getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv", "ipow", "setitem")}
+
+
 def canonical(node: fx.Node, module: nn.Module | None) -> str:
     """The canonical name of what a node calls."""
     if module is not None:
@@ -162,14 +150,7 @@ def is_inplace(node: fx.Node, module: nn.Module | None) -> bool:
     if node.op == "call_method":
         return node.target.endswith("_") and not node.target.endswith("__")
     if getattr(node.target, "__module__", "") == "_operator":
-        return node.target in (
-            operator.iadd,
-            operator.isub,
-            operator.imul,
-            operator.itruediv,
-            operator.ipow,
-            operator.setitem,
-        )
+        return node.target in _OVERWRITING
     if node.target in (F.relu, F.relu6, F.leaky_relu, F.hardtanh, F.elu, F.silu, F.mish, F.hardswish, F.hardsigmoid):
         # F.relu(x, True): the last positional argument of these is `inplace`
         return len(node.args) > 1 and node.args[-1] is True

@@ -40,13 +40,13 @@ def convert(
 def observe(network: nn.Module | Detector, calibration: Batch | Iterable[Batch | Sequence[Tensor]]) -> Observation:
     """Trace a network and take its activations' statistics on calibration images.
 
-    network: any module whose dense part traces, of any precision (what is made of it calculates in float32), bare or
-        in ``DataParallel``, ``torch.compile`` or the like; a ``Detector``, whose ``net`` is converted, or torchvision's
+    network: any module whose dense part traces, of any precision (the conversion calculates in float32), bare or in
+        ``DataParallel``, ``torch.compile`` or the like; a ``Detector``, whose ``net`` is converted, or torchvision's
         SSD, RetinaNet or FCOS, which becomes one.
-    calibration: a batch of inputs or an iterable of batches, a ``DataLoader`` say, gone through once. A batch is a float
-        tensor (B, …), or a tuple or dict of tensors for several inputs; labels behind the inputs, or under names that
-        the network does not take, are left out. For a detector also images, one by one or in lists, each uint8 RGB
-        (3, H, W), a path or a PIL image, which its ``preprocess`` makes ready.
+    calibration: a batch of inputs or an iterable of batches, a ``DataLoader`` say, gone through once. A batch is a
+        float tensor (B, …), or a tuple or dict of tensors for several inputs; labels behind the inputs, or under names
+        that the network does not take, are left out. For a detector also images, one by one or in lists, each uint8
+        RGB (3, H, W), a path or a PIL image, which its ``preprocess`` makes ready.
     Raises InputError for what cannot be converted, naming node, source line and mend.
     """
     network = as_detector(unwrap(network))

@@ -5,6 +5,7 @@ time first. Only neuron states and running sums cross chunks, so memory does not
 computed once per batch; what no neuron follows is linear in the spikes and evaluated on their running means.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,7 +127,7 @@ class SpikingNetwork:
             graph = self.graph.at_size(one)
             self._resized = graph, fan_out(graph, one)
         graph, fanout = self._resized
-        return SpikingNetwork(graph, self.neurons, fanout, self.seed, self.chunk, self.decide, energy=self.energy)
+        return self._on(graph, self.neurons, fanout)
 
     def detect(
         self,
@@ -148,6 +149,19 @@ class SpikingNetwork:
         pixels, metas = zip(*map(self.detector.preprocess, pictures(images)), strict=True)
         outputs = self.run(torch.stack(pixels), T, record, stop=stop)
         return {t: self.detector.decode(output, list(metas)) for t, output in outputs.items()}
+
+    def __copy__(self) -> "SpikingNetwork":
+        return self._on(self.graph, dict(self.neurons), self.fanout)
+
+    def __deepcopy__(self, memo: dict) -> "SpikingNetwork":
+        graph = self.graph.copy()
+        return self._on(graph, copy.deepcopy(self.neurons, memo), self.fanout.on(graph))
+
+    def _on(self, graph: Graph, neurons: dict[str, Neuron], fanout: FanOut) -> "SpikingNetwork":
+        """A network like this one. Pickling is refused by ``Graph``: ``save`` writes what ``msat_det.load`` reads."""
+        return SpikingNetwork(
+            graph, neurons, fanout, self.seed, self.chunk, self.decide, detector=self.detector, energy=self.energy
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the network into one file, which ``msat_det.load`` reads; see ``formats.native``. Raises InputError."""
