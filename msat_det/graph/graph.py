@@ -567,7 +567,7 @@ def _check_outputs(graph: Graph, batch: Any, expected: Any) -> None:
         if isinstance(a, Tensor) and not _difference(a, b) <= _TOLERANCE:
             raise InputError(
                 f"the traced graph's outputs differ from the network's by {_difference(a, b):.1e} of their magnitude "
-                "(1e-4 allowed): is there randomness or state in the dense part?"
+                "(1e-4 allowed): is there randomness, state or autocast in the dense part?"
             )
 
 

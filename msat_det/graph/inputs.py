@@ -55,6 +55,8 @@ def recorded(T: Any, record: Any = None) -> list[int]:
 
 def as_input(name: str, value: Any, device: torch.device | None = None) -> Tensor:
     """One input of a network for a batch of images: floats in float32, on the network's device. Raises InputError."""
+    if torch.get_default_dtype() is not torch.float32 or any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+        raise InputError("torch's default dtype is not float32, or autocast is on: neurons need float32, so set it so")
     if not isinstance(value, Tensor):
         raise InputError(
             f"{name} is {kind(value)}: give a float tensor (B, …), as torch.from_numpy makes one of NumPy's"
@@ -76,7 +78,7 @@ def kind(value: Any) -> str:
         where = " without values" if value.is_meta else "" if value.layout is torch.strided else " in a sparse layout"
         return f"a tensor {tuple(value.shape)} of {name_of(value.dtype)}{where}"
     inner = f" of {type(value[0]).__name__}" if isinstance(value, list | tuple) and value else ""
-    return f"{'an' if type(value).__name__[0] in 'aeiou' else 'a'} {type(value).__name__}{inner}"
+    return f"{'an' if type(value).__name__[0].lower() in 'aeio' else 'a'} {type(value).__name__}{inner}"
 
 
 def calibration_batches(given: Any, net: nn.Module) -> list[Batch]:

@@ -89,7 +89,8 @@ def _picture(value: Any) -> Tensor:
         return torch.from_numpy(np.array(value.convert("RGB"))).permute(2, 0, 1).contiguous()
     if isinstance(value, Tensor) and value.dtype == torch.uint8 and value.dim() == 3 and value.shape[0] == 3:
         return value
+    mode = f" of mode {value.mode}" if isinstance(value, Image.Image) else ""
     raise InputError(
-        f"an image is {kind(value)}: give uint8 RGB (3, H, W), 0..255, a path or a PIL image; NumPy's (H, W, 3) as "
+        f"an image is {kind(value)}{mode}: give uint8 RGB (3, H, W), 0..255, a path or a PIL image; NumPy's (H, W, 3) as "
         "torch.from_numpy(image).permute(2, 0, 1)"
     )
