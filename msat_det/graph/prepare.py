@@ -1,6 +1,7 @@
 """A network made ready to be traced: a copy in float32 and evaluation mode, wrappers taken off, weights plain."""
 
 import copy
+import pickle
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim.swa_utils import AveragedModel
 
 from msat_det.base.errors import InputError
+from msat_det.graph.inputs import MISFIT, reason
 
 # Old-style reparametrisations: hooks that make the weight anew before every forward.
 _MAKERS = (WeightNorm, SpectralNorm, BasePruningMethod)
@@ -21,7 +23,7 @@ _MAKERS = (WeightNorm, SpectralNorm, BasePruningMethod)
 def unwrap(network: Any) -> Any:
     """What ``DataParallel``, ``DistributedDataParallel``, ``torch.compile`` or ``AveragedModel`` was put around."""
     while isinstance(network, nn.Module):
-        inner = network.__dict__.get("_modules", {}).get("_orig_mod")  # what torch.compile has made
+        inner = getattr(network, "_orig_mod", None)  # of what torch.compile has made
         if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
             inner = network.module
         if inner is None:
@@ -45,9 +47,7 @@ def prepared(net: nn.Module) -> nn.Module:
     for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
         if is_lazy(tensor) or tensor.is_meta:
             raise InputError(f"weight '{name}' has no value yet: load the weights, or run the network once, before")
-    # PyTorch copies no tensor that a graph has made, as the weight of weight_norm is after a forward
-    made = {id(t): t.detach().clone() for m in net.modules() for t in vars(m).values() if _is_made(t)}
-    net = copy.deepcopy(net, made).float().eval()
+    net = _copied(net).float().eval()
     for module in list(net.modules()):
         for name, child in module.named_children():
             setattr(module, name, unwrap(child))
@@ -59,6 +59,18 @@ def prepared(net: nn.Module) -> nn.Module:
 
 def _part(name: str) -> str:
     return f"module '{name}'" if name else "the network"
+
+
+def _copied(net: nn.Module) -> nn.Module:
+    # PyTorch copies no tensor that a graph has made, as the weight of weight_norm is after a forward
+    made = {id(t): t.detach().clone() for m in net.modules() for t in vars(m).values() if _is_made(t)}
+    try:
+        return copy.deepcopy(net, made)
+    except (*MISFIT, pickle.PickleError) as error:
+        raise InputError(
+            f"{type(net).__name__} can't be copied ({reason(error)}): take off what is no tensor, number or module, as "
+            "open files and scripted functions"
+        ) from error
 
 
 def _is_made(value: Any) -> bool:

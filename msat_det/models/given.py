@@ -91,6 +91,6 @@ def _picture(value: Any) -> Tensor:
         return value
     mode = f" of mode {value.mode}" if isinstance(value, Image.Image) else ""
     raise InputError(
-        f"an image is {kind(value)}{mode}: give uint8 RGB (3, H, W), 0..255, a path or a PIL image; NumPy's (H, W, 3) as "
-        "torch.from_numpy(image).permute(2, 0, 1)"
+        f"an image is {kind(value)}{mode}: give uint8 RGB (3, H, W), 0..255, a path or a PIL image; NumPy's (H, W, 3) "
+        "as torch.from_numpy(image).permute(2, 0, 1)"
     )
