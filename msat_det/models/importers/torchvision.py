@@ -129,7 +129,7 @@ class TorchvisionDetector:
         """(h, w) of each level that the head sees, and its number of columns; only shapes are computed."""
         levels: list[Tensor] = []
         hook = self.net.head.register_forward_pre_hook(lambda head, args: levels.extend(args[0]))
-        shapes_only = {name: value.to("meta") for name, value in self.net.state_dict().items()}
+        shapes_only = {name: value.float().to("meta") for name, value in self.net.state_dict().items()}
         outputs = functional_call(self.net, shapes_only, torch.empty(1, 3, *self.size, device="meta"))
         hook.remove()
         return [tuple(level.shape[2:]) for level in levels], outputs["cls_logits"].shape[-1]
