@@ -20,7 +20,9 @@ class Data:
 
     kind: dataset reader, a name in ``msat_det.data.DATASETS``: voc, coco, cifar100, folders …
     root: its folder; a COCO root holds annotations/ and <split>/, a VOC root holds VOCdevkit/.
-    split: val2017 (COCO), test or val (VOC) …
+    split: val2017 (COCO), test or val (VOC) …; null: the reader's own default.
+    annotations: JSON file of kind coco, relative to root; null: found where COCO and annotation tools put it.
+    images: folder of kind coco's images, relative to root; null: found where COCO and annotation tools put them.
     year: year of VOCdevkit/VOC<year>; other readers ignore it.
     limit: only the first N of a seeded shuffle of the sorted ids; null: all.
     corrupt: evaluate spoilt images, noise, blur, fog, brightness or jpeg with a severity of 1 to 5, as in noise:3.
@@ -29,6 +31,8 @@ class Data:
     kind: str
     root: str
     split: str | None = None
+    annotations: str | None = None
+    images: str | None = None
     year: str = "2007"
     limit: int | None = None
     corrupt: str | None = None
@@ -103,6 +107,8 @@ class Calib:
     kind: dataset reader as in data.kind; images: every image below root, without labels.
     root: its folder; null: data.root (not for kind images).
     split: split of that dataset; keep it apart from the evaluated one.
+    annotations: JSON file as in data.annotations.
+    images: folder as in data.images.
     skip: leave out the first N of the seeded shuffle, which are evaluated, where both come from the same images.
     limit: only the first N of a seeded shuffle of the sorted ids; null: all.
     """
@@ -110,6 +116,8 @@ class Calib:
     kind: str = "images"
     root: str | None = None
     split: str | None = None
+    annotations: str | None = None
+    images: str | None = None
     skip: int = 0
     limit: int | None = None
     augment: Augment = field(default_factory=Augment)
@@ -259,7 +267,8 @@ class Config:
             if self.calib.kind == "images":
                 raise InputError("calib.root is missing: name a folder of calibration images with --calib.root DIR")
             self.calib.root = self.data.root
-        same = all(getattr(self.calib, key) == getattr(self.data, key) for key in ("kind", "root", "split"))
+        keys = ("kind", "root", "split", "annotations", "images")
+        same = all(getattr(self.calib, key) == getattr(self.data, key) for key in keys)
         if same and self.calib.skip and (self.data.limit is None or self.data.limit > self.calib.skip):
             raise InputError(
                 f"data.limit is {self.data.limit} and calib.skip {self.calib.skip}: calibration images would be "

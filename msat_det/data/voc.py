@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from msat_det.base.errors import InputError
-from msat_det.base.files import MissingData, inside, is_file, read_text, show
+from msat_det.base.files import MissingData, absent, inside, is_file, read_text, show
 from msat_det.data.base import Dataset, Target, require_images
 from msat_det.data.images import IMAGE_SUFFIXES, image_names
 from msat_det.data.voc_classes import VOC_CLASSES, vocabulary
@@ -33,7 +33,9 @@ class VocDetection(Dataset):
         listing = inside(home, "ImageSets", "Main", f"{split}.txt")
         if not is_file(listing):
             known = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt"))[:8]) or "none"
-            raise MissingData(f"no image list {listing} (there: {known}): check the root, the split and the year")
+            raise MissingData(
+                f"{absent(listing, 'image list')} (there: {known}): check the root, the split and the year"
+            )
         folder, annotations = inside(home, "JPEGImages"), inside(home, "Annotations")
         there = file_names(annotations)
         lines = [line.strip() for line in read_text(listing).splitlines() if line.strip()]
@@ -45,7 +47,8 @@ class VocDetection(Dataset):
         files = image_files(folder, dict(listed), called)
         require_images(folder, files.values())
         classes = vocabulary(self._annotated())
-        super().__init__(folder, classes, files, self._labelled(classes))
+        sizes = {id: one.size for id, one in self._annotations.items()}
+        super().__init__(folder, classes, files, self._labelled(classes), sizes)
 
     def for_classes(self, classes: Sequence[str]) -> "VocDetection":
         """A view whose labels index a network's classes, or, where it knows some of VOC's 20 alone, all of those.

@@ -23,6 +23,7 @@ from torchvision.transforms import functional as F
 
 from msat_det.base.errors import InputError
 from msat_det.base.names import Names
+from msat_det.data.base import class_names
 from msat_det.models.state_dict import load_tensors, without_prefix
 from msat_det.models.weights import download, published, read_names, read_tensors
 
@@ -80,7 +81,7 @@ class Classifier:
     """A network, and what surrounds it. ``decode`` gives logits: their order is that of ``classes``."""
 
     def __init__(self, net: nn.Module, classes: list[str], inputs: Preprocess):
-        self.net, self.classes, self.inputs = net.eval(), classes, inputs
+        self.net, self.classes, self.inputs = net.eval(), class_names(classes, "the classifier", classes), inputs
 
     def preprocess(self, image: Tensor) -> tuple[Tensor, None]:
         """One uint8 RGB image (3, H, W) → the network's input (3, h, w) float32; nothing is needed to go back."""
@@ -231,7 +232,7 @@ def build_classifier(model: Any) -> Classifier:
         net = _build_to_fit(network, model.num_classes, tensors, weights)
     count = head(net)[1]
     if model.names is not None:
-        classes = read_names(model.names)
+        classes = read_names(model.names, distinct=False)  # ImageNet has two cranes
     else:
         classes = list(enum.meta["categories"]) if enum else [str(index) for index in range(count)]
     if len(classes) != count:

@@ -15,6 +15,7 @@ from torchvision.models.detection import SSDLite320_MobileNet_V3_Large_Weights
 from msat_det.base.errors import InputError
 from msat_det.base.files import is_file, show, text_of
 from msat_det.data import VOC_CLASSES
+from msat_det.data.base import class_names
 from msat_det.models.checkpoint import DTYPES, FAULTS, Checkpoint, Foreign, Stored
 from msat_det.models.state_dict import SAVE, find_weights
 
@@ -29,8 +30,11 @@ def given(model: Any, *keys: str) -> dict[str, Any]:
     return {key: value for key in keys if (value := getattr(model, key)) is not None}
 
 
-def read_names(path: str | Path) -> list[str]:
-    """VOC's 20 class names for "voc", COCO's 80 for "coco", or those of a file, one a line; blank lines don't count."""
+def read_names(path: str | Path, distinct: bool = True) -> list[str]:
+    """VOC's 20 class names for "voc", COCO's 80 for "coco", or those of a file, one a line; blank lines don't count.
+
+    distinct: whether each must be another one, as labels of boxes are compared by name; NO_CLASS may stand often.
+    """
     if path in ("voc", "coco"):
         return list(VOC_CLASSES if path == "voc" else COCO_CLASSES)
     try:
@@ -39,7 +43,7 @@ def read_names(path: str | Path) -> list[str]:
         raise InputError(f"{path}: class names not readable ({error}); give --model.names a text file") from None
     if not names:
         raise InputError(f"{path}: holds no class names; write one name a line")
-    return names
+    return class_names(names, path, NO_CLASS if distinct else names)
 
 
 # What the first bytes of a file say that it is, where people give it for another kind of weights.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from msat_det.base.errors import InputError
+from msat_det.data.base import class_names
 from msat_det.models.detector import Detections
 from msat_det.models.preprocessing import RESIZES, Geometry, as_size
 from msat_det.models.suppression import select
@@ -78,7 +79,7 @@ class YoloDetector:
             raise InputError(f"model.resize is '{resize}': give one of {', '.join(RESIZES)}")
         if channels not in (1, 3):
             raise InputError(f"channels is {channels}: give 3 for RGB images or 1 for grey ones")
-        self.net, self.classes, self.size = net.eval(), list(classes), as_size(size)
+        self.net, self.classes, self.size = net.eval(), class_names(classes, "the detector"), as_size(size)
         self.anchors = [torch.tensor(anchors, dtype=torch.float32) for anchors in anchors_per_head]
         self.strides = list(strides)
         self.scale_x_y = [float(scale_x_y)] * len(self.strides) if isinstance(scale_x_y, int | float) else [*scale_x_y]
@@ -108,6 +109,11 @@ class YoloDetector:
         """
         height, width = raw.shape[2:]
         values = BOX_VALUES[self.form], 1, len(self.classes)
+        if raw.shape[1] != len(anchors) * sum(values):
+            raise InputError(
+                f"a head of {raw.shape[1]} channels does not fit {len(anchors)} anchors and {len(self.classes)} class "
+                "names: give the names that the network was trained with"
+            )
         raw = raw.unflatten(1, (len(anchors), sum(values))).movedim(2, -1)
         centre, extent, objectness, classes = FORMS[self.form](*raw.split(values, -1))
         extent = extent * anchors.to(raw)[:, None, None]

@@ -61,14 +61,16 @@ def build_model(config: Config, task: Task) -> Any:
 def evaluated_images(config: Config, classes: list[str]) -> Dataset:
     """The images that ``config.data`` names, spoilt where it asks for that. classes: what the network tells apart."""
     data = config.data
-    dataset = build_dataset(data.kind, data.root, data.split, data.year, classes=classes)
+    places = {"annotations": data.annotations, "images": data.images}
+    dataset = build_dataset(data.kind, data.root, data.split, data.year, classes=classes, **places)
     return corrupted(subset(dataset, data.limit, config.seed), data.corrupt, config.seed)
 
 
 def calibration_batches(config: Config, model: Any) -> Cached:
     """The calibration images, preprocessed, in batches; an unreadable one is an error: it would shift thresholds."""
     calib = config.calib
-    dataset = build_dataset(calib.kind, calib.root, calib.split, config.data.year, option="--calib.root")
+    places = {"annotations": calib.annotations, "images": calib.images}
+    dataset = build_dataset(calib.kind, calib.root, calib.split, config.data.year, option="--calib.root", **places)
     dataset = subset(dataset, calib.limit, config.seed, calib.skip)
     dataset = augmented(dataset, calib.augment, config.seed)
 

@@ -1,5 +1,6 @@
 """What a run writes once all images are simulated: curve, pictures, TensorBoard, page, summary."""
 
+import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from msat_det.measure.differences import difference_rows, difference_table
 from msat_det.measure.examination import examine
 from msat_det.measure.exits import exit_rows, exit_table
 from msat_det.measure.parts import Parts
-from msat_det.measure.rows import CurveRow
+from msat_det.measure.rows import CurveRow, left_out, read_summary
 from msat_det.methods import find_method
 from msat_det.methods.convert import Conversion
 from msat_det.methods.layerwise import LayerByLayer
@@ -92,6 +93,7 @@ def facts_of(outcome: Outcome) -> dict[str, Any]:
     facts = {
         "images": len(outcome.dataset),
         "corrupt_images": outcome.parts.corrupt(),
+        "misfit_images": outcome.parts.misfit(),
         "seed": outcome.config.seed,
         "analog_mac_share": observation.fanout.analog_share,
         "energy": asdict(prices(outcome.config.energy)),
@@ -161,7 +163,8 @@ def show_boxes(directory: RunDirectory, board: Any, outcome: Outcome) -> None:
 
 
 def tell(directory: RunDirectory, rows: list[CurveRow]) -> None:
-    """A short table on the terminal, and where the files are."""
+    """A short table on the terminal, what it is not about, and where the files are."""
+    _, facts = read_summary(directory.path)
     names = list(rows[0].accuracies)
     width = max(len(row.method) for row in rows)
     print(f"{'method':{width}}    t " + " ".join(f"{n:>7}" for n in names) + "  spikes/neuron  SOPs/MAC  energy ratio")
@@ -172,4 +175,6 @@ def tell(directory: RunDirectory, rows: list[CurveRow]) -> None:
         print(
             f"{row.method:{width}} {t:>4} {accuracies}  {spikes:>13}  {row.sops_per_mac:8.2f}  {row.energy_ratio:12.2f}"
         )
+    for text in left_out(facts):
+        print(f"warning: {text}", file=sys.stderr)
     print(f"all files are in {directory.path}")

@@ -8,10 +8,12 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from PIL import Image
 from support.roots import SCENES, voc_xml, write_image
 
 from msat_det.base.errors import InputError
 from msat_det.data import VOC_CLASSES, CocoDetection, Dataset, VocDetection, build_dataset
+from msat_det.data.images import ORIENTATION
 from msat_det.data.voc_classes import vocabulary
 from msat_det.data.voc_xml import VocObject, read_voc_xml
 from msat_det.measure.accuracy import evaluate
@@ -432,3 +434,23 @@ def test_another_annotations_image_is_not_taken(tmp_path: Path) -> None:
     dataset = VocDetection(root)
     with pytest.raises(InputError, match=r"no image file .*b\.jpg"):
         dataset[1]
+
+
+def test_a_photograph_that_was_annotated_upright_is_set_upright(voc_root: Path) -> None:
+    home = voc_root / "VOCdevkit/VOC2007"
+    xml = home / "Annotations/000001.xml"
+    xml.write_text(xml.read_text().replace("<object>", "<size><width>64</width><height>48</height></size><object>", 1))
+    path = home / "JPEGImages/000001.jpg"
+    stored = VocDetection(voc_root).image("000001")
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    with Image.open(path) as image:
+        image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif, quality=95)
+    dataset = VocDetection(voc_root)
+    upright = dataset.image("000001")
+    assert upright.shape == stored.shape == (3, 48, 64)
+    assert (upright.float() - stored.float()).abs().mean() < 12  # JPEG once more
+    assert dataset.misfit("000001", upright) == ""
+    with Image.open(path) as image:
+        image.resize((30, 20)).save(path)
+    assert "30 x 20 pixels, its annotation is for 64 x 48" in dataset.misfit("000001", dataset.image("000001"))

@@ -20,6 +20,7 @@ from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.ssd import SSD
 
 from msat_det.base.errors import InputError
+from msat_det.data.base import class_names
 from msat_det.models.detector import Detections
 from msat_det.models.state_dict import load_tensors, without_prefix
 from msat_det.models.weights import COCO_COLUMNS, NO_CLASS, download, given, published, read_names, read_tensors
@@ -79,7 +80,7 @@ class TorchvisionDetector:
             columns = COCO_COLUMNS if count == len(COCO_COLUMNS) else [BACKGROUND, *map(str, range(1, count))]
         if len(columns) != count:
             raise InputError(f"{len(columns)} class names for {count} columns: give one for each, background included")
-        self.columns = list(columns)
+        self.columns = class_names(columns, "the detector", NO_CLASS)
         known = [i for i, name in enumerate(columns) if name not in NO_CLASS]
         self.classes = [columns[i] for i in known]
         self.index = torch.full((count,), -1).index_put((torch.tensor(known),), torch.arange(len(known)))
