@@ -25,7 +25,8 @@ from benchmarks.networks import NETWORKS, NEURONS, Bench
 from benchmarks.timing import ratio
 from msat_det.base.errors import InputError
 from msat_det.base.files import write_whole
-from msat_det.run.cli import guarded
+from msat_det.run.arguments import Parser
+from msat_det.run.terminal import once
 
 FOUR = [name for name in NETWORKS if name != "vgg16-cifar"]
 # Key in the JSON file, --part → heading in the Markdown file.
@@ -42,7 +43,7 @@ PARTS = {
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="ssd-mobilenet at batch 4, T = 8: under a minute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="results, with FILE.md beside them")
     parser.add_argument("--part", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}; all")
@@ -62,6 +63,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
             setattr(args, name, value)
     if min(args.batch + args.T + [args.threads]) < 1 or max(args.batch) > networks.MOST:
         parser.error(f"--batch takes 1 to {networks.MOST}, --T and --threads 1 and more")
+    if not 0 < args.seconds < float("inf"):
+        parser.error(f"--seconds is {args.seconds}: give a number above 0")
     return args
 
 
@@ -149,7 +152,7 @@ def write(path: Path, results: dict) -> None:
     write_whole(path.with_suffix(".md"), lambda part: part.write_text(text))
 
 
-@guarded
+@once
 def main(argv: list[str]) -> None:
     args = parse(argv)
     torch.set_num_threads(args.threads)

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from msat_det.run.cli import eval_cls
+from msat_det.__main__ import start
 
 if __name__ == "__main__":
-    sys.exit(eval_cls())
+    sys.exit(start("msat_det.run.cli:eval_cls"))

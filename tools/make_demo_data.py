@@ -5,7 +5,6 @@ The files come out the same to the byte wherever the font, Pillow and NumPy are 
 apt-get install fonts-noto-color-emoji
 """
 
-import argparse
 import json
 import sys
 import xml.etree.ElementTree as ET
@@ -20,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from training.scenes import CLASSES, Scene, draw_scene, draw_tile
 
-from msat_det.base.errors import InputError
-from msat_det.run.arguments import PROJECT
+from msat_det.run.arguments import PROJECT, Parser
+from msat_det.run.terminal import once
 
 VOC_SPLITS = {"trainval": 48, "test": 100}  # split → scenes; trainval is there to calibrate on
 COCO_SPLITS = {"train2017": 48, "val2017": 100}
@@ -72,8 +71,10 @@ def make_voc(root: Path, splits: dict[str, int] = VOC_SPLITS) -> None:
             save_picture(base / "JPEGImages" / f"{names[-1]}.jpg", scene.image, quality=90)
             tree = voc_annotation(scene, f"{names[-1]}.jpg")
             ET.indent(tree)
-            (base / "Annotations" / f"{names[-1]}.xml").write_text(ET.tostring(tree, encoding="unicode") + "\n")
-        (base / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
+            (base / "Annotations" / f"{names[-1]}.xml").write_text(
+                ET.tostring(tree, encoding="unicode") + "\n", "utf-8"
+            )
+        (base / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n", "utf-8")
 
 
 def voc_annotation(scene: Scene, file_name: str) -> ET.Element:
@@ -116,7 +117,9 @@ def make_coco(root: Path, splits: dict[str, int] = COCO_SPLITS) -> None:
                 annotations.append({"id": len(annotations) + 1, "image_id": number, **entry})
         info = {"description": "msat-det drawn scenes, COCO layout", "version": "1.0"}
         content = {"info": info, "images": images, "annotations": annotations, "categories": categories}
-        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content, separators=(",", ":")) + "\n")
+        (root / "annotations" / f"instances_{split}.json").write_text(
+            json.dumps(content, separators=(",", ":")) + "\n", "utf-8"
+        )
 
 
 def coco_annotations(scene: Scene) -> list[dict]:
@@ -162,18 +165,14 @@ def make_tiles(root: Path, splits: dict[str, int] = TILE_SPLITS) -> None:
                 save_picture(path, draw_tile(TILE_SEED, number, label), quality=88)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Draw the embedded data sets.")
-    parser.add_argument("--out", type=Path, default=PROJECT / "data")
-    out = parser.parse_args().out
-    try:
-        make_voc(out / "voc")
-        make_coco(out / "coco")
-        make_tiles(out / "cls")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+@once
+def main(argv: list[str]) -> None:
+    parser = Parser(description="Draw the embedded data sets.")
+    parser.add_argument("--out", type=Path, default=PROJECT / "data", metavar="DIR", help="default: %(default)s")
+    out = parser.parse_args(argv).out
+    make_voc(out / "voc")
+    make_coco(out / "coco")
+    make_tiles(out / "cls")
 
 
 if __name__ == "__main__":

@@ -3,16 +3,25 @@
 python tools/convert_det.py --cfg configs/yolo_voc.yaml && python tools/make_readme_picture.py runs/yolo_voc
 """
 
+import argparse
 import sys
 from pathlib import Path
 
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from msat_det.base.errors import InputError
+from msat_det.run.arguments import PROJECT, Parser
+from msat_det.run.terminal import once
+
 WIDTH = 1400  # pixels
 
 
-def main(run: Path, target: Path = Path(__file__).parents[1] / "docs" / "demo.png") -> None:
-    boxes = sorted((run / "detections").glob("*.png"))[0]
+def draw(run: Path, target: Path) -> None:
+    """Raises InputError where the run has no pictures."""
+    boxes = next(iter(sorted((run / "detections").glob("*.png"))), None)
+    if boxes is None or not (run / "curve.png").is_file():
+        raise InputError(f"{run} holds no detections/*.png and curve.png: give a detector's finished run")
     rows = [Image.open(path).convert("RGB") for path in (boxes, run / "curve.png")]
     rows = [row.resize((WIDTH, round(row.height * WIDTH / row.width)), Image.Resampling.LANCZOS) for row in rows]
     page = Image.new("RGB", (WIDTH, sum(row.height for row in rows)), "white")
@@ -24,5 +33,14 @@ def main(run: Path, target: Path = Path(__file__).parents[1] / "docs" / "demo.pn
     page.quantize(128).save(target, optimize=True)
 
 
+@once
+def main(argv: list[str]) -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", metavar="DIR", type=Path, help="the run directory")
+    parser.add_argument("--out", metavar="FILE", type=Path, default=PROJECT / "docs" / "demo.png")
+    given = parser.parse_args(argv)
+    draw(given.run, given.out)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    sys.exit(main())

@@ -23,6 +23,7 @@ from msat_det.methods import METHODS, Method, registry
 from msat_det.methods.observe import Observation
 from msat_det.methods.options import Options
 from msat_det.run import arguments, experiment
+from msat_det.run.terminal import once
 from msat_det.spiking.energy import Cost, Counts
 from msat_det.spiking.neurons import Msat, Neuron
 from msat_det.spiking.nodes import node_table
@@ -185,6 +186,14 @@ def _plain(text: str) -> str:
     return "".join(escaped)
 
 
+@once
+def main(argv: list[str]) -> None:
+    parser = arguments.Parser(description="Makes docs/reference.md from the docstrings of the public names.")
+    parser.add_argument("--out", metavar="FILE", type=Path, default=PAGE, help="the page (default: %(default)s)")
+    page = parser.parse_args(argv).out
+    page.write_text(reference(), encoding="utf-8")
+    print(page)
+
+
 if __name__ == "__main__":
-    PAGE.write_text(reference(), encoding="utf-8")
-    print(PAGE)
+    sys.exit(main())

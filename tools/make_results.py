@@ -14,9 +14,9 @@ from msat_det.base.config import Config
 from msat_det.base.errors import InputError
 from msat_det.report.comparison import Comparison, markdown, read_comparison, table
 from msat_det.report.directory import RunDirectory
-from msat_det.run.arguments import PROJECT, load_config
-from msat_det.run.cli import guarded
+from msat_det.run.arguments import PROJECT, Parser, load_config
 from msat_det.run.compare import compare
+from msat_det.run.terminal import once
 
 RUNS = "runs/results"
 METHODS = "p-norm,channel-norm,spike-norm,rmp,tsc,opt,calibration,burst,constant"
@@ -77,10 +77,10 @@ All figures: [{name}.csv]({folder}/{name}.csv).
 """
 
 
-@guarded
+@once
 def main(argv: list[str]) -> None:
     """Run the chosen experiments, or none with --from, and write the pages of all whose run directories are there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", metavar="NAME,NAME", help=f"experiments to run; of {', '.join(EXPERIMENTS)}")
     parser.add_argument("--from", dest="source", metavar="DIR", help=f"run nothing, read DIR/NAME instead of {RUNS}")
     parser.add_argument("--out", default=PROJECT / "docs", type=Path, metavar="DIR", help="where the pages go")

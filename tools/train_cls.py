@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from training.classifiers import main
+from msat_det.__main__ import start
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start("training.classifiers:main"))

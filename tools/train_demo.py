@@ -5,7 +5,6 @@ They train on scenes that are drawn for it, none of them in data/, and are teste
 same file on the same kind of machine. Needs the emoji font: apt-get install fonts-noto-color-emoji
 """
 
-import argparse
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -25,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from training.losses import Objects, fit, pad_objects, scene_batches, ssd_loss, yolo_loss
 from training.scenes import draw_scene, draw_tile
 
-from msat_det.base.errors import InputError
+from msat_det.base.config import MOST_THREADS
 from msat_det.data import VOC_CLASSES, build_dataset
 from msat_det.measure.accuracy import evaluate
 from msat_det.models import demo
@@ -33,7 +32,8 @@ from msat_det.models.classifiers import CLASSIFIERS, PREPROCESS, Classifier
 from msat_det.models.detector import Detector
 from msat_det.models.ssd import SsdDetector
 from msat_det.models.yolo import YoloDetector
-from msat_det.run.arguments import PROJECT
+from msat_det.run.arguments import PROJECT, Parser, whole
+from msat_det.run.terminal import once
 
 SCENE_SEED, TILE_SEED = 100, 101  # those of data/ are below 100
 SPLITS = {"voc": "test", "coco": "val2017"}
@@ -119,34 +119,35 @@ def train(name: str, count: int, steps: int) -> Any:
     return model
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Train one of the embedded data's small networks.")
+@once
+def main(argv: list[str]) -> None:
+    parser = Parser(description="Train one of the embedded data's small networks.")
     parser.add_argument("name", choices=BATCH)
     parser.add_argument("--out", type=Path, help="default: data/weights/<yolo_demo|ssd_demo|vgg_demo>.safetensors")
-    parser.add_argument("--pictures", type=int, default=4000, help="pictures drawn to train on (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=1500, help="training steps (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="more are faster, with other last bits (default: 1)")
-    options = parser.parse_args()
+    numbers = {
+        "pictures": (4000, 2**31 - 1, "pictures drawn to train on"),
+        "steps": (1500, 2**31 - 1, "training steps"),
+        "threads": (1, MOST_THREADS, "more are faster, with other last bits"),
+    }
+    for name, (default, most, text) in numbers.items():
+        about = f"{text} (default: {default})"
+        parser.add_argument(f"--{name}", type=whole(1, most), default=default, metavar="N", help=about)
+    options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     torch.use_deterministic_algorithms(True)
     default = {"yolo": "yolo_demo", "ssd": "ssd_demo", "cls": "vgg_demo"}[options.name]
     out = options.out or PROJECT / "data" / "weights" / f"{default}.safetensors"
-    try:
-        model = train(options.name, options.pictures, options.steps)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        save_file(model.net.state_dict(), out)
-        print(f"{out}: {out.stat().st_size / 1e6:.2f} MB")
-        if options.name == "cls":
-            tests = {"cls": build_dataset("folders", PROJECT / "data" / "cls", "test")}
-        else:
-            tests = {kind: build_dataset(kind, PROJECT / "data" / kind, split) for kind, split in SPLITS.items()}
-        for kind, dataset in tests.items():
-            scores = {key: value for key, value in score(model, dataset).items() if isinstance(value, float)}
-            print(f"float on data/{kind}: " + ", ".join(f"{key} {value:.1f}" for key, value in scores.items()))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    model = train(options.name, options.pictures, options.steps)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file(model.net.state_dict(), out)
+    print(f"{out}: {out.stat().st_size / 1e6:.2f} MB")
+    if options.name == "cls":
+        tests = {"cls": build_dataset("folders", PROJECT / "data" / "cls", "test")}
+    else:
+        tests = {kind: build_dataset(kind, PROJECT / "data" / kind, split) for kind, split in SPLITS.items()}
+    for kind, dataset in tests.items():
+        scores = {key: value for key, value in score(model, dataset).items() if isinstance(value, float)}
+        print(f"float on data/{kind}: " + ", ".join(f"{key} {value:.1f}" for key, value in scores.items()))
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ The dataclasses are the only list of keys: ``msat_det.run.arguments`` takes type
 import re
 from dataclasses import asdict, dataclass, field
 
-import yaml
-
 from msat_det.base.errors import InputError
-from msat_det.base.files import show
+from msat_det.base.files import show, yaml_text
+
+MOST_TIMESTEPS = 1 << 24  # potentials and running sums are float32, which counts no further
+MOST_THREADS = 1024
+MOST_DRAWS = 1_000_000
 
 
 @dataclass
@@ -18,7 +20,9 @@ class Data:
 
     kind: dataset reader, a name in ``msat_det.data.DATASETS``: voc, coco, cifar100, folders …
     root: its folder; a COCO root holds annotations/ and <split>/, a VOC root holds VOCdevkit/.
-    split: val2017 (COCO), test or val (VOC) …
+    split: val2017 (COCO), test or val (VOC) …; null: the reader's own default.
+    annotations: JSON file of kind coco, relative to root; null: found where COCO and annotation tools put it.
+    images: folder of kind coco's images, relative to root; null: found where COCO and annotation tools put them.
     year: year of VOCdevkit/VOC<year>; other readers ignore it.
     limit: only the first N of a seeded shuffle of the sorted ids; null: all.
     corrupt: evaluate spoilt images, noise, blur, fog, brightness or jpeg with a severity of 1 to 5, as in noise:3.
@@ -27,6 +31,8 @@ class Data:
     kind: str
     root: str
     split: str | None = None
+    annotations: str | None = None
+    images: str | None = None
     year: str = "2007"
     limit: int | None = None
     corrupt: str | None = None
@@ -42,7 +48,7 @@ class Model:
     name: a name in the registry of detectors or classifiers (``msat-det list detectors``).
     weights: .safetensors, .pt or .weights file, or the name of a torchvision weights enum (DEFAULT).
     cfg: Darknet .cfg file; --model.cfg makes the network a Darknet one.
-    names: the network's classes: voc, coco or a file with one name a line.
+    names: the network's classes: voc, coco or a file with one name a line. Data of kind voc take them over.
     resize: stretch or letterbox.
     size: side of the network's square input, pixels.
     preprocess: how a classifier's input is made, a name in ``classifiers.PREPROCESS``: cifar, imagenet or caffe.
@@ -101,6 +107,8 @@ class Calib:
     kind: dataset reader as in data.kind; images: every image below root, without labels.
     root: its folder; null: data.root (not for kind images).
     split: split of that dataset; keep it apart from the evaluated one.
+    annotations: JSON file as in data.annotations.
+    images: folder as in data.images.
     skip: leave out the first N of the seeded shuffle, which are evaluated, where both come from the same images.
     limit: only the first N of a seeded shuffle of the sorted ids; null: all.
     """
@@ -108,6 +116,8 @@ class Calib:
     kind: str = "images"
     root: str | None = None
     split: str | None = None
+    annotations: str | None = None
+    images: str | None = None
     skip: int = 0
     limit: int | None = None
     augment: Augment = field(default_factory=Augment)
@@ -132,7 +142,7 @@ class Sim:
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        _positive("sim.T", self.T)
+        _positive("sim.T", self.T, MOST_TIMESTEPS)
         _positive("sim.chunk", self.chunk)
         if not self.record:
             if self.T is None:
@@ -140,6 +150,7 @@ class Sim:
             self.record = [2**i for i in range(self.T.bit_length())]
         if min(self.record) <= 0:
             raise InputError(f"sim.record holds {min(self.record)}: timesteps count from 1")
+        _positive("sim.record", max(self.record), MOST_TIMESTEPS)
         self.T = self.T or max(self.record)
         if max(self.record) > self.T:
             raise InputError(f"sim.record holds {max(self.record)}, beyond sim.T = {self.T}: raise T or leave it out")
@@ -211,7 +222,7 @@ class Bootstrap:
     confidence: float = 0.9
 
     def __post_init__(self) -> None:
-        _positive("bootstrap.draws", self.draws)
+        _positive("bootstrap.draws", self.draws, MOST_DRAWS)
         if not 0 < self.confidence < 1:
             raise InputError(f"bootstrap.confidence is {self.confidence}: give a share between 0 and 1, such as 0.9")
 
@@ -251,12 +262,13 @@ class Config:
 
     def __post_init__(self) -> None:
         _positive("batch", self.batch)
-        _positive("threads", self.threads)
+        _positive("threads", self.threads, MOST_THREADS)
         if self.calib.root is None:
             if self.calib.kind == "images":
                 raise InputError("calib.root is missing: name a folder of calibration images with --calib.root DIR")
             self.calib.root = self.data.root
-        same = all(getattr(self.calib, key) == getattr(self.data, key) for key in ("kind", "root", "split"))
+        keys = ("kind", "root", "split", "annotations", "images")
+        same = all(getattr(self.calib, key) == getattr(self.data, key) for key in keys)
         if same and self.calib.skip and (self.data.limit is None or self.data.limit > self.calib.skip):
             raise InputError(
                 f"data.limit is {self.data.limit} and calib.skip {self.calib.skip}: calibration images would be "
@@ -296,7 +308,7 @@ class Config:
     def to_yaml(self) -> str:
         """All resolved values, as YAML that makes the same run again."""
         values = {key: value for key, value in asdict(self).items() if key != "command"}
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+        return yaml_text(values)
 
 
 def checked_method(entry: dict) -> dict:
@@ -320,7 +332,7 @@ def checked_method(entry: dict) -> dict:
     entry = {"label": label} | entry
     record = entry.get("record")
     if record is not None and not (
-        record and isinstance(record, list) and all(type(t) is int and t > 0 for t in record)
+        record and isinstance(record, list) and all(type(t) is int and 0 < t <= MOST_TIMESTEPS for t in record)
     ):
         raise InputError(f"record of method {label} is {show(record)}: give a list of timesteps such as [4, 8]")
     return entry
@@ -331,6 +343,8 @@ def method_options(entry: dict) -> dict:
     return {key: value for key, value in entry.items() if key not in ("label", "method", "record")}
 
 
-def _positive(key: str, value: int | None) -> None:
+def _positive(key: str, value: int | None, most: int | None = None) -> None:
     if value is not None and value <= 0:
         raise InputError(f"{key} is {value}: give a whole number above 0")
+    if value is not None and most is not None and value > most:
+        raise InputError(f"{key} is {value}: give at most {most}")

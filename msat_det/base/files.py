@@ -1,10 +1,12 @@
-"""Reading files that nobody vouches for: nothing outside a folder is opened, and every fault is an InputError."""
+"""Reading files that nobody vouches for: no name leads out of its folder, and every fault is an InputError."""
 
+import codecs
 import csv
 import errno
 import hashlib
 import io
 import os
+import re
 import reprlib
 import stat
 from collections.abc import Callable
@@ -18,6 +20,13 @@ from msat_det.base.errors import InputError
 
 MAX_BYTES, MAX_TEXT = 2 << 30, 64 << 20
 MAX_XML, MAX_YAML = 1 << 20, 128 << 10  # bytes: parsing takes a second, and hundreds of times the memory
+MARKS = {  # byte order marks that editors and shells write; UTF-32's begins as UTF-16's does
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 class _Short(reprlib.Repr):
@@ -34,14 +43,28 @@ class MissingData(InputError):
 
 
 def inside(folder: Path, *names: str) -> Path:
-    """``folder/names…``. Raises InputError if that leaves the folder, be it by ``..``, a root or a symbolic link."""
+    """``folder/names…``, for names out of files. Raises InputError where one leaves the folder by ``..`` or a root.
+
+    The names alone are looked at: a symbolic link in the folder is its owner's, and is followed.
+    """
     path = Path(folder, *names)
     try:
-        if path.resolve().is_relative_to(Path(folder).resolve()):
-            return path
-    except (OSError, ValueError, RuntimeError):  # a zero byte, half a character, a loop of links
-        pass
-    raise InputError(f"{show('/'.join(names))} is no path inside {folder}: name a file within it")
+        os.fsencode(path)
+        lost = any(Path(name).anchor or ".." in Path(name).parts or "\0" in name for name in names)
+    except ValueError:  # half a character
+        lost = True
+    if lost:
+        raise InputError(f"{show('/'.join(names))} is no path inside {folder}: name a file within it")
+    return path
+
+
+def absent(path: Path, what: str = "file") -> str:
+    """What to say of a path at which there is none: a link that leads nowhere is named."""
+    for place in (path, *path.parents):
+        if os.path.islink(place) and not os.path.exists(place):  # noqa: PTH110, PTH114 (False for endless names, too)
+            link = f"{place} is a link that leads nowhere (to {show(os.readlink(place))})"  # noqa: PTH115
+            return link if place == path else f"no {what} {path}, for {link}"
+    return f"no {what} {path}"
 
 
 def bytes_of(path: str | Path, most: int = MAX_BYTES) -> bytes:
@@ -56,8 +79,12 @@ def bytes_of(path: str | Path, most: int = MAX_BYTES) -> bytes:
 
 
 def text_of(path: str | Path, most: int = MAX_TEXT) -> str:
-    """What a UTF-8 file of at most ``most`` bytes holds. Raises OSError, and ValueError for one of another kind."""
-    return bytes_of(path, most).decode("utf-8")
+    """What a text file of at most ``most`` bytes holds: UTF-8, or what its byte order mark says, which is left out.
+
+    Raises OSError, and ValueError for one of another kind.
+    """
+    content = bytes_of(path, most)
+    return content.decode(next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8"))
 
 
 class _Loader(yaml.SafeLoader):
@@ -67,19 +94,39 @@ class _Loader(yaml.SafeLoader):
         pass
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes what ``_Loader`` reads."""
+
+
+for side in (_Loader, _Dumper):  # YAML 1.2 takes 1e-3 for a number, as people do; PyYAML keeps to 1.1: 1.0e-3
+    number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    side.add_implicit_resolver("tag:yaml.org,2002:float", number, [*"-+.0123456789"])
+
+
 def yaml_of(path: str | Path) -> Any:
     """What a YAML file of at most MAX_YAML bytes holds. Raises OSError, yaml.YAMLError, ValueError, RecursionError."""
-    return yaml.load(text_of(path, MAX_YAML), _Loader)
+    return yaml_value(text_of(path, MAX_YAML))
+
+
+def yaml_value(text: str) -> Any:
+    """What a text stands for in YAML. Raises yaml.YAMLError, ValueError, RecursionError."""
+    return yaml.load(text, _Loader)
+
+
+def yaml_text(value: Any) -> str:
+    """A value of plain ones as YAML that ``yaml_value`` reads."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for who writes into it
+    # a pipe would wait for who writes into it; Windows has neither
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def read_text(path: Path, most: int = MAX_TEXT) -> str:
     """``text_of`` a dataset's file. Raises InputError, MissingData where there is none."""
     if not is_file(path):
-        raise MissingData(f"no file {path}: check the root, the split and the year")
+        raise MissingData(f"{absent(path)}: check the root, the split and the year")
     try:
         return text_of(path, most)
     except (OSError, ValueError) as error:
@@ -123,7 +170,7 @@ def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
     part = target.with_name(f".{target.name}.part")
     try:
         write(part)
-        with part.open("rb") as file:
+        with part.open("r+b") as file:  # Windows flushes only what may be written
             os.fsync(file)
         part.replace(target)
     except OSError as error:

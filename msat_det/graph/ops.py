@@ -50,6 +50,11 @@ def identity(x: Tensor) -> Tensor:
     return x
 
 
+def hard_mish(x: Tensor) -> Tensor:
+    """Darknet's: x for x > 0, x²/2 + x down to −2, 0 below."""
+    return x / 2 * (x + 2).clamp(0, 2)
+
+
 # Operations that multiply: their multiply-adds are what a network costs.
 CONVOLUTIONS = {"conv1d", "conv2d", "conv3d", "convtranspose1d", "convtranspose2d", "convtranspose3d"}
 MULTIPLYING = CONVOLUTIONS | {"linear", "matmul", "bmm", "mm", "einsum"}
@@ -101,7 +106,7 @@ RECTIFIED = {"relu", "relu6"}
 PIECEWISE_LINEAR = {"leakyrelu", "rrelu", "prelu", "hardtanh", "hardsigmoid", "hardshrink", "softshrink", "threshold"}
 CLAMPS = {"clamp", "clip", "clampmin", "clampmax"}
 CURVED = {"hardswish", "silu", "sigmoid", "tanh", "elu", "celu", "selu", "gelu", "mish", "softplus", "logsigmoid"}
-CURVED |= {"softsign", "tanhshrink"}
+CURVED |= {"hardmish", "softsign", "tanhshrink"}
 POINTWISE = RECTIFIED | PIECEWISE_LINEAR | CLAMPS | CURVED
 
 # The names that Python's operators and some spellings hide behind.

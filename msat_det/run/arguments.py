@@ -1,10 +1,14 @@
 """From a YAML file and ``--key value`` words to the run configuration."""
 
 import argparse
+import ast
+import functools
+import inspect
 import math
 import os
 import re
 import shlex
+import sys
 import types
 import typing
 from dataclasses import MISSING, fields, is_dataclass
@@ -16,11 +20,12 @@ import yaml
 
 from msat_det.base.config import Config, checked_method
 from msat_det.base.errors import InputError
-from msat_det.base.files import show, yaml_of
+from msat_det.base.files import show, yaml_of, yaml_value
 from msat_det.base.names import hint
 
 PROJECT = Path(__file__).resolve().parents[2]
 PATH_KEYS = {"data.root", "calib.root", "model.weights", "model.cfg", "model.names", "energy", "out"}
+BELOW_ROOT_KEYS = {f"{section}.{key}" for section in ("data", "calib") for key in ("annotations", "images")}
 NAME_OR_PATH_KEYS = {"model.weights", "model.names", "energy"}  # a bare word is a name there: DEFAULT, voc, 45nm
 
 
@@ -37,13 +42,13 @@ def load_config(argv: list[str], prog: str = "convert_det.py", about: str = "", 
     given = vars(arguments)
     if "cfg" not in given:
         raise InputError(f"no configuration: give one with --cfg FILE; configs/ holds {_known_configs()}")
-    file = Path(given.pop("cfg")).expanduser()
+    file = expanded(given.pop("cfg"))
     tree = read_yaml(file)
     picked = given.pop("methods", None)
     tree["methods"] = _pick_methods(tree.get("methods", []), picked, _method_overrides(unknown), file)
 
     values = {key: _convert(key, value, f"in {file}", PROJECT) for key, value in _flatten(tree, file).items()}
-    command = {key: _convert(key, value, "on the command line", Path.cwd()) for key, value in given.items()}
+    command = {key: _convert(key, value, "on the command line", Path()) for key, value in given.items()}
     if "sim.T" in command and values.get("sim.record"):  # --sim.T 8 shortens the file's record
         values["sim.record"] = [t for t in values["sim.record"] if t < command["sim.T"]] + [command["sim.T"]]
     if "sim.record" in command:  # --sim.record 8,64 need not repeat T
@@ -52,7 +57,7 @@ def load_config(argv: list[str], prog: str = "convert_det.py", about: str = "", 
         values["model.name"] = "darknet"
     values |= command
     if values.get("out") is None:
-        values["out"] = str(Path.cwd() / "runs" / file.stem)
+        values["out"] = _path(f"runs/{file.stem}", Path())
     values["command"] = command_line(prog, argv)
     return _build(Config, values, file)
 
@@ -105,9 +110,9 @@ def make_parser(prog: str, about: str = "", examples: str = "") -> argparse.Argu
     for key, (cls, item) in _keys().items():
         section = key.rpartition(".")[0]
         if section not in groups:
-            groups[section] = parser.add_argument_group(section, _summary(cls))
+            groups[section] = parser.add_argument_group(section, docstring(cls).partition("\n")[0])
         kind = _kinds(item.type)[0]
-        text = _field_help(cls, item.name).replace("%", "%%")
+        text = field_help(cls, item.name).replace("%", "%%")
         if key == "methods":
             text = (
                 "labels of the file's methods to run; all: every registered method under its own name; "
@@ -118,7 +123,7 @@ def make_parser(prog: str, about: str = "", examples: str = "") -> argparse.Argu
             groups[section].add_argument(f"--{key}", nargs="?", const="true", metavar="true|false", help=text)
         else:
             metavar = {int: "N", float: "X", list[int]: "N,N", list[str]: "NAME,NAME"}.get(
-                kind, "PATH" if key in PATH_KEYS else "NAME"
+                kind, "PATH" if key in PATH_KEYS | BELOW_ROOT_KEYS else "NAME"
             )
             groups[section].add_argument(f"--{key}", metavar=metavar, help=text)
     return parser
@@ -129,6 +134,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> typing.NoReturn:
         raise InputError(f"{message} (--help lists all options)")
+
+
+def whole(least: int, most: int = 2**31 - 1) -> typing.Callable[[str], int]:
+    """What an option of ``argparse`` that counts something takes for its type."""
+
+    def read(word: str) -> int:
+        if not re.fullmatch(r"[-+]?\d{1,18}", word) or not least <= int(word) <= most:
+            raise argparse.ArgumentTypeError(f"{show(word)} is no whole number from {least} to {most}")
+        return int(word)
+
+    return read
 
 
 def _keys(cls: type = Config, prefix: str = "") -> dict[str, tuple[type, Any]]:
@@ -179,17 +195,37 @@ def _convert(key: str, value: Any, source: str, base: Path) -> Any:
         value = readers[kinds[0]](value)
         if key in PATH_KEYS and not (key in NAME_OR_PATH_KEYS and re.fullmatch(r"\w+", value)):
             value = _path(value, base)
+        if key in BELOW_ROOT_KEYS:
+            value = str(_shared(value))
     except ValueError as error:
         raise InputError(f"{key} is {show(value)} {source}: give {error}") from None
     return value
 
 
-def _path(text: str, base: Path) -> str:
-    expanded = Template(text).safe_substitute(MSAT_SHARED_DATA=str(shared_data()))
+def expanded(text: str) -> Path:
+    """The path with ``~`` replaced. Raises InputError where nobody knows that home."""
     try:
-        return str((base / Path(expanded).expanduser()).resolve())
-    except RuntimeError:  # ~someone without a home, a circle of links
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise InputError(f"{text}: there is no such home folder: give the whole path") from None
+
+
+def _shared(text: str) -> Path:
+    try:
+        return Path(Template(text).safe_substitute(MSAT_SHARED_DATA=str(shared_data()))).expanduser()
+    except RuntimeError:  # ~someone without a home
         raise ValueError("a path that exists") from None
+
+
+def _path(text: str, base: Path) -> str:
+    try:
+        return str((base / _shared(text)).resolve())
+    except RuntimeError:  # a circle of links
+        raise ValueError("a path that exists") from None
+    except FileNotFoundError:  # where is a relative path to begin?
+        raise InputError(f"{text}: the working directory is gone: change into another one") from None
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a path in {error.encoding}, this system's encoding, or set PYTHONUTF8=1") from None
 
 
 def _text(value: Any) -> str:
@@ -256,7 +292,7 @@ def _method_overrides(words: list[str]) -> list[tuple[str, str, Any]]:
                 raise InputError(f"{key} has no value: write {key} VALUE")
             value = words.pop(0)
         try:
-            overrides.append((*match.groups(), yaml.safe_load(value)))
+            overrides.append((*match.groups(), yaml_value(value)))
         except (yaml.YAMLError, ValueError, RecursionError):
             raise InputError(f"{key} is {show(value)}: give one value or a list such as [2, 1]") from None
     return overrides
@@ -302,13 +338,27 @@ def _build(cls: type, values: dict[str, Any], file: Path, prefix: str = "") -> A
     return cls(**arguments)
 
 
-def _summary(cls: type) -> str:
-    return cls.__doc__.partition("\n")[0]
+def field_help(cls: type, name: str) -> str:
+    """The line of the dataclass's docstring that describes the field; empty where no docstring can be had."""
+    line = re.search(rf"^    {name}: (.+)$", docstring(cls), re.MULTILINE)
+    return line[1] if line else ""
 
 
-def _field_help(cls: type, name: str) -> str:
-    """The line of the dataclass's docstring that describes the field."""
-    return re.search(rf"^    {name}: (.+)$", cls.__doc__, re.MULTILINE)[1]
+def docstring(cls: type) -> str:
+    """A class's docstring, read from its source under ``python -OO``, which drops it; empty without a source."""
+    if sys.flags.optimize < 2:
+        return cls.__doc__ or ""
+    try:
+        return _docstrings(cls.__module__).get(cls.__name__, "")
+    except OSError:
+        return ""
+
+
+@functools.cache
+def _docstrings(module: str) -> dict[str, str]:
+    """Class → docstring, as the module's source has them."""
+    nodes = ast.parse(inspect.getsource(sys.modules[module])).body
+    return {node.name: ast.get_docstring(node, clean=False) or "" for node in nodes if isinstance(node, ast.ClassDef)}
 
 
 def _nearest(word: str) -> str:

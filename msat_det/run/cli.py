@@ -5,12 +5,12 @@ import functools
 import importlib
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-from msat_det.base import ranks
+from msat_det.base.config import MOST_TIMESTEPS
 from msat_det.base.errors import InputError
-from msat_det.run.arguments import Parser, load_config
+from msat_det.run.arguments import Parser, load_config, whole
+from msat_det.run.terminal import guarded, once
 
 REGISTRIES = {
     "methods": ("msat_det.methods", "METHODS"),
@@ -121,31 +121,6 @@ commands:
 Each command explains itself: msat-det convert-det --help"""
 
 
-def guarded(command: Callable[[list[str]], None]) -> Callable[..., int]:
-    """The command as a function of its words (the process's own by default) that returns an exit status.
-
-    0: done. 2: bad input, told in one line on stderr. 130: interrupted, with how to go on. No traceback for either.
-    Under torchrun one rank tells it.
-    """
-
-    @functools.wraps(command)
-    def run(argv: list[str] | None = None) -> int:
-        try:
-            command(sys.argv[1:] if argv is None else argv)
-        except InputError as error:
-            if ranks.is_first_to_tell():
-                # another rank than the first may speak in the middle of the first one's progress bar
-                print("\nerror:" if ranks.rank() else "error:", error, file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            if ranks.rank() == 0:
-                print("\ninterrupted: the same command with --resume goes on from here", file=sys.stderr)
-            return 130
-        return 0
-
-    return run
-
-
 @guarded
 def convert_det(argv: list[str]) -> None:
     """``tools/convert_det.py``: mAP over time of a detector's conversions."""
@@ -169,7 +144,7 @@ def compare(argv: list[str]) -> None:
     compare(config)
 
 
-@guarded
+@once
 def inspect(argv: list[str]) -> None:
     """``msat-det inspect``: what every node of a configuration's network becomes."""
     config = load_config(argv, "msat-det inspect", ABOUT_INSPECT, EXAMPLES_INSPECT)
@@ -178,7 +153,7 @@ def inspect(argv: list[str]) -> None:
     inspect_network(config)
 
 
-@guarded
+@once
 def doctor(argv: list[str]) -> None:
     """``msat-det doctor``: where the error of a configuration's methods comes from."""
     words = [re.sub(r"^--images(?==|$)", "--ledger.images", word) for word in argv]
@@ -188,7 +163,7 @@ def doctor(argv: list[str]) -> None:
     doctor(config)
 
 
-@guarded
+@once
 def report(argv: list[str]) -> None:
     """``msat-det report``: the page of a run directory, or of several side by side."""
     parser = Parser(
@@ -207,7 +182,7 @@ def report(argv: list[str]) -> None:
     print(write_report(given.runs, given.out))
 
 
-@guarded
+@once
 def export(argv: list[str]) -> None:
     """``msat-det export``: one method of a configuration as a file."""
     parser = Parser(
@@ -221,11 +196,9 @@ def export(argv: list[str]) -> None:
     parser.add_argument("--method", metavar="LABEL", required=True, help="label of one of the file's methods")
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="the file to write")
     text = "timestep that the method is made for, where it is made for one (default: its last recorded one)"
-    parser.add_argument("--t", metavar="T", type=int, help=text)
+    parser.add_argument("--t", metavar="T", type=whole(1, MOST_TIMESTEPS), help=text)
     parser.add_argument("--onnx", action="store_true", help="write one timestep as ONNX")
     given, words = parser.parse_known_args(argv)
-    if given.t is not None and given.t < 1:
-        raise InputError(f"--t is {given.t}: timesteps count from 1")
     if "," in given.method:
         raise InputError(f"--method is {given.method}: give one label")
     config = load_config([*words, "--methods", given.method], "msat-det export")
@@ -234,7 +207,7 @@ def export(argv: list[str]) -> None:
     export(config, given.t, given.out, given.onnx)
 
 
-@guarded
+@once
 def list_names(argv: list[str]) -> None:
     """``msat-det list KIND``: the names in one registry, one a line."""
     if len(argv) != 1 or argv[0] not in REGISTRIES:
@@ -243,7 +216,7 @@ def list_names(argv: list[str]) -> None:
     print("\n".join(getattr(importlib.import_module(module), registry)))
 
 
-@guarded
+@functools.partial(guarded, again="the same command goes on from here")
 def fetch(argv: list[str]) -> None:
     """``tools/fetch.py``: data sets and weights by name."""
     from msat_det.run.fetch import fetch
@@ -268,12 +241,20 @@ def main(argv: list[str] | None = None) -> int:
     """``msat-det COMMAND …``. Returns the exit status."""
     command, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help"):
-        print(USAGE)
-        return 0
-    if command not in COMMANDS:
-        print(f"error: no command {command}: give one of {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
-    return COMMANDS[command](words)
+        return usage(words)
+    return COMMANDS[command](words) if command in COMMANDS else unknown([command])
+
+
+@once
+def usage(_: list[str]) -> None:
+    """``msat-det --help``."""
+    print(USAGE)
+
+
+@once
+def unknown(argv: list[str]) -> None:
+    """``msat-det`` with a command that it does not have."""
+    raise InputError(f"no command {argv[0]}: give one of {', '.join(COMMANDS)}")
 
 
 def _run(task: str, argv: list[str], prog: str, about: str, examples: str) -> None:

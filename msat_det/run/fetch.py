@@ -1,10 +1,8 @@
 """``msat-det fetch``: data and weights by name, each whole and verified or not there at all."""
 
 import argparse
-import fcntl
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,11 +11,13 @@ import pooch
 from tqdm import tqdm
 
 from msat_det.base.errors import InputError
-from msat_det.base.files import inside, one_line, show
+from msat_det.base.files import one_line, show
 from msat_det.base.names import hint
 from msat_det.data.catalogue import CATALOGUE, DEFAULT_ROOT, Entry, Item, Source
 from msat_det.data.download import download, matches
 from msat_det.data.unpack import unpack
+from msat_det.run.arguments import expanded
+from msat_det.run.locks import POSSIBLE, lock
 
 ABOUT = """\
 Fetches data sets and weights by name into the folder that --data.root of a run then names. What is there is left as it
@@ -57,12 +57,9 @@ def fetch(argv: list[str]) -> None:
     if not given.names:
         _refuse("nothing named")
     for name in given.names:
-        root, entry = find(name, Path(given.root).expanduser())
+        root, entry = find(name, expanded(given.root))
         try:
             fetch_entry(entry, root)
-        except KeyboardInterrupt:
-            print("\ninterrupted: the same command goes on from here", file=sys.stderr)
-            raise SystemExit(130) from None
         except OSError as error:
             raise InputError(
                 f"can't write {one_line(error.filename or root)} ({error.strerror or one_line(error)}): free space, "
@@ -86,7 +83,7 @@ def fetch_entry(entry: Entry, root: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     with alone(root):
         for item in entry.items:
-            target = inside(root, item.path)
+            target = root / item.path
             if target.exists():
                 check(item, root)
                 print(f"{target} is there")
@@ -120,7 +117,8 @@ def fetch_item(item: Item, root: Path) -> None:
         )
     trust(item, whole, root)
     keep_sums(item, whole, root)
-    os.sync()  # a power cut must not leave the folder with empty files in it
+    if hasattr(os, "sync"):  # not on Windows
+        os.sync()  # a power cut must not leave the folder with empty files in it
     (root / item.path).parent.mkdir(parents=True, exist_ok=True)
     made.replace(root / item.path)
     shutil.rmtree(stage)
@@ -187,11 +185,14 @@ def count(path: Path) -> int:
 @contextmanager
 def alone(root: Path) -> Iterator[None]:
     """Keep a second fetch out of the same folder: both would write the same unfinished files."""
+    if not POSSIBLE:
+        yield
+        return
     handle = os.open(root, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system without locks
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(handle)
             except BlockingIOError:
                 raise InputError(f"another fetch writes to {root}: wait for its end or give another --root") from None
         yield

@@ -5,7 +5,6 @@ last and then parts/ goes. So parts/ means that there is something to go on with
 nothing is left to do.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -26,11 +25,12 @@ from torch import Tensor
 from msat_det.base import ranks
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
-from msat_det.base.files import digest, show, write_whole, yaml_of
+from msat_det.base.files import digest, show, write_whole, yaml_of, yaml_value
 from msat_det.data import Dataset
 from msat_det.measure.parts import Parts
 from msat_det.methods.observe import Observation
 from msat_det.report.directory import RunDirectory, commit_id
+from msat_det.run.locks import lock
 
 FREE = ("out", "resume")  # keys that decide nothing of what is computed
 
@@ -42,13 +42,13 @@ def owned(directory: RunDirectory) -> Iterator[None]:
     Raises InputError, naming the owner, where another run holds it.
     """
     path = directory.path / ".lock"
-    with path.open("a+") as file:
+    with path.open("a+", encoding="utf-8") as file:
 
-        def lock(kind: int) -> None:
+        def take(shared: bool) -> None:
             try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
+                lock(file, shared)
             except BlockingIOError:
-                owner = path.read_text().strip()
+                owner = path.read_text("utf-8").strip()
                 raise InputError(
                     f"{directory.path} belongs to a run that is still going ({owner}): wait for its end, stop it, or "
                     "give another folder with --out DIR"
@@ -57,14 +57,14 @@ def owned(directory: RunDirectory) -> Iterator[None]:
                 raise InputError(f"cannot lock {path} ({error.strerror}): give --out on another disk") from None
 
         def own() -> None:
-            lock(fcntl.LOCK_EX)
+            take(shared=False)
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
-            lock(fcntl.LOCK_SH)
+            take(shared=True)
 
         ranks.from_first(own)
-        lock(fcntl.LOCK_SH)  # every rank holds it: one that has outlived rank 0 keeps others out, too
+        take(shared=True)  # every rank holds it: one that has outlived rank 0 keeps others out, too
         yield
 
 
@@ -141,7 +141,7 @@ def _refuse_other_configuration(path: Path, config: Config) -> None:
         then = _flat(yaml_of(path))
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}): start anew with another --out DIR") from error
-    now = _flat(yaml.safe_load(config.to_yaml()))
+    now = _flat(yaml_value(config.to_yaml()))
     for key in now | then:
         if key not in FREE and then.get(key) != now.get(key):
             raise InputError(

@@ -64,7 +64,7 @@ def is_known(table: str) -> bool:
 
 @cache
 def _tables() -> dict[str, dict]:
-    return yaml.safe_load(TABLES.read_text())
+    return yaml.safe_load(TABLES.read_text("utf-8"))
 
 
 def _none() -> Tensor:

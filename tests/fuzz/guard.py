@@ -14,7 +14,7 @@ from typing import Any
 from msat_det.base.errors import InputError
 from msat_det.run.arguments import PROJECT
 
-SECONDS, PATIENCE = 5, 60  # of the process's own time, and of the clock: other work may share the machine
+SECONDS, PATIENCE = 5, 900  # of the process's own time, and of the clock: much other work may share the machine
 GIBIBYTE = 1 << 30
 LONGEST = 2000  # characters of a message
 

@@ -309,6 +309,11 @@ def zip_file(random: Random, data: bytes) -> bytes:
     return out.getvalue()
 
 
+def torch_file(random: Random, data: bytes) -> bytes:
+    """What ``torch.save`` wrote: a zip by its members, the older form by its pickles."""
+    return zip_file(random, data) if data[:2] == b"PK" else pickled(random, data)
+
+
 def archive_file(random: Random, data: bytes) -> bytes:
     """A zip by its members; a compressed tar by what it holds, packed again, or by its bytes."""
     for module in (gzip, bz2, lzma):

@@ -1,5 +1,6 @@
 """A short form of ``run.py``, every input that ever showed a fault, and whether the guard sees what it must see."""
 
+import base64
 import contextlib
 import json
 import os
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError, safe_open
 from support.roots import write_image
+
+from msat_det.run.arguments import PROJECT
 
 HERE = Path(__file__).parent
 INPUTS = 150  # of each reader
@@ -75,6 +78,37 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "a pickle": (lambda root: pickle.loads(b"cbuiltins\nlen\n."), "touched pickle.find_class"),  # noqa: S301
     "a program": (lambda root: subprocess.run(["true"]), "touched"),
 }
+
+
+def test_an_input_is_kept_without_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths of the project, of the home and of the workplace, in text and in bytes, keep their length and no name."""
+    secrets = [str(PROJECT), str(Path.home()), str(tmp_path)]
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import run; from pathlib import Path\n"
+        "run.FOUND, place = Path(sys.argv[2], 'found'), Path(sys.argv[2])\n"
+        "text = '\\n'.join(f'root: {word}/a' for word in sys.argv[3:]).encode()\n"
+        "(place / 'current').write_bytes(run.dump({'a.yaml': text, 'b.bin': b'\\xff' + text}))\n"
+        "run.blame(run.Report(), 'x', 'a fault', place / 'current', True)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(HERE), str(tmp_path), *secrets], check=True, cwd=PROJECT)
+    (kept,) = (tmp_path / "found/x").glob("*.json")
+    case = {path: content_of(data) for path, data in json.loads(kept.read_text()).items()}
+    assert not any(secret.encode() in content for secret in secrets for content in case.values())
+    wanted = "\n".join(f"root: {re.sub('[^/]', 'x', word)}/a" for word in secrets).encode()
+    assert case == {"a.yaml": wanted, "b.bin": b"\xff" + wanted}
+
+
+def content_of(data: str | list[str]) -> bytes:
+    return base64.b64decode(data[0]) if isinstance(data, list) else data.encode()
+
+
+def test_kept_inputs_name_no_place_of_a_machine() -> None:
+    places = set()
+    for file in (HERE / "found").rglob("*.json"):
+        for data in json.loads(file.read_text()).values():
+            places |= set(re.findall(rb"(?<![\w.~$:/])/[a-z]{3,}/[\w./-]+", content_of(data)))
+    made_up = (b"/data/", b"/runs/", b"/project/", b"/etc/passwd", b"/dev/zero", b"/proc/self/mem", b"/xxx")
+    assert not {place for place in places if not place.startswith(made_up)}
 
 
 @pytest.mark.parametrize("name", BAD)

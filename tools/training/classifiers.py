@@ -4,15 +4,12 @@ What is random in an epoch is a function of (seed, epoch, picture) alone. So the
 training was interrupted nor on how many processes prepare the pictures, and a checkpoint needs no generators' states.
 """
 
-import argparse
 import csv
+import functools
 import io
 import math
-import re
-import sys
 from dataclasses import MISSING, asdict, dataclass, fields
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -29,7 +26,8 @@ from msat_det.data import Dataset, build_dataset
 from msat_det.measure.accuracy.topk import topk
 from msat_det.models.classifiers import PREPROCESS, Preprocess, find_classifier
 from msat_det.report.directory import RunDirectory
-from msat_det.run.cli import guarded
+from msat_det.run.arguments import Parser, expanded, field_help
+from msat_det.run.terminal import guarded
 
 MOMENTUM = 0.9
 UNCHANGED = ("resume", "workers", "threads", "out")  # settings that do not decide what comes out
@@ -277,11 +275,6 @@ def loader(pictures: Pictures, recipe: Recipe, order: list[int] | None = None) -
     )
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (--help lists all options)")
-
-
 def read_recipe(argv: list[str]) -> Recipe:
     """The command line → Recipe. Raises InputError; --help exits."""
     parser = Parser(
@@ -293,7 +286,7 @@ def read_recipe(argv: list[str]) -> Recipe:
         allow_abbrev=False,
     )
     for field in fields(Recipe):
-        text = re.search(rf"^    {field.name}: (.+)$", Recipe.__doc__, re.MULTILINE)[1]
+        text = field_help(Recipe, field.name)
         if field.type is bool:
             parser.add_argument(f"--{field.name}", action="store_true", help=text)
         elif field.default is MISSING:
@@ -304,16 +297,12 @@ def read_recipe(argv: list[str]) -> Recipe:
             metavar = {int: "N", float: "X", str: "TEXT"}[kind]
             parser.add_argument(f"--{field.name}", type=kind, default=field.default, metavar=metavar, help=about)
     values = vars(parser.parse_args(argv))
-    return Recipe(**values | {name: str(Path(values[name]).expanduser()) for name in ("root", "out")})
+    return Recipe(**values | {name: str(expanded(values[name])) for name in ("root", "out")})
 
 
-@guarded
+@functools.partial(guarded, again="the same command with --resume goes on after the last finished epoch")
 def main(argv: list[str]) -> None:
     """``tools/train_cls.py``: train and say where the weights are and what they reach."""
     recipe = read_recipe(argv)
-    try:
-        last = train(recipe)
-    except KeyboardInterrupt:
-        print("\ninterrupted: the same command with --resume goes on after the last finished epoch", file=sys.stderr)
-        raise SystemExit(130) from None
+    last = train(recipe)
     print(f"top1 {last['top1']:.2f}, top5 {last['top5']:.2f} on {recipe.test}; the weights are in {recipe.out}")

@@ -33,6 +33,7 @@ def _functions(module: ModuleType, prefix: str) -> dict[str, Callable]:
 
 FUNCTIONS: dict[str, Callable] = {
     "identity": ops.identity,
+    "hard_mish": ops.hard_mish,
     "getattr": getattr,
     **_functions(operator, "operator"),
     **_functions(torch, "torch"),

@@ -1,10 +1,4 @@
-"""One timestep of a spiking network as an ONNX graph, so that other runtimes can host it.
-
-Inputs: the network's own (its image, constant in time), ``t`` (int64 scalar: 0, 1, … from the beginning of an image),
-and a tensor for each state, ``NODE.NAME``. Outputs: the network's own, rate-coded up to this step (the running means
-that ``SpikingNetwork.run`` gives at t + 1), then ``NODE.NAME.next`` for each state. At t = 0 the states that come in
-are not looked at: feed zeros of their shapes. What does not change in time is computed anew in every step.
-"""
+"""One timestep of a spiking network as an ONNX graph, so that other runtimes can host it."""
 
 import importlib.util
 import json
@@ -26,6 +20,15 @@ from msat_det.graph.ops import Kind
 from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.neurons import State, per_channel, step
 
+# What the model says of itself.
+PROTOCOL = """\
+One timestep of a spiking network, made by msat-det.
+
+Inputs: the network's own (its image, constant in time), ``t`` (int64 scalar: 0, 1, … from the beginning of an image),
+and a tensor for each state, ``NODE.NAME``. Outputs: the network's own, rate-coded up to this step (the running means
+that ``SpikingNetwork.run`` gives at t + 1), then ``NODE.NAME.next`` for each state. At t = 0 the states that come in
+are not looked at: feed zeros of their shapes. What does not change in time is computed anew in every step.
+"""
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -185,7 +188,7 @@ def _describe(program: Any, module: Step) -> None:
     window = next((n.window for n in module.snn.neurons.values() if n.window), 1)
     facts = {"states": [slot.name for slot in module.slots], "timesteps_per_step": window}
     program.model.metadata_props["msat_det"] = json.dumps(facts)
-    program.model.doc_string = __doc__
+    program.model.doc_string = PROTOCOL
 
 
 def write_onnx(program: Any, module: Step, path: str | Path) -> None:
