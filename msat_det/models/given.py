@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from msat_det.base.errors import InputError
-from msat_det.data.images import read_image
+from msat_det.data.images import image_size, read_image
 from msat_det.graph.inputs import items, kind
 from msat_det.models.detector import Detector
 
@@ -85,7 +85,10 @@ def _form(value: Any) -> str:
 
 def _picture(value: Any) -> Tensor:
     if isinstance(value, str | Path):
-        return read_image(Path(value))
+        image = read_image(Path(value))
+        if image_size(Path(value)) != (image.shape[2], image.shape[1]):
+            raise InputError(f"{value} is too large to be read whole: make it smaller, for boxes count in its pixels")
+        return image
     if isinstance(value, Image.Image) and not value.mode.startswith(("I", "F")):
         return torch.from_numpy(np.array(value.convert("RGB"))).permute(2, 0, 1).contiguous()
     if isinstance(value, Tensor) and value.dtype == torch.uint8 and value.dim() == 3 and value.shape[0] == 3:
