@@ -1,6 +1,6 @@
 """Images as people hand them to a detector → uint8 RGB tensors and batches, or one line that says the mend."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from msat_det.base.errors import InputError
-from msat_det.data.images import read_image
+from msat_det.data.images import image_size, read_image
 from msat_det.graph.inputs import items, kind
 from msat_det.models.detector import Detector
 
@@ -60,31 +60,35 @@ def _ready(detector: Detector, images: list[Tensor]) -> Tensor:
 
 
 def _alone(given: Any) -> list[Any]:
-    """The images in ``given``, labels left out."""
+    """The images in ``given``, without labels: what is of another form than the first value of several."""
+    form = _form(given)
     if isinstance(given, Mapping):
-        given = [value for value in given.values() if _is_image(value) or _holds_images(value)]
-    if not isinstance(given, Sequence | Tensor) or _is_image(given) or len(given) == 0:
-        return [given] if not isinstance(given, Sequence) or given else []
-    if _holds_images(given[0]):
-        return _alone(given[0])
-    labels = isinstance(given, Sequence) and _is_image(given[0]) and not any(map(_is_image, given[1:]))
-    return [given[0]] if labels else list(given)
+        images = sorted(filter(_form, given.values()), key=lambda value: _form(value) == "path")
+        return _alone(images[0]) if images else [given]
+    if form in ("", "path", "pixels"):
+        return [given]
+    if isinstance(given, Tensor) or not given:
+        return list(given)
+    alike = [value for value in given if _form(value) == _form(given[0])]
+    return _alone(given[0]) if len(alike) == 1 else list(given)
 
 
-def _is_image(value: Any) -> bool:
-    """Whether it is one image, be it of a kind that is not taken."""
-    return isinstance(value, str | Path | Image.Image) or getattr(value, "ndim", None) == 3
-
-
-def _holds_images(value: Any) -> bool:
-    return getattr(value, "ndim", None) == 4 or (
-        isinstance(value, list | tuple) and bool(value) and _is_image(value[0])
-    )
+def _form(value: Any) -> str:
+    """``path``, ``pixels``, ``several …`` of them, or nothing for what is no image of any kind, taken or not."""
+    if isinstance(value, str | Path):
+        return "path"
+    if isinstance(value, list | tuple):
+        return f"several {_form(value[0]) if value else ''}"
+    dimensions = 3 if isinstance(value, Image.Image) else getattr(value, "ndim", 0)
+    return {3: "pixels", 4: "several pixels"}.get(dimensions, "")
 
 
 def _picture(value: Any) -> Tensor:
     if isinstance(value, str | Path):
-        return read_image(Path(value))
+        image = read_image(Path(value))
+        if image_size(Path(value)) != (image.shape[2], image.shape[1]):
+            raise InputError(f"{value} is too large to be read whole: make it smaller, for boxes count in its pixels")
+        return image
     if isinstance(value, Image.Image) and not value.mode.startswith(("I", "F")):
         return torch.from_numpy(np.array(value.convert("RGB"))).permute(2, 0, 1).contiguous()
     if isinstance(value, Tensor) and value.dtype == torch.uint8 and value.dim() == 3 and value.shape[0] == 3:
