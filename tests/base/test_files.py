@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from msat_det.base.errors import LONGEST, InputError
-from msat_det.base.files import bytes_of, show, text_of, yaml_of
+from msat_det.base.files import bytes_of, show, text_of, yaml_of, yaml_text, yaml_value
 
 
 def test_a_message_is_one_printable_line_whatever_it_quotes() -> None:
@@ -54,6 +54,20 @@ def test_yaml_asks_for_no_more_than_it_is(tmp_path: Path) -> None:
     path.write_text("a: 1\n" * 30_000)
     with pytest.raises(ValueError, match="more than"):
         yaml_of(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("1e-3", 0.001), ("-2E5", -200000.0), ("1.5e+3", 1500.0), ("+.5e1", 5.0), ("[1e0, 2]", [1.0, 2])),
+        *(("1.0e-3", 0.001), ("12", 12), ("e5", "e5"), ("1e", "1e"), ("1e5x", "1e5x"), ("'1e5'", "1e5")),
+    ],
+)
+def test_numbers_are_read_as_people_write_them(text: str, value: object) -> None:
+    """YAML 1.1 takes 1e-3 for a word; texts that look like numbers are written so that they stay texts."""
+    assert yaml_value(text) == value
+    assert type(yaml_value(text)) is type(value)
+    assert yaml_value(yaml_text({"a": value})) == {"a": value}
 
 
 def test_values_are_shown_short(monkeypatch: pytest.MonkeyPatch) -> None:
