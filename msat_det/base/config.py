@@ -20,7 +20,9 @@ class Data:
 
     kind: dataset reader, a name in ``msat_det.data.DATASETS``: voc, coco, cifar100, folders …
     root: its folder; a COCO root holds annotations/ and <split>/, a VOC root holds VOCdevkit/.
-    split: val2017 (COCO), test or val (VOC) …
+    split: val2017 (COCO), test or val (VOC) …; null: the reader's own default.
+    annotations: JSON file of kind coco, relative to root; null: found where COCO and annotation tools put it.
+    images: folder of kind coco's images, relative to root; null: found where COCO and annotation tools put them.
     year: year of VOCdevkit/VOC<year>; other readers ignore it.
     limit: only the first N of a seeded shuffle of the sorted ids; null: all.
     corrupt: evaluate spoilt images, noise, blur, fog, brightness or jpeg with a severity of 1 to 5, as in noise:3.
@@ -29,6 +31,8 @@ class Data:
     kind: str
     root: str
     split: str | None = None
+    annotations: str | None = None
+    images: str | None = None
     year: str = "2007"
     limit: int | None = None
     corrupt: str | None = None
@@ -42,9 +46,10 @@ class Model:
     """The float network and how its outputs become boxes. null leaves a setting to the network's own default.
 
     name: a name in the registry of detectors or classifiers (``msat-det list detectors``).
-    weights: .safetensors, .pt or .weights file, or the name of a torchvision weights enum (DEFAULT).
+    weights: a safetensors file, a PyTorch state dict or the checkpoint of a training around one, a Darknet .weights
+        file, or the name of a torchvision weights enum (DEFAULT). Nothing in a checkpoint is run.
     cfg: Darknet .cfg file; --model.cfg makes the network a Darknet one.
-    names: the network's classes: voc, coco or a file with one name a line.
+    names: the network's classes: voc, coco or a file with one name a line. Data of kind voc take them over.
     resize: stretch or letterbox.
     size: side of the network's square input, pixels.
     preprocess: how a classifier's input is made, a name in ``classifiers.PREPROCESS``: cifar, imagenet or caffe.
@@ -103,6 +108,8 @@ class Calib:
     kind: dataset reader as in data.kind; images: every image below root, without labels.
     root: its folder; null: data.root (not for kind images).
     split: split of that dataset; keep it apart from the evaluated one.
+    annotations: JSON file as in data.annotations.
+    images: folder as in data.images.
     skip: leave out the first N of the seeded shuffle, which are evaluated, where both come from the same images.
     limit: only the first N of a seeded shuffle of the sorted ids; null: all.
     """
@@ -110,6 +117,8 @@ class Calib:
     kind: str = "images"
     root: str | None = None
     split: str | None = None
+    annotations: str | None = None
+    images: str | None = None
     skip: int = 0
     limit: int | None = None
     augment: Augment = field(default_factory=Augment)
@@ -259,7 +268,8 @@ class Config:
             if self.calib.kind == "images":
                 raise InputError("calib.root is missing: name a folder of calibration images with --calib.root DIR")
             self.calib.root = self.data.root
-        same = all(getattr(self.calib, key) == getattr(self.data, key) for key in ("kind", "root", "split"))
+        keys = ("kind", "root", "split", "annotations", "images")
+        same = all(getattr(self.calib, key) == getattr(self.data, key) for key in keys)
         if same and self.calib.skip and (self.data.limit is None or self.data.limit > self.calib.skip):
             raise InputError(
                 f"data.limit is {self.data.limit} and calib.skip {self.calib.skip}: calibration images would be "

@@ -1,5 +1,6 @@
-"""Reading files that nobody vouches for: nothing outside a folder is opened, and every fault is an InputError."""
+"""Reading files that nobody vouches for: no name leads out of its folder, and every fault is an InputError."""
 
+import codecs
 import csv
 import errno
 import hashlib
@@ -19,6 +20,13 @@ from msat_det.base.errors import InputError
 
 MAX_BYTES, MAX_TEXT = 2 << 30, 64 << 20
 MAX_XML, MAX_YAML = 1 << 20, 128 << 10  # bytes: parsing takes a second, and hundreds of times the memory
+MARKS = {  # byte order marks that editors and shells write; UTF-32's begins as UTF-16's does
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 class _Short(reprlib.Repr):
@@ -35,14 +43,28 @@ class MissingData(InputError):
 
 
 def inside(folder: Path, *names: str) -> Path:
-    """``folder/names…``. Raises InputError if that leaves the folder, be it by ``..``, a root or a symbolic link."""
+    """``folder/names…``, for names out of files. Raises InputError where one leaves the folder by ``..`` or a root.
+
+    The names alone are looked at: a symbolic link in the folder is its owner's, and is followed.
+    """
     path = Path(folder, *names)
     try:
-        if path.resolve().is_relative_to(Path(folder).resolve()):
-            return path
-    except (OSError, ValueError, RuntimeError):  # a zero byte, half a character, a loop of links
-        pass
-    raise InputError(f"{show('/'.join(names))} is no path inside {folder}: name a file within it")
+        os.fsencode(path)
+        lost = any(Path(name).anchor or ".." in Path(name).parts or "\0" in name for name in names)
+    except ValueError:  # half a character
+        lost = True
+    if lost:
+        raise InputError(f"{show('/'.join(names))} is no path inside {folder}: name a file within it")
+    return path
+
+
+def absent(path: Path, what: str = "file") -> str:
+    """What to say of a path at which there is none: a link that leads nowhere is named."""
+    for place in (path, *path.parents):
+        if os.path.islink(place) and not os.path.exists(place):  # noqa: PTH110, PTH114 (False for endless names, too)
+            link = f"{place} is a link that leads nowhere (to {show(os.readlink(place))})"  # noqa: PTH115
+            return link if place == path else f"no {what} {path}, for {link}"
+    return f"no {what} {path}"
 
 
 def bytes_of(path: str | Path, most: int = MAX_BYTES) -> bytes:
@@ -57,8 +79,12 @@ def bytes_of(path: str | Path, most: int = MAX_BYTES) -> bytes:
 
 
 def text_of(path: str | Path, most: int = MAX_TEXT) -> str:
-    """What a UTF-8 file of at most ``most`` bytes holds. Raises OSError, and ValueError for one of another kind."""
-    return bytes_of(path, most).decode("utf-8")
+    """What a text file of at most ``most`` bytes holds: UTF-8, or what its byte order mark says, which is left out.
+
+    Raises OSError, and ValueError for one of another kind.
+    """
+    content = bytes_of(path, most)
+    return content.decode(next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8"))
 
 
 class _Loader(yaml.SafeLoader):
@@ -100,7 +126,7 @@ def _open_at_once(path: str, flags: int) -> int:
 def read_text(path: Path, most: int = MAX_TEXT) -> str:
     """``text_of`` a dataset's file. Raises InputError, MissingData where there is none."""
     if not is_file(path):
-        raise MissingData(f"no file {path}: check the root, the split and the year")
+        raise MissingData(f"{absent(path)}: check the root, the split and the year")
     try:
         return text_of(path, most)
     except (OSError, ValueError) as error:

@@ -11,9 +11,10 @@ T = TypeVar("T")
 
 
 def hint(word: object, names: Iterable[str], otherwise: str, likeness: float = 0.6) -> str:
-    """``did you mean NAME?`` for the nearest of the names, or ``otherwise`` where none is at least that like (0..1)."""
-    near = difflib.get_close_matches(str(word), names, 1, likeness)
-    return f"did you mean {near[0]}?" if near else otherwise
+    """``did you mean NAME?`` for the nearest name in any case; ``otherwise`` where none is that like (0 to 1)."""
+    lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(str(word).lower(), lower, 1, likeness)
+    return f"did you mean {lower[near[0]]}?" if near else otherwise
 
 
 class Names(dict[str, T]):

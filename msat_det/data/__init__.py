@@ -1,12 +1,12 @@
 """Datasets, one file each, and their registry. May import: base files and errors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torchvision.datasets import CIFAR100
 
 from msat_det.base.errors import InputError
-from msat_det.base.files import MissingData
+from msat_det.base.files import MissingData, absent
 from msat_det.base.names import Names
 from msat_det.data.base import Dataset, Sample, Target, make_target, select, subset
 from msat_det.data.catalogue import data_command
@@ -38,12 +38,12 @@ def _cifar100(root: Path, split: str) -> Dataset:
     return Cifar100(root, split) if official else ClassFolders(root, split)
 
 
-# kind → a function of root, split and year ("" where not given).
-DATASETS: Names[Callable[[Path, str, str], Dataset]] = Names(
+# kind → a function of root, split and year ("" where not given), of kind coco also of annotations and images.
+DATASETS: Names[Callable[..., Dataset]] = Names(
     "data kind",
     {
         "voc": lambda root, split, year: VocDetection(root, split or "test", year or "2007"),
-        "coco": lambda root, split, year: CocoDetection(root, split or "val2017"),
+        "coco": lambda root, split, year, **places: CocoDetection(root, split, **places),
         "images": lambda root, split, year: ImageFiles(root, split),
         "folders": lambda root, split, year: ClassFolders(root, split),
         "imagenet": lambda root, split, year: ClassFolders(root, split or "val"),
@@ -53,22 +53,36 @@ DATASETS: Names[Callable[[Path, str, str], Dataset]] = Names(
 
 
 def build_dataset(
-    kind: str, root: Path | str, split: str | None = None, year: int | str | None = None, option: str = "--data.root"
+    kind: str,
+    root: Path | str,
+    split: str | None = None,
+    year: int | str | None = None,
+    option: str = "--data.root",
+    classes: Sequence[str] | None = None,
+    annotations: str | None = None,
+    images: str | None = None,
 ) -> Dataset:
     """The dataset of a registered kind. ``option`` is the setting that a message about the root names.
 
-    Raises InputError for an unknown kind, a missing root, an empty dataset or files that can't be used.
+    classes: of the network that is evaluated on it. Kinds whose files list no classes (voc) take them over.
+    annotations, images: file and folder of kind coco where it does not find them itself, relative to the root.
+    Raises InputError for an unknown kind, a missing root, an empty dataset, files that can't be used, and annotated
+    classes that the network does not know.
     """
     make = DATASETS.find(kind)
     if not root:
         raise InputError(f"no data folder named: give one with {option}")
     root, split, year = Path(root), str(split or ""), str(year or "")
+    places = {key: str(place) for key, place in (("annotations", annotations), ("images", images)) if place}
+    if places and kind != "coco":
+        raise InputError(f"kind {kind} with the key {next(iter(places))}, which is for kind coco: leave it out")
     try:
         if not root.is_dir():
-            raise MissingData(f"no data folder {root}: give an existing one with {option}")
-        return make(root, split, year)
+            raise MissingData(f"{absent(root, 'data folder')}: give an existing one with {option}")
+        dataset = make(root, split, year, **places)
     except MissingData as error:
-        command = data_command(kind, root, split, year)
+        command = "" if places else data_command(kind, root, split, year)
         if not command:
             raise
         raise MissingData(f"{error}, or get the data with: {command}") from error
+    return dataset if classes is None else dataset.for_classes(classes)

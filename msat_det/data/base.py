@@ -1,17 +1,17 @@
-"""What a dataset is: images by id with their ground truth. Files are untrusted, and none outside the root is opened."""
+"""What a dataset is: images by id with their ground truth. Files are untrusted, and no name in them leaves the root."""
 
 import copy
 import random
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from msat_det.base.errors import InputError
-from msat_det.base.files import MissingData, inside, is_file
-from msat_det.data.images import read_image
+from msat_det.base.files import MissingData, inside, is_file, show
+from msat_det.data.images import Size, image_size, read_image, reduction
 
 MAX_COORDINATE = 1e9
 
@@ -20,8 +20,8 @@ MAX_COORDINATE = 1e9
 class Target:
     """The objects of one image.
 
-    boxes: (N, 4) float32, x1 y1 x2 y2 in pixels, in the dataset's own convention: COCO's are continuous edges from 0;
-        VOC's are the XML's integers, counted from 1 with the last pixel included (a box is x2 − x1 + 1 wide).
+    boxes: (N, 4) float32, x1 y1 x2 y2 in pixels, continuous edges from 0 at the image's left and top: a box is x2 − x1
+        wide, whatever its file counts.
     labels: (N,) int64, index into the dataset's ``classes``.
     ignore: (N,) bool, VOC's ``difficult`` or COCO's ``iscrowd``: neither a miss nor a false alarm.
     """
@@ -44,16 +44,27 @@ class Dataset:
     """Images by id: ``dataset[i]`` reads image ``ids[i]``; ``target(id)`` reads no image.
 
     folder: where the image files are. files: id → path relative to it. targets: id → ground truth, may be empty.
+    sizes: id → (width, height) that the boxes count in, None where the annotation has none; may be left out.
+    Images that are read smaller than they are (``images.reduction``) have boxes as much smaller.
     Raises InputError when there are no images.
     """
 
     name = ""
 
-    def __init__(self, folder: Path, classes: list[str], files: dict, targets: dict):
+    def __init__(
+        self,
+        folder: Path,
+        classes: list[str],
+        files: dict,
+        targets: dict,
+        sizes: Mapping[int | str, Size | None] | None = None,
+    ):
         if not files:
             raise InputError(f"no images in {folder}: check the root and the split")
         self.folder, self.classes, self.ids = folder, classes, sorted(files)
-        self._files, self._targets = files, targets
+        self._files, self._targets, self._sizes = files, targets, dict(sizes or {})
+        boxed = self._sizes.keys() | {id for id, target in targets.items() if isinstance(target, Target)}
+        self._factors = {id: factor for id in boxed if (factor := self._factor(id)) > 1}
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -62,13 +73,32 @@ class Dataset:
         id = self.ids[index]
         return Sample(id, self.image(id), self.target(id))
 
+    def for_classes(self, classes: Sequence[str]) -> "Dataset":
+        """The dataset for a network of these classes; the same one unless its labels take their meaning from it."""
+        return self
+
     def image(self, id: int | str) -> Tensor:
-        """uint8 (3, H, W) RGB. Raises CorruptImage."""
-        return read_image(inside(self.folder, self._files[id]))
+        """uint8 (3, H, W) RGB, upright where EXIF and the annotation's size say so. Raises CorruptImage."""
+        return read_image(inside(self.folder, self._files[id]), self._sizes.get(id))
 
     def target(self, id: int | str) -> Target | int | None:
         """The ground truth of one image; None where the dataset has none."""
-        return self._targets.get(id)
+        target, factor = self._targets.get(id), self._factors.get(id)
+        return replace(target, boxes=target.boxes / factor) if factor else target
+
+    def misfit(self, id: int | str, image: Tensor) -> str:
+        """What to say of an image that has another size than its annotation says; "" where it has that one."""
+        size, (height, width) = self._sizes.get(id), image.shape[1:]
+        factor = self._factors.get(id, 1)
+        if size is None or (width, height) == tuple(-(-side // factor) for side in size):
+            return ""
+        path = self.folder / self._files[id]
+        found, annotated = (f"{width} x {height}" for width, height in (image_size(path) or (width, height), size))
+        return f"{path} has {found} pixels, its annotation is for {annotated}"
+
+    def _factor(self, id: int | str) -> int:
+        size = self._sizes.get(id) or image_size(inside(self.folder, self._files[id]))
+        return reduction(*size) if size else 1
 
 
 def select(dataset: Dataset, ids: Iterable[int | str]) -> Dataset:
@@ -99,6 +129,33 @@ def require_images(folder: Path, names: Iterable[str]) -> None:
     """Raise InputError unless at least one of the listed images is there."""
     if not any(is_file(inside(folder, name)) for name in names):
         raise MissingData(f"none of the listed images is in {folder}: put them there or check the root and the split")
+
+
+def class_names(names: Sequence[object], where: object, repeated: Collection[str] = ()) -> list[str]:
+    """A network's class names. Raises InputError for one that is empty, no text or there twice.
+
+    repeated: names that may be there twice.
+    """
+    if not names:
+        raise InputError(f"{where}: has no class names: give one for each class")
+    for number, name in enumerate(names, 1):
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f"{where}: class name {number} is {show(name)}: give each class a name, as text")
+    if pair := alike(number if name in repeated else name for number, name in enumerate(names)):
+        first, second = pair
+        raise InputError(
+            f"{where}: class names {first + 1} and {second + 1} are both {show(names[first])}: give each its own"
+        )
+    return list(names)
+
+
+def alike(values: Iterable[Hashable]) -> tuple[int, int] | None:
+    """The positions of the first value that is there again, and of its first copy; None where all differ."""
+    seen: dict[Hashable, int] = {}
+    for position, value in enumerate(values):
+        if (first := seen.setdefault(value, position)) != position:
+            return first, position
+    return None
 
 
 def make_target(boxes: list, labels: list[int], ignore: list) -> Target:

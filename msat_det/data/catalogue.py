@@ -1,5 +1,6 @@
 """What ``msat-det fetch`` can get by name, as data, and which command gets what a run misses."""
 
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,9 @@ CIFAR100 = Source(
 )
 
 
+COCO_NAMES = re.compile(r"(train|val|test|unlabeled)20\d\d|[a-z_]+_[a-z-]+20\d\d\.json")  # images', annotations'
+
+
 def _weights(repository: str, path: str, size: int, sha256: str) -> Item:
     """A file of a GitHub repository of dog-qiuqiu's, at one commit.
 
@@ -165,19 +169,30 @@ CATALOGUE = {
 
 
 def data_command(kind: str, root: Path, split: str, year: str) -> str:
-    """The command that puts a dataset of a registered kind below ``root``; "" where none does or all is there."""
+    """The command that puts a dataset of a registered kind below ``root``; "" where none does, all is there, or the
+    folder is somebody's own, because it holds other things."""
     if kind == "images" and root.name == COCO_CALIB64.path:
         return fetch_command("coco_calib64", root.parent)
+    if kind == "imagenet":  # it fetches nothing
+        return fetch_command("imagenet", root)
+    if not _holds_only_ours(root):
+        return ""
     if kind == "coco" and split == "train2017":  # 19 GB for the few images that calibration looks at
         folder = shlex.quote(str(root / COCO_CALIB64.path))
         command = fetch_command("coco_calib64", root)
         return f"{command}, then add --calib.kind images --calib.split null --calib.root {folder}"
-    if kind == "imagenet":
-        return fetch_command("imagenet", root)
     name = {"voc": f"voc{year or 2007}", "coco": "coco2017" if split in ("", "val2017") else ""}.get(kind, kind)
     if name in CATALOGUE and not all((root / item.path).exists() for item in CATALOGUE[name].items):
         return fetch_command(name, root)
     return ""
+
+
+def _holds_only_ours(root: Path) -> bool:
+    """Whether nothing is below ``root``, or nothing but what fetch puts there and COCO's other files and folders."""
+    ours = {Path(item.path).parts[0] for entry in CATALOGUE.values() for item in entry.items}
+    others = [path for path in root.glob("[!.]*") if path.name not in ours and path.suffix != ".sha256"]
+    others += (root / "annotations").glob("[!.]*")
+    return all(COCO_NAMES.fullmatch(path.name) for path in others)
 
 
 def get_with(path: Path) -> str:

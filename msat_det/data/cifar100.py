@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR100
 
 from msat_det.base.errors import InputError
-from msat_det.base.files import inside, show
+from msat_det.base.files import show
 from msat_det.data.base import Dataset
 from msat_det.data.catalogue import fetch_command
 
@@ -23,8 +23,6 @@ class Cifar100(Dataset):
     def __init__(self, root: Path | str, split: str = "test"):
         if split not in ("train", "test"):
             raise InputError(f"CIFAR-100 has no split {show(split)}: give train or test")
-        for name in ("train", "test", "meta"):
-            inside(Path(root), CIFAR100.base_folder, name)
         try:
             source = CIFAR100(root, train=split == "train")
         except (RuntimeError, OSError) as error:

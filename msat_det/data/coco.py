@@ -1,50 +1,49 @@
-"""COCO's layout and annotations."""
+"""COCO's annotations, as its authors and as other tools write them."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import MAX_BYTES, inside, is_text, read_text, show
-from msat_det.data.base import Dataset, Target, is_number, make_target, require_images
+from msat_det.data.base import Dataset, Target, alike, is_number, make_target
+from msat_det.data.coco_layout import Within, annotation_file, image_folder
+from msat_det.data.images import Size
+
+MOST_ID = 2**53  # an engine of the evaluation keeps ids as floats
 
 
 class CocoDetection(Dataset):
-    """COCO: ``root/annotations/instances_<split>.json`` and the images in ``root/<split>/`` (Lin et al. 2014).
+    """COCO's format (Lin et al. 2014): ``root/annotations/instances_<split>.json`` and the images in ``root/<split>/``,
+    or where Roboflow, CVAT, Label Studio and Ultralytics put them (``coco_layout``).
 
-    ``classes`` are the categories sorted by id, ``category_ids`` their ids. ``annotations``: image id → its objects
-    as dicts of category_id, bbox (x y w h), area and iscrowd, just as the file has them.
+    annotations, images: file and folder, where they lie elsewhere; relative to the root.
+    ``classes`` are the categories sorted by id, but for one that only groups others, ``category_ids`` their ids.
+    ``annotations``: image id → its objects as dicts of category_id, bbox (x y w h), area and iscrowd.
     Raises InputError for a missing file or image folder, and for entries that can't be used.
     """
 
     name = "coco"
 
-    def __init__(self, root: Path | str, split: str = "val2017"):
-        path = inside(Path(root), "annotations", f"instances_{split}.json")
-        folder = inside(Path(root), split)
+    def __init__(self, root: Path | str, split: str = "", annotations: str = "", images: str = ""):
+        root = Path(root)
+        path = annotation_file(root, split, annotations)
         content = read_coco_json(path)
-        categories, files = {}, {}
-        for number, entry in enumerate(content["categories"]):
-            where = f"{path}, categories[{number}]"
-            categories[coco_id(entry, "id", where)] = coco_name(entry, "name", where)
-        for number, entry in enumerate(content["images"]):
-            where = f"{path}, images[{number}]"
-            name = coco_name(entry, "file_name", where)
-            inside(folder, name)
-            files[coco_id(entry, "id", where)] = name
-        if len(set(categories.values())) < len(content["categories"]) or len(files) < len(content["images"]):
-            raise InputError(f"{path}: two categories or two images share an id or a name: make them unique")
-        self.category_ids = sorted(categories)
-        self.annotations: dict[int, list[dict]] = {id: [] for id in files}
-        for number, entry in enumerate(content["annotations"]):
-            where = f"{path}, annotations[{number}]"
-            annotation = coco_annotation(entry, where)
-            for key, known in (("category_id", categories), ("image_id", files)):
-                if annotation[key] not in known:
-                    raise InputError(f"{where}: {key} {annotation[key]} is not listed in the file: list or correct it")
-            self.annotations[annotation.pop("image_id")].append(annotation)
-        require_images(folder, files.values())
-        super().__init__(folder, [categories[id] for id in self.category_ids], files, {})
+        files, sizes = coco_images(content["images"], path, root)
+        categories = coco_categories(content["categories"], f"{path}, categories")
+        self.annotations = coco_objects(content["annotations"], path, files, categories)
+        if not files:
+            raise InputError(f"{path}: lists no images: name a file that does")
+        used = {entry["category_id"] for entries in self.annotations.values() for entry in entries}
+        classes = coco_classes(categories, used, f"{path}, categories")
+        self.category_ids = list(classes)
         self._index = {id: label for label, id in enumerate(self.category_ids)}
+        folder = image_folder(root, split, path, list(files.values()), images)
+        within = Within(folder)
+        super().__init__(folder, list(classes.values()), {id: within(name) for id, name in files.items()}, {}, sizes)
+        for id, factor in self._factors.items():
+            self.annotations[id] = [_smaller(entry, factor) for entry in self.annotations[id]]
 
     def target(self, id: int) -> Target:
         found = self.annotations[id]
@@ -65,28 +64,131 @@ def read_coco_json(path: Path) -> dict:
     return content
 
 
+def coco_images(entries: list, path: Path, root: Path) -> tuple[dict[int, str], dict[int, Size | None]]:
+    """id → name with slashes, and id → (width, height), None where that is not told. Raises InputError."""
+    files, sizes = [], []
+    for number, entry in enumerate(entries):
+        where = f"{path}, images[{number}]"
+        name = coco_name(entry, "file_name", where).replace("\\", "/")
+        inside(root, name)
+        files.append((coco_id(entry, "id", where), name))
+        sizes.append(coco_size(entry))
+    refuse_alike([id for id, _ in files], f"{path}, images", "id")
+    return dict(files), {id: size for (id, _), size in zip(files, sizes, strict=True)}
+
+
+def coco_categories(entries: list, where: str) -> dict[int, dict]:
+    """id → name and supercategory. Raises InputError."""
+    found = []
+    for number, entry in enumerate(entries):
+        id, name = coco_id(entry, "id", f"{where}[{number}]"), coco_name(entry, "name", f"{where}[{number}]").strip()
+        group = entry.get("supercategory")
+        found.append((id, {"name": name, "supercategory": group if isinstance(group, str) else None}))
+    refuse_alike([id for id, _ in found], where, "id")
+    return dict(found)
+
+
+def coco_classes(categories: dict[int, dict], used: set[int], where: str) -> dict[int, str]:
+    """id → name of the categories that are classes, sorted by id.
+
+    Roboflow's first category only groups the others: no object is of it, and it is another one's supercategory.
+    Raises InputError for two of one name.
+    """
+    groups = {category["supercategory"] for category in categories.values()}
+
+    def is_class(id: int, name: str, supercategory: str | None) -> bool:
+        return id in used or supercategory == name or name not in groups
+
+    kept = {id: category for id, category in sorted(categories.items()) if is_class(id, **category)}
+    refuse_alike([category["name"] for category in kept.values()], where, "name", list(kept))
+    return {id: category["name"] for id, category in kept.items()}
+
+
+def refuse_alike(values: list, where: str, key: str, ids: list | None = None) -> None:
+    """Raise InputError where two entries share a value. ids: what the message calls them by; None: their positions."""
+    if pair := alike(values):
+        first, second = (ids[position] if ids else position for position in pair)
+        who = f"{'ids' if ids else 'entries'} {first} and {second}"
+        raise InputError(f"{where}: {who} share the {key} {show(values[pair[0]])}: make it unique")
+
+
+def coco_objects(
+    entries: list, path: Path, images: Collection[int], categories: Collection[int]
+) -> dict[int, list[dict]]:
+    """Image id → its checked objects. Raises InputError."""
+    found: dict[int, list[dict]] = {id: [] for id in images}
+    for number, entry in enumerate(entries):
+        where = f"{path}, annotations[{number}]"
+        annotation = coco_annotation(entry, where)
+        for key, known in (("category_id", categories), ("image_id", found)):
+            if annotation[key] not in known:
+                raise InputError(f"{where}: {key} {annotation[key]} is not listed in the file: list or correct it")
+        found[annotation.pop("image_id")].append(annotation)
+    return found
+
+
 def coco_id(entry: object, key: str, where: str) -> int:
+    """A whole number, also as text ("12") or as a float (12.0), as some tools write it. Raises InputError."""
     value = entry.get(key) if isinstance(entry, dict) else None
-    if type(value) is not int or abs(value) >= 2**53:
+    id = whole(value)
+    if id is None or abs(id) >= MOST_ID:
         raise InputError(f"{where}: {key} is {show(value)}, it must be an integer")
-    return value
+    return id
+
+
+def whole(value: object) -> int | None:
+    """The whole number that a JSON value stands for; None where it stands for none."""
+    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit() and len(value) < 20:
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if type(value) is int else None
 
 
 def coco_name(entry: object, key: str, where: str) -> str:
     value = entry.get(key) if isinstance(entry, dict) else None
-    if not isinstance(value, str) or not value or not is_text(value):
+    if not isinstance(value, str) or not value.strip() or not is_text(value):
         raise InputError(f"{where}: {key} is {show(value)}, it must be a name")
     return value
 
 
+def coco_size(entry: dict) -> Size | None:
+    """(width, height) of an image's entry; None where it has none."""
+    width, height = whole(entry.get("width")), whole(entry.get("height"))
+    return (width, height) if width and height and width > 0 < height else None
+
+
 def coco_annotation(entry: object, where: str) -> dict:
-    """One checked object: image_id, category_id, bbox, area, iscrowd, with the file's own numbers."""
-    result = {key: coco_id(entry, key, where) for key in ("image_id", "category_id")}
+    """One checked object: image_id, category_id, bbox, area, iscrowd, with the file's own numbers.
+
+    An object without a box has that of its polygons; one without area the box's; one without iscrowd is no crowd.
+    """
+    result: dict[str, Any] = {key: coco_id(entry, key, where) for key in ("image_id", "category_id")}
     box, area, crowd = (entry.get(key) for key in ("bbox", "area", "iscrowd"))
+    if box is None or box == []:
+        box = polygon_box(entry.get("segmentation"), where)
     if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box)) and box[2] >= 0 and box[3] >= 0):
         raise InputError(f"{where}: bbox is {show(box)}, it must be four finite numbers x, y, w ≥ 0, h ≥ 0")
-    if not (is_number(area) and area >= 0):
+    if area is None:
+        area = box[2] * box[3]
+    elif not (is_number(area) and area >= 0):
         raise InputError(f"{where}: area is {show(area)}, it must be a finite number ≥ 0")
+    crowd = 0 if crowd is None else crowd
     if type(crowd) not in (int, bool) or crowd not in (0, 1):
         raise InputError(f"{where}: iscrowd is {show(crowd)}, it must be 0 or 1")
     return result | {"bbox": box, "area": area, "iscrowd": int(crowd)}
+
+
+def polygon_box(polygons: object, where: str) -> list[float]:
+    """x, y, w, h around the polygons [[x1, y1, x2, y2, …], …]. Raises InputError where there are none."""
+    parts = [part for part in polygons if isinstance(part, list)] if isinstance(polygons, list) else []
+    numbers = [number for part in parts for number in part]
+    if not numbers or any(len(part) % 2 for part in parts) or not all(map(is_number, numbers)):
+        raise InputError(f"{where}: has neither a bbox nor polygons to take one from: add it, or leave the object out")
+    columns, rows = ([number for part in parts for number in part[axis::2]] for axis in (0, 1))
+    return [min(columns), min(rows), max(columns) - min(columns), max(rows) - min(rows)]
+
+
+def _smaller(entry: dict, factor: int) -> dict:
+    """An object on an image whose sides are read ``factor`` times smaller."""
+    return entry | {"bbox": [edge / factor for edge in entry["bbox"]], "area": entry["area"] / factor**2}

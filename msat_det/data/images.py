@@ -1,72 +1,226 @@
 """Reading photographs that nobody vouches for."""
 
+import io
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+
+# Each module registers its format, by which ``_open`` finds it.
+from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, PpmImagePlugin, WebPImagePlugin  # noqa: F401
 from torch import Tensor
 
 from msat_det.base.errors import InputError
-from msat_det.base.files import bytes_of, is_file
+from msat_det.base.files import absent, bytes_of, inside, is_file
 
 # Named, because Pillow knows formats that start other programs (EPS) or need far more trust than a photograph does.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm"}
-MAX_PIXELS = 24_000_000  # decoding takes up to 22 bytes a pixel: the process stays under 1 GiB
+JPEG = ("JPEG", "MPO")  # what Pillow calls a JPEG, and one with a second picture in it
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".pnm"}
+WHOLE = 24_000_000  # pixels of a photograph that is read as it is, a larger one smaller
+MAX_PIXELS = 256_000_000  # of a larger one; decoding takes seconds
+MAX_DECODING = 440_000_000  # bytes that its decoder takes: the process stays under 1 GiB
 MAX_SLOW = 2_000_000  # pixels of a PPM that Pillow reads number by number
 MAX_RATIO = 256  # of the sides: resizing a line of pixels, one side first, would take gigabytes
 MAX_SCANS = 100  # of a JPEG, which has ten or so: a few bytes can ask for one more pass over all pixels
+STRIP = 1 << 20  # pixels that are made RGB at a time
+ORIENTATION = 0x0112  # EXIF's tag
+TURNS: dict[int, Callable[[Tensor], Tensor]] = {  # its values that swap the sides → (3, H, W) set upright
+    5: lambda image: image.transpose(1, 2),
+    6: lambda image: image.rot90(-1, (1, 2)),
+    7: lambda image: image.transpose(1, 2).flip(1, 2),
+    8: lambda image: image.rot90(1, (1, 2)),
+}
+Size = tuple[int, int]
 
 
 class CorruptImage(InputError):
     """An image that can't be read; the message names the file. A run may count it and go on."""
 
 
-def read_image(path: Path) -> Tensor:
-    """An image file → uint8 (3, H, W) RGB. EXIF orientation is left alone, as VOC's and COCO's own tools do.
+def read_image(path: Path, size: Size | None = None) -> Tensor:
+    """An image file → uint8 (3, H, W) RGB.
 
-    Raises CorruptImage for anything that can't be decoded, and for more than MAX_PIXELS pixels, MAX_RATIO or
+    A photograph of more than WHOLE pixels is read at a half or a quarter of its size, see ``reduction``.
+    size: (width, height) that boxes on it count in. The image is read as it is stored, as VOC's and COCO's own tools
+        do, unless ``size`` has its sides swapped and EXIF's orientation says so: then it is set upright.
+    Raises CorruptImage for anything that can't be decoded, and for more than MAX_PIXELS, MAX_DECODING, MAX_RATIO or
     MAX_SCANS.
     """
     if not is_file(path):
-        raise CorruptImage(f"no image file {path}: restore it or take it off the list")
+        raise CorruptImage(f"{absent(path, 'image file')}: restore it or take it off the list")
     try:
-        pixels = _decode(path)  # a function of its own: what it used is free again
+        with path.open("rb") as file, _open(file) as image:
+            _check(path, image)
+            turn = _turn(image, size)
+            pixels = _decode(image)
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
         raise CorruptImage(f"can't read image {path} ({error}): restore or remove it") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return TURNS[turn](pixels).contiguous() if turn else pixels
+
+
+def image_size(path: Path) -> Size | None:
+    """(width, height) as an image file is stored, from its first bytes; None where they can't be read."""
+    try:
+        with path.open("rb") if is_file(path) else io.BytesIO() as file, _open(file) as image:
+            return image.size
+    except Exception:  # noqa: BLE001 (who reads the whole image tells what is wrong)
+        return None
+
+
+def reduction(width: int, height: int) -> int:
+    """By how much the sides of a photograph are read smaller, 1, 2 or 4; what remains of a side is rounded up."""
+    return next((factor for factor in (1, 2) if width * height <= WHOLE * factor**2), 4)
 
 
 def image_names(folder: Path) -> list[str]:
-    """Sorted relative paths of the image files at any depth. Raises InputError for a folder that can't be listed."""
-    names, todo = [], [str(folder)]
-    while todo:  # no recursion: folders may be nested as deep as a path is long
-        inner = todo.pop()
+    """Sorted relative paths of the image files at any depth, those that links lead to among them.
+
+    A folder to which several ways lead is listed once. A link that leads nowhere is an image where its name has an
+    image's suffix, so that reading tells. Raises InputError for a folder that can't be listed, be it a link.
+    """
+    names, seen = [], set()
+    folders, links = [str(folder)], []
+    while folders or links:  # links last: images go by the folders that they are really in
+        inner = folders.pop() if folders else links.pop()
         try:
-            with os.scandir(inner) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        todo.append(entry.path)
-                    elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and is_file(entry.path):  # noqa: PTH122
-                        names.append(os.path.relpath(entry.path, folder))
+            status = os.stat(inner)  # noqa: PTH116
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            for entry in _entries(inner)[::-1]:
+                if _is_image(entry):
+                    names.append(os.path.relpath(entry.path, folder))
+                elif entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112
+                    links.append(entry.path)
+                elif _leads_nowhere(entry) and "." not in entry.name:  # to where a folder was
+                    raise InputError(f"{absent(Path(entry.path))}: put there what it leads to, or remove it")
         except OSError as error:
             raise InputError(f"can't list the folder {inner} ({error.strerror}): check the root") from error
     return sorted(names)
 
 
-def _decode(path: Path) -> np.ndarray:
-    with Image.open(path, formats=IMAGE_FORMATS) as image:
-        size = f"{image.width} x {image.height} pixels"
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{size}, more than {MAX_PIXELS}")
-        if max(image.size) > MAX_RATIO * min(image.size):
-            raise ValueError(f"{size}, too narrow for a photograph")
-        if image.format in ("JPEG", "MPO") and bytes_of(path).count(b"\xff\xda") > MAX_SCANS:
-            raise ValueError(f"more than {MAX_SCANS} scans")
-        if image.format == "PPM" and image.width * image.height > MAX_SLOW and image.tile[0][0] != "raw":
-            raise ValueError(f"{size} in text or of odd depth, more than {MAX_SLOW}")
-        if image.mode.startswith("I"):  # 16 bits of grey: Pillow would clip them, not scale them
-            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+def image_finder(folder: Path) -> Callable[[str], str]:
+    """A function of the name of an image in ``folder``, such as 000001 or a/000001 → that name with its suffix.
+
+    The suffix may be any of IMAGE_SUFFIXES, in any case; .jpg where there is no such image, and where there are
+    several. Raises InputError if none of several is .jpg, and for a name that leaves the folder. A folder is listed
+    once, however many names are asked for.
+    """
+    listed: dict[str, dict[str, list[str]]] = {}
+
+    def find(name: str) -> str:
+        inside(folder, name)
+        inner, last = os.path.split(name)
+        if inner not in listed:
+            listed[inner] = _by_stem(folder / inner)
+        if last in listed[inner].get(os.path.splitext(last)[0], []):  # noqa: PTH122 (it has a suffix already)
+            return name
+        found = listed[inner].get(last, [])
+        if len(found) > 1 and f"{last}.jpg" not in found:
+            raise InputError(f"{folder / inner} holds {found[0]} and {found[1]}: leave one of them there")
+        return os.path.join(inner, found[0] if len(found) == 1 else f"{last}.jpg")  # noqa: PTH118
+
+    return find
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry]:
+    """Sorted by name. Raises OSError."""
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
+
+
+def _by_stem(folder: Path) -> dict[str, list[str]]:
+    """The image files of one folder by their names without suffix; none where it can't be listed."""
+    found: dict[str, list[str]] = {}
+    with suppress(OSError):
+        for entry in _entries(folder):
+            if _is_image(entry):
+                found.setdefault(os.path.splitext(entry.name)[0], []).append(entry.name)  # noqa: PTH122
+    return found
+
+
+def _is_image(entry: os.DirEntry) -> bool:
+    """By its name; a link that leads nowhere is one, too."""
+    if os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:  # noqa: PTH122
+        return False
+    if entry.is_symlink():
+        return is_file(entry.path) or _leads_nowhere(entry)
+    return entry.is_file(follow_symlinks=False)
+
+
+def _leads_nowhere(entry: os.DirEntry) -> bool:
+    return entry.is_symlink() and not os.path.exists(entry.path)  # noqa: PTH110
+
+
+def _open(file: BinaryIO) -> ImageFile.ImageFile:
+    """``Image.open`` for IMAGE_FORMATS and without its own bound, at a quarter of which it speaks of attacks."""
+    start = file.read(16)
+    for form in IMAGE_FORMATS:
+        factory, accept = Image.OPEN[form]
+        if accept(start):
+            file.seek(0)
+            return factory(file, "")
+    raise ValueError(f"it is none of {', '.join(IMAGE_FORMATS)}")
+
+
+def _turn(image: Image.Image, size: Size | None) -> int:
+    """EXIF's orientation where that explains why an image of ``size`` is stored with its sides swapped, else 0."""
+    swapped = size is not None and image.size != size and image.size == size[::-1]
+    orientation = image.getexif().get(ORIENTATION) if swapped else None
+    return orientation if orientation in TURNS else 0
+
+
+def _decode(image: ImageFile.ImageFile) -> Tensor:
+    """uint8 (3, H, W), strip by strip, so that no second copy of all pixels is needed."""
+    factor = reduction(*image.size)
+    if image.format in JPEG and factor > 1:
+        image.draft(None, (image.width // factor, image.height // factor))
+        factor = reduction(*image.size)
+    image.load()
+    width, height = image.size
+    pixels = torch.empty(3, -(-height // factor), -(-width // factor), dtype=torch.uint8)
+    rows = max(1, STRIP // (width * factor)) * factor
+    for top in range(0, height, rows):
+        strip = _rgb(image if height <= rows else image.crop((0, top, width, min(top + rows, height))))
+        made = torch.from_numpy(np.array(strip if factor == 1 else strip.reduce(factor))).permute(2, 0, 1)
+        first = top // factor
+        pixels[:, first : first + made.shape[1]] = made
+    return pixels
+
+
+def _check(path: Path, image: ImageFile.ImageFile) -> None:
+    """Raise ValueError for an image that would take too much time or memory."""
+    count = image.width * image.height
+    size = f"{image.width} x {image.height} pixels"
+    most = min(MAX_PIXELS, int(MAX_DECODING / _bytes_a_pixel(image)))
+    if count > max(most, WHOLE):
+        raise ValueError(f"{size}, a {image.format} file of its kind may have {most}: make it smaller or a plain JPEG")
+    if max(image.size) > MAX_RATIO * min(image.size):
+        raise ValueError(f"{size}, too narrow for a photograph")
+    if image.format in JPEG and bytes_of(path).count(b"\xff\xda") > MAX_SCANS:
+        raise ValueError(f"more than {MAX_SCANS} scans")
+    if image.format == "PPM" and count > MAX_SLOW and image.tile[0][0] != "raw":
+        raise ValueError(f"{size} in text or of odd depth, more than {MAX_SLOW}")
+
+
+def _bytes_a_pixel(image: ImageFile.ImageFile) -> float:
+    """What decoding an image of more than WHOLE pixels takes, before it is made smaller."""
+    if image.format not in JPEG:
+        return 16 if image.format == "WEBP" else 4
+    if not image.info.get("progressive"):
+        return 1  # it is never whole in memory
+    channels = [horizontal * vertical for _, horizontal, vertical, _ in image.layer]
+    return 2 * sum(channels) / max(*channels, 1)  # the coefficients of all channels are kept until the last scan
+
+
+def _rgb(strip: Image.Image) -> Image.Image:
+    if strip.mode.startswith("I"):  # 16 bits of grey: Pillow would clip them, not scale them
+        strip = Image.fromarray((np.asarray(strip) >> 8).astype(np.uint8))
+    return strip if strip.mode == "RGB" else strip.convert("RGB")

@@ -5,7 +5,7 @@ linear layers behind them. Where something analog flows into the same position, 
 every timestep, once, and spikes that arrive there too pay nothing more.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,17 +18,19 @@ from msat_det.graph.graph import Graph, elements
 from msat_det.graph.ops import Kind
 
 _SPATIAL = {
-    *("avgpool1d", "avgpool2d", "avgpool3d", "adaptiveavgpool1d", "adaptiveavgpool2d"),
+    *("avgpool1d", "avgpool2d", "avgpool3d", "adaptiveavgpool1d", "adaptiveavgpool2d", "adaptiveavgpool3d"),
     *("upsample", "interpolate", "upsamplingnearest2d", "upsamplingbilinear2d"),
 }
 # element by element: a spike arrives once, whatever it is multiplied by and however often it is added to itself
 _ELEMENTWISE = {
-    *("add", "sub", "rsub", "mul", "truediv", "neg", "batchnorm2d", "batchnorm1d", "batchnorm", "frozenbatchnorm2d")
+    *("add", "sub", "rsub", "mul", "truediv", "neg", "pos", "frozenbatchnorm2d", "syncbatchnorm"),
+    *("batchnorm", "batchnorm1d", "batchnorm2d", "batchnorm3d"),
 }
 _CONVOLUTION = ["stride", "padding", "dilation", "groups"]  # the arguments of F.conv2d after input, weight and bias
 _REDUCING = {"mean", "sum"}
 # max(k·x) = k·max(x) for k > 0: their difference of running sums is exact, and counts as spikes where it is not zero.
-HOMOGENEOUS = {"maxpool1d", "maxpool2d", "maxpool3d", "adaptivemaxpool2d", "amax", "amin"}
+HOMOGENEOUS = {"maxpool1d", "maxpool2d", "maxpool3d", "amax", "amin"}
+HOMOGENEOUS |= {"adaptivemaxpool1d", "adaptivemaxpool2d", "adaptivemaxpool3d"}
 
 
 @dataclass
@@ -47,6 +49,12 @@ class FanOut:
     once: float = 0.0
     evaluations: int = 0
 
+    def on(self, graph: Graph) -> "FanOut":
+        """The same counts for the nodes of a copy of the graph."""
+        node = {n.name: n for n in graph.nodes}
+        macs, spikes, analog = ({node[n.name]: v for n, v in x.items()} for x in (self.macs, self.spikes, self.analog))
+        return replace(self, macs=macs, spikes=spikes, analog=analog)
+
     @property
     def total(self) -> int:
         """Multiply-adds of one float forward of one image."""
@@ -64,6 +72,7 @@ def is_event_source(node: Node) -> bool:
     return kind is Kind.SPIKING or (kind is Kind.DIFFERENTIAL and node.meta["op"] in HOMOGENEOUS)
 
 
+@torch.inference_mode(False)
 def fan_out(graph: Graph, batch: Tensor | tuple | list | dict) -> FanOut:
     """Count the multiply-adds of every node of ``graph`` and share them out over what drives them.
 
@@ -79,7 +88,7 @@ def fan_out(graph: Graph, batch: Tensor | tuple | list | dict) -> FanOut:
         if node.meta.get("op") not in ops.MULTIPLYING or node.meta["kind"] not in (Kind.LINEAR, Kind.DIFFERENTIAL):
             continue
         if node.meta["kind"] is Kind.DIFFERENTIAL:  # a product of two branches
-            result.macs[node] = _product_macs(node)
+            result.macs[node] = _product_macs(graph, node, shapes)
             result.analog[node] = result.macs[node]
             continue
         source = _data_inputs(node)[0]
@@ -99,7 +108,7 @@ def as_spikes_lie(reach: Tensor) -> Tensor:
 
 
 def _is_evaluated(node: Node, static: set[Node]) -> bool:
-    cheap = ops.MULTIPLYING | HOMOGENEOUS | (ops.POINTWISE - ops.CURVED)
+    cheap = ops.MULTIPLYING | HOMOGENEOUS | ops.COMPARISONS | ops.CHOICES | (ops.POINTWISE - ops.CURVED)
     return node.meta["kind"] is Kind.DIFFERENTIAL and node not in static and node.meta["op"] not in cheap
 
 
@@ -185,6 +194,8 @@ def _multiply_adds(graph: Graph, node: Node, source: Node, shapes: dict) -> Tens
         weight = shapes[other] if other in shapes else graph.attribute(other)
         rows = weight.shape[-1] if node.args[0] is source else weight.shape[-2]
         return torch.full((1, *shape), float(rows))
+    if op == "einsum":
+        return _vjp(lambda x: _on_ones(graph, node, shapes, {source: x}), shape, None)
     raise InputError(f"cannot count the multiply-adds of operation '{op}' at {node.meta['source']}")
 
 
@@ -220,9 +231,18 @@ def _convolution(graph: Graph, node: Node, shape: tuple, shapes: dict) -> Tensor
     return (reach.round() * per_tap).expand(1, *shape)
 
 
-def _product_macs(node: Node) -> int:
+def _product_macs(graph: Graph, node: Node, shapes: dict) -> int:
+    if node.meta["op"] == "einsum":
+        return int(_on_ones(graph, node, shapes, {}).double().sum())
     inner = node.all_input_nodes[0].meta["shape"][-1]
     return elements(node) * inner
+
+
+def _on_ones(graph: Graph, node: Node, shapes: dict, values: dict[Node, Tensor]) -> Tensor:
+    """A product of tensors with 1 in place of all values but ``values``: each output counts its multiply-adds."""
+    ones = {n: torch.ones(v.shape) for n, v in shapes.items() if isinstance(v, Tensor)}
+    ones |= {n: torch.ones(1, *n.meta["shape"]) for n in _data_inputs(node)}
+    return _evaluate(graph, node, shapes | ones | values)
 
 
 def _push(graph: Graph, node: Node, reach: Tensor, shapes: dict, static: set[Node], result: FanOut) -> None:
@@ -262,11 +282,17 @@ def _pull_part(graph: Graph, node: Node, split: Node, origin: Node, reach: Tenso
     return _vjp(both, origin.meta["shape"], reach)
 
 
-def _vjp(fn, shape: tuple, reach: Tensor, unit: bool = False) -> Tensor:
-    """Vector-Jacobian product of a map whose weights are ±1, or (unit) one positive weight that is divided out."""
+def _vjp(fn, shape: tuple, reach: Tensor | None, unit: bool = False) -> Tensor:
+    """Vector-Jacobian product of a map whose weights are ±1, or (unit) one positive weight that is divided out.
+
+    reach: the vector; None for ones.
+    """
     x = torch.zeros(1, *shape, requires_grad=True)
     with torch.enable_grad():
-        (pulled,) = torch.autograd.grad(fn(x), x, reach)
+        y = fn(x)
+        if not y.requires_grad:  # it takes its input's shape or dtype alone
+            return torch.zeros_like(x)
+        (pulled,) = torch.autograd.grad(y, x, torch.ones_like(y) if reach is None else reach, materialize_grads=True)
         if unit:
             (weight,) = torch.autograd.grad(fn(x).sum(), x)
             pulled = pulled / weight

@@ -8,13 +8,14 @@ nodes ``activation`` (``ops.Activation``).
 
 import copy
 import inspect
+import itertools
 import operator
 import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.utils._pytree as pytree
@@ -25,9 +26,9 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
+from msat_det.graph.inputs import AS_IT_TAKES, MISFIT, Batch, as_input, kind, name_of, reason
 from msat_det.graph.ops import Kind
-
-Batch = Tensor | tuple | list | dict
+from msat_det.graph.prepare import prepared
 
 _TOLERANCE = 1e-4
 _TORCH = str(Path(torch.__file__).parent) + os.sep  # its frames stand between a network's line and its operation
@@ -64,19 +65,59 @@ class Graph:
         """A graph of its own on the same weights; its nodes keep names and verdicts."""
         return Graph(fx.GraphModule(self.module, copy.deepcopy(self.module.graph)), self.inputs, self.structure)
 
-    def bind(self, batch: Batch) -> dict[str, Tensor]:
-        """A batch (tensor, tuple or dict of tensors) as {placeholder name: tensor}.
+    @property
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of one image at each input, as the graph was measured with."""
+        return {node.target: node.meta["shape"] for node in self.nodes if node.op == "placeholder"}
 
-        Raises InputError when the number or the names of the inputs do not fit.
+    def at_size(self, batch: Batch) -> "Graph":
+        """A copy that is measured with images of another size. Raises InputError where they don't go through it."""
+        graph = self.copy()
+        try:
+            measure(graph, batch)
+        except InputError as error:
+            sizes = ", ".join(map(str, self.sizes.values()))
+            raise InputError(
+                f"the calibration's images are {sizes}, and of another size they do not go through: {error}"
+            ) from error
+        for node, known in zip(graph.sites, self.sites, strict=True):
+            if _channels(node) != _channels(known):
+                raise InputError(
+                    f"{where(node)} has a channel for each position: give images of the calibration's size"
+                )
+        return graph
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where its weights lie; None for a network without any."""
+        return device_of(self.module)
+
+    def bind(self, batch: Batch) -> dict[str, Tensor]:
+        """A batch (tensor, tuple or dict of tensors) as {placeholder name: tensor}: floats in float32, on ``device``.
+
+        Raises InputError when the number, the names, the ranks or the types of the inputs do not fit, and for what is
+        no batch.
         """
         values = [batch] if isinstance(batch, Tensor) else batch
+        if not isinstance(values, dict | list | tuple):
+            raise InputError(f"the batch is {kind(batch)}: give a tensor (B, …), or a tuple or dict for several inputs")
         if isinstance(values, dict):
             if set(values) != set(self.inputs):
-                raise InputError(f"the network's inputs are {self.inputs}, the batch gives {sorted(values)}")
-            return values
-        if len(values) != len(self.inputs):
-            raise InputError(f"the network takes {len(self.inputs)} inputs {self.inputs}, the batch has {len(values)}")
-        return dict(zip(self.inputs, values, strict=True))
+                raise InputError(f"the network's inputs are {self.inputs}, the batch gives {sorted(map(str, values))}")
+        elif len(values) != len(self.inputs):
+            raise InputError(
+                f"the network takes {len(self.inputs)} inputs {self.inputs}, the batch has {len(values)}: give one "
+                "tensor (B, …) an input, and no labels"
+            )
+        else:
+            values = dict(zip(self.inputs, values, strict=True))
+        ready = {name: as_input(f"input '{name}'", value, self.device) for name, value in values.items()}
+        for node in self.nodes:
+            if node.op == "placeholder" and "dtype" in node.meta:
+                _check_kind(node, ready[node.target])
+        if len({len(value) for value in ready.values()}) > 1:
+            raise InputError(f"the inputs hold {[len(v) for v in ready.values()]} images: give as many for each")
+        return ready
 
     def call(self, node: Node, args: tuple, kwargs: dict) -> Any:
         """Evaluate one node on values."""
@@ -105,11 +146,19 @@ class Graph:
         """Output values in fx's containers → the network's own structure."""
         return pytree.tree_unflatten(pytree.tree_leaves(outputs), self.structure)
 
+    def __reduce_ex__(self, protocol: int) -> NoReturn:
+        raise InputError(
+            "a traced network is neither pickled nor copied as it is: keep a converted one by snn.save(path)"
+        )
+
     def walk(self, batch: Batch) -> Iterator[tuple[Node, Any]]:
         """Run the float graph node by node: yields (node, value); values are freed after their last use."""
         inputs, env, last = self.bind(batch), {}, last_uses(self.nodes)
         for node in self.nodes:
-            value = inputs[node.target] if node.op == "placeholder" else self.evaluate(node, env)
+            try:
+                value = inputs[node.target] if node.op == "placeholder" else self.evaluate(node, env)
+            except MISFIT as error:
+                raise InputError(f"{where(node)} fails on this batch ({reason(error)}): {AS_IT_TAKES}") from error
             yield node, value
             env[node] = value
             for done in last[node]:
@@ -120,6 +169,25 @@ class Graph:
         with torch.inference_mode():
             *_, (_, outputs) = self.walk(batch)
         return outputs
+
+
+def _channels(site: Node) -> int:
+    axis = site.meta.get("axis", 1)
+    return 1 if axis is None else site.meta["shape"][axis - 1]
+
+
+def _check_kind(placeholder: Node, value: Tensor) -> None:
+    shape, dtype = placeholder.meta["shape"], placeholder.meta["dtype"]
+    if value.dim() - 1 != len(shape) or value.dtype != dtype:
+        raise InputError(
+            f"input '{placeholder.target}' is {kind(value)}, where the first images were {shape} of {name_of(dtype)}: "
+            f"{AS_IT_TAKES}"
+        )
+
+
+def device_of(net: nn.Module) -> torch.device | None:
+    weight = next(itertools.chain(net.parameters(), net.buffers()), None)
+    return None if weight is None else weight.device
 
 
 def closure(start: Iterable[Node], onward: Callable[[Node], Iterable[Node]]) -> set[Node]:
@@ -153,23 +221,19 @@ def last_uses(nodes: list[Node]) -> dict[Node, list[Node]]:
     return last
 
 
+@torch.inference_mode(False)
 def trace(net: nn.Module, batch: Batch) -> Graph:
-    """Trace ``net`` (left as it is; a copy is traced, in evaluation mode) and give every node its verdict.
+    """Trace ``net`` (left as it is; a copy is traced, see ``prepare.prepared``) and give every node its verdict.
 
     batch: one calibration batch, a tensor (B, …) or a tuple or dict of them; two images or more make the check that
         images of a batch do not mix a sharper one.
     Raises InputError, naming node, source line and mend, for control flow that depends on data, in-place writes into
-    views or shared state, unknown operations, networks that mix the images of a batch, and when the traced graph's
-    outputs differ from the network's by more than 1e-4 of their largest magnitude.
+    views or shared state, unknown operations, networks that mix the images of a batch or do not run on this one, and
+    when the traced graph's outputs differ from the network's by more than 1e-4 of their largest magnitude.
     """
-    net = copy.deepcopy(net).eval()
-    for parameter in net.parameters():
-        parameter.requires_grad_(False)
-    values = (batch,) if isinstance(batch, Tensor) else batch
-    inputs, constants = _bind_signature(net, values)
-    with torch.inference_mode():
-        own = pytree.tree_map(torch.clone, values)  # the network may write into its input
-        expected = net(**own) if isinstance(own, dict) else net(*own)
+    net = prepared(net)
+    inputs, values, constants = _bind_signature(net, (batch,) if isinstance(batch, Tensor) else batch)
+    expected = _float_outputs(net, values)
     module = _symbolic_trace(net, constants)
     graph = Graph(module, inputs, pytree.tree_structure(expected))
     _drop_defaults(graph)
@@ -180,6 +244,7 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
+    measure(graph, values)
     classify(graph)
     with torch.inference_mode():
         _check_batch(graph, values)
@@ -187,15 +252,12 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     return graph
 
 
-def _bind_signature(net: nn.Module, values: Any) -> tuple[list[str], dict[str, Any]]:
-    """The names of the inputs that a batch gives, and the defaults of the parameters that it does not."""
-    parameters = inspect.signature(net.forward).parameters
+def _bind_signature(net: nn.Module, batch: Any) -> tuple[list[str], tuple | dict, dict[str, Any]]:
+    """The names of the inputs that a batch gives, these as the network takes them, and the other defaults."""
+    signature = inspect.signature(net.forward)
+    parameters = signature.parameters
     try:
-        bound = (
-            inspect.signature(net.forward).bind(**values)
-            if isinstance(values, dict)
-            else inspect.signature(net.forward).bind(*values)
-        )
+        bound = signature.bind(**batch) if isinstance(batch, dict) else signature.bind(*batch)
     except TypeError as error:
         raise InputError(f"the batch does not fit {type(net).__name__}.forward: {error}") from error
     given = [name for name in parameters if name in bound.arguments]
@@ -203,7 +265,21 @@ def _bind_signature(net: nn.Module, values: Any) -> tuple[list[str], dict[str, A
     if set(variadic) & set(given):
         raise InputError(f"{type(net).__name__}.forward takes *{variadic[0]}: give its inputs names of their own")
     defaults = {n: p.default for n, p in parameters.items() if n not in given and n not in variadic}
-    return given, defaults
+    device = device_of(net)
+    ready = {name: as_input(f"input '{name}'", bound.arguments[name], device) for name in given}
+    return given, ready if isinstance(batch, dict) else tuple(ready.values()), defaults
+
+
+def _float_outputs(net: nn.Module, values: tuple | dict) -> Any:
+    own = pytree.tree_map(torch.clone, values)  # the network may write into its input
+    try:
+        with torch.inference_mode():
+            return net(**own) if isinstance(own, dict) else net(*own)
+    except MISFIT as error:
+        given = ", ".join(f"{tuple(x.shape[1:])} {name_of(x.dtype)}" for x in pytree.tree_leaves(values))
+        raise InputError(
+            f"{type(net).__name__} does not run on images of {given} ({reason(error)}): {AS_IT_TAKES}"
+        ) from error
 
 
 class _Tracer(fx.Tracer):
@@ -219,11 +295,11 @@ def _symbolic_trace(net: nn.Module, constants: dict[str, Any]) -> fx.GraphModule
     except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError, NameError, LookupError) as error:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_TORCH)]
         frame = frames[-1]
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"the dense part does not trace at {frame.filename}:{frame.lineno}: `{frame.line}` ({first}): what depends "
-            "on the data's values or shape belongs outside the dense part, in preprocess or decode"
-        ) from error
+        mend = "what depends on the data's values or shape belongs outside the dense part, in preprocess or decode"
+        if "instead found type 'Proxy'" in str(error):
+            mend = "a scripted function (torch.jit.script) can't be traced: call the plain one"
+        place = f"{frame.filename}:{frame.lineno}: `{frame.line}`"
+        raise InputError(f"the dense part does not trace at {place} ({reason(error)}): {mend}") from error
 
 
 def where(node: Node) -> str:
@@ -316,8 +392,10 @@ def _drop_defaults(graph: Graph) -> None:
 
 def _drop_neutral(graph: Graph) -> None:
     for node in graph.nodes:
-        if node.op.startswith("call") and ops.canonical(node, _module(graph, node)) in ops.NEUTRAL:
+        name = ops.canonical(node, _module(graph, node)) if node.op.startswith("call") else ""
+        if name in ops.NEUTRAL:
             node.replace_all_uses_with(node.all_input_nodes[0])
+        if name in ops.NEUTRAL or name == "assert":
             graph.module.graph.erase_node(node)
 
 
@@ -326,13 +404,13 @@ def _fold_batch_norm(graph: Graph) -> None:
     folded: dict[tuple[str, str], str] = {}
     for node in graph.nodes:
         norm = _module(graph, node)
-        if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | FrozenBatchNorm2d):
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm | FrozenBatchNorm2d):
             continue
         source = node.args[0]
         layer = _module(graph, source)
         if (
             norm.running_mean is None
-            or not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear)
+            or not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
             or len(source.users) > 1
         ):
             continue  # an affine map per channel: it runs as it is
@@ -359,6 +437,7 @@ def _as_batch_norm(norm: nn.Module) -> nn.Module:
 def classify(graph: Graph) -> None:
     """Give every node its verdict, but for shapes. Raises InputError, naming the node, for an unknown operation."""
     data: set[Node] = set()  # nodes whose value depends on an input tensor
+    masks: set[Node] = set()  # those of them that come to true or false, or to whole numbers: no sum of them is one
     for node in graph.nodes:
         node.meta["source"] = _source(node)
         if node.op in ("placeholder", "get_attr", "output"):
@@ -374,6 +453,10 @@ def classify(graph: Graph) -> None:
         node.meta["kind"] = kind = _verdict(graph, node, name, module, entering)
         if kind is not Kind.SHAPE:
             data.add(node)
+            if is_mask(node):
+                masks.add(node)
+            if not masks.isdisjoint([node, *entering]) or _condition(node, name) in data:
+                node.meta["kind"] = kind = Kind.DIFFERENTIAL
         if kind is Kind.SPIKING:
             node.meta["activation"] = ops.activation_of(name, node, module, _on_first_input(graph, node))
 
@@ -396,10 +479,27 @@ def _verdict(graph: Graph, node: Node, name: str, module: nn.Module | None, ente
     )
 
 
+def is_mask(node: Node) -> bool:
+    """Whether it gives no real numbers: in a simulation that is a value by itself, never a part of a sum."""
+    return not node.meta.get("dtype", torch.float32).is_floating_point
+
+
+def mean_inputs(node: Node, moving: set[Node]) -> list[Node]:
+    """The inputs on whose running means a differential node acts: those that change in time, masks apart."""
+    return [n for n in node.all_input_nodes if n in moving and n.meta["kind"] is not Kind.SHAPE and not is_mask(n)]
+
+
+def _condition(node: Node, name: str) -> Any:
+    """What a ``where`` or ``masked_fill`` chooses by."""
+    if name not in ops.CHOICES:
+        return None
+    position = 0 if name == "where" and node.op == "call_function" else 1
+    return node.args[position] if len(node.args) > position else node.kwargs.get("condition", node.kwargs.get("mask"))
+
+
 def _enters_once(node: Node, name: str, entering: list[Node]) -> bool:
-    return (
-        len(entering) == 1 and (name != "truediv" or node.args[0] is entering[0]) and node.args.count(entering[0]) == 1
-    )
+    times = pytree.tree_leaves((node.args, node.kwargs)).count(entering[0])
+    return len(entering) == times == 1 and (name != "truediv" or node.args[0] is entering[0])
 
 
 def _on_first_input(graph: Graph, node: Node) -> Callable[[Tensor], Tensor]:
@@ -414,30 +514,51 @@ def _on_first_input(graph: Graph, node: Node) -> Callable[[Tensor], Tensor]:
     return lambda x: graph.call(node, (x, *rest), kwargs)
 
 
+def measure(graph: Graph, batch: Batch) -> None:
+    """Note what every node gives for one image of this batch: shape, parts and dtype. Raises InputError."""
+    moving: set[Node] = set()
+    with torch.inference_mode():
+        for node, value in graph.walk(batch):
+            node.meta["shape"] = node.meta["parts"] = None
+            if node.op == "placeholder" or (node.op != "output" and not moving.isdisjoint(node.all_input_nodes)):
+                moving |= note(node, value)
+
+
+def note(node: Node, value: Any) -> set[Node]:
+    """Note the shapes and the dtype that a node gives; an empty set if it gives nothing that an image enters."""
+    tensors = [part for part in pytree.tree_leaves(value) if isinstance(part, Tensor)]
+    for part in tensors:
+        node.meta["shape"], node.meta["dtype"] = tuple(part.shape[1:]), part.dtype
+    if tensors and not isinstance(value, Tensor):
+        node.meta["parts"] = tuple(tuple(part.shape[1:]) for part in tensors)
+    return {node} if tensors else set()
+
+
 def _check_batch(graph: Graph, batch: Any) -> None:
-    """Record every node's shape, and make sure that each image of a batch goes its own way through every node."""
+    """Make sure that each image of a batch goes its own way through every node, and none comes to NaN."""
     # other images behind these ones: neither a statistic over the batch nor another order of it leaves these alone
     more = pytree.tree_map(lambda x: torch.cat((x, (x / 2).to(x.dtype))), batch)
     size = pytree.tree_leaves(batch)[0].shape[0]
     for (node, once), (_, both) in zip(graph.walk(batch), graph.walk(more), strict=True):
-        node.meta["shape"] = node.meta["parts"] = None
         if node.meta["kind"] in (Kind.SHAPE, Kind.OUTPUT):
             continue
         for a, b in zip(pytree.tree_leaves(once), pytree.tree_leaves(both), strict=True):
             if not isinstance(a, Tensor):
                 continue
-            if a.is_floating_point() and a.isnan().any():
-                raise InputError(f"{where(node)} gives NaN: check the weights and the calibration images")
-            node.meta["shape"], node.meta["dtype"] = tuple(a.shape[1:]), a.dtype
+            if a.is_floating_point() and _is_broken(node, a):
+                raise InputError(
+                    f"{where(node)} gives NaN or infinite values: check the weights and the calibration images"
+                )
             alike = a.dim() > 0 and a.shape[0] == size and b.shape[0] == 2 * size
             if not alike or _difference(a, b[:size]) > _TOLERANCE:
                 raise InputError(f"{where(node)} mixes the images of a batch: keep dimension 0 for images alone")
-        if not isinstance(once, Tensor):
-            node.meta["parts"] = tuple(tuple(part.shape[1:]) for part in once)
-            if node.meta["kind"] is Kind.DIFFERENTIAL:
-                raise InputError(
-                    f"{where(node)} gives several tensors: take a form that gives one (amax, say, for max)"
-                )
+        if not isinstance(once, Tensor) and node.meta["kind"] is Kind.DIFFERENTIAL:
+            raise InputError(f"{where(node)} gives several tensors: take a form that gives one (amax, say, for max)")
+
+
+def _is_broken(node: Node, value: Tensor) -> bool:
+    """NaN anywhere, or infinity where only weights can have made it; a mask may well hold -inf."""
+    return bool(value.isnan().any() or (node.meta["op"] in ops.MULTIPLYING and value.isinf().any()))
 
 
 def _check_outputs(graph: Graph, batch: Any, expected: Any) -> None:
@@ -446,7 +567,7 @@ def _check_outputs(graph: Graph, batch: Any, expected: Any) -> None:
         if isinstance(a, Tensor) and not _difference(a, b) <= _TOLERANCE:
             raise InputError(
                 f"the traced graph's outputs differ from the network's by {_difference(a, b):.1e} of their magnitude "
-                "(1e-4 allowed): is there randomness or state in the dense part?"
+                "(1e-4 allowed): is there randomness, state or autocast in the dense part?"
             )
 
 
@@ -456,6 +577,7 @@ def _difference(a: Tensor, b: Tensor) -> float:
         return float("inf")
     if a.numel() == 0 or torch.equal(a, b):
         return 0.0
+    a, b = a.double(), b.double()  # of masks there is no difference
     scale = a[a.isfinite()].abs().max().clamp(min=1e-12) if a.isfinite().any() else torch.tensor(1.0)
     return (
         (a - b).abs().nan_to_num(posinf=float("inf"), nan=0.0 if _same_infinities(a, b) else float("inf")).max() / scale

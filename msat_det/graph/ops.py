@@ -50,64 +50,91 @@ def identity(x: Tensor) -> Tensor:
     return x
 
 
-# Operations that multiply: their multiply-adds are what a network costs.
-MULTIPLYING = {"conv1d", "conv2d", "conv3d", "convtranspose2d", "linear", "matmul", "bmm", "mm", "einsum"}
+def hard_mish(x: Tensor) -> Tensor:
+    """Darknet's: x for x > 0, x²/2 + x down to −2, 0 below."""
+    return x / 2 * (x + 2).clamp(0, 2)
 
+
+# Operations that multiply: their multiply-adds are what a network costs.
+CONVOLUTIONS = {"conv1d", "conv2d", "conv3d", "convtranspose1d", "convtranspose2d", "convtranspose3d"}
+MULTIPLYING = CONVOLUTIONS | {"linear", "matmul", "bmm", "mm", "einsum"}
+
+_PADS = {f"{way}pad{n}d" for n in "123" for way in ("zero", "constant", "reflection", "replication", "circular")}
 # Linear or affine in their image input whatever their other arguments are.
 LINEAR = {
-    *("conv1d", "conv2d", "conv3d", "convtranspose2d", "linear"),
-    *("add", "sub", "rsub", "neg", "sum", "mean", "cat", "concat", "concatenate", "stack"),
-    *("avgpool1d", "avgpool2d", "avgpool3d", "adaptiveavgpool1d", "adaptiveavgpool2d"),
-    *("upsample", "interpolate", "upsamplingnearest2d", "upsamplingbilinear2d", "pixelshuffle", "channelshuffle"),
-    *("pad", "zeropad2d", "constantpad2d", "reflectionpad2d", "replicationpad2d"),
+    *CONVOLUTIONS,
+    *("linear", "add", "sub", "rsub", "neg", "pos", "sum", "mean"),
+    *("cat", "concat", "concatenate", "stack", "hstack", "dstack", "columnstack"),
+    *("avgpool1d", "avgpool2d", "avgpool3d", "adaptiveavgpool1d", "adaptiveavgpool2d", "adaptiveavgpool3d"),
+    *("upsample", "interpolate", "upsamplingnearest2d", "upsamplingbilinear2d", "pixelshuffle", "pixelunshuffle"),
+    *("channelshuffle", "fold", "unfold", "roll", "rot90", "fliplr", "flipud", "repeatinterleave"),
+    "pad",
+    *_PADS,
     *("flatten", "unflatten", "view", "reshape", "permute", "transpose", "t", "movedim", "squeeze", "unsqueeze"),
-    *("expand", "repeat", "getitem", "chunk", "split", "unbind", "select", "narrow", "indexselect", "tile", "flip"),
-    *("identity", "contiguous", "clone", "detach", "to", "float", "batchnorm2d", "batchnorm1d", "batchnorm"),
-    *("frozenbatchnorm2d", "zeroslike", "oneslike", "newzeros", "newones"),
+    *("viewas", "reshapeas", "expand", "expandas", "repeat", "tile", "flip", "ravel", "where", "maskedfill"),
+    *("getitem", "chunk", "tensorsplit", "split", "unbind", "select", "narrow", "indexselect", "diagonal"),
+    *("identity", "contiguous", "clone", "detach", "to", "float", "type", "typeas"),
+    *("batchnorm", "batchnorm1d", "batchnorm2d", "batchnorm3d", "syncbatchnorm", "frozenbatchnorm2d"),
+    *("zeroslike", "oneslike", "newzeros", "newones"),
 }
 # Linear while an image enters through one argument only; a product or quotient of two branches is differential.
-LINEAR_IN_ONE = {"mul", "truediv", "matmul", "bmm", "mm"}
+LINEAR_IN_ONE = {"mul", "truediv", "matmul", "bmm", "mm", "einsum"}
 # Dropped from the graph: they do nothing in evaluation.
-NEUTRAL = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alphadropout", "featuredropout", "identity"}
+NEUTRAL = {
+    *("dropout", "dropout1d", "dropout2d", "dropout3d", "alphadropout", "featuredropout", "featurealphadropout"),
+    *("stochasticdepth", "dropblock2d", "dropblock3d", "identity"),
+}
+# Their result is true or false: a mask, which acts on what it meets at once and is never summed up.
+COMPARISONS = {"gt", "ge", "lt", "le", "eq", "ne", "and", "or", "xor", "invert"}
+COMPARISONS |= {"logicaland", "logicalor", "logicalxor", "logicalnot"}
+CHOICES = {"where", "maskedfill"}  # linear where their condition does not come from an image
 DIFFERENTIAL = {
-    *("maxpool1d", "maxpool2d", "maxpool3d", "adaptivemaxpool2d", "amax", "max", "amin"),
-    *("groupnorm", "layernorm", "instancenorm2d", "localresponsenorm", "normalize", "norm", "vectornorm", "rmsnorm"),
-    *(
-        "softmax",
-        "logsoftmax",
-        "pow",
-        "square",
-        "sqrt",
-        "rsqrt",
-        "exp",
-        "log",
-        "abs",
-        "reciprocal",
-        "maximum",
-        "minimum",
-    ),
-    *("mul", "truediv", "matmul", "bmm", "mm"),
+    *("maxpool1d", "maxpool2d", "maxpool3d", "adaptivemaxpool1d", "adaptivemaxpool2d", "adaptivemaxpool3d"),
+    *("amax", "max", "amin", "maximum", "minimum", "lppool1d", "lppool2d", "lppool3d"),
+    *("groupnorm", "layernorm", "instancenorm", "instancenorm1d", "instancenorm2d", "instancenorm3d"),
+    "localresponsenorm",
+    *("normalize", "norm", "vectornorm", "rmsnorm", "std", "var"),
+    *("softmax", "softmax2d", "softmin", "logsoftmax", "logsumexp", "glu", "lerp", "addcmul", "addcdiv"),
+    *("pow", "square", "sqrt", "rsqrt", "reciprocal", "abs", "exp", "expm1", "log", "log1p"),
+    *("sin", "cos", "atan", "erf"),
+    *LINEAR_IN_ONE,
+    *COMPARISONS,
 }
 SHAPE = {"size", "dim", "numel"}  # of an image's tensor; any operation that no image enters is of this kind too
 SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
 RECTIFIED = {"relu", "relu6"}
-PIECEWISE_LINEAR = {"leakyrelu", "prelu", "hardtanh", "hardsigmoid"}
+PIECEWISE_LINEAR = {"leakyrelu", "rrelu", "prelu", "hardtanh", "hardsigmoid", "hardshrink", "softshrink", "threshold"}
 CLAMPS = {"clamp", "clip", "clampmin", "clampmax"}
 CURVED = {"hardswish", "silu", "sigmoid", "tanh", "elu", "celu", "selu", "gelu", "mish", "softplus", "logsigmoid"}
+CURVED |= {"hardmish", "softsign", "tanhshrink"}
 POINTWISE = RECTIFIED | PIECEWISE_LINEAR | CLAMPS | CURVED
 
 # The names that Python's operators and some spellings hide behind.
 _ALIASES = {
-    **{"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "truediv", "div": "truediv", "divide": "truediv"},
-    **{"multiply": "mul", "subtract": "sub", "pack": "cat", "upsamplenearest": "upsample", "swish": "silu"},
-    **{"negative": "neg", "swapaxes": "transpose", "dropoutnd": "dropout", "zeropad": "zeropad2d"},
+    **{"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "truediv", "ipow": "pow", "div": "truediv"},
+    **{"divide": "truediv", "truedivide": "truediv", "multiply": "mul", "subtract": "sub", "pack": "cat"},
+    **{"upsamplenearest": "upsample", "upsamplebilinear": "upsample", "swish": "silu", "negative": "neg"},
+    **{
+        "swapaxes": "transpose",
+        "swapdims": "transpose",
+        "moveaxis": "movedim",
+        "nativechannelshuffle": "channelshuffle",
+    },
+    **{"positive": "pos", "absolute": "abs", "arctan": "atan", "dropoutnd": "dropout", "zeropad": "zeropad2d"},
+    **{"greater": "gt", "greaterequal": "ge", "less": "lt", "lessequal": "le", "notequal": "ne", "inv": "invert"},
+    **{"bitwiseand": "and", "bitwiseor": "or", "bitwisexor": "xor", "bitwisenot": "invert"},
 }
+
+
+_OVERWRITING = {getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv", "ipow", "setitem")}
 
 
 def canonical(node: fx.Node, module: nn.Module | None) -> str:
     """The canonical name of what a node calls."""
     if module is not None:
         name = type(module).__name__
+    elif node.kwargs.get("rounding_mode") is not None:
+        name = "floordiv"  # whatever the division is called
     else:
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     return canonical_name(name)
@@ -127,8 +154,8 @@ def is_inplace(node: fx.Node, module: nn.Module | None) -> bool:
         return True
     if node.op == "call_method":
         return node.target.endswith("_") and not node.target.endswith("__")
-    if node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem):
-        return True
+    if getattr(node.target, "__module__", "") == "_operator":
+        return node.target in _OVERWRITING
     if node.target in (F.relu, F.relu6, F.leaky_relu, F.hardtanh, F.elu, F.silu, F.mish, F.hardswish, F.hardsigmoid):
         # F.relu(x, True): the last positional argument of these is `inplace`
         return len(node.args) > 1 and node.args[-1] is True
@@ -152,24 +179,27 @@ def activation_of(name: str, node: fx.Node, module: nn.Module | None, call: Call
             label = "relu" if high == math.inf else "relu6" if high == 6 else f"clamp(0, {high:g})"
             return Activation(label, call, rectified=True, upper=high)
         return Activation(f"clamp({low:g}, {high:g})", call)
-    slope = -float(call(torch.tensor(-1.0))) if name == "leakyrelu" else 0.0
-    return Activation(name, call, curved=name in CURVED, slope=slope)
+    if name == "threshold" and _arguments(node, module, "threshold", "value") == [0, 0]:
+        return Activation("relu", call, rectified=True)
+    if name in ("leakyrelu", "rrelu"):
+        slope = -float(call(torch.tensor(-1.0)))
+        return Activation("leakyrelu" if slope <= 1 else "steeprelu", call, slope=slope)
+    return Activation(name, call, curved=name in CURVED)
+
+
+def _arguments(node: fx.Node, module: nn.Module | None, *names: str) -> list[Any]:
+    """The arguments of these names, which stand behind the input in this order."""
+    if module is not None:
+        return [getattr(module, name) for name in names]
+    given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
+    return [given.get(name) for name in names]
 
 
 def _bounds(name: str, node: fx.Node, module: nn.Module | None) -> tuple[float | fx.Node, float | fx.Node]:
-    if module is not None:
-        return float(module.min_val), float(module.max_val)
-    args = list(node.args[1:])
-    if name == "clampmin":
-        low, high = (args or [node.kwargs.get("min")])[0], None
-    elif name == "clampmax":
-        low, high = None, (args or [node.kwargs.get("max")])[0]
-    else:
-        keys = ("min_val", "max_val") if name == "hardtanh" else ("min", "max")
-        defaults = (-1.0, 1.0) if name == "hardtanh" else (None, None)
-        args += [None] * (2 - len(args))
-        low, high = (
-            arg if arg is not None else node.kwargs.get(key, default)
-            for arg, key, default in zip(args[:2], keys, defaults, strict=True)
-        )
+    if name == "hardtanh":
+        low, high = _arguments(node, module, "min_val", "max_val")
+        return (-1.0 if low is None else low), (1.0 if high is None else high)
+    names = {"clampmin": ("min",), "clampmax": ("max",)}.get(name, ("min", "max"))
+    given = dict(zip(names, _arguments(node, None, *names), strict=True))
+    low, high = given.get("min"), given.get("max")
     return (-math.inf if low is None else low), (math.inf if high is None else high)

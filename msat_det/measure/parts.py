@@ -31,6 +31,7 @@ class Part:
     costs: {(label, t): (3,) float64, sums over the images: spikes per neuron, operations per MAC, energy ratio}.
     changes: {label: (B, K), for each image how much its outputs changed before each recorded t (``anytime.changes``)},
     each: {(label, t): (B, 3) float64, costs of each image}; both for methods with an exit.
+    misfit: messages of the images that have another size than their annotation says.
     """
 
     ids: list[int | str]
@@ -39,6 +40,7 @@ class Part:
     costs: dict[Key, Tensor] = field(default_factory=dict)
     changes: dict[str, Tensor] = field(default_factory=dict)
     each: dict[Key, Tensor] = field(default_factory=dict)
+    misfit: list[str] = field(default_factory=list)
 
 
 class Parts:
@@ -62,7 +64,7 @@ class Parts:
         tensors |= {f"{label}/changes": changes for label, changes in part.changes.items()}
         for key, found in part.found.items():
             tensors |= {f"{_name(key)}/{name}": tensor for name, tensor in _pack(found).items()}
-        header = {"ids": json.dumps(part.ids), "corrupt": json.dumps(part.corrupt)}
+        header = {name: json.dumps(getattr(part, name)) for name in ("ids", "corrupt", "misfit")}
         content = safetensors.torch.save(tensors, header)
         write_whole(self.folder / f"{number:08}.safetensors", lambda file: file.write_bytes(content))
 
@@ -72,7 +74,11 @@ class Parts:
 
     def corrupt(self) -> list[str]:
         """What was wrong with the images that could not be read."""
-        return [text for texts in self._each(lambda ids, file: _messages(file.metadata()["corrupt"])) for text in texts]
+        return self._messages("corrupt")
+
+    def misfit(self) -> list[str]:
+        """Which images have another size than their annotation says."""
+        return self._messages("misfit")
 
     def found(self, label: str, t: int | None, least: int | None = None) -> dict[int | str, Any]:
         """Image id → its Detections or logits, of one method at one timestep.
@@ -111,6 +117,11 @@ class Parts:
             return rows
 
         return torch.cat(list(self._each(take)))
+
+    def _messages(self, name: str) -> list[str]:
+        return [
+            text for texts in self._each(lambda ids, file: _messages(file.metadata().get(name, "[]"))) for text in texts
+        ]
 
     def _files(self) -> list[Path]:
         found = sorted(self.folder.glob(f"{'[0-9]' * 8}.safetensors"))

@@ -66,11 +66,28 @@ def read_summary(folder: Path) -> tuple[list[CurveRow], dict[str, Any]]:
             math.isfinite(figure) for line in figures for figure in line
         ):
             raise ValueError(names)
-        found = facts["images"], facts.get("corrupt_images", []), facts.get("energy", {})
-        if [type(fact) for fact in found] != [int, list, dict] or not all(0 < row.t < 2**31 for row in rows[1:]):
+        lists = [facts.get(name, []) for name in ("corrupt_images", "misfit_images")]
+        found = facts["images"], *lists, facts.get("energy", {})
+        if [type(fact) for fact in found] != [int, list, list, dict] or not all(0 < row.t < 2**31 for row in rows[1:]):
             raise ValueError(found)
     except FileNotFoundError:
         raise InputError(f"no {file}: the run did not end; start it anew") from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError):
         raise InputError(f"{file} is not what a run writes: make it anew") from None
     return rows, facts
+
+
+def left_out(facts: dict[str, Any]) -> list[str]:
+    """What the figures of a run are not about, in a sentence each: images of the list that could not be read, and
+    objects on images of another size. facts: of summary.json."""
+    corrupt, misfit = facts.get("corrupt_images") or [], facts.get("misfit_images") or []
+    texts = []
+    if corrupt:
+        total = facts["images"] + len(corrupt)
+        texts.append(f"{len(corrupt)} of {total} images could not be read and are left out, the first: {corrupt[0]}")
+    if misfit:
+        texts.append(
+            f"{len(misfit)} of {facts['images']} images have another size than their annotation says, so that their "
+            f"boxes lie elsewhere; the first: {misfit[0]}: bring back the images that were annotated, or annotate these"
+        )
+    return texts

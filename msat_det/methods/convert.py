@@ -13,6 +13,7 @@ from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.neurons import EARLY
 
 
+@torch.inference_mode(False)
 def spiking_network(
     name: str, options: dict[str, Any], observation: Observation, T: int, seed: int = 0, chunk: int | None = None
 ) -> SpikingNetwork:

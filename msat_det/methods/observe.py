@@ -97,9 +97,11 @@ class Observation:
                 node.meta["maximum"] = self.sites[node.name].maximum  # itself, as ranks add to it in place
 
     def first(self, images: int) -> Batch:
-        """The first calibration images, as many as there are up to ``images``, in one batch."""
+        """The first calibration images, as many as there are of the first one's size up to ``images``, in one batch."""
         taken, total = [], 0
         for batch in self.batches:
+            if taken and _sizes(batch) != _sizes(taken[0]):
+                continue
             taken.append(_images(batch, images - total))
             total += pytree.tree_leaves(taken[-1])[0].shape[0]
             if total >= images:
@@ -155,6 +157,10 @@ def _observe_batch(graph: Graph, batch: Batch, sites: dict[str, Site]) -> None:
             raise InputError(
                 f"{where(node)}: activations on calibration images are not finite: check weights and input"
             )
+
+
+def _sizes(batch: Batch) -> list[torch.Size]:
+    return [value.shape[1:] for value in pytree.tree_leaves(batch)]
 
 
 def _images(batch: Batch, count: int) -> Batch:

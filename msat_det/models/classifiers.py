@@ -23,7 +23,9 @@ from torchvision.transforms import functional as F
 
 from msat_det.base.errors import InputError
 from msat_det.base.names import Names
-from msat_det.models.weights import download, load_tensors, published, read_names, read_tensors
+from msat_det.data.base import class_names
+from msat_det.models.state_dict import load_tensors, without_prefix
+from msat_det.models.weights import download, published, read_names, read_tensors
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "data" / "weights"
 Triple = tuple[float, float, float]
@@ -79,7 +81,7 @@ class Classifier:
     """A network, and what surrounds it. ``decode`` gives logits: their order is that of ``classes``."""
 
     def __init__(self, net: nn.Module, classes: list[str], inputs: Preprocess):
-        self.net, self.classes, self.inputs = net.eval(), classes, inputs
+        self.net, self.classes, self.inputs = net.eval(), class_names(classes, "the classifier", classes), inputs
 
     def preprocess(self, image: Tensor) -> tuple[Tensor, None]:
         """One uint8 RGB image (3, H, W) → the network's input (3, h, w) float32; nothing is needed to go back."""
@@ -226,12 +228,11 @@ def build_classifier(model: Any) -> Classifier:
         print(f"{model.name} has no weights: it runs with random ones", file=sys.stderr)
         net = network.build(model.num_classes)
     else:
-        tensors = _adapted(download(enum) if enum else read_tensors(weights))
-        net = _build_to_fit(network, model.num_classes, tensors)
-        load_tensors(net, tensors, weights)
+        tensors = download(enum) if enum else read_tensors(weights)
+        net = _build_to_fit(network, model.num_classes, tensors, weights)
     count = head(net)[1]
     if model.names is not None:
-        classes = read_names(model.names)
+        classes = read_names(model.names, distinct=False)  # ImageNet has two cranes
     else:
         classes = list(enum.meta["categories"]) if enum else [str(index) for index in range(count)]
     if len(classes) != count:
@@ -259,15 +260,17 @@ def head(net: nn.Module) -> tuple[str, int]:
     return name, module.weight.shape[0]
 
 
-def _build_to_fit(network: Network, num_classes: int | None, tensors: dict[str, Tensor]) -> nn.Module:
-    """The network with as many classes as asked for or, by default, as the weights have."""
+def _build_to_fit(network: Network, num_classes: int | None, tensors: dict[str, Tensor], path: str | Path) -> nn.Module:
+    """The network with these weights, and as many classes as asked for or, by default, as the weights have."""
     net = network.build(num_classes or network.classes)
+    tensors = _adapted(without_prefix(tensors, net.state_dict(), path))
     name, count = head(net)
     weight = tensors.get(f"{name}.weight")
     if num_classes is None and weight is not None and weight.dim() > 1:
         fits = weight.shape[1:] == net.get_submodule(name).weight.shape[1:] and weight.numel()
         if fits and weight.shape[0] != count:
             net = network.build(weight.shape[0])
+    load_tensors(net, tensors, path)
     return net
 
 

@@ -8,17 +8,14 @@ from torch import Tensor, nn
 
 from msat_det.base.errors import InputError
 from msat_det.data import VOC_CLASSES
+from msat_det.data.voc_classes import common_name
 from msat_det.models.ssd import SsdDetector
-from msat_det.models.weights import given, load_tensors, read_names, read_safetensors
+from msat_det.models.state_dict import load_tensors, without_prefix
+from msat_det.models.weights import given, read_names, read_tensors
 from msat_det.models.yolo import YoloDetector
 
 SIZE = 160  # pixels, the side of the input in training
 WEIGHTS = Path(__file__).resolve().parents[2] / "data" / "weights"
-
-COCO_NAMES = (
-    "airplane,bicycle,bird,boat,bottle,bus,car,cat,chair,cow,dining table,dog,horse,motorcycle,person,"
-    "potted plant,sheep,couch,train,tv"
-).split(",")  # what COCO calls VOC's classes
 
 YOLO_STRIDES = (8, 16)
 YOLO_ANCHORS = (((20, 26), (34, 26), (30, 42)), ((48, 40), (50, 62), (78, 80)))  # medians of clusters of drawn objects
@@ -140,7 +137,7 @@ def ssd_demo(model: Any) -> SsdDetector:
 
 
 def _load(net: nn.Module, path: str | Path) -> nn.Module:
-    load_tensors(net, read_safetensors(path), path)
+    load_tensors(net, without_prefix(read_tensors(path), net.state_dict(), path), path)
     return net.eval()
 
 
@@ -156,7 +153,7 @@ def _names(names: str | None) -> list[str]:
     if names in (None, "voc"):
         return list(VOC_CLASSES)
     if names == "coco":
-        return list(COCO_NAMES)
+        return [common_name(name) for name in VOC_CLASSES]
     read = read_names(names)
     if len(read) != len(VOC_CLASSES):
         raise InputError(f"{names} has {len(read)} names: the demo networks know VOC's {len(VOC_CLASSES)} classes")

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from msat_det.base.errors import InputError
+from msat_det.data.base import class_names
 from msat_det.models.detector import Detections
 from msat_det.models.preprocessing import RESIZES, Geometry, as_size
+from msat_det.models.state_dict import load_tensors
 from msat_det.models.suppression import select
-from msat_det.models.weights import COCO_COLUMNS, NO_CLASS, given, load_tensors, read_names, read_safetensors
+from msat_det.models.weights import COCO_COLUMNS, NO_CLASS, given, read_names, read_tensors
 
 
 class SsdDetector:
@@ -45,9 +47,10 @@ class SsdDetector:
     ):
         if resize not in RESIZES:
             raise InputError(f"model.resize is '{resize}': give one of {', '.join(RESIZES)}")
-        self.net, self.classes, self.size = net.eval(), list(classes), as_size(size)
+        self.net, self.classes, self.size = net.eval(), class_names(classes, "the detector"), as_size(size)
         self.priors, self.box_scales = priors, torch.tensor(box_scales)
         self.mean, self.std, self.activation = mean, std, activation
+        self.by_count = columns is None
         self.columns = torch.tensor(range(1, len(classes) + 1) if columns is None else columns)
         self.resize, self.score, self.nms_iou, self.top_k = resize, score, nms_iou, top_k
 
@@ -60,6 +63,12 @@ class SsdDetector:
         """Raw levels of a batch → boxes in original pixels, best first."""
         offsets = self.by_prior(outputs[0])
         logits = self.by_prior(outputs[1])
+        count, need = logits.shape[-1], int(self.columns.max()) + 1
+        if count < need or (self.by_count and count > need):
+            raise InputError(
+                f"a head of {count} columns does not fit {len(self.classes)} class names: give one for each column but "
+                "the background's, or the columns of those that have a name"
+            )
         scores = logits.sigmoid() if self.activation == "sigmoid" else logits.softmax(-1)
         scores = scores[:, :, self.columns.to(scores.device)]
         return select(self.decode_boxes(offsets), scores, metas, self.score, self.top_k, self.nms_iou)
@@ -175,7 +184,7 @@ def ssd_mobilenet_v1(model: Any) -> SsdDetector:
         )
     if model.size is not None and as_size(model.size) != (300, 300):
         raise InputError(f"model.size is {model.size}: ssd_mobilenet_v1's priors are for 300; leave it out")
-    tensors = read_safetensors(model.weights)
+    tensors = read_tensors(model.weights)
     names = COCO_COLUMNS if model.names in (None, "coco") else read_names(model.names)
     columns = [i for i, name in enumerate(names) if name not in NO_CLASS]
     net = SsdMobileNetV1(columns=len(names))

@@ -6,22 +6,20 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models import WeightsEnum, get_model_weights, list_models
 from torchvision.models.detection import SSDLite320_MobileNet_V3_Large_Weights
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import is_file, show, text_of
 from msat_det.data import VOC_CLASSES
+from msat_det.data.base import class_names
+from msat_det.models.checkpoint import DTYPES, FAULTS, Checkpoint, Foreign, Stored
+from msat_det.models.state_dict import SAVE, find_weights
 
 COCO_COLUMNS = SSDLite320_MobileNet_V3_Large_Weights.COCO_V1.meta["categories"]  # background, then ids 1 to 90
-DTYPES = {
-    *(torch.float32, torch.float64, torch.float16, torch.bfloat16),
-    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
-}
 MAX_NAMES = 1 << 20  # bytes of a file of class names
 NO_CLASS = {"???", "N/A", "__background__"}
 COCO_CLASSES = [name for name in COCO_COLUMNS if name not in NO_CLASS]
@@ -32,48 +30,86 @@ def given(model: Any, *keys: str) -> dict[str, Any]:
     return {key: value for key in keys if (value := getattr(model, key)) is not None}
 
 
-def read_names(path: str | Path) -> list[str]:
-    """VOC's 20 class names for "voc", COCO's 80 for "coco", or those of a file, one a line."""
+def read_names(path: str | Path, distinct: bool = True) -> list[str]:
+    """VOC's 20 class names for "voc", COCO's 80 for "coco", or those of a file, one a line; blank lines don't count.
+
+    distinct: whether each must be another one, as labels of boxes are compared by name; NO_CLASS may stand often.
+    """
     if path in ("voc", "coco"):
         return list(VOC_CLASSES if path == "voc" else COCO_CLASSES)
     try:
-        names = [line.strip() for line in text_of(path, MAX_NAMES).rstrip().splitlines()]
+        names = [name for line in text_of(path, MAX_NAMES).splitlines() if (name := line.strip())]
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: class names not readable ({error}); give --model.names a text file") from None
     if not names:
         raise InputError(f"{path}: holds no class names; write one name a line")
-    return names
+    return class_names(names, path, NO_CLASS if distinct else names)
 
 
-def read_safetensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; a missing or damaged file, or a value that isn't finite, is an InputError."""
-    try:
-        _require_file(path)
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: not readable as safetensors ({error}); give --model.weights a whole file") from None
-    return _finite(tensors, path)
+# What the first bytes of a file say that it is, where people give it for another kind of weights.
+_BEGINNINGS = {
+    b"PK\x03\x04": "a PyTorch checkpoint",
+    **{b"\x80" + bytes([protocol]): "a PyTorch checkpoint" for protocol in (2, 3, 4, 5)},
+    b"\x89HDF": "an HDF5 file, as Keras writes it",
+    b"version https://git-lfs": "a pointer of Git LFS (`git lfs pull` fetches what it stands for)",
+    b"<": "a web page (a download that went wrong)",
+    b"\x1f\x8b": "a gzip archive (unpack it first)",
+}
+
+
+def kind_of(path: str | Path) -> str | None:
+    """What kind of file its first bytes show, other than Darknet's weights. Raises OSError where it can't be read."""
+    if not is_file(path):  # a pipe would wait for who writes into it
+        raise OSError("no such file")
+    with Path(path).open("rb") as file:
+        head = file.read(265)
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 30:
+        return "a safetensors file"
+    if head[257:262] == b"ustar":
+        return "a tar archive, the form of PyTorch before 0.1.10"
+    return next((kind for beginning, kind in _BEGINNINGS.items() if head.startswith(beginning)), None)
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or, for any other suffix, of a state dict that ``torch.save`` wrote.
+    """The tensors of a safetensors file or of what ``torch.save`` wrote: a state dict, or a checkpoint around one.
 
-    The state dict may lie under ``state_dict`` or ``model``. Nothing but tensors is unpickled. Raises InputError.
+    The file's content decides, not its suffix. Nothing of a pickle is run, see ``checkpoint``; where a checkpoint keeps
+    its weights, see ``weights.find_weights``. Raises InputError.
     """
-    if Path(path).suffix == ".safetensors":
-        return read_safetensors(path)
     try:
-        _require_file(path)
+        kind = kind_of(path)
+    except OSError as error:
+        what = "safetensors" if Path(path).suffix == ".safetensors" else "weights"
+        reason = error.strerror or str(error)
+        raise InputError(f"{path}: not readable as {what} ({reason}); give --model.weights a whole file") from None
+    if kind == "a PyTorch checkpoint":
+        return _finite(_read_checkpoint(path), path)
+    if kind == "a safetensors file" or Path(path).suffix == ".safetensors":
+        return _finite(_read_safetensors(path), path)
+    reason = f"it is {kind}" if kind else "it is neither safetensors nor what torch.save writes"
+    raise InputError(f"{path}: not readable as weights ({reason}); give --model.weights a whole file")
+
+
+def _read_safetensors(path: str | Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: not readable as safetensors ({error}); give --model.weights a whole file") from None
+
+
+def _read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    try:
         _require_stored(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises a dozen types on damaged files
-        reason = str(error).strip().partition("\n")[0][:100] or type(error).__name__
+        with Checkpoint(path) as file:
+            weights = find_weights(file.content, path)
+            for name, value in weights.items():
+                if isinstance(value, Foreign) and value.tensor:
+                    raise _not_plain(path, name, value.kind)
+            return {name: file.tensor(value) for name, value in weights.items() if isinstance(value, Stored)}
+    except FAULTS as error:
+        told = isinstance(error, ValueError | RuntimeError | OSError | zipfile.BadZipFile) and str(error)
+        reason = told or f"it is damaged: {type(error).__name__}"
         raise InputError(f"{path}: not readable as weights ({reason}); give --model.weights a whole file") from error
-    for key in ("state_dict", "model"):
-        content = content[key] if isinstance(content, dict) and isinstance(content.get(key), dict) else content
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise InputError(f"{path}: holds no state dict (names with tensors); save the network's state_dict()")
-    return _finite(content, path)
 
 
 def published(name: str, weights: str) -> WeightsEnum:
@@ -97,55 +133,40 @@ def download(enum: WeightsEnum) -> dict[str, Tensor]:
         ) from error
 
 
-def _require_file(path: str | Path) -> None:
-    if not is_file(path):  # a pipe would wait for who writes into it
-        raise OSError("no such file")
-
-
 def _require_stored(path: str | Path) -> None:
-    """Refuse a zip that unpacks to more than it is: torch.save compresses nothing."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > os.path.getsize(path):  # noqa: PTH202
-                raise ValueError("its members are compressed")
+    """Refuse a zip that torch.save did not write, or that unpacks to more than it is: torch.save compresses nothing."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    ends = {member.filename.partition("/")[2] for member in members}
+    if "constants.pkl" in ends:
+        raise InputError(
+            f"{path} is a TorchScript archive, a program: save a state dict: "
+            "torch.save(torch.jit.load(FILE).state_dict(), OTHER)"
+        )
+    if "data.pkl" not in ends:
+        raise ValueError("a zip archive without data.pkl, which torch.save puts into it")
+    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if packed or sum(member.file_size for member in members) > os.path.getsize(path):  # noqa: PTH202
+        raise ValueError("its members are compressed")
 
 
-def _finite(tensors: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
-    """The values, if they are tensors in this process's memory of as many finite numbers as the file has room for."""
+def _not_plain(path: str | Path, name: str, kind: str) -> InputError:
+    return InputError(f"{path}: holds no state dict of plain tensors, {show(name)} is {kind}; {SAVE}")
+
+
+def _finite(tensors: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+    """The tensors, if they are of as many finite numbers as the file has room for, of a kind that networks have."""
     for name, tensor in tensors.items():
-        plain = type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu" and not tensor.is_nested
-        if not (plain and tensor.layout is torch.strided and tensor.dtype in DTYPES):
-            kind = type(tensor).__name__
-            if isinstance(tensor, Tensor):
-                kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
-            raise InputError(
-                f"{path}: holds no state dict of plain tensors, {show(name)} is {kind}; save the network's state_dict()"
-            )
+        if tensor.dtype not in DTYPES.values():
+            raise _not_plain(path, name, str(tensor.dtype))
     size = os.path.getsize(path)  # noqa: PTH202
     if sum(tensor.numel() * tensor.itemsize for tensor in tensors.values()) > 4 * size:  # some may share memory
-        raise InputError(f"{path}: its tensors are larger than its {size} bytes; save the network's state_dict()")
+        raise InputError(f"{path}: its tensors are larger than its {size} bytes; {SAVE}")
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise InputError(
                 f"{path}: tensor {show(name)} holds NaN or infinite values; get an undamaged copy of the file"
             )
     return tensors
-
-
-def load_tensors(net: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
-    """``load_state_dict`` that says in one line which tensor of the file at ``path`` doesn't fit ``net``.
-
-    Batch norm's counters of training steps may be missing: files older than PyTorch 0.4.1 have none.
-    """
-    wanted = net.state_dict()
-    counters = {name: value for name, value in wanted.items() if name.endswith("num_batches_tracked")}
-    tensors = counters | tensors
-    for name in sorted(wanted.keys() | tensors.keys()):
-        shapes = [tuple(group[name].shape) if name in group else None for group in (wanted, tensors)]
-        if shapes[0] != shapes[1]:
-            need, got = ("no such tensor" if shape is None else f"shape {shape}" for shape in shapes)
-            raise InputError(
-                f"{path}: {show(name)}: the network has {need}, the file {got}; give weights of this network"
-            )
-    wanted.update(tensors)  # unlike a plain dict it tells the layout's version, which MNASNet asks for
-    net.load_state_dict(wanted)

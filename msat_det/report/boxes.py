@@ -39,7 +39,7 @@ def draw_detections(
     figure.get_layout_engine().set(w_pad=0.03, wspace=0.01)
     pixels_per_point = width / (panel_size[0] * 72)
     for axes, (heading, boxes, box_names, scores, ignore) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        axes.imshow(image, interpolation="lanczos")
+        axes.imshow(image, interpolation="lanczos", extent=(0, width, height, 0))  # a pixel begins at its number
         axes.set_axis_off()
         axes.set_title(heading, color=INK, fontsize=11)
         for i in reversed(range(len(boxes))):  # the best last, on top

@@ -133,7 +133,9 @@ def _picture(image: Tensor, boxes: Tensor, labels: list[int], captions: list[str
     if not labels:
         return image
     colours = [COLOURS[label % len(COLOURS)] for label in labels]
-    return draw_bounding_boxes(image, boxes * factor, captions, colours, width=2, font=findfont(FONT), font_size=14)
+    first, last = boxes.split(2, 1)
+    pixels = torch.cat((first * factor, torch.maximum(last * factor - 1, first * factor)), 1)  # the last one is drawn
+    return draw_bounding_boxes(image, pixels, captions, colours, width=2, font=findfont(FONT), font_size=14)
 
 
 def add_precision_recall(

@@ -25,6 +25,7 @@ from msat_det.base.names import hint
 
 PROJECT = Path(__file__).resolve().parents[2]
 PATH_KEYS = {"data.root", "calib.root", "model.weights", "model.cfg", "model.names", "energy", "out"}
+BELOW_ROOT_KEYS = {f"{section}.{key}" for section in ("data", "calib") for key in ("annotations", "images")}
 NAME_OR_PATH_KEYS = {"model.weights", "model.names", "energy"}  # a bare word is a name there: DEFAULT, voc, 45nm
 
 
@@ -54,6 +55,8 @@ def load_config(argv: list[str], prog: str = "convert_det.py", about: str = "", 
     if "sim.record" in command:  # --sim.record 8,64 need not repeat T
         values.pop("sim.T", None)
     if "model.cfg" in command:  # a Darknet file says what the network is
+        if values.get("model.name") != "darknet":
+            values.pop("model.weights", None)  # another network's
         values["model.name"] = "darknet"
     values |= command
     if values.get("out") is None:
@@ -131,7 +134,7 @@ def make_parser(prog: str, about: str = "", examples: str = "") -> argparse.Argu
             groups[section].add_argument(f"--{key}", nargs="?", const="true", metavar="true|false", help=text)
         else:
             metavar = {int: "N", float: "X", list[int]: "N,N", list[str]: "NAME,NAME"}.get(
-                kind, "PATH" if key in PATH_KEYS else "NAME"
+                kind, "PATH" if key in PATH_KEYS | BELOW_ROOT_KEYS else "NAME"
             )
             groups[section].add_argument(f"--{key}", metavar=metavar, help=text)
     return parser
@@ -211,6 +214,8 @@ def _convert(key: str, value: Any, source: str, base: Path) -> Any:
         value = readers[kinds[0]](value)
         if key in PATH_KEYS and not (key in NAME_OR_PATH_KEYS and re.fullmatch(r"\w+", value)):
             value = _path(value, base)
+        if key in BELOW_ROOT_KEYS:
+            value = str(_shared(value))
     except ValueError as error:
         raise InputError(f"{key} is {show(value)} {source}: give {error}") from None
     return value
@@ -224,11 +229,17 @@ def expanded(text: str) -> Path:
         raise InputError(f"{text}: there is no such home folder: give the whole path") from None
 
 
-def _path(text: str, base: Path) -> str:
-    whole = Template(text).safe_substitute(MSAT_SHARED_DATA=str(shared_data()))
+def _shared(text: str) -> Path:
     try:
-        return str((base / Path(whole).expanduser()).resolve())
-    except RuntimeError:  # ~someone without a home, a circle of links
+        return Path(Template(text).safe_substitute(MSAT_SHARED_DATA=str(shared_data()))).expanduser()
+    except RuntimeError:  # ~someone without a home
+        raise ValueError("a path that exists") from None
+
+
+def _path(text: str, base: Path) -> str:
+    try:
+        return str((base / _shared(text)).resolve())
+    except RuntimeError:  # a circle of links
         raise ValueError("a path that exists") from None
     except UnicodeEncodeError as error:
         raise ValueError(f"a path in {error.encoding}, this system's encoding, or set PYTHONUTF8=1") from None

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from msat_det.base import ranks
 from msat_det.base.config import Config
-from msat_det.data import Dataset, Sample
+from msat_det.data import Dataset
 from msat_det.data.images import CorruptImage
 from msat_det.measure.anytime import changes
 from msat_det.measure.parts import Part, Parts
@@ -23,13 +23,17 @@ from msat_det.spiking.energy import Counts
 
 @dataclass
 class Loaded:
-    """A batch of images ready for the network. corrupt: the messages of those that could not be read."""
+    """A batch of images ready for the network.
+
+    corrupt: the messages of those that could not be read. misfit: of those that have not their annotation's size.
+    """
 
     number: int
     ids: list
     inputs: Tensor | None
     metas: list
     corrupt: list[str]
+    misfit: list[str]
 
 
 def load_batches(
@@ -38,17 +42,20 @@ def load_batches(
     """The numbered batches of images, the next one read while this one is simulated."""
 
     def load(number: int) -> Loaded:
-        samples, corrupt = [], []
+        ids, made, corrupt, misfit = [], [], [], []
         for id in batches[number]:
             try:
-                samples.append(Sample(id, dataset.image(id), None))
+                image = dataset.image(id)
             except CorruptImage as error:
                 if config.strict:
                     raise
                 corrupt.append(str(error))
-        made = [model.preprocess(sample.image) for sample in samples]
+                continue
+            ids.append(id)
+            made.append(model.preprocess(image))  # at once: a batch of photographs takes half a gigabyte
+            misfit += filter(None, [dataset.misfit(id, image)])
         inputs = torch.stack([image for image, _ in made]) if made else None
-        return Loaded(number, [s.id for s in samples], inputs, [meta for _, meta in made], corrupt)
+        return Loaded(number, ids, inputs, [meta for _, meta in made], corrupt, misfit)
 
     if not todo:
         return
@@ -81,7 +88,7 @@ def simulate(
         for loaded in load_batches(config, model, dataset, batches, todo):
             for message in loaded.corrupt:
                 bar.write(f"skipped: {message}", file=sys.stderr)
-            part = Part(loaded.ids, loaded.corrupt)
+            part = Part(loaded.ids, loaded.corrupt, misfit=loaded.misfit)
             if loaded.ids:
                 simulate_batch(model, observation, conversions, loaded, part, bar, config.exit.methods)
             parts.write(loaded.number, part)

@@ -6,6 +6,8 @@ from msat_det.base.config import Config
 from msat_det.measure.rows import CurveRow
 from msat_det.report.comparison import markdown, read_comparison, table
 from msat_det.report.directory import RunDirectory
+from msat_det.run.experiment import run
+from msat_det.run.prepare import task_of
 
 
 def compare(config: Config) -> list[CurveRow]:
@@ -13,9 +15,7 @@ def compare(config: Config) -> list[CurveRow]:
 
     Raises InputError as ``run.run`` does.
     """
-    from msat_det.run.experiment import run
-
-    rows = run(config, "detection" if config.data.kind in ("voc", "coco") else "classification")
+    rows = run(config, task_of(config))
     comparison = read_comparison(Path(config.out))
     directory = RunDirectory(config.out)
     directory.write_comparison(f"# {comparison.title}\n\n{markdown(comparison)}", table(comparison))

@@ -2,17 +2,12 @@
 
 import sys
 
-import torch
-
-from msat_det.base.config import Config, method_options
+from msat_det.base.config import Config
 from msat_det.base.errors import InputError
 from msat_det.measure.examination import Examination, examine
-from msat_det.methods import parse_options
-from msat_det.methods.observe import observe
 from msat_det.report.directory import RunDirectory
 from msat_det.run.examine import examination_text, write_examinations
-from msat_det.run.experiment import build_model, calibration_batches, convert_all
-from msat_det.spiking.energy import prices
+from msat_det.run.prepare import build_model, conversions, observed, settle, task_of
 
 IMAGES = 8
 
@@ -23,18 +18,12 @@ def doctor(config: Config) -> list[Examination]:
 
     Raises InputError for bad input of any kind.
     """
-    directory = RunDirectory(config.out)
-    torch.set_num_threads(config.threads or torch.get_num_threads())
-    torch.manual_seed(config.seed)
-    prices(config.energy)
-    for entry in config.methods:
-        parse_options(entry["method"], method_options(entry))
-    model = build_model(config, "detection" if config.data.kind in ("voc", "coco") else "classification")
-    observation = observe(model.net, calibration_batches(config, model), progress=True)
-    conversions = list(convert_all(config, observation))
-    if not conversions:
+    config, directory = settle(config), RunDirectory(config.out)
+    observation = observed(config, build_model(config, task_of(config)))
+    converted = list(conversions(config, observation))
+    if not converted:
         raise InputError("there is no method to examine: name some with --methods LABEL,…")
-    found = examine(config, observation, conversions, config.ledger.images or IMAGES)
+    found = examine(config, observation, converted, config.ledger.images or IMAGES)
     write_examinations(directory, found)
     print(examination_text(found), end="")
     print(f"ledger.json, doctor.json and the pictures in doctor/ are in {directory.path}", file=sys.stderr)

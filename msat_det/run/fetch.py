@@ -11,7 +11,7 @@ import pooch
 from tqdm import tqdm
 
 from msat_det.base.errors import InputError
-from msat_det.base.files import inside, one_line, show
+from msat_det.base.files import one_line, show
 from msat_det.base.names import hint
 from msat_det.data.catalogue import CATALOGUE, DEFAULT_ROOT, Entry, Item, Source
 from msat_det.data.download import download, matches
@@ -84,7 +84,7 @@ def fetch_entry(entry: Entry, root: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     with alone(root):
         for item in entry.items:
-            target = inside(root, item.path)
+            target = root / item.path
             if target.exists():
                 check(item, root)
                 print(f"{target} is there")

@@ -1,41 +1,31 @@
 """``msat-det inspect``: what every node of a configuration's network becomes, without running it in time."""
 
 import sys
+from dataclasses import replace
 
-import torch
-
-from msat_det.base.config import Config, method_options
+from msat_det.base.config import Config
 from msat_det.measure.coverage import coverage
-from msat_det.methods import parse_options
-from msat_det.methods.convert import spiking_network
-from msat_det.methods.observe import observe
+from msat_det.models.importers.darknet.network import RANDOM
 from msat_det.report.coverage_table import coverage_text
 from msat_det.report.directory import RunDirectory
-from msat_det.run.experiment import build_model, calibration_batches
-from msat_det.spiking.energy import prices
+from msat_det.run.prepare import build_model, convert, observed, settle, task_of
 
 
 def inspect_network(config: Config) -> list[dict]:
     """Trace, observe and convert; print the coverage table and write it into ``config.out``. Returns its rows.
 
-    Each method is converted for its last recorded timestep. Evaluated images are not touched.
-    Raises InputError for bad input of any kind.
+    Each method is converted for its last recorded timestep. Evaluated images are not touched. A Darknet network needs
+    weights and no class names for that: without weights it gets random ones, which show in the thresholds alone. Raises
+    InputError for bad input of any kind.
     """
-    directory = RunDirectory(config.out)
-    torch.set_num_threads(config.threads or torch.get_num_threads())
-    torch.manual_seed(config.seed)
-    prices(config.energy)
-    converted = [entry for entry in config.methods if config.record_of(entry)]
-    for entry in converted:
-        parse_options(entry["method"], method_options(entry))
-    model = build_model(config, "detection" if config.data.kind in ("voc", "coco") else "classification")
-    observation = observe(model.net, calibration_batches(config, model), progress=True)
-    networks = {
-        entry["label"]: spiking_network(
-            entry["method"], method_options(entry), observation, config.record_of(entry)[-1], config.seed
-        )
-        for entry in converted
-    }
+    config, directory = settle(config), RunDirectory(config.out)
+    if config.model.cfg and config.model.weights is None:
+        told = "shapes, kinds and multiply-adds are the network's, its thresholds are not"
+        print(f"{config.model.cfg} is inspected without weights, on random ones: {told}", file=sys.stderr)
+        config = replace(config, model=replace(config.model, weights=RANDOM, names=None))
+    observation = observed(config, build_model(config, task_of(config)))
+    last = {entry["label"]: (entry, config.record_of(entry)[-1:]) for entry in config.methods}
+    networks = {label: convert(config, entry, observation, t[0]) for label, (entry, t) in last.items() if t}
     rows = coverage(observation, networks)
     directory.write_coverage(rows)
     print(coverage_text(rows, most=1), end="")

@@ -5,22 +5,26 @@ time first. Only neuron states and running sums cross chunks, so memory does not
 computed once per batch; what no neuron follows is linear in the spikes and evaluated on their running means.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx
 from torch.fx.node import Node
 
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
-from msat_det.graph.fanout import HOMOGENEOUS, FanOut, is_event_source, static_nodes
-from msat_det.graph.graph import Batch, Graph, before_output, closure, elements, last_uses, where
+from msat_det.graph.fanout import HOMOGENEOUS, FanOut, fan_out, is_event_source, static_nodes
+from msat_det.graph.graph import Graph, before_output, closure, elements, is_mask, last_uses, mean_inputs, where
+from msat_det.graph.inputs import Batch, recorded
 from msat_det.graph.ops import Kind
 from msat_det.methods.observe import Observation
 from msat_det.models.detector import Detections, Detector
+from msat_det.models.given import pictures
 from msat_det.spiking.energy import Counts, count
 from msat_det.spiking.kernels import Scan, count_events, events, keep_freed_memory
 from msat_det.spiking.masks import image_key
@@ -63,6 +67,7 @@ class SpikingNetwork:
         self.decide, self.detector, self.energy = decide, detector, energy
         self.counts: dict[int, Counts] = {}
         self.plan = _Plan(graph)
+        self._resized: tuple[Graph, FanOut] | None = None  # for the images of another size that came last
 
     def run(
         self,
@@ -86,14 +91,13 @@ class SpikingNetwork:
         the spikes and operations up to each recorded t in ``counts``.
         Raises InputError, naming the call site, when a neuron's potential is NaN.
         """
-        record = sorted({T} if record is None else set(record))
-        if not record or record[0] < 1 or record[-1] > T:
-            raise InputError(f"recorded timesteps {record} must lie in 1..T = {T}")
+        record = recorded(T, record)
         window = next((n.window for n in self.neurons.values() if n.window), 1)
         if record[0] % window:
             raise InputError(f"recorded timestep {record[0]} is no whole number of windows of {window} timesteps")
         with torch.inference_mode():
-            run = _Run(self, batch, images, tap, watch)
+            snn = self._for_size_of(batch)
+            run = _Run(snn, batch, images, tap, watch)
             outputs, t = {}, 0
             self.counts = {}
             for until in record:
@@ -104,10 +108,26 @@ class SpikingNetwork:
                     t += steps
                 outputs[until] = run.readout(t)
                 sites = {node.name: scan.counts.clone() for node, scan in run.scans.items()}
-                self.counts[until] = count(self.graph, self.neurons, self.fanout, sites, run.pools, until, self.energy)
+                self.counts[until] = count(snn.graph, snn.neurons, snn.fanout, sites, run.pools, until, self.energy)
                 if stop and stop(outputs):
                     break
-        return outputs
+        return pytree.tree_map_only(Tensor, torch.clone, outputs)  # tensors that the caller may write into
+
+    def _for_size_of(self, batch: Batch) -> "SpikingNetwork":
+        """This network; for images of another size than the calibration's one with the same neurons, counted anew.
+
+        Raises InputError where they do not fit the network.
+        """
+        inputs = self.graph.bind(batch)
+        sizes = {name: tuple(value.shape[1:]) for name, value in inputs.items()}
+        if sizes == self.graph.sizes:
+            return self
+        if self._resized is None or self._resized[0].sizes != sizes:
+            one = {name: value[:1] for name, value in inputs.items()}
+            graph = self.graph.at_size(one)
+            self._resized = graph, fan_out(graph, one)
+        graph, fanout = self._resized
+        return self._on(graph, self.neurons, fanout)
 
     def detect(
         self,
@@ -126,9 +146,22 @@ class SpikingNetwork:
                 "this network has no detector to read boxes: convert a Detector, not its net; hand a detector of your "
                 "own in again with msat_det.load(path, detector=…)"
             )
-        pixels, metas = zip(*map(self.detector.preprocess, images), strict=True)
+        pixels, metas = zip(*map(self.detector.preprocess, pictures(images)), strict=True)
         outputs = self.run(torch.stack(pixels), T, record, stop=stop)
         return {t: self.detector.decode(output, list(metas)) for t, output in outputs.items()}
+
+    def __copy__(self) -> "SpikingNetwork":
+        return self._on(self.graph, dict(self.neurons), self.fanout)
+
+    def __deepcopy__(self, memo: dict) -> "SpikingNetwork":
+        graph = self.graph.copy()
+        return self._on(graph, copy.deepcopy(self.neurons, memo), self.fanout.on(graph))
+
+    def _on(self, graph: Graph, neurons: dict[str, Neuron], fanout: FanOut) -> "SpikingNetwork":
+        """A network like this one. Pickling is refused by ``Graph``: ``save`` writes what ``msat_det.load`` reads."""
+        return SpikingNetwork(
+            graph, neurons, fanout, self.seed, self.chunk, self.decide, detector=self.detector, energy=self.energy
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the network into one file, which ``msat_det.load`` reads; see ``formats.native``. Raises InputError."""
@@ -220,6 +253,8 @@ class _Run:
         inputs = self.graph.bind(batch)
         self.size = next(iter(inputs.values())).shape[0]
         self.chances = [image_key(i) for i in (range(self.size) if images is None else images)]
+        if len(self.chances) != self.size:
+            raise InputError(f"{len(self.chances)} ids for {self.size} images: give one for each")
         self.scans: dict[Node, Scan] = {}
         self.sums: dict[Node, _Differential] = {}
         self.pools: dict[Node, Tensor] = {}
@@ -356,12 +391,13 @@ class _ShapeValues(dict):
 
 class _Differential:
     """A node g that acts on running means (DESIGN §4): d(t) = n·g(X̄(t)) − (n−1)·g(X̄(t−1)), n = t + 1, X̄ the running
-    means of its inputs; the second term is 0 at the first timestep. The running mean of d is g of the running mean."""
+    means of its inputs; the second term is 0 at the first timestep. The running mean of d is g of the running mean. Of
+    a mask there is no difference: it is g(X̄(t)) itself, and taken as it is by the nodes behind it."""
 
     def __init__(self, node: Node, graph: Graph, moving: set[Node]):
         self.node, self.graph = node, graph
         self.homogeneous = node.meta["op"] in HOMOGENEOUS
-        self.inputs = [n for n in node.all_input_nodes if n in moving and n.meta["kind"] is not Kind.SHAPE]
+        self.inputs = mean_inputs(node, moving)
         self.sums: dict[Node, Tensor] = {}
         self.last: Tensor | None = None
 
@@ -383,6 +419,8 @@ class _Differential:
             return values[node] if node in values else env[node]
 
         g = self.graph.call(self.node, fx.map_arg(self.node.args, value), fx.map_arg(self.node.kwargs, value))
+        if is_mask(self.node):
+            return g
         total = g if self.homogeneous else g * _column(n, g)
         rows = total.unflatten(0, (steps, images))
         difference = torch.empty_like(rows)

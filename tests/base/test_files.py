@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from msat_det.base.errors import LONGEST, InputError
-from msat_det.base.files import bytes_of, show, text_of, yaml_of, yaml_text, yaml_value
+from msat_det.base.files import bytes_of, inside, show, text_of, yaml_of, yaml_text, yaml_value
 
 
 def test_a_message_is_one_printable_line_whatever_it_quotes() -> None:
@@ -40,6 +40,32 @@ def test_only_regular_files_of_sensible_size_are_read(tmp_path: Path) -> None:
         text_of(tmp_path / "none")
     with pytest.raises(IsADirectoryError):
         text_of(tmp_path)
+
+
+@pytest.mark.parametrize("code", ["utf-8-sig", "utf-16", "utf-32", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_a_byte_order_mark_says_how_to_read_and_is_left_out(tmp_path: Path, code: str) -> None:
+    text = "dog\r\nzebra é 😀\r\n"
+    mark = "" if code in ("utf-8-sig", "utf-16", "utf-32") else "\ufeff"  # the three write it themselves
+    (tmp_path / "a.txt").write_bytes((mark + text).encode(code))
+    assert text_of(tmp_path / "a.txt") == text
+    (tmp_path / "a.yaml").write_bytes((mark + "data: {root: é}\r\n").encode(code))
+    assert yaml_of(tmp_path / "a.yaml") == {"data": {"root": "é"}}
+
+
+def test_half_a_character_after_a_byte_order_mark_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfed\x00o")
+    with pytest.raises(ValueError, match="utf-16"):
+        text_of(tmp_path / "a.txt")
+
+
+def test_names_out_of_files_stay_inside_and_links_are_followed(tmp_path: Path) -> None:
+    for names in ((), ("a",), ("a/b.jpg", "c"), ("./a",), ("a..b", "..."), ("a\\..\\b",), ("x" * 5000,)):
+        assert inside(tmp_path, *names) == Path(tmp_path, *names)
+    for names in (("..",), ("a", "../b"), ("a/../b",), ("/etc/passwd",), ("a", "/b"), ("a\0",), ("\ud800",)):
+        with pytest.raises(InputError, match=r"is no path inside .*: name a file within it$"):
+            inside(tmp_path, *names)
+    (tmp_path / "link").symlink_to("/")
+    assert inside(tmp_path, "link/etc") == tmp_path / "link/etc"
 
 
 def test_yaml_asks_for_no_more_than_it_is(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from msat_det.data import (
     subset,
 )
 from msat_det.data.images import CorruptImage, read_image
-from msat_det.data.voc import read_voc_xml
+from msat_det.data.voc_xml import read_voc_xml
 
 fuzz = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -47,12 +47,12 @@ def check_message(error: pytest.ExceptionInfo, *parts: str) -> None:
 # ---- good roots
 
 
-def test_voc_keeps_boxes_as_written_and_difficult(voc_root: Path) -> None:
+def test_voc_boxes_become_edges_from_0_and_difficult_is_kept(voc_root: Path) -> None:
     dataset = build_dataset("voc", voc_root, "test", 2007)
     assert (dataset.name, dataset.ids, dataset.classes) == ("voc", sorted(SCENES), VOC_CLASSES)
     sample = dataset[1]
     assert (sample.id, sample.image.shape, sample.image.dtype) == ("000002", (3, 48, 64), torch.uint8)
-    assert sample.target.boxes.tolist() == [[1, 1, 24, 24], [30, 10, 60, 44]]
+    assert sample.target.boxes.tolist() == [[0, 0, 24, 24], [29, 9, 60, 44]]
     assert sample.target.labels.tolist() == [VOC_CLASSES.index("dog")] * 2
     assert sample.target.ignore.tolist() == [False, True]
     assert dataset[2].target.boxes.shape == (0, 4)
@@ -326,19 +326,19 @@ GOOD_XML = voc_xml([("dog", 1, 2, 3, 4, False)])
 def test_bad_voc_xml(tmp_path: Path, xml: str, part: str) -> None:
     (tmp_path / "a.xml").write_text(xml)
     with pytest.raises(InputError) as error:
-        read_voc_xml(tmp_path / "a.xml", {"dog": 0})
+        read_voc_xml(tmp_path / "a.xml").target(["dog"])
     check_message(error, "a.xml", part)
 
 
 def test_voc_xml_in_another_encoding_hides_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.xml").write_bytes('<!DOCTYPE a [<!ENTITY x "y">]><annotation/>'.encode("utf-16"))
-    with pytest.raises(InputError, match="UTF-8"):
-        read_voc_xml(tmp_path / "a.xml", {"dog": 0})
+    with pytest.raises(InputError, match="document type"):
+        read_voc_xml(tmp_path / "a.xml").target(["dog"])
 
 
 def test_voc_object_without_difficult_is_not(tmp_path: Path) -> None:
     (tmp_path / "a.xml").write_text(GOOD_XML.replace("<difficult>0</difficult>", ""))
-    assert read_voc_xml(tmp_path / "a.xml", {"dog": 0}).ignore.tolist() == [False]
+    assert read_voc_xml(tmp_path / "a.xml").target(["dog"]).ignore.tolist() == [False]
 
 
 @fuzz
@@ -366,7 +366,7 @@ def test_voc_xml_fuzzed(tmp_path: Path, data: st.DataObject) -> None:
         content[at : at + data.draw(st.integers(0, 9))] = piece
     (tmp_path / "a.xml").write_bytes(content)
     with contextlib.suppress(InputError):
-        check_target(read_voc_xml(tmp_path / "a.xml", {"dog": 0, "cat": 1}), 2)
+        check_target(read_voc_xml(tmp_path / "a.xml").target(["dog", "cat"]), 2)
 
 
 def check_target(target: Target, classes: int) -> None:
@@ -388,7 +388,8 @@ def coco_file(root: Path) -> Path:
     [
         (("annotations", 0, "category_id"), 5, "category_id 5"),
         (("annotations", 0, "image_id"), 999, "image_id 999"),
-        (("annotations", 0, "category_id"), "18", "category_id is '18'"),
+        (("annotations", 0, "category_id"), "dog", "category_id is 'dog'"),
+        (("annotations", 0, "category_id"), 18.5, "category_id is 18.5"),
         (("annotations", 0, "bbox"), [1, 2, 3], "annotations[0]"),
         (("annotations", 0, "bbox"), [1, 2, -3, 4], "w ≥ 0"),
         (("annotations", 0, "bbox"), [1, 2, float("nan"), 4], "bbox"),
@@ -399,12 +400,15 @@ def coco_file(root: Path) -> Path:
         (("annotations", 0, "iscrowd"), 1.0, "iscrowd"),
         (("annotations", 0), "dog", "annotations[0]"),
         (("images", 0, "id"), True, "images[0]"),
-        (("images", 0, "id"), 20, "unique"),
+        (("images", 0, "id"), 20, "images: entries 0 and 1 share the id 20: make it unique"),
         (("images", 0, "file_name"), 5, "file_name"),
         (("images", 0, "file_name"), "\ud800.jpg", "must be a name"),
         (("images", 0), None, "images[0]"),
         (("categories", 0, "name"), "", "categories[0]"),
-        (("categories", 0, "name"), "dog", "unique"),
+        (("categories", 0, "name"), "dog", "categories: ids 18 and 72 share the name 'dog': make it unique"),
+        (("categories", 0, "name"), 7, "categories[0]: name is 7"),
+        (("categories", 0, "name"), " ", "categories[0]: name is ' '"),
+        (("categories", 0, "id"), 1, "categories: entries 0 and 2 share the id 1: make it unique"),
         (("categories",), {}, "'categories'"),
         (("images",), [], "image_id 10 is not listed"),
         ((), [], "'images'"),
@@ -429,7 +433,7 @@ def replaced(content: object, path: tuple, value: object) -> object:
     return content
 
 
-@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\ufeff{}", '{"images": ' + "9" * 5000 + "}"])
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\ufeff{", '{"images": ' + "9" * 5000 + "}"])
 def test_broken_coco_json(coco_root: Path, text: str) -> None:
     coco_file(coco_root).write_text(text)
     with pytest.raises(InputError, match="broken JSON"):
@@ -540,25 +544,52 @@ def test_split_and_year_stay_inside(tmp_path: Path, kind: str, split: str) -> No
         build_dataset("voc", tmp_path, "test", "/../../../x")
 
 
-def test_symbolic_links_must_not_leave(coco_root: Path, voc_root: Path, tmp_path: Path, secret: Path) -> None:
-    for root, image in ((coco_root, "val2017/000001.jpg"), (voc_root, "VOCdevkit/VOC2007/JPEGImages/000001.jpg")):
-        (root / image).unlink()
-        (root / image).symlink_to(secret)
-    with pytest.raises(InputError, match="inside"):
-        CocoDetection(coco_root)[0]
-    with pytest.raises(InputError, match="inside"):
-        VocDetection(voc_root)[0]
-    xml = voc_root / "VOCdevkit/VOC2007/Annotations/000001.xml"
-    xml.rename(tmp_path / "outside.xml")
-    xml.symlink_to(tmp_path / "outside.xml")
-    with pytest.raises(InputError, match="inside"):
-        VocDetection(voc_root)
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images/a.jpg").symlink_to(secret)
-    with pytest.raises(InputError, match="inside"):
-        ImageFiles(tmp_path / "images")[0]
-    (tmp_path / "images/loop.jpg").symlink_to(tmp_path / "images/loop.jpg")
-    assert ImageFiles(tmp_path / "images").ids == ["a.jpg"]
+def test_links_that_the_user_laid_are_followed(coco_root: Path, voc_root: Path, tmp_path: Path, secret: Path) -> None:
+    """Of DVC, git-annex and caches: single images and annotations, folders of images and of annotations."""
+    home = voc_root / "VOCdevkit/VOC2007"
+    for image in (coco_root / "val2017/000001.jpg", home / "JPEGImages/000001.jpg"):
+        image.unlink()
+        image.symlink_to(secret)
+    moved = (coco_root / "val2017", coco_root / "annotations", home / "JPEGImages", home / "Annotations", home)
+    for number, place in enumerate(moved):
+        place.rename(tmp_path / f"elsewhere{number}")
+        place.symlink_to(tmp_path / f"elsewhere{number}")
+    for dataset in (CocoDetection(coco_root), VocDetection(voc_root)):
+        assert dataset[0].image.equal(read_image(secret))
+        assert dataset[1].target.boxes.shape == (2, 4)
+    for name in ("images/a.jpg", "class/b.jpg"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).symlink_to(secret)
+    assert ImageFiles(tmp_path / "images")[0].image.equal(read_image(secret))
+    (tmp_path / "folders/val").mkdir(parents=True)
+    (tmp_path / "folders/val/cat").symlink_to(tmp_path / "class")
+    folders = ClassFolders(tmp_path / "folders", "val")
+    assert (folders.ids, folders.classes, folders[0].target) == (["cat/b.jpg"], ["cat"], 0)
+
+
+def test_links_that_lead_nowhere_are_named(coco_root: Path, voc_root: Path, tmp_path: Path) -> None:
+    image = coco_root / "val2017/000001.jpg"
+    for target in ("000001.jpg", "/gone/annex/object"):  # a loop, and what was never fetched
+        image.unlink()
+        image.symlink_to(target)
+        assert CocoDetection(coco_root).ids == [10, 20, 30, 40]
+        with pytest.raises(CorruptImage, match=rf"^{image} is a link that leads nowhere \(to '{target}'\): restore"):
+            CocoDetection(coco_root)[0]
+        with pytest.raises(CorruptImage, match="is a link that leads nowhere"):
+            ImageFiles(coco_root)[0]
+    for folder, make in ((coco_root / "annotations", CocoDetection), (voc_root / "VOCdevkit", VocDetection)):
+        folder.rename(tmp_path / "away")
+        folder.symlink_to("/gone")
+        with pytest.raises(InputError, match=rf"no .*, for {folder} is a link that leads nowhere \(to '/gone'\)"):
+            make(folder.parent)
+        (tmp_path / "away").rename(tmp_path / folder.name)
+    (tmp_path / "root").symlink_to("/gone")
+    with pytest.raises(InputError, match="root is a link that leads nowhere"):
+        build_dataset("images", tmp_path / "root")
+    (tmp_path / "folders/ant").mkdir(parents=True)
+    (tmp_path / "folders/bee").symlink_to("/gone")
+    with pytest.raises(InputError, match=r"folders/bee is a link that leads nowhere .*: put there what it leads to"):
+        ClassFolders(tmp_path / "folders")
 
 
 def test_a_root_that_is_itself_a_link_works(coco_root: Path, tmp_path: Path) -> None:

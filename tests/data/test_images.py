@@ -2,14 +2,26 @@
 
 import io
 import sys
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from support.roots import write_image
 
 from msat_det.base.errors import InputError
-from msat_det.data.images import MAX_SCANS, CorruptImage, image_names, read_image
+from msat_det.data import images
+from msat_det.data.images import (
+    MAX_SCANS,
+    ORIENTATION,
+    CorruptImage,
+    image_finder,
+    image_names,
+    image_size,
+    read_image,
+    reduction,
+)
 
 
 def jpeg_of_scans(count: int) -> bytes:
@@ -47,6 +59,126 @@ def test_a_large_ppm_that_is_read_number_by_number_is_refused(tmp_path: Path) ->
             read_image(path)
     path.write_bytes(b"P3 2 1 100 0 100 50 100 100 100")
     assert read_image(path).flatten().tolist() == [0, 255, 255, 255, 128, 255]
+
+
+def test_large_photographs_are_read_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kind of file: what is read is the mean of 2 x 2 or 4 x 4 of its pixels, of those at its edges fewer."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 13, 3), dtype=np.uint8)).resize(
+        (103, 71), Image.Resampling.BICUBIC
+    )
+    kinds = {"rgb.png": coarse, "p.png": coarse.convert("P"), "a.png": coarse.convert("RGBA"), "w.webp": coarse}
+    kinds |= {"b.bmp": coarse, "p.ppm": coarse, "l.png": coarse.convert("L"), "j.jpg": coarse, "c.jpg": coarse}
+    for name, image in kinds.items():
+        options = {"quality": 95} if "j" in name else {"lossless": True} if "w" in name else {}
+        image.convert("CMYK" if name == "c.jpg" else image.mode).save(tmp_path / name, **options)
+    coarse.save(tmp_path / "progressive.jpg", progressive=True, quality=95)
+    Image.fromarray(rng.integers(0, 65536, (71, 103), dtype=np.uint16)).save(tmp_path / "sixteen.png")
+    whole = {name: read_image(tmp_path / name).float() for name in [*kinds, "progressive.jpg", "sixteen.png"]}
+    for most, factor, shape in ((103 * 71, 1, (3, 71, 103)), (2000, 2, (3, 36, 52)), (500, 4, (3, 18, 26))):
+        monkeypatch.setattr(images, "WHOLE", most)
+        monkeypatch.setattr(images, "STRIP", 1000)  # several strips each
+        for name, before in whole.items():
+            found = read_image(tmp_path / name)
+            assert found.shape == shape
+            inner = before[:, : 71 // factor * factor, : 103 // factor * factor]
+            means = inner.unflatten(2, (-1, factor)).mean(-1).unflatten(1, (-1, factor)).mean(2)
+            apart = (found[:, : means.shape[1], : means.shape[2]].float() - means).abs()
+            assert apart.mean() < (0.6 if not name.endswith("jpg") else 3), (name, factor)
+    assert [reduction(*size) for size in ((50, 10), (10, 51), (100, 20), (20, 101), (900, 900))] == [1, 2, 2, 4, 4]
+
+
+def test_a_photograph_of_a_hundred_megapixels(tmp_path: Path) -> None:
+    Image.new("L", (12_000, 9_000), 90).save(tmp_path / "a.jpg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Pillow calls it an attack
+        assert image_size(tmp_path / "a.jpg") == (12_000, 9_000)
+        found = read_image(tmp_path / "a.jpg")
+    assert (found.shape, found.unique().tolist()) == ((3, 2250, 3000), [90])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "each"),
+    [("a.png", {}, 4), ("a.webp", {}, 16), ("a.jpg", {"progressive": True}, 3), ("a.jpg", {}, 1)],
+)
+def test_what_a_decoder_would_need_too_much_memory_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: dict, each: int
+) -> None:
+    write_image(tmp_path / "b.png", size=(64, 48))
+    with Image.open(tmp_path / "b.png") as image:
+        image.save(tmp_path / name, **options)
+    monkeypatch.setattr(images, "WHOLE", 1000)
+    monkeypatch.setattr(images, "MAX_DECODING", 64 * 48 * each)
+    assert read_image(tmp_path / name).shape == (3, 24, 32)
+    monkeypatch.setattr(images, "MAX_DECODING", 64 * 48 * each - each)
+    with pytest.raises(CorruptImage, match=r"64 x 48 pixels, a .* file of its kind may have 3071: make it smaller"):
+        read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_transposition_is_undone_where_the_annotation_says_so(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = tmp_path / "a.png"
+    write_image(path, size=(7, 4))
+    with Image.open(path) as image:
+        image.load()
+        image.save(path, exif=exif)
+    with Image.open(path) as image:
+        upright = np.asarray(ImageOps.exif_transpose(image)).transpose(2, 0, 1)
+        stored = np.asarray(image).transpose(2, 0, 1)
+    for size in (None, (7, 4), (8, 4), (8, 14)):
+        assert read_image(path, size).numpy().tolist() == stored.tolist()
+    found = read_image(path, (4, 7))
+    assert found.is_contiguous()
+    assert found.numpy().tolist() == (upright if orientation >= 5 else stored).tolist()
+
+
+def test_a_large_photograph_is_set_upright_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.linear_gradient("L").resize((64, 32)).convert("RGB").save(tmp_path / "a.jpg", exif=exif, quality=95)
+    monkeypatch.setattr(images, "WHOLE", 600)
+    found = read_image(tmp_path / "a.jpg", (32, 64)).float()  # dark at the top as it is stored, at the right upright
+    assert found.shape == (3, 32, 16)
+    assert found.mean((0, 1)).diff().lt(0).all()
+
+
+def test_folders_behind_links_are_listed_once(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for name in ("root/a/1.jpg", "root/b.png", "far/2.jpg", "far/deep/3.JPG"):
+        write_image(tmp_path / name)
+    for name, target in {"a/up": "..", "self": ".", "far": "../far", "again": "far/deep", "z.jpg": "../far"}.items():
+        (root / name).symlink_to(target)
+    (root / "4.jpg").symlink_to("../far/2.jpg")
+    (root / "gone.jpg").symlink_to("nowhere")
+    (root / "notes.txt").symlink_to("nowhere")
+    assert image_names(root) == ["4.jpg", "a/1.jpg", "again/3.JPG", "b.png", "far/2.jpg", "gone.jpg"]
+    (root / "val").symlink_to("/unmounted")
+    with pytest.raises(InputError, match=r"root/val is a link that leads nowhere \(to '/unmounted'\): put there"):
+        image_names(root)
+
+
+def test_a_name_without_suffix_finds_its_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("1.jpg", "2.JPG", "3.jpeg", "4.Png", "5.webp", "6.x.bmp", "a/7.PNG", "8.jpg", "8.png", "9.gif"):
+        write_image(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.png").rename(tmp_path / name)
+    for name in ("10.png", "10.webp"):
+        write_image(tmp_path / name)
+    (tmp_path / "11.PNG").symlink_to("nowhere")
+    find = image_finder(tmp_path)
+    listed = []
+    monkeypatch.setattr("os.scandir", lambda path, scan=images.os.scandir: listed.append(path) or scan(path))
+    names = ("1", "2", "3", "4", "5", "6.x", "a/7", "8", "9", "11", "12", "none/1", "2.JPG", "8.png")
+    assert [find(name) for name in names] == [
+        *("1.jpg", "2.JPG", "3.jpeg", "4.Png", "5.webp", "6.x.bmp", "a/7.PNG", "8.jpg", "9.jpg", "11.PNG", "12.jpg"),
+        *("none/1.jpg", "2.JPG", "8.png"),
+    ]
+    assert len(listed) == 3  # the folder, a and none
+    with pytest.raises(InputError, match=r"holds 10\.png and 10\.webp: leave one of them there"):
+        find("10")
+    with pytest.raises(InputError, match="inside"):
+        find("../1")
 
 
 def test_images_are_found_however_deep(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Every reader of a file that others made: what it starts from, how that is mutated, what reads it."""
 
+import codecs
 import contextlib
 import io
 import math
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 
 import mutate
@@ -18,12 +20,15 @@ from seeds import CFGS
 
 import msat_det
 from msat_det.base.errors import InputError
-from msat_det.data import ClassFolders, CocoDetection, Dataset, ImageFiles, Target, VocDetection
-from msat_det.data.images import read_image
+from msat_det.base.files import bytes_of
+from msat_det.data import VOC_CLASSES, ClassFolders, CocoDetection, Dataset, ImageFiles, Target, VocDetection, images
+from msat_det.data.images import WHOLE, read_image
 from msat_det.data.unpack import unpack
+from msat_det.graph.graph import trace
 from msat_det.measure.parts import Parts
 from msat_det.methods import parse_options
 from msat_det.models import classifiers
+from msat_det.models.checkpoint import FAULTS, Foreign, Machine, Storage, Stored
 from msat_det.models.classifiers import Network, Preprocess, build_classifier
 from msat_det.models.detector import Detections
 from msat_det.models.importers.darknet.cfg import parse_cfg
@@ -40,6 +45,7 @@ from msat_det.spiking.formats.plan import load_plan
 
 TINY = "tiny_for_fuzzing"
 classifiers.CLASSIFIERS[TINY] = Network(lambda num_classes: classifiers.CifarResNet((1, 1), 2, num_classes), classes=4)
+PLAIN = {Foreign, Stored, Storage, dict, list, tuple, str, bytes, bytearray, int, float, bool, type(None)}
 MODEL = dict.fromkeys("names resize size preprocess num_classes score nms_iou top_k cfg weights".split())
 
 
@@ -63,6 +69,16 @@ def by_suffix(**kinds: Mutate) -> Callable[[str], Mutate]:
     return lambda path: kinds.get(path.rpartition(".")[2].lower(), mutate.raw)
 
 
+def quietly(read: Callable[[Path], object]) -> Callable[[Path], object]:
+    """The same reader without what it tells on stderr."""
+
+    def reader(root: Path) -> object:
+        with contextlib.redirect_stderr(io.StringIO()):
+            return read(root)
+
+    return reader
+
+
 def read_darknet_cfg(root: Path) -> None:
     """A network from a cfg, as many zeros for weights as it wants (if they are few), and a blank image through it."""
     cfg = root / "net.cfg"
@@ -74,13 +90,14 @@ def read_darknet_cfg(root: Path) -> None:
     if count > 100_000 or classes > 100:
         return
     weights, names = root / "net.weights", root / "names"
-    weights.write_bytes(bytes(20)[:4] + b"\2" + bytes(15) + bytes(4 * count))
+    weights.write_bytes(bytes(4) + b"\2" + bytes(15) + bytes(4 * count))
     names.write_text("".join(f"{i}\n" for i in range(classes)))
     detector = darknet(SimpleNamespace(**MODEL | {"cfg": cfg, "weights": weights, "names": names}))
     if max(detector.size) > 64:
         return
     pixels, meta = detector.preprocess(torch.zeros(3, 8, 8, dtype=torch.uint8))
     check_detections(detector.decode(detector.net(pixels[None]), [meta]), classes)
+    trace(detector.net, torch.rand(2, *pixels.shape))
 
 
 def read_darknet_weights(root: Path) -> None:
@@ -105,6 +122,13 @@ def read_dataset(make: Callable[[Path], Dataset], root: Path) -> None:
         name.encode()
 
 
+def read_voc(root: Path) -> None:
+    """Under the classes that the annotations tell, and under a network's."""
+    read_dataset(VocDetection, root)
+    network = [*VOC_CLASSES, "crane", "\u72d7"]
+    read_dataset(lambda root: VocDetection(root).for_classes(network), root)
+
+
 def check_image(image: torch.Tensor) -> None:
     assert image.dtype == torch.uint8
     assert image.dim() == 3
@@ -114,6 +138,13 @@ def check_image(image: torch.Tensor) -> None:
 def read_any_image(root: Path) -> None:
     image = read_image(root / "a.jpg")
     check_image(image)
+    height, width = image.shape[1:]
+    check_image(read_image(root / "a.jpg", (height, width)))
+    images.WHOLE = 16
+    try:
+        check_image(read_image(root / "a.jpg"))
+    finally:
+        images.WHOLE = WHOLE
     assert RESIZES["stretch"](image, (16, 16))[0].shape == RESIZES["letterbox"](image, (16, 16))[0].shape
     assert Preprocess(16, 8, (0, 0, 0), (1, 1, 1)).fit(image).shape == (3, 8, 8)
 
@@ -152,6 +183,22 @@ def read_weights(name: str, root: Path) -> None:
     found = build_classifier(SimpleNamespace(**MODEL | {"name": TINY, "weights": root / name}))
     pixels, meta = found.preprocess(torch.zeros(3, 8, 8, dtype=torch.uint8))
     assert len(found.decode(found.net(pixels[None]), [meta])[0]) == len(found.classes)
+
+
+def read_pickle(root: Path) -> None:
+    """The value that a pickle stands for: of the machine's own kinds alone, whatever the pickle calls."""
+    try:
+        waiting = [Machine().run(io.BytesIO(bytes_of(root / "data.pkl")))]
+    except FAULTS as error:
+        raise InputError(f"{type(error).__name__}: {error}") from error
+    seen = set()
+    while waiting:
+        value = waiting.pop()
+        assert type(value) in PLAIN, type(value)
+        if id(value) not in seen and isinstance(value, dict | list | tuple):
+            seen.add(id(value))
+            waiting += value.values() if isinstance(value, dict) else value
+            assert not isinstance(value, dict) or all(type(key) is str for key in value)
 
 
 def read_parts(root: Path) -> None:
@@ -214,13 +261,24 @@ CFG_WORDS = """
 [net] [convolutional] [maxpool] [route] [shortcut] [upsample] [yolo] [region] [reorg] [sam] [avgpool] [dropout]
 [scale_channels] [crnn] size stride pad padding filters groups group_id dilation layers from mask anchors num classes
 activation batch_normalize width height channels letter_box scale scale_x_y new_coords softmax linear relu mish swish
-elu tanh 0 1 2 3 -1 -2 -9 16 1024 65536 2147483647 1e9 .5 nan inf probability
+elu tanh silu gelu hard_mish [Gaussian_yolo] [reorg3d] [implicit] [implicit_mul] [shift_channels] [control_channels]
+[silence] atoms mean stride_x stride_y yolo_point 0 1 2 3 -1 -2 -9 16 1024 65536 2147483647 1e9 .5 nan inf probability
 """.split()
 VOC_WORDS = (
     *"<object> </object> <name> </name> <bndbox> </bndbox> <xmin> <annotation> </annotation> dog person 000001".split(),
     *("<!DOCTYPE a [<!ENTITY b SYSTEM 'file:///etc/passwd'>]>", "&b;", "&lt;", "&#0;", "&#xD800;", "<![CDATA[", "]]>"),
     *("<?xml version='1.0' encoding='utf-7'?>", "<!--", "-->", "difficult", "1e400", "-0", "xmlns:a='b'", "a:b"),
-    *("<!doctype a>", "<!DOCTYPE\u00a0a>", "../000001", "000001 000002", "\u0661"),
+    *(
+        "<!doctype a>",
+        "<!DOCTYPE\u00a0a>",
+        "../000001",
+        "000001 000002",
+        "\u0661",
+        "encoding='utf-16'",
+        "encoding='idna'",
+    ),
+    *("<!DOCTYPE a [<!ATTLIST name b CDATA 'c'>]>", "<!DOCTYPE a [<!ELEMENT a ANY>]>", "xmlns='urn:a'", "<filename>"),
+    *("encoding='gb2312'", "encoding='shift_jis'", "encoding='hex'", "Unspecified", "True", "b.xml", "my photo"),
 )
 RUN_WORDS = (
     *"data: model: calib: methods: sim: draw: ledger: kind root split year limit name weights cfg names resize".split(),
@@ -229,18 +287,39 @@ RUN_WORDS = (
     *"--cfg --out --help --resume --methods.m. --methods..x [1,2] {a:1} 1e9 .nan .inf 0x1F 1_000 0b1 12:30:45".split(),
 )
 
+
+def xml_words(random: Random, data: bytes) -> bytes:
+    """Words of a text in the encoding that it is in, UTF-8 or UTF-16."""
+    mutated = mutate.words(*VOC_WORDS)
+    if not data.startswith(codecs.BOM_UTF16):
+        return mutated(random, data)
+    text = mutated(random, data.decode("utf-16", "replace").encode("utf-8", "replace"))
+    return text.decode("utf-8", "replace").encode("utf-16")
+
+
+def coco_text(random: Random, data: bytes) -> bytes:
+    """A JSON file as ``mutate.json_text`` changes it, now and then in another encoding."""
+    mark, code = random.choice([(b"", "utf-8")] * 8 + [(codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16, "utf-16")])
+    text = mutate.json_text(random, data.removeprefix(codecs.BOM_UTF8))
+    return text if not mark else mark + text.decode("utf-8", "replace").encode(code).removeprefix(mark)
+
+
 READERS: dict[str, Reader] = {
-    "darknet_cfg": Reader(seeds.darknet_cfg, by_suffix(cfg=mutate.words(*CFG_WORDS)), read_darknet_cfg, writes=True),
+    "darknet_cfg": Reader(
+        seeds.darknet_cfg, by_suffix(cfg=mutate.words(*CFG_WORDS)), quietly(read_darknet_cfg), writes=True
+    ),
     "darknet_weights": Reader(seeds.darknet_weights, by_suffix(), read_darknet_weights, writes=True),
     "voc": Reader(
         seeds.voc,
-        by_suffix(xml=mutate.words(*VOC_WORDS), txt=mutate.words("000001", "000002", "../x", "a/b")),
-        partial(read_dataset, VocDetection),
+        by_suffix(
+            xml=xml_words, txt=mutate.words("000001", "000002", "../x", "a/b", "my photo 1", "b.xml", "c.PNG -1")
+        ),
+        read_voc,
         structure=0.1,
         links=True,
     ),
     "coco": Reader(
-        seeds.coco, by_suffix(json=mutate.json_text), partial(read_dataset, CocoDetection), structure=0.1, links=True
+        seeds.coco, by_suffix(json=coco_text), partial(read_dataset, CocoDetection), structure=0.1, links=True
     ),
     "image_folder": Reader(
         seeds.image_folder, by_suffix(), partial(read_dataset, ImageFiles), structure=0.9, links=True
@@ -260,9 +339,12 @@ READERS: dict[str, Reader] = {
     "safetensors": Reader(
         seeds.safetensors_weights,
         by_suffix(safetensors=mutate.safetensors_file),
-        partial(read_weights, "net.safetensors"),
+        quietly(partial(read_weights, "net.safetensors")),
     ),
-    "torch_weights": Reader(seeds.torch_weights, by_suffix(pt=mutate.zip_file), partial(read_weights, "net.pt")),
+    "torch_weights": Reader(
+        seeds.torch_weights, by_suffix(pt=mutate.torch_file), quietly(partial(read_weights, "net.pt"))
+    ),
+    "checkpoint": Reader(seeds.pickles, by_suffix(pkl=mutate.pickled), read_pickle),
     "parts": Reader(seeds.parts, by_suffix(safetensors=mutate.safetensors_file), read_parts, structure=0.1, links=True),
     "resume": Reader(
         seeds.unfinished_run,

@@ -7,7 +7,10 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
+from argparse import Namespace
+from collections import defaultdict
 from collections.abc import Callable
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,13 @@ CFGS = [  # between them every kind of section
     f"[net]\nwidth=16\nheight=16\nchannels=3\n{CONV}[reorg]\nstride=2\n{SQUARE.format(4, 'relu')}[shortcut]\nfrom=-1\n"
     f"activation=linear\n[dropout]\nprobability=.2\n[maxpool]\nsize=3\nstride=1\n{SQUARE.format(7, 'linear')}"
     "[region]\nanchors=1,2\nnum=1\nclasses=2\nsoftmax=1\n",
+    f"[net]\nwidth=16\nheight=16\nchannels=1\nTesting\n{CONV}stride_x=2\nstride_y=2\n[reorg3d]\nstride=2\n[silence]\n"
+    f"[implicit]\nfilters=16\nmean=1\n[scale_channels]\nfrom=-2\n{SQUARE.format(11, 'gelu')}"
+    f"{YOLO.replace('yolo', 'Gaussian_yolo').format('2')}",
+    f"[net]\nwidth=16\nheight=16\n{CONV}[implicit_add]\nfilters=4\n[implicit_mul]\nfilters=7\n[route]\nlayers=0\n"
+    f"[shift_channels]\nfrom=1\n{SQUARE.format(7, 'linear')}[control_channels]\nfrom=2\n{YOLO.format('0')}",
+    f"[net]\nwidth=16\nheight=16\n{CONV.replace('leaky', 'hard_mish')}[maxpool]\nsize=2\nstride=1\nstride_y=2\n"
+    f"[maxpool]\nsize=2\nstride=1\nstride_x=2\n{SQUARE.format(7, 'linear')}{YOLO.format('1')}new_coords=1\n",
     f"# squeeze-and-excite\n[net]\nwidth=16\nheight=16\nletter_box=1\n{CONV}[avgpool]\n{SQUARE.format(4, 'logistic')}"
     f"[scale_channels]\nfrom=0\n{SQUARE.format(4, 'mish')}[sam]\nfrom=-2\n[route]\nlayers=-1\ngroups=2\ngroup_id=1\n"
     f"{SQUARE.format(7, 'logistic')}{YOLO.format('1')}new_coords=1\n",
@@ -103,7 +113,7 @@ def darknet_weights() -> list[Case]:
     return [{"net.weights": header + floats} for header in headers]
 
 
-def voc_xml(name: str, *box: float, difficult: int = 0) -> bytes:
+def voc_xml(name: str, *box: float, difficult: int | str = 0) -> bytes:
     edges = "".join(
         f"<{edge}>{value}</{edge}>" for edge, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
     )
@@ -123,7 +133,26 @@ def voc() -> list[Case]:
         f"{VOC}/JPEGImages/000001.jpg": image(),
         f"{VOC}/JPEGImages/000002.jpg": image(),
     }
-    return [case]
+    return [case, voc_of_tools()]
+
+
+def voc_of_tools() -> Case:
+    """Own classes and other encodings, a document type, a namespace, flags in words, images of other suffixes."""
+    plain = voc_xml("crane", 0, 0.5, 8, 8).decode()
+    named = plain.replace("<folder>", "<filename>C:\\photos\\c.PNG</filename><folder>")
+    chinese = plain.replace("version='1.0'", "version='1.0' encoding='gb2312'").replace("crane", "\u72d7")
+    words = voc_xml("dog", 1, 1, 8, 8, difficult="Unspecified").decode()
+    typed = words.replace("<annotation>", "<!DOCTYPE annotation SYSTEM 'voc.dtd'><annotation xmlns='urn:voc'>")
+    return {
+        f"{VOC}/ImageSets/Main/test.txt": b"my photo 1\nb.xml\nc.PNG -1\nd e\n",
+        f"{VOC}/Annotations/my photo.xml": named.encode("utf-16"),
+        f"{VOC}/Annotations/b.xml": chinese.encode("gb2312"),
+        f"{VOC}/Annotations/c.xml": b"\xef\xbb\xbf\n" + typed.encode(),
+        f"{VOC}/Annotations/d e.xml": typed.replace("Unspecified", "True").encode(),
+        f"{VOC}/JPEGImages/my photo.JPG": image(),
+        f"{VOC}/JPEGImages/b.jpg": image(),
+        f"{VOC}/JPEGImages/c.PNG": image(),
+    }
 
 
 def coco() -> list[Case]:
@@ -137,7 +166,37 @@ def coco() -> list[Case]:
         "categories": [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}],
     }
     text = json.dumps(content).encode()
-    return [{"annotations/instances_val2017.json": text, "val2017/7.jpg": image(), "val2017/9.jpg": image()}]
+    case = {"annotations/instances_val2017.json": text, "val2017/7.jpg": image(), "val2017/9.jpg": image()}
+    return [case, *coco_of_tools()]
+
+
+def coco_of_tools() -> list[Case]:
+    """What Roboflow, CVAT and Label Studio write: ids of all kinds, a grouping category, polygons, other names."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    sizes = [{"width": 8, "height": 8}, {"width": "16", "height": 8.0}, {"width": 9000, "height": 7000}, {}]
+    polygon = {"segmentation": [[1, 1, 5, 1, 5, 4]], "bbox": None}
+    objects = [{"bbox": [0, 1, 4, 5.5]}, {"bbox": [1, 1, 2, 2], "iscrowd": True, "area": 3}, polygon, polygon]
+
+    def content(*names: str) -> bytes:
+        listed = [{"id": str(i), "file_name": name} | sizes[i] for i, name in enumerate(names)]
+        found = [{"id": i, "image_id": float(i), "category_id": "1"} | objects[i] for i in range(len(names))]
+        group = {"id": 0, "name": "dog", "supercategory": "none"}
+        categories = [group, {"id": 1.0, "name": "dog", "supercategory": "dog"}]
+        return b"\xef\xbb\xbf" + json.dumps({"images": listed, "annotations": found, "categories": categories}).encode()
+
+    return [
+        {
+            "train/_annotations.coco.json": content("a.jpg", "b.jpg", "train\\c.png", "d"),
+            **{"train/a.jpg": image(), "train/b.jpg": image(exif=turned), "train/c.png": image("PNG")},
+            "train/d.JPEG": image(),
+        },
+        {
+            "annotations/instances_default.json": content("a/b.jpg", "images/default/c.jpg"),
+            **{"images/default/a/b.jpg": image(), "images/default/c.jpg": image()},
+        },
+        {"result.json": content("images\\1.jpg", "images/2.jpg"), "images/1.jpg": image(), "images/2.jpg": image()},
+    ]
 
 
 def image_folder() -> list[Case]:
@@ -192,13 +251,40 @@ def safetensors_weights() -> list[Case]:
     return [{"net.safetensors": safetensors.torch.save(one, {"format": "pt"})} for one in (tensors, few, half)]
 
 
+def training(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Weights as training programs save them, among objects of every kind of pickling."""
+    beside = {
+        "args": Namespace(path=Path("/data")),
+        "date": datetime(2026, 1, 2),
+        "history": defaultdict(list, a=[0.5]),
+    }
+    beside |= {"map": np.float64(0.5), "each": np.zeros(3), "seen": {1, 2}, "kinds": frozenset("ab"), "form": 1 + 2j}
+    return beside | {"model_ema": {"module": {f"module.{name}": value for name, value in tensors.items()}}}
+
+
 def torch_weights() -> list[Case]:
     tensors = dict(tiny_network().state_dict())
     cases = []
-    for content, new in ((tensors, True), ({"state_dict": tensors, "epoch": 3}, True), (tensors, False)):
+    for content, new, protocol in (
+        *((tensors, True, 2), ({"state_dict": tensors, "epoch": 3}, True, 2), (tensors, False, 2)),
+        *((training(tensors), True, 2), (training(tensors), True, 5), (training(tensors), False, 4)),
+    ):
         out = io.BytesIO()
-        torch.save(content, out, _use_new_zipfile_serialization=new)
+        torch.save(content, out, _use_new_zipfile_serialization=new, pickle_protocol=protocol)
         cases.append({"net.pt": out.getvalue()})
+    return cases
+
+
+def pickles() -> list[Case]:
+    """The programs in ``torch_weights``, and one that holds a whole network."""
+    out = io.BytesIO()
+    torch.save({"model": tiny_network()}, out)
+    cases = []
+    for content in [case["net.pt"] for case in torch_weights()] + [out.getvalue()]:
+        if content[:2] == b"PK":
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                (name,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
+                cases.append({"data.pkl": archive.read(name)})
     return cases
 
 

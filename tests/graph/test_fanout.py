@@ -92,6 +92,20 @@ JOINS = {
     "max pooling": lambda a, b: F.max_pool2d(a, 3, 2, 1) + F.max_pool2d(b, 2, 2, ceil_mode=True),
     "doubled": lambda a, b: a + a + b,
     "added with a factor": lambda a, b: torch.add(a, b, alpha=2),
+    "rolled": lambda a, b: torch.roll(a, (1, -2), (2, 3)) + b.roll(1, 1),
+    "rotated": lambda a, b: torch.rot90(a, 1, (2, 3)) + torch.rot90(b, -1, (2, 3)),
+    "pixels to channels": lambda a, b: F.pixel_unshuffle(a[:, :, :6, :4], 2)[:, 3:7] + b[:, :, ::3, ::3][:, :, :, :2],
+    "channels shuffled": lambda a, b: F.channel_shuffle(a + b, 2),
+    "reflected": lambda a, b: F.pad(a, (2, 1, 1, 2), mode="reflect") + F.pad(b, (2, 1, 1, 2)),
+    "replicated": lambda a, b: F.pad(a, (2, 1, 1, 2), mode="replicate") + F.pad(b, (2, 1, 1, 2)),
+    "all around": lambda a, b: F.pad(a, (2, 1, 1, 2), mode="circular") + F.pad(b, (2, 1, 1, 2)),
+    "bicubic": lambda a, b: F.interpolate(a + b, size=(13, 9), mode="bicubic"),
+    "area": lambda a, b: F.interpolate(a + b, size=(3, 4), mode="area"),
+    "antialiased": lambda a, b: F.interpolate(a + b, size=(3, 4), mode="bilinear", antialias=True),
+    "windows": lambda a, b: a.unfold(2, 3, 2)[..., 1] + b.unfold(2, 3, 2)[..., 0],
+    "repeated": lambda a, b: a.repeat_interleave(2, 2) + b.repeat_interleave(2, 2),
+    "chosen by position": lambda a, b: torch.where(torch.arange(5) > 2, a, b.masked_fill(torch.arange(5) < 1, 0.3)),
+    "shape of another": lambda a, b: torch.hstack((a, torch.zeros_like(b)))[:, 2:6] + b.mean(1, True).expand_as(a),
 }
 
 
@@ -101,6 +115,44 @@ def test_every_join(join: Callable) -> None:
     net = randomise(Joined(join, nn.Conv2d(4, 5, 3, padding=1)))
     got = assert_counts(net, x)
     assert not got.analog
+
+
+class Product(nn.Module):
+    """A convolution as a product: of a weight with all windows, or with all pixels."""
+
+    def __init__(self, stem: nn.Module, kernel: int):
+        super().__init__()
+        self.stem, self.kernel, self.weight = stem, kernel, nn.Parameter(torch.ones(6, 4 * kernel**2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        if self.kernel == 1:
+            return torch.einsum("oc,bc...->bo...", self.weight, x)
+        return torch.einsum("oc,bcp->bop", self.weight, F.unfold(x, self.kernel))
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_product_with_windows_counts_as_the_convolution_that_it_is(kernel: int) -> None:
+    x, net = images(size=7), randomise(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, kernel)))
+    got, expected = counted(Product(net[0], kernel), x), counted(net, x)
+    assert list(got.macs.values()) == list(expected.macs.values())
+    (reach,), (wanted,) = got.spikes.values(), expected.spikes.values()
+    assert torch.equal(reach, wanted)
+
+
+def test_a_product_of_two_branches_by_einsum_counts_every_multiplication() -> None:
+    class Gram(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.stem(x)).flatten(2)
+            return torch.einsum("bcp,bdp->bcd", x, x)
+
+    got = counted(randomise(Gram()), images(size=6))
+    assert list(got.macs.values()) == [36 * 3 * 4, 4 * 4 * 36]
+    assert list(got.analog.values()) == [4 * 4 * 36]
 
 
 @pytest.mark.parametrize("name", NETWORKS)

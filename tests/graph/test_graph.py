@@ -11,7 +11,9 @@ import torch.nn.functional as F
 import torchvision
 from support.networks import NETWORKS, build, images, randomise
 from torch import Tensor, nn
+from torch.fx.node import Node
 from torch.utils import _pytree as pytree
+from torchvision.ops import DropBlock2d, StochasticDepth, stochastic_depth
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from msat_det.base.errors import InputError
@@ -68,6 +70,8 @@ RELU = {
     "clamp_min": lambda net, x: x.clamp_min(0.0),
     "clamp_min in place": lambda net, x: torch.clamp_min_(x, 0),
     "clip": lambda net, x: torch.clip(x, min=0),
+    "threshold": lambda net, x: F.threshold(x, 0, 0, True),
+    "threshold by name": lambda net, x: F.threshold(x, threshold=0.0, value=0.0),
 }
 RELU6 = {
     "module": lambda net, x: net.act(x),
@@ -121,6 +125,14 @@ POINTWISE = {
     "tanh": (nn.Tanh(), torch.tanh, True),
     "gelu": (nn.GELU(), F.gelu, True),
     "hardsigmoid": (nn.Hardsigmoid(), F.hardsigmoid, False),
+    "rrelu": (nn.RReLU(0.1, 0.4), lambda x: F.rrelu(x, 0.1, 0.4, False, True), False),
+    "steep": (nn.LeakyReLU(2.0), lambda x: F.leaky_relu(x, 2.0), False),
+    "threshold": (nn.Threshold(0.1, -0.3), lambda x: F.threshold(x, 0.1, -0.3), False),
+    "hardshrink": (nn.Hardshrink(), lambda x: x.hardshrink(), False),
+    "softshrink": (nn.Softshrink(0.3), lambda x: F.softshrink(x, 0.3), False),
+    "tanhshrink": (nn.Tanhshrink(), F.tanhshrink, True),
+    "softsign": (nn.Softsign(), F.softsign, True),
+    "celu": (nn.CELU(0.7), lambda x: F.celu(x, 0.7, True), True),
 }
 
 
@@ -221,12 +233,33 @@ def test_batch_norm_that_cannot_be_folded_stays_linear(body: Callable) -> None:
     assert [node.meta["kind"] for node in graph.nodes if node.meta["op"] == "batchnorm2d"] == [Kind.LINEAR]
 
 
+class DropPath(nn.Module):
+    """As many networks write stochastic depth for themselves."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        return x * torch.bernoulli(torch.full((len(x), 1, 1, 1), 0.5))
+
+
 def test_dropout_goes() -> None:
     def body(net: Layer, x: Tensor) -> Tensor:
+        torch._assert(x.shape[1] == 4, "four channels")
         x = F.dropout(net.drop(x.relu()), 0.5, net.training)
-        return F.dropout2d(net.drop2d(x), training=net.training)
+        x = F.dropout2d(net.drop2d(x), training=net.training)
+        x = F.feature_alpha_dropout(net.alpha(x), 0.5, net.training)
+        x = stochastic_depth(net.depth(x), 0.5, "row", net.training)
+        return net.path(net.block(x))
 
-    graph = layer(body, drop=nn.Dropout(), drop2d=nn.Dropout2d(inplace=True))
+    graph = layer(
+        body,
+        drop=nn.Dropout(),
+        drop2d=nn.Dropout2d(inplace=True),
+        alpha=nn.FeatureAlphaDropout(),
+        depth=StochasticDepth(0.5, "batch"),
+        block=DropBlock2d(0.5, 3),
+        path=DropPath(),
+    )
     assert [node.meta["op"] for node in graph.nodes] == ["placeholder", "conv2d", "relu", "conv2d", "output"]
 
 
@@ -250,16 +283,56 @@ LINEAR = {
     "parameter": lambda net, x: x * net.scale + net.scale,
     "zeros": lambda net, x: torch.cat((x, torch.zeros_like(x)), 1)[:, 2:6],
     "pixel shuffle": lambda net, x: F.pixel_shuffle(x, 2).repeat(1, 4, 1, 1),
+    "pixel unshuffle": lambda net, x: F.pixel_unshuffle(x, 2)[:, ::4],
+    "channel shuffle": lambda net, x: F.channel_shuffle(x, 2),
+    "roll": lambda net, x: torch.roll(x, (1, -2), (2, 3)) + x.roll(1, 1),
+    "rotation": lambda net, x: torch.rot90(x, 1, (2, 3)) + torch.fliplr(x),
+    "unfold": lambda net, x: F.fold(F.unfold(x, 3, padding=1), (12, 12), 3, padding=1),
+    "windows": lambda net, x: x.unfold(2, 4, 4).mean(-1).repeat_interleave(4, 2),
+    "reflected border": lambda net, x: F.pad(x, (2, 1, 1, 2), mode="reflect"),
+    "replicated border": lambda net, x: F.pad(x, (2, 1, 1, 2), mode="replicate"),
+    "border all around": lambda net, x: F.pad(x, (2, 1, 1, 2), mode="circular"),
+    "bicubic": lambda net, x: F.interpolate(x, (20, 17), mode="bicubic"),
+    "area": lambda net, x: F.interpolate(x, (5, 6), mode="area"),
+    "antialiased": lambda net, x: F.interpolate(x, (5, 6), mode="bilinear", antialias=True),
+    "nearest, exactly": lambda net, x: F.interpolate(x, (20, 17), mode="nearest-exact"),
+    "stacked side by side": lambda net, x: torch.hstack((x, +x))[:, 2:6],
+    "shape of another": lambda net, x: x.flatten(1).view_as(x) + x.mean((2, 3), keepdim=True).expand_as(x),
+    "type of another": lambda net, x: x.type_as(x) + x.type(torch.float32),
+    "chosen by a buffer": lambda net, x: torch.where(net.mask, x, 2 * x + 1) + x.where(net.mask, net.scale),
+    "filled by a buffer": lambda net, x: x.masked_fill(net.mask, 0.3),
+    "filled by a buffer in place": lambda net, x: (1 * x).masked_fill_(net.mask, 0.3),
+    "einsum": lambda net, x: torch.einsum("bchw,cd->bdhw", x, net.square),
+    "einsum on the right": lambda net, x: torch.einsum("dc,bc...->bd...", net.square, x),
+    "einsum of one": lambda net, x: torch.einsum("bchw->bcwh", x),
+    "matrix product": lambda net, x: (x.flatten(2).transpose(1, 2) @ net.square).transpose(1, 2).view(x.shape),
 }
 
 
 @pytest.mark.parametrize("body", LINEAR.values(), ids=LINEAR)
 def test_linear_operations_are_linear(body: Callable) -> None:
-    graph = layer(lambda net, x: body(net, x.relu()), module=nn.Upsample(scale_factor=2), scale=parameter(4))
+    graph = layer(
+        lambda net, x: body(net, x.relu()),
+        module=nn.Upsample(scale_factor=2),
+        scale=parameter(4),
+        mask=nn.Buffer(torch.arange(144).reshape(12, 12) % 3 > 0),
+        square=nn.Parameter(torch.arange(16.0).reshape(4, 4) / 8 - 1),
+    )
     kinds = {node.meta["kind"] for node in graph.nodes}
     assert kinds <= {Kind.INPUT, Kind.LINEAR, Kind.SPIKING, Kind.SHAPE, Kind.OUTPUT}
     assert graph.nodes[1].meta["kind"] is Kind.LINEAR
     assert graph.nodes[-2].meta["kind"] is Kind.LINEAR
+    a, b = (torch.randn(2, 4, 12, 12, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    of_sum, of_none, of_a, of_b = (behind(graph, graph.sites[0], x) for x in (a + b, 0 * a, a, b))
+    assert torch.allclose(of_sum + of_none, of_a + of_b, atol=1e-5 * of_sum.abs().max().item())
+
+
+def behind(graph: Graph, site: Node, value: Tensor) -> Tensor:
+    """The network's output with ``value`` in place of what the call site gives."""
+    env: dict[Node, Any] = {}
+    for node in graph.nodes:
+        env[node] = images() if node.op == "placeholder" else value if node is site else graph.evaluate(node, env)
+    return env[graph.nodes[-1]]
 
 
 DIFFERENTIAL = {
@@ -271,13 +344,60 @@ DIFFERENTIAL = {
     "L2 norm": lambda net, x: F.normalize(x),
     "amax": lambda net, x: x.amax(2, keepdim=True),
     "larger of two": lambda net, x: torch.maximum(x, x.flip(1)),
+    "gated linear unit": lambda net, x: F.glu(x, 1).repeat(1, 2, 1, 1),
+    "einsum of branches": lambda net, x: torch.einsum("bchw,bdhw->bcd", x, x)[:, :, :1, None],
+    "weighted mean": lambda net, x: torch.lerp(x, x.flip(1), 0.3),
+    "deviation": lambda net, x: x.std((2, 3), keepdim=True),
+    "square in place": lambda net, x: squared_in_place(x),
+    "instance norm": lambda net, x: F.instance_norm(x),
 }
+
+
+def squared_in_place(x: Tensor) -> Tensor:
+    x = 1 * x
+    x **= 2
+    return x
 
 
 @pytest.mark.parametrize("body", DIFFERENTIAL.values(), ids=DIFFERENTIAL)
 def test_the_rest_is_differential(body: Callable) -> None:
     graph = layer(lambda net, x: body(net, x.relu()))
     assert [node.meta["kind"] for node in graph.nodes].count(Kind.DIFFERENTIAL) == 1
+
+
+MASKS = {
+    "choice": (lambda x: torch.where(x > 0.5, x, 0.1 * x), ["gt", "where"]),
+    "choice by method": (lambda x: x.where(x.ge(0.5), 0.1 * x), ["ge", "where"]),
+    "filled": (lambda x: x.masked_fill(x < 0.5, 0.0), ["lt", "maskedfill"]),
+    "factor": (lambda x: x * (x > 0.5), ["gt", "mul"]),
+    "factor as float": (lambda x: x * (x > 0.5).float(), ["gt", "float", "mul"]),
+    "logic": (
+        lambda x: torch.where((x > 0.5) & ~(x > 2) | (x == 0), x, 1),
+        ["gt", "gt", "invert", "and", "eq", "or", "where"],
+    ),
+    "reshaped": (lambda x: torch.where((x.flatten(2) > 0.5).view(x.shape), x, -x), ["gt", "reshape", "where"]),
+    "counted": (lambda x: x / (1 + (x > 0.5).sum(1, keepdim=True)), ["gt", "sum", "add", "truediv"]),
+    "whole numbers": (lambda x: (10 * x).to(torch.int32).float(), ["to", "float"]),
+}
+
+
+@pytest.mark.parametrize(("body", "ops"), MASKS.values(), ids=MASKS)
+def test_what_a_mask_touches_is_differential(body: Callable, ops: list[str]) -> None:
+    graph = layer(lambda net, x: body(x.relu()))
+    assert [node.meta["op"] for node in graph.nodes if node.meta["kind"] is Kind.DIFFERENTIAL] == ops
+
+
+def test_a_choice_by_another_input_is_differential() -> None:
+    class Chosen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 2, 1)
+
+        def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+            return torch.where(seen, self.conv(x).relu(), 0.5)
+
+    graph = trace(randomise(Chosen()), (images(), images(channels=1) > 0))
+    assert [node.meta["op"] for node in graph.nodes if node.meta["kind"] is Kind.DIFFERENTIAL] == ["where"]
 
 
 def test_outputs_keep_their_structure() -> None:
@@ -441,7 +561,7 @@ REFUSED = {
     "property of data": (lambda net, x: x.relu().mT, "'getattr", "ops.py"),
     "integer division": (lambda net, x: x.relu() // 2, "'floordiv'", "ops.py"),
     "remainder": (lambda net, x: x.relu() % 2, "'mod'", "ops.py"),
-    "comparison": (lambda net, x: torch.where(x > 0, x, 0 * x), "'gt'", "ops.py"),
+    "rounded quotient": (lambda net, x: torch.div(x.relu(), 2, rounding_mode="floor"), "'div'", "ops.py"),
     "two outputs": (lambda net, x: x.relu().max(2, keepdim=True)[0], "'max_1'", "amax"),
     "bounds from data": (lambda net, x: torch.clamp(x, max=x.mean((2, 3), keepdim=True)), "'clamp'", "parameters"),
     "mean over images": (lambda net, x: x.relu() - x.mean(0, keepdim=True), "'mean'", "dimension 0"),

@@ -160,10 +160,10 @@ def test_voc_golden(shared_data: Path) -> None:
     truth, found = [], []
     for number, path in enumerate(sorted((home / "ground-truth").iterdir())):
         for name, *rest in map(str.split, path.read_text().splitlines()):
-            truth.append([number, names.index(name), *map(float, rest[:4]), rest[4:] == ["difficult"]])
+            truth.append([number, names.index(name), *edges(rest[:4]), rest[4:] == ["difficult"]])
         for name, *rest in map(str.split, (home / "detection-results" / path.name).read_text().splitlines()):
             if name in names:
-                found.append([number, names.index(name), *map(float, rest)])
+                found.append([number, names.index(name), float(rest[0]), *edges(rest[1:])])
     truth, found = np.array(truth), np.array(found)
     ap = voc_ap(
         Truth(truth[:, 0].astype(int), truth[:, 1].astype(int), truth[:, 2:6], truth[:, 6] > 0),
@@ -175,6 +175,12 @@ def test_voc_golden(shared_data: Path) -> None:
     assert ap.mean() * 100 == pytest.approx(expected["mAP_percent"], abs=0.01)
 
 
+def edges(pixels: list[str]) -> list[float]:
+    """Continuous edges of a box of VOC's pixels, the last of which belongs to it."""
+    left, top, right, bottom = map(float, pixels)
+    return [left - 1, top - 1, right, bottom]
+
+
 def slow_voc_ap(truth: Truth, found: Found, label: int, threshold: float) -> float:
     """The definition, one box after the other."""
     order = sorted(np.flatnonzero(found.label == label), key=lambda i: -found.scores[i])
@@ -184,9 +190,9 @@ def slow_voc_ap(truth: Truth, found: Found, label: int, threshold: float) -> flo
         best, which = -1.0, -1
         for j in np.flatnonzero((truth.label == label) & (truth.image == found.image[i])):
             a, b = found.boxes[i], truth.boxes[j]
-            w, h = (min(a[k + 2], b[k + 2]) - max(a[k], b[k]) + 1 for k in (0, 1))
+            w, h = (min(a[k + 2], b[k + 2]) - max(a[k], b[k]) for k in (0, 1))
             common = max(w, 0) * max(h, 0)
-            union = sum((c[2] - c[0] + 1) * (c[3] - c[1] + 1) for c in (a, b)) - common
+            union = sum((c[2] - c[0]) * (c[3] - c[1]) for c in (a, b)) - common
             if common / union > best:
                 best, which = common / union, j
         if best >= threshold and truth.difficult[which]:
@@ -279,11 +285,31 @@ def test_eleven_points_by_hand() -> None:
     assert average_precision(right, 10) == pytest.approx(0.3 + 0.1 * 0.5)
 
 
-def test_overlap_counts_whole_pixels() -> None:
-    truth = Truth(np.array([0]), np.array([0]), np.array([[1.0, 1, 10, 10]]), np.array([False]))
-    found = Found(np.array([0, 1]), np.array([0, 0]), np.array([[1.0, 1, 10, 5]] * 2), np.array([1.0, 1.0]))
+def test_overlap_of_continuous_edges() -> None:
+    truth = Truth(np.array([0]), np.array([0]), np.array([[0.0, 0, 10, 10]]), np.array([False]))
+    found = Found(np.array([0, 1]), np.array([0, 0]), np.array([[0.0, 0, 10, 5]] * 2), np.array([1.0, 1.0]))
     overlap, _ = best_overlap(truth, found)
     assert overlap.tolist() == [0.5, 0]  # 50 of 100 pixels; nothing on another image
+
+
+def test_boxes_without_area_overlap_nothing() -> None:
+    truth = Truth(np.array([0]), np.array([0]), np.array([[3.0, 3, 3, 9]]), np.array([False]))
+    found = Found(np.array([0]), np.array([0]), np.array([[3.0, 3, 3, 9]]), np.array([1.0]))
+    assert best_overlap(truth, found)[0].tolist() == [0]
+
+
+@few
+@given(st.lists(st.tuples(*[st.integers(1, 30)] * 4), min_size=2, max_size=2))
+def test_edges_give_the_overlap_of_vocs_pixels(pairs: list[tuple]) -> None:
+    """Of every two boxes of whole pixels, counted one by one."""
+    pixels = [(min(x, z), min(y, w), max(x, z), max(y, w)) for x, y, z, w in pairs]
+    inside = [{(i, j) for i in range(a, c + 1) for j in range(b, d + 1)} for a, b, c, d in pixels]
+    boxes = np.array([edges(box) for box in pixels])
+    overlap, _ = best_overlap(
+        Truth(np.array([0]), np.array([0]), boxes[:1], np.array([False])),
+        Found(np.array([0]), np.array([0]), boxes[1:], np.array([1.0])),
+    )
+    assert overlap[0] == pytest.approx(len(inside[0] & inside[1]) / len(inside[0] | inside[1]))
 
 
 def test_difficult_objects_neither_cost_nor_earn(voc_root: Path) -> None:

@@ -1,5 +1,7 @@
-"""Darknet files against OpenCV's reading of the same files, layer by layer, and the errors for files that don't fit."""
+"""Darknet files against OpenCV's reading of the same files, layer by layer, against Darknet's own arithmetic where
+OpenCV has none, and the errors for files that don't fit."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,10 +10,14 @@ import pytest
 import torch
 from torch import Tensor, fx
 
+import msat_det
 from msat_det.base.errors import InputError
+from msat_det.graph.graph import trace
 from msat_det.models.importers.darknet.cfg import parse_cfg
 from msat_det.models.importers.darknet.network import DarknetNet, darknet, load_weights, stored_tensors
 from msat_det.models.yolo import YoloDetector
+from msat_det.run import cli
+from msat_det.run.arguments import PROJECT
 
 cv2 = pytest.importorskip("cv2")
 
@@ -89,8 +95,8 @@ def cfg_text(lines: str, net: str = "net width=64 height=32 channels=3") -> str:
     return "".join(f"[{kind}]\n" + "".join(f"{option}\n" for option in options) for kind, *options in sections)
 
 
-def write_cfg(folder: Path, lines: str, **options: str) -> Path:
-    path = folder / "net.cfg"
+def write_cfg(folder: Path, lines: str, name: str = "net.cfg", **options: str) -> Path:
+    path = folder / name
     path.write_text(cfg_text(lines, **options))
     return path
 
@@ -223,7 +229,7 @@ GOOD = """
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("filters=7", "seven", r"line 9: 'seven' is neither"),
+        ("filters=7", "seven", r"line 11: \[yolo\] 1 anchors and 2 classes need filters=7 .*which has 1"),
         ("[yolo]", "[lstm]", r"line 11: \[lstm\] is not supported: use avg.*convolutional"),
         ("activation=relu", "activation=stair", r"line 7: \[convolutional\] activation='stair' is not supported"),
         ("activation=relu", "binary=1", r"line 7: \[convolutional\] option 'binary' is not supported"),
@@ -264,11 +270,22 @@ GOOD = """
         ("classes=2\n", "classes=2\n[route]\nlayers=-1\n", r"line 16: \[route\] reads a layer that ends in boxes"),
         ("[yolo]\nmask=0\nanchors=1,1\nnum=1\nclasses=2\n", "", r"line 1: \[net\] no \[yolo\] or \[region\] section"),
         ("[net]", "net", r"line 1: 'net' is neither"),
+        ("[yolo]", "yolo]", r"line 11: 'yolo\]' is neither"),
         ("[net]", "[net", r"line 1: '\[net' is no section's name"),
         ("[net]\n", "", r"line 1: an option before the first section"),
         ("[net]", "[route]", r"begins with a \[net\] section"),
         ("height=32\n", "", r"line 1: \[net\] lacks 'height'"),
-        ("channels=3", "channels=1", r"line 4: \[net\] channels must be 3"),
+        ("channels=3", "channels=4", r"line 4: \[net\] channels must be 3 or 1"),
+        ("[yolo]", "[crnn]\n[yolo]", r"line 11: \[crnn\] is not supported"),
+        ("[yolo]", "[reorg3d]\nstride=3\n[yolo]", r"line 11: \[reorg3d\] stride=3 must divide height and width of"),
+        ("[yolo]", "[reorg3d]\nstride=2\nreverse=1\n[yolo]", r"line 13: .*option 'reverse' is not supported"),
+        ("[yolo]", "[shift_channels]\nfrom=0\n[yolo]", r"line 11: \[shift_channels\] takes .*its channels x1x1"),
+        ("[yolo]", "[implicit]\nfilters=7\n[yolo]", r"line 13: \[yolo\] reads an implicit layer"),
+        ("[yolo]", "[implicit]\n[route]\nlayers=-1,-2\n[yolo]", r"line 12: \[route\] (joins|reads an implicit)"),
+        ("[yolo]", "[implicit]\n[convolutional]\nfilters=7\n[yolo]", r"line 12: \[convolutional\] reads an implicit"),
+        ("[yolo]", "[implicit]\nfilters=99999\natoms=99999\n[yolo]", r"line 11: \[implicit\] has far too many values"),
+        ("filters=4", "stride_x=0", r"line 6: \[convolutional\] stride_x=0: give a whole number ≥ 1"),
+        ("[yolo]", "[Gaussian_yolo]", r"line 11: \[gaussian_yolo\] 1 anchors and 2 classes need filters=11 "),
     ],
 )
 def test_bad_cfg_names_line_and_mend(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -299,14 +316,50 @@ def test_both_headers_give_the_same_weights(tmp_path: Path, version: tuple[int, 
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+def version(*numbers: int) -> bytes:
+    return np.array([*numbers, 5], "<i4").tobytes()
+
+
+def test_headers_of_pytorchs_writers(tmp_path: Path) -> None:
+    """Five int32, all zero but for the fourth, and today's version before a number of images of four bytes."""
+    cfg = write_cfg(tmp_path, NETWORKS["yolov3"])
+    data = write_weights(tmp_path, cfg).read_bytes()
+    expected = load(cfg, tmp_path / "net.weights").state_dict()
+    path = tmp_path / "other.weights"
+    seen = np.int32(7).tobytes()
+    older, newer = bytes(12) + seen, version(0, 2) + seen
+    for header in (older + bytes(4), older, newer, newer + bytes(4), newer + bytes(8)):
+        path.write_bytes(header + data[20:])
+        found = load(cfg, path).state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_files_of_another_kind_are_named(tmp_path: Path) -> None:
+    cfg, path = write_cfg(tmp_path, GOOD), tmp_path / "net.weights"
+    torch.save({"a": torch.zeros(10**6)}, path)  # far longer than the network's weights, too
+    contents = {"a PyTorch checkpoint": path.read_bytes()}
+    torch.save({"a": torch.zeros(3)}, path, _use_new_zipfile_serialization=False)
+    contents["a PyTorch checkpoint, older"] = path.read_bytes()
+    contents["a web page"] = b"<!DOCTYPE html><html>Google Drive can't scan this file</html>"
+    contents["a pointer of Git LFS"] = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    contents["a safetensors file"] = (2).to_bytes(8, "little") + b"{}"
+    contents["an HDF5 file"] = b"\x89HDF\r\n\x1a\n" + bytes(300)
+    for kind, content in contents.items():
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=rf"net\.weights is {kind.split(',')[0]}.*, not Darknet weights: give the"):
+            load(cfg, path)
+
+
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     cfg = write_cfg(tmp_path, GOOD)  # 3·4 + 4 + 4·7 + 7 floats
     data = write_weights(tmp_path, cfg).read_bytes()
+    older = bytes(4) + data[20:]
     bad = {
         "expected 51 floats after the 20-byte header, found 50; is it truncated": data[:-4],
         "expected 51 floats after the 20-byte header, found 50.75; is it truncated": data[:-1],
         "expected 51 floats after the 20-byte header, found 52; is it too long": data + bytes(4),
-        "expected 51 floats after the 16-byte header, found 52; is it too long": bytes(12) + data[12:],
+        "expected 51 floats after the 16-byte header, found 52; is it too long": version(0, 1) + older + bytes(4),
+        "expected 51 floats after the 16-byte header, found 53; is it too long": bytes(12) + data[12:] + bytes(4),
         "15 bytes are too few for a Darknet header": data[:15],
         "holds NaN or infinite weights": data[:-4] + np.float32("nan").tobytes(),
     }
@@ -346,3 +399,294 @@ def test_builder(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             darknet(SimpleNamespace(**model | change))
+
+
+CONVOLUTION = "convolutional size={} pad=1 filters={} activation={}"
+HEAD = "yolo mask=0 anchors=10,20 num=1 classes=2"
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+# Darknet's activations.h, as formulas
+DARKNETS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "linear": lambda x: x,
+    "relu": lambda x: x * (x > 0),
+    "relu6": lambda x: np.clip(x, 0, 6),
+    "leaky": lambda x: np.where(x > 0, x, 0.1 * x),
+    "logistic": sigmoid,
+    "tanh": lambda x: 2 / (1 + np.exp(-2 * x)) - 1,
+    "elu": lambda x: np.where(x >= 0, x, np.exp(x) - 1),
+    "selu": lambda x: 1.0507 * np.where(x >= 0, x, 1.6732 * (np.exp(x) - 1)),
+    "gelu": lambda x: 0.5 * x * (1 + np.tanh(0.797885 * x + 0.035677 * x**3)),
+    "swish": lambda x: x * sigmoid(x),
+    "silu": lambda x: x * sigmoid(x),
+    "mish": lambda x: x * np.tanh(np.log1p(np.exp(x))),
+    "hard_mish": lambda x: np.where(x > 0, x, np.where(x > -2, x * x / 2 + x, 0)),
+}
+
+
+@pytest.mark.parametrize("name", DARKNETS)
+def test_activations_are_darknets(tmp_path: Path, name: str) -> None:
+    net = DarknetNet(parse_cfg(write_cfg(tmp_path, f"{CONVOLUTION.format(1, 7, name)}\n{HEAD}")))
+    x = torch.linspace(-9, 9, 3 * 32 * 64).reshape(1, 3, 32, 64)
+    with torch.no_grad():
+        raw = net.layers[0].conv(x).double().numpy()
+    np.testing.assert_allclose(net(x)[0].detach().numpy(), DARKNETS[name](raw), atol=2e-4)
+    graph = trace(net, x)
+    assert len(graph.sites) == (name != "linear")  # one neuron, however the function is put together
+    torch.testing.assert_close(graph(x)[0], net(x)[0])
+
+
+def test_other_activations_are_refused_by_name(tmp_path: Path) -> None:
+    for name in ("stair", "normalize_channels", "Leaky", "plse"):
+        with pytest.raises(InputError, match=f"activation='{name}' is not supported: use linear, .*silu.*gelu"):
+            DarknetNet(parse_cfg(write_cfg(tmp_path, f"{CONVOLUTION.format(1, 7, name)}\n{HEAD}")))
+
+
+def slow_convolution(x: np.ndarray, kernels: np.ndarray, bias: np.ndarray, stride: tuple[int, int], dilation: int):
+    """(C, h, w) → (filters, …): Darknet's im2col with padding · dilation, element by element."""
+    size, pad = kernels.shape[-1], kernels.shape[-1] // 2
+    shape = [(n + 2 * pad - size) // step + 1 for n, step in zip(x.shape[1:], stride, strict=True)]
+    out = np.zeros((len(kernels), *shape)) + bias[:, None, None]
+    for (k, j, i), _ in np.ndenumerate(out):
+        for (c, b, a), weight in np.ndenumerate(kernels[k]):
+            row, column = j * stride[0] - pad * dilation + b * dilation, i * stride[1] - pad * dilation + a * dilation
+            if 0 <= row < x.shape[1] and 0 <= column < x.shape[2]:
+                out[k, j, i] += weight * x[c, row, column]
+    return out
+
+
+TINY = "net width=8 height=6 channels=3"
+
+
+def tiny(folder: Path, *lines: str, net: str = TINY) -> DarknetNet:
+    return DarknetNet(parse_cfg(write_cfg(folder, "\n".join([*lines, HEAD]), net=net)))
+
+
+def image(channels: int = 3) -> Tensor:
+    return torch.randn(2, channels, 6, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("options", "stride", "dilation"),
+    [
+        ("stride_x=2 stride_y=1", (1, 2), 1),
+        ("stride=2 stride_x=1", (2, 1), 1),
+        ("dilation=2", (1, 1), 2),
+        ("dilation=2 stride=2", (2, 2), 2),
+    ],
+)
+def test_strides_and_dilation_are_darknets(
+    tmp_path: Path, options: str, stride: tuple[int, int], dilation: int
+) -> None:
+    rest = f"stride_y={2 // stride[0]} stride_x={2 // stride[1]}"  # cells must be square in the end
+    net = tiny(
+        tmp_path,
+        f"convolutional size=3 pad=1 filters=4 activation=linear {options}",
+        f"convolutional size=1 filters=7 activation=linear {rest}",
+    )
+    assert net.heads[2].stride == 2
+    conv = net.layers[0].conv
+    weight, bias = conv.weight.detach().numpy(), conv.bias.detach().numpy()
+    slow = slow_convolution(image()[0].numpy(), weight, bias, stride, dilation)
+    np.testing.assert_allclose(layer_outputs(net, image())[0][0].numpy(), slow, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("stride", [(1, 2), (2, 1), (2, 2), (1, 1)])
+def test_maximum_pooling_is_darknets(tmp_path: Path, size: int, stride: tuple[int, int]) -> None:
+    net = tiny(
+        tmp_path,
+        f"maxpool size={size} stride_y={stride[0]} stride_x={stride[1]}",
+        f"convolutional size=1 filters=7 stride_y={2 // stride[0]} stride_x={2 // stride[1]} activation=linear",
+    )
+    x, padding = image()[0].numpy(), size - 1
+    shape = [(n + padding - size) // step + 1 for n, step in zip(x.shape[1:], stride, strict=True)]
+    slow = np.zeros((3, *shape), np.float32)
+    for c, j, i in np.ndindex(slow.shape):
+        top, left = j * stride[0] - padding // 2, i * stride[1] - padding // 2
+        slow[c, j, i] = x[c, max(top, 0) : top + size, max(left, 0) : left + size].max()
+    assert np.array_equal(layer_outputs(net, image())[0][0].numpy(), slow)
+
+
+def test_reorg3d_is_darknets(tmp_path: Path) -> None:
+    net = tiny(tmp_path, "reorg3d stride=2", "convolutional size=1 filters=7 activation=linear")
+    x = image().numpy()
+    slow = np.zeros((2, 12, 3, 4), np.float32)
+    for b, k, j, i in np.ndindex(slow.shape):  # blas.c
+        offset = k // 3
+        slow[b, k, j, i] = x[b, k % 3, j * 2 + offset // 2, i * 2 + offset % 2]
+    assert np.array_equal(layer_outputs(net, image())[0].numpy(), slow)
+
+
+YOLOR = """
+    convolutional size=1 filters=4 activation=silu
+    implicit_add filters=4
+    implicit_mul filters=7
+    route layers=0
+    shift_channels from=1
+    convolutional size=1 filters=7 activation=linear
+    control_channels from=-4
+    silence"""
+
+
+def test_implicit_layers_are_yolors(tmp_path: Path) -> None:
+    cfg = write_cfg(tmp_path, f"{YOLOR}\n{HEAD} scale_x_y=1.05", net=TINY)
+    weights = write_weights(tmp_path, cfg)
+    net = load(cfg, weights)
+    floats = np.frombuffer(weights.read_bytes(), "<f4", offset=20)  # 4 + 12, the 4 added, the 7 that multiply, 7 + 28
+    outputs = [out.detach().numpy() for out in layer_outputs(net, image())]
+    shifted = outputs[0] + floats[16:20].reshape(1, 4, 1, 1)
+    assert np.array_equal(outputs[4], shifted)
+    kernels, bias = floats[34:].reshape(7, 4), floats[27:34]
+    raw = np.einsum("kc,bcyx->bkyx", kernels, shifted) + bias[:, None, None]
+    np.testing.assert_allclose(net(image())[0].detach(), raw * floats[20:27].reshape(1, 7, 1, 1), rtol=1e-5, atol=1e-5)
+    assert (net.heads[8].form, net.heads[8].scale_x_y) == ("v5", 2.0)  # YOLOR's program asks no cfg for them
+    graph = trace(net, image())
+    torch.testing.assert_close(graph(image())[0], net(image())[0])
+
+    weights.write_bytes(weights.read_bytes()[:20] + floats[:16].tobytes() + floats[27:].tobytes())
+    with pytest.raises(InputError, match=r"The 11 values of its implicit layers are missing: YOLOR's own converter"):
+        load(cfg, weights)
+
+
+def test_darknets_own_implicit_layer_scales_channels(tmp_path: Path) -> None:
+    net = tiny(
+        tmp_path,
+        "convolutional size=1 filters=7 activation=linear",
+        "implicit filters=7 mean=1",
+        "scale_channels from=0",
+    )
+    outputs = layer_outputs(net, image())
+    assert outputs[1].shape == (1, 7, 1, 1)
+    assert torch.equal(outputs[2], outputs[0] * outputs[1])
+    assert net.heads[3].form == "v3"
+
+
+def decoded(net: DarknetNet, x: Tensor, weights: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The boxes (A·h·w, 4: centre, width, height, in input pixels) and scores (A·h·w, C) of an image's one head."""
+    load_weights(net, weights)
+    ((_, head),) = net.heads.items()
+    detector = YoloDetector(net, ["a", "b"], net.size, [head.anchors], [head.stride], head.scale_x_y, head.form)
+    with torch.no_grad():
+        boxes, scores = detector.decode_head(net(x)[0], detector.anchors[0], head.stride, head.scale_x_y)
+    boxes = torch.cat(((boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]), -1)
+    return boxes[0].numpy(), scores[0].numpy()
+
+
+def raw_head(net: DarknetNet, x: Tensor) -> np.ndarray:
+    """(channels, h·w) of the convolution before the head, without its activation."""
+    with torch.no_grad():
+        return net.layers[0].conv(x)[0].flatten(1).double().numpy()
+
+
+@pytest.mark.parametrize("activation", ["linear", "logistic"])
+def test_new_coords_means_the_same_after_either_activation(tmp_path: Path, activation: str) -> None:
+    line = f"convolutional size=1 filters=7 activation={activation}"
+    cfg = write_cfg(tmp_path, f"{line}\nroute layers=-1\n{HEAD} new_coords=1 scale_x_y=2.0", net=TINY)
+    net = DarknetNet(parse_cfg(cfg))
+    boxes, scores = decoded(net, image(), write_weights(tmp_path, cfg))
+    p = sigmoid(raw_head(net, image()))
+    column, row = np.tile(np.arange(8), 6), np.repeat(np.arange(6), 8)
+    expected = [2 * p[0] - 0.5 + column, 2 * p[1] - 0.5 + row, 4 * p[2] ** 2 * 10, 4 * p[3] ** 2 * 20]
+    np.testing.assert_allclose(boxes, np.stack(expected, -1), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(scores, (p[4] * p[5:]).T, rtol=1e-4)
+    assert scores.min() > 0
+    assert scores.max() < 1
+
+
+def test_new_coords_after_another_activation_is_refused(tmp_path: Path) -> None:
+    lines = f"convolutional size=1 filters=7 activation=leaky\n{HEAD} new_coords=1"
+    with pytest.raises(InputError, match=r"line 14: \[yolo\] new_coords=1 needs activation=logistic or linear .*Leaky"):
+        DarknetNet(parse_cfg(write_cfg(tmp_path, lines)))
+
+
+def test_gaussian_yolo_is_darknets(tmp_path: Path) -> None:
+    line = "convolutional size=1 filters=11 activation=linear"
+    cfg = write_cfg(tmp_path, f"{line}\n{HEAD.replace('yolo', 'Gaussian_yolo')} scale_x_y=1.1", net=TINY)
+    net = DarknetNet(parse_cfg(cfg))
+    boxes, scores = decoded(net, image(), write_weights(tmp_path, cfg))
+    raw = raw_head(net, image())
+    p, column, row = sigmoid(raw), np.tile(np.arange(8), 6), np.repeat(np.arange(6), 8)
+    uncertainty = (p[1] + p[3] + p[5] + p[7]) / 4  # raw: x, its deviation, y, …, w, …, h, …, objectness, classes
+    expected = [1.1 * p[0] - 0.05 + column, 1.1 * p[2] - 0.05 + row, np.exp(raw[4]) * 10, np.exp(raw[6]) * 20]
+    np.testing.assert_allclose(boxes, np.stack(expected, -1), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(scores, (p[8] * p[9:] * (1 - uncertainty)).T, rtol=1e-4)
+    for point in ("left_top", "right_bottom"):
+        cfg.write_text(cfg.read_text().replace("classes=2\n", f"classes=2\nyolo_point={point}\n"))
+        with pytest.raises(InputError, match="yolo_point other than center is not supported"):
+            DarknetNet(parse_cfg(cfg))
+
+
+def detector_of(folder: Path, cfg: Path, **fields: object) -> YoloDetector:
+    names = folder / "two.names"
+    names.write_bytes(b"cat\r\n\r\n dog\r\n\n")  # blank lines are no classes
+    keys = ("cfg", "weights", "names", "resize", "size", "num_classes", "score", "nms_iou", "top_k")
+    model = dict.fromkeys(keys) | {"cfg": cfg, "weights": write_weights(folder, cfg), "names": names} | fields
+    return darknet(SimpleNamespace(**model))
+
+
+def test_grey_networks_see_the_luma(tmp_path: Path) -> None:
+    line = "convolutional size=3 pad=1 filters=7 activation=hard_mish"
+    cfg = write_cfg(tmp_path, f"{line}\n{HEAD}", net="net width=8 height=8 channels=1")
+    detector = detector_of(tmp_path, cfg)
+    assert detector.classes == ["cat", "dog"]
+    assert detector.net.layers[0].conv.weight.shape == (7, 1, 3, 3)
+    photo = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    photo[:, 2, 3] = torch.tensor([10, 200, 30])
+    pixels, _ = detector.preprocess(photo)
+    assert pixels.shape == (1, 8, 8)
+    assert pixels[0, 2, 3].item() == pytest.approx((0.299 * 10 + 0.587 * 200 + 0.114 * 30) / 255)
+    assert detector.preprocess(photo.new_full((3, 8, 8), 255))[0].allclose(torch.ones(1, 8, 8))
+
+    photos = [torch.randint(256, (3, 9, 11), generator=torch.Generator().manual_seed(i)).byte() for i in range(2)]
+    snn = msat_det.convert(detector, [photos], "msat", variant="normalised", signed=True)
+    snn.save(tmp_path / "kept.msat")
+    again = msat_det.load(tmp_path / "kept.msat")
+    for one, other in zip(snn.detect(photos, 4)[4], again.detect(photos, 4)[4], strict=True):
+        assert torch.equal(one.boxes, other.boxes)
+        assert torch.equal(one.scores, other.scores)
+
+
+COMMENTS = {
+    "Latin-1": "f\xfcr alle".encode("latin-1"),
+    "GBK": "\u9a8c\u8bc1=1 [x]".encode("gbk"),
+    "UTF-8": "f\xfcr alle \u2028 \x0b".encode(),
+}
+
+
+@pytest.mark.parametrize("encoding", COMMENTS)
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_comments_in_any_encoding(tmp_path: Path, encoding: str, mark: bytes, end: bytes) -> None:
+    path, comment = tmp_path / "net.cfg", COMMENTS[encoding]
+    lines = cfg_text(GOOD).encode().splitlines()
+    path.write_bytes(mark + end.join([b"# " + comment, *(line + b" # " + comment for line in lines), b"; " + comment]))
+    found, plain = parse_cfg(path), parse_cfg(write_cfg(tmp_path, GOOD, name="plain.cfg"))
+    assert [(one.kind, one.line - 1) for one in found] == [(one.kind, one.line) for one in plain]
+    for one, other in zip(found, plain, strict=True):
+        assert {k: v for k, (v, _) in one.options.items()} == {k: v for k, (v, _) in other.options.items()}
+
+
+def test_lines_that_set_nothing_are_passed_over_and_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "net.cfg"
+    stray = cfg_text(GOOD).replace("height=32\n", "Testing\nheight=32\nbatch=\n").replace("[yolo]", "[yolo]\nsee below")
+    path.write_text(stray)
+    net = DarknetNet(parse_cfg(path))
+    assert net.size == (32, 64)
+    told = f"{path}, line 3: 'Testing' and 2 more set nothing (no key=value) and are passed over, as Darknet does\n"
+    assert capsys.readouterr().err == told
+
+
+def test_inspect_needs_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    cfg = write_cfg(tmp_path, GOOD)
+    words = ["--cfg", str(PROJECT / "configs/yolo_voc.yaml"), "--calib.limit", "2", "--threads", "1"]
+    words += ["--model.cfg", str(cfg), "--methods", "signed", "--out", str(tmp_path / "out")]
+    assert cli.main(["inspect", *words]) == 0
+    table, told = capsys.readouterr()
+    assert "total: 81,920 multiply-adds" in table  # 32·64·(3·4 + 4·7)
+    assert "net.cfg is inspected without weights, on random ones: shapes, kinds and multiply-adds are the" in told
+    assert cli.main(["convert-det", *words]) == 2
+    assert "model.weights is not set: detector 'darknet' needs a .weights file" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from training.losses import Objects, fit, match_priors, mirror, pad_objects, sce
 from msat_det.base.config import Model
 from msat_det.base.errors import InputError
 from msat_det.data import VOC_CLASSES, build_dataset
+from msat_det.data.voc_xml import read_voc_xml
 from msat_det.graph.graph import trace
 from msat_det.measure.accuracy import evaluate
 from msat_det.models import build_detector, demo
@@ -55,6 +57,16 @@ def test_generator_writes_the_same_bytes_again(tmp_path: Path) -> None:
     once = contents(tmp_path / "once")
     assert len(once) == 2 + 3 * 2 + 1 + 2 + 20
     assert once == contents(tmp_path / "again")
+
+
+def test_voc_files_read_back_as_the_boxes_that_were_drawn(tmp_path: Path) -> None:
+    boxes, flags = np.array([[0, 0, 30, 40], [12, 7, 13, 8]]), np.array([False, True])
+    nothing = np.zeros((40, 30, 3), np.uint8)
+    scene = scenes.Scene(nothing, boxes, np.array([3, 11]), flags, flags, ~flags, nothing[None, ..., 0] > 0)
+    ElementTree.ElementTree(tool("make_demo_data").voc_annotation(scene, "a.jpg")).write(tmp_path / "a.xml")
+    target = read_voc_xml(tmp_path / "a.xml").target(scenes.CLASSES)
+    assert target.boxes.tolist() == boxes.tolist()
+    assert (target.labels.tolist(), target.ignore.tolist()) == ([3, 11], [False, True])
 
 
 @needs_font

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from support.networks import unit_variance
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
@@ -51,38 +52,14 @@ def batch(detector: TorchvisionDetector, images: list[Tensor]) -> tuple[Tensor, 
 def enliven(detector: TorchvisionDetector, images: list[Tensor], seed: int = 0) -> TorchvisionDetector:
     """Seeded weights under which every layer has something to say, as a trained network's have.
 
-    Convolutions: Kaiming normal, each scaled when first called so that its output has unit variance (layer-sequential
-    unit variance, Mishkin & Matas 2016). Batch norm: mean N(0, .3), variance .5–1.5, scale .8–1.4, shift N(0, .3).
     FCOS's distances are 2 ± 1 strides, and RetinaNet's offsets ± .2 of an anchor: its coder does not scale them down as
     SSD's does. The scores of both are shifted so that about ten (anchor, class) pairs an image pass .3, where an
     untrained head would pass it at thousands or at none.
     """
-    generator, scaled, hooks = torch.Generator().manual_seed(seed), set(), []
-
-    def scale(conv: nn.Conv2d, args: tuple, out: Tensor) -> Tensor | None:
-        if conv in scaled:
-            return None
-        scaled.add(conv)
-        bias = 0 if conv.bias is None else conv.bias[:, None, None]
-        deviation = (out - bias).std()
-        conv.weight /= deviation
-        return (out - bias) / deviation + bias
-
-    for module in detector.net.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, generator=generator)
-            hooks.append(module.register_forward_hook(scale))
-        elif isinstance(module, nn.BatchNorm2d):
-            for tensor, low, high in ((module.running_var, 0.5, 1.5), (module.weight, 0.8, 1.4)):
-                tensor.uniform_(low, high, generator=generator)
-            for tensor in (module.running_mean, module.bias):
-                tensor.normal_(0, 0.3, generator=generator)
     head = detector.net.head
     if hasattr(head.regression_head, "bbox_ctrness"):
         head.regression_head.bbox_reg.bias.fill_(2.0)
-    outputs = detector.net(batch(detector, images)[0])
-    for hook in hooks:
-        hook.remove()
+    outputs = unit_variance(detector.net, batch(detector, images)[0], seed)
     if isinstance(detector.model, RetinaNet):
         head.regression_head.bbox_reg.weight *= 0.2
     if not isinstance(detector.model, SSD):

@@ -19,9 +19,9 @@ def detector(**options) -> YoloDetector:
     return YoloDetector(nn.Identity(), CLASSES, (32, 64), ANCHORS, STRIDES, **options)
 
 
-def heads(batch: int = 2, seed: int = 0) -> list[Tensor]:
+def heads(batch: int = 2, seed: int = 0, values: int = 8) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(batch, 2 * 8, 32 // stride, 64 // stride, generator=generator) for stride in STRIDES]
+    return [torch.randn(batch, 2 * values, 32 // stride, 64 // stride, generator=generator) for stride in STRIDES]
 
 
 def sigmoid(x: float) -> float:
@@ -29,13 +29,18 @@ def sigmoid(x: float) -> float:
 
 
 def slow_boxes(raw: Tensor, anchors, stride: int, scale: float, form: str) -> dict:
-    """(anchor, row, column) → box and class scores, of one image's head (A·8, h, w)."""
-    result = {}
+    """(anchor, row, column) → box and class scores, of one image's head (A·8, h, w), or (A·12, h, w) of a gaussian."""
+    result, values = {}, 12 if form == "gaussian" else 8
     for a, (anchor_width, anchor_height) in enumerate(anchors):
         for row in range(raw.shape[1]):
             for column in range(raw.shape[2]):
-                tx, ty, tw, th, to, *classes = raw[8 * a : 8 * a + 8, row, column].tolist()
-                if form == "scaled":
+                t = raw[values * a : values * (a + 1), row, column].tolist()
+                doubt = 0.0
+                if form == "gaussian":
+                    doubt = sum(map(sigmoid, t[1:8:2])) / 4
+                    t = [*t[:8:2], *t[8:]]
+                tx, ty, tw, th, to, *classes = map(sigmoid, t) if form == "v5" else t
+                if form in ("scaled", "v5"):
                     x, y, objectness = tx, ty, to
                     width, height = anchor_width * (2 * tw) ** 2, anchor_height * (2 * th) ** 2
                 else:
@@ -46,14 +51,16 @@ def slow_boxes(raw: Tensor, anchors, stride: int, scale: float, form: str) -> di
                 x = (column + scale * x - (scale - 1) / 2) * stride
                 y = (row + scale * y - (scale - 1) / 2) * stride
                 box = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
-                result[a, row, column] = box, [objectness * c for c in classes]
+                result[a, row, column] = box, [objectness * c * (1 - doubt) for c in classes]
     return result
 
 
-@pytest.mark.parametrize(("form", "scale"), [("v3", 1.0), ("v3", 1.1), ("v2", 1.0), ("scaled", 2.0)])
+@pytest.mark.parametrize(
+    ("form", "scale"), [("v3", 1.0), ("v3", 1.1), ("v2", 1.0), ("scaled", 2.0), ("v5", 2.0), ("gaussian", 1.1)]
+)
 def test_head_equals_the_slow_reference(form: str, scale: float) -> None:
     decoder = detector(form=form)
-    for level, raw in enumerate(heads()):
+    for level, raw in enumerate(heads(values=12 if form == "gaussian" else 8)):
         boxes, scores = decoder.decode_head(raw, decoder.anchors[level], STRIDES[level], scale)
         for image in range(2):
             slow = slow_boxes(raw[image], ANCHORS[level], STRIDES[level], scale, form)
@@ -99,6 +106,11 @@ def test_extreme_outputs_give_boxes_within_the_image() -> None:
         assert (found.boxes >= 0).all()
         assert (found.boxes <= torch.tensor((70, 50) * 2)).all()
         assert found.scores.isfinite().all()
+
+
+def test_unknown_number_of_channels() -> None:
+    with pytest.raises(InputError, match="channels is 2: give 3 for RGB images or 1 for grey ones"):
+        detector(channels=2)
 
 
 def test_unknown_resize() -> None:

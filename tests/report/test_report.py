@@ -107,6 +107,18 @@ def test_pictures_show_what_they_should() -> None:
     assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == [["tvmonitor", "dog"], ["tv 0.90"], []]
 
 
+def test_boxes_lie_on_their_pixels() -> None:
+    """A pixel's left edge is its number, as in a Target, not half a pixel before it."""
+    sample, *rest = picture()
+    for axes in draw_detections(sample, *rest).axes:
+        assert axes.images[0].get_extent() == [0, sample.image.shape[2], sample.image.shape[1], 0]
+    truth = draw_detections(sample, *rest).axes[0].patches
+    corners = {
+        (*patch.get_xy(), patch.get_x() + patch.get_width(), patch.get_y() + patch.get_height()) for patch in truth
+    }
+    assert set(map(tuple, sample.target.boxes.tolist())) <= corners
+
+
 def test_pictures_are_images(run: RunDirectory) -> None:
     write_all(run)
     for name in ("curve.png", "detections/___a_7.png"):

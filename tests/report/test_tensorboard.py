@@ -1,10 +1,12 @@
 """TensorBoard's events, read back."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.networks import images, observed
 from support.rows import ROWS, picture
 from support.small_runs import run_quietly, tiny
@@ -12,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 
+from msat_det.data import Sample, make_target
 from msat_det.methods.convert import spiking_network
 from msat_det.report.tensorboard import (
     add_boxes,
@@ -103,6 +106,16 @@ def test_boxes(tmp_path: Path) -> None:
     truth, found = (board.Images(f"boxes {sample.id}/{tag}") for tag in ("truth", "if"))
     assert [(event.step, event.width, event.height) for event in found] == [(4, 640, 480), (8, 640, 480)]
     assert len({event.encoded_image_string for event in [*truth, *found]}) == 3
+
+
+def test_boxes_are_drawn_on_their_own_pixels(tmp_path: Path) -> None:
+    """Of an image of 16 pixels, 40 times as large: those from 4 to 11 are in the box, and nothing beside them."""
+    dogs = make_target([[4, 4, 12, 12], [7, 7, 7, 7]], [0, 0], [False, False])
+    with SummaryWriter(str(tmp_path)) as writer:
+        add_truth(writer, Sample("a", torch.zeros(3, 16, 16, dtype=torch.uint8), dogs), [""])
+    picture = Image.open(io.BytesIO(read(tmp_path).Images("boxes a/truth")[0].encoded_image_string))
+    drawn = np.asarray(picture).any(-1).nonzero()
+    assert [(axis.min(), axis.max()) for axis in drawn] == [(160, 479), (160, 479)]
 
 
 def test_a_run_shows_everything(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ KINDS = {
 
 
 class Zoo(nn.Module):
-    """A call site for every kind of neuron, a max pooling, squeeze-and-excitation and a softmax at the end."""
+    """A call site for every kind of neuron, a max pooling, a choice, squeeze-and-excitation, a softmax at the end."""
 
     def __init__(self):
         super().__init__()
@@ -62,6 +62,7 @@ class Zoo(nn.Module):
         for i, layer in enumerate(self.layers):
             x = (layer(x) + x) * 0.6 if i > 1 else layer(x)
             x = F.max_pool2d(x, 2) if i == 2 else x
+            x = torch.where(x > 0.2, x, 0.5 * x + 0.1) if i == 7 else x
             if i == 11:
                 x = x * torch.sigmoid(self.gate(x.mean((2, 3))))[:, :, None, None]
         raw = self.head(x.amax((2, 3)))

@@ -55,6 +55,14 @@ ACTIVATIONS = {
     "mish": F.mish,
     "softplus": nn.Softplus(),
     "logsigmoid": nn.LogSigmoid(),
+    "rrelu": nn.RReLU(),
+    "steep": nn.LeakyReLU(2.0),
+    "falling": nn.LeakyReLU(-0.5),
+    "threshold": nn.Threshold(-0.5, -0.5),
+    "hardshrink": nn.Hardshrink(0.05),
+    "softshrink": nn.Softshrink(0.3),
+    "tanhshrink": nn.Tanhshrink(),
+    "softsign": nn.Softsign(),
 }
 
 

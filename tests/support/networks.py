@@ -3,6 +3,7 @@
 import copy
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -107,6 +108,41 @@ def randomise(net: nn.Module, seed: int = 0) -> nn.Module:
                 module.weight.data.uniform_(0.8, 1.4, generator=generator)
                 module.bias.data.normal_(0, 0.3, generator=generator)
     return net.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def unit_variance(net: nn.Module, batch: Tensor, seed: int = 0) -> Any:
+    """Seeded weights under which every layer has something to say, as a trained network's have. Returns the outputs.
+
+    Convolutions and linear layers: Kaiming normal, each scaled when first called so that its output has unit variance
+    (layer-sequential unit variance, Mishkin & Matas 2016). Batch norm: mean N(0, .3), variance .5–1.5, scale .8–1.4,
+    shift N(0, .3).
+    """
+    generator, scaled, hooks = torch.Generator().manual_seed(seed), set(), []
+
+    def scale(layer: nn.Module, args: tuple, out: Tensor) -> Tensor | None:
+        if layer in scaled:
+            return None
+        scaled.add(layer)
+        bias = torch.zeros(()) if layer.bias is None else layer.bias
+        bias = bias.reshape(-1, *([1] * (layer.weight.dim() - 2)))
+        deviation = (out - bias).std()
+        layer.weight /= deviation
+        return (out - bias) / deviation + bias
+
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, generator=generator)
+            hooks.append(module.register_forward_hook(scale))
+        elif isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in ((module.running_var, 0.5, 1.5), (module.weight, 0.8, 1.4)):
+                tensor.uniform_(low, high, generator=generator)
+            for tensor in (module.running_mean, module.bias):
+                tensor.normal_(0, 0.3, generator=generator)
+    outputs = net(batch)
+    for hook in hooks:
+        hook.remove()
+    return outputs
 
 
 def images(count: int = 2, seed: int = 1, size: int = 12, channels: int = 3) -> Tensor:

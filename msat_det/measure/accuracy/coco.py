@@ -11,6 +11,8 @@ from pycocotools.cocoeval import COCOeval
 
 from msat_det.base.errors import InputError
 from msat_det.data import CocoDetection
+from msat_det.data.base import alike, class_names
+from msat_det.data.coco import whole
 from msat_det.measure.accuracy.detections import flatten, match_classes
 from msat_det.measure.accuracy.resampling import Difference, Resampling
 from msat_det.models.detector import Detections
@@ -30,7 +32,7 @@ class CocoEvaluator:
     def __init__(self, dataset: CocoDetection, classes: list[str], engine: Engine | None = None):
         self.engine = engine or ("hotcoco" if importlib.util.find_spec("hotcoco") else "pycocotools")
         self.ids = sorted(dataset.ids)
-        self.matched = match_classes(classes, dataset.classes)
+        self.matched = match_classes(class_names(classes, "the detector"), dataset.classes)
         self.category_ids, self.names = np.array(dataset.category_ids), dataset.classes
         self.evaluated = self.category_ids[np.unique(self.matched[self.matched >= 0])].tolist()
         truth = [entry | {"image_id": id} for id in self.ids for entry in dataset.annotations[id]]
@@ -41,7 +43,10 @@ class CocoEvaluator:
         self.truth = self._index(truth)
 
     def __call__(self, detections: dict[int, Detections]) -> dict[str, float]:
-        """Image id → its Detections; gives ``map`` (IoU .5:.95) and ``map50`` in percent. Raises InputError."""
+        """Image id (12, "12" or 12.0) → its Detections; gives ``map`` (IoU .5:.95) and ``map50`` in percent.
+
+        Raises InputError.
+        """
         with contextlib.redirect_stdout(io.StringIO()):
             run = self._matched(detections)
             run.accumulate()
@@ -58,7 +63,7 @@ class CocoEvaluator:
 
     def _matched(self, detections: dict[int, Detections]) -> Any:
         """The engine's evaluation with detections and objects matched, not yet summed up."""
-        found = flatten(detections, self.ids, self.matched)
+        found = flatten(_by_id(detections, set(self.ids)), self.ids, self.matched)
         corner, size = found.boxes[:, :2], (found.boxes[:, 2:] - found.boxes[:, :2]).clip(min=0)
         image, category = np.array(self.ids)[found.image], self.category_ids[found.label]
         if self.engine == "hotcoco":
@@ -102,6 +107,14 @@ def _hotcoco() -> Any:
     import hotcoco
 
     return hotcoco
+
+
+def _by_id(detections: dict[Any, Detections], known: set) -> dict[int | str, Detections]:
+    """By the ids that are known: results may come with "12" or 12.0 for 12. Raises InputError for a double."""
+    ids = [number if id not in known and (number := whole(id)) in known else id for id in detections]
+    if pair := alike(ids):
+        raise InputError(f"detections on image {ids[pair[0]]!r} are given twice: give them once")
+    return dict(zip(ids, detections.values(), strict=True))
 
 
 def _mean_percent(precision: np.ndarray) -> float:

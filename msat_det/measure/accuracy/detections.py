@@ -6,17 +6,8 @@ import numpy as np
 import torch
 
 from msat_det.base.errors import InputError
+from msat_det.data.voc_classes import class_index, common_name
 from msat_det.models.detector import Detections
-
-# VOC's name → COCO's name of the same class.
-ALIASES = {
-    "aeroplane": "airplane",
-    "diningtable": "dining table",
-    "motorbike": "motorcycle",
-    "pottedplant": "potted plant",
-    "sofa": "couch",
-    "tvmonitor": "tv",
-}
 
 
 @dataclass(frozen=True)
@@ -39,8 +30,8 @@ def match_classes(classes: list[str], known: list[str]) -> np.ndarray:
     One vocabulary must hold the other (names compared with VOC's and COCO's spellings made equal): a detector may know
     fewer classes than the dataset or more. Otherwise InputError names the first class that is unknown.
     """
-    index = {ALIASES.get(name, name): number for number, name in enumerate(known)}
-    matched = np.array([index.get(ALIASES.get(name, name), -1) for name in classes], dtype=np.int64)
+    index = class_index(known)
+    matched = np.array([index.get(common_name(name), -1) for name in classes], dtype=np.int64)
     if (matched < 0).any() and len(set(matched[matched >= 0])) < len(known):
         name = classes[int(np.argmax(matched < 0))]
         raise InputError(f"the dataset has no class {name!r}, which the detector knows: correct the detector's names")

@@ -16,7 +16,11 @@ THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
 @dataclass(frozen=True)
 class Truth:
-    """Ground truth of many images: image (G,), label (G,) int64, boxes (G, 4) x1 y1 x2 y2, difficult (G,) bool."""
+    """Ground truth of many images: image (G,), label (G,) int64, boxes (G, 4) x1 y1 x2 y2, difficult (G,) bool.
+
+    Edges are continuous, so a box is x2 − x1 wide. VOC's inclusive pixels, x2 − x1 + 1 wide, become that where they are
+    read (``data.voc_xml``), and the overlaps are the same.
+    """
 
     image: np.ndarray
     label: np.ndarray
@@ -88,7 +92,7 @@ def voc_ap(
     Best score first, a detection takes the object of its image and class that it overlaps most. With an IoU of at
     least the threshold it is right if it is the first on that object, left out if the object is difficult; else it is
     wrong. That object does not depend on the detections before, so all of them are matched at once. Equal scores keep
-    the order given. Box sides count whole pixels, x2 − x1 + 1.
+    the order given.
     """
     found = best_first(found)
     overlap, taken = best_overlap(truth, found)
@@ -158,10 +162,10 @@ def best_overlap(truth: Truth, found: Found) -> tuple[np.ndarray, np.ndarray]:
     starts = np.cumsum(counts) - counts
     candidate = order[np.arange(len(detection)) + np.repeat(first - starts, counts)]
     a, b = found.boxes[detection], truth.boxes[candidate]
-    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]) + 1
+    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
     common = sides.clip(min=0).prod(1)
-    sizes = [(boxes[:, 2:] - boxes[:, :2] + 1).clip(min=0).prod(1) for boxes in (a, b)]
-    iou = common / (sizes[0] + sizes[1] - common)
+    sizes = [(boxes[:, 2:] - boxes[:, :2]).clip(min=0).prod(1) for boxes in (a, b)]
+    iou = common / np.maximum(sizes[0] + sizes[1] - common, np.finfo(float).tiny)  # two boxes without area: 0
     overlap, taken = np.zeros(len(wanted)), np.zeros(len(wanted), dtype=np.int64)
     order = np.lexsort((candidate, -iou, detection))
     some, position = np.unique(detection[order], return_index=True)

@@ -20,17 +20,10 @@ from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.ssd import SSD
 
 from msat_det.base.errors import InputError
+from msat_det.data.base import class_names
 from msat_det.models.detector import Detections
-from msat_det.models.weights import (
-    COCO_COLUMNS,
-    NO_CLASS,
-    download,
-    given,
-    load_tensors,
-    published,
-    read_names,
-    read_tensors,
-)
+from msat_det.models.state_dict import load_tensors, without_prefix
+from msat_det.models.weights import COCO_COLUMNS, NO_CLASS, download, given, published, read_names, read_tensors
 
 SINGLE_STAGE = (
     "ssd300_vgg16",
@@ -87,7 +80,7 @@ class TorchvisionDetector:
             columns = COCO_COLUMNS if count == len(COCO_COLUMNS) else [BACKGROUND, *map(str, range(1, count))]
         if len(columns) != count:
             raise InputError(f"{len(columns)} class names for {count} columns: give one for each, background included")
-        self.columns = list(columns)
+        self.columns = class_names(columns, "the detector", NO_CLASS)
         known = [i for i, name in enumerate(columns) if name not in NO_CLASS]
         self.classes = [columns[i] for i in known]
         self.index = torch.full((count,), -1).index_put((torch.tensor(known),), torch.arange(len(known)))
@@ -137,7 +130,7 @@ class TorchvisionDetector:
         """(h, w) of each level that the head sees, and its number of columns; only shapes are computed."""
         levels: list[Tensor] = []
         hook = self.net.head.register_forward_pre_hook(lambda head, args: levels.extend(args[0]))
-        shapes_only = {name: value.to("meta") for name, value in self.net.state_dict().items()}
+        shapes_only = {name: value.float().to("meta") for name, value in self.net.state_dict().items()}
         outputs = functional_call(self.net, shapes_only, torch.empty(1, 3, *self.size, device="meta"))
         hook.remove()
         return [tuple(level.shape[2:]) for level in levels], outputs["cls_logits"].shape[-1]
@@ -195,8 +188,8 @@ def _load(net: nn.Module, name: str, weights: str) -> None:
     """Put weights by enum name or file into ``net``, under today's names and with the batch norm's ε they are for."""
     enum = published(name, weights) if str(weights).isidentifier() else None
     tensors = download(enum) if enum else read_tensors(weights)
-    tensors = {_renamed(net, key): tensor for key, tensor in tensors.items()}
     own = net.state_dict()
+    tensors = {_renamed(net, key): tensor for key, tensor in without_prefix(tensors, own, weights).items()}
     scores = [key for key in own if key.startswith("head.classification_head") and key.endswith("bias")][-1]
     if scores in tensors and len(tensors[scores]) != len(own[scores]):
         raise InputError(

@@ -97,7 +97,7 @@ def entry(run: Comparison, name: str = "") -> dict[str, Any]:
     facts = {key: run.facts.get(key) for key in ("images", "seed", "commit")}
     energy = run.facts.get("energy")
     facts["energy"] = str(energy["source"]) if energy and energy.get("source") else None
-    facts["corrupt"] = list(run.facts.get("corrupt_images") or [])
+    facts["corrupt"], facts["misfit"] = (list(run.facts.get(f"{name}_images") or []) for name in ("corrupt", "misfit"))
     return {"name": name, "run": run, "verdict": verdict(run), "facts": facts}
 
 

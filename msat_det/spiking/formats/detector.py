@@ -14,7 +14,7 @@ from msat_det.base.typed import LARGEST, Ranges, Reader
 from msat_det.models.classifiers import Classifier, Preprocess
 from msat_det.models.importers.torchvision import SINGLE_STAGE, TorchvisionDetector
 from msat_det.models.ssd import SsdDetector
-from msat_det.models.yolo import YoloDetector
+from msat_det.models.yolo import FORMS, YoloDetector
 from msat_det.spiking.formats.archive import finite
 
 _PRIORS = "detector/priors"
@@ -30,11 +30,12 @@ class Yolo:
     anchors: list[list[tuple[float, float]]]
     strides: list[int]
     scale_x_y: list[float]
-    form: Literal["v2", "v3", "scaled"]
+    form: Literal[tuple(FORMS)]
     resize: Literal["stretch", "letterbox"]
     score: float
     nms_iou: float
     top_k: int
+    channels: int = 3
 
     @classmethod
     def of(cls, detector: YoloDetector) -> "Yolo":
@@ -145,6 +146,7 @@ _RANGES |= {(kind, "top_k"): (1, LARGEST) for kind in (Yolo, Ssd, Torchvision)}
 _RANGES |= {(kind, "size"): (1, _SIDE) for kind in (Yolo, Ssd, Torchvision)}
 _RANGES |= {
     (Yolo, "strides"): (1, _SIDE),
+    (Yolo, "channels"): (1, 3),
     (Ssd, "columns"): (0, LARGEST),
     (Ssd, "std"): (1e-30, 1e30),
     (Torchvision, "longer"): (1, _SIDE),
@@ -172,6 +174,7 @@ def read_detector(values: Any, tensors: dict[str, Tensor], net: nn.Module, input
     if not isinstance(kind, str) or kind not in KINDS:
         raise InputError(f"detector: {show(kind)} is none of {', '.join(KINDS)}")
     data = Reader("detector", _RANGES).read(KINDS[kind][1], {key: v for key, v in values.items() if key != "kind"})
-    if inputs != [(3, *data.size)]:
-        raise InputError(f"detector: its images are of {data.size}, the network takes {inputs}")
+    shape = getattr(data, "channels", 3), *data.size
+    if inputs != [shape]:
+        raise InputError(f"detector: its images are of {shape}, the network takes {inputs}")
     return data.build(net, tensors)

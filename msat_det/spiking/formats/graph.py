@@ -16,7 +16,7 @@ from msat_det.base.errors import InputError
 from msat_det.base.files import one_line, show
 from msat_det.graph import ops
 from msat_det.graph.edits import keep_analog
-from msat_det.graph.graph import Graph, classify
+from msat_det.graph.graph import Graph, classify, note
 from msat_det.graph.ops import Activation, Kind
 from msat_det.spiking.formats import known
 from msat_det.spiking.formats.archive import finite
@@ -178,7 +178,8 @@ class _Reading:
                 self._bound(node, value)
                 node.meta["shape"] = node.meta["parts"] = None
                 if node.op == "placeholder" or (moving & set(node.all_input_nodes) and node.op != "output"):
-                    moving |= _note(node, value)
+                    _check_images(node, value)
+                    moving |= note(node, value)
 
     def _bound(self, node: fx.Node, value: Any) -> None:
         for part in pytree.tree_leaves(value):
@@ -235,16 +236,10 @@ class _Reading:
             raise InputError("the network has no call site, or one without channels")
 
 
-def _note(node: fx.Node, value: Any) -> set[fx.Node]:
-    """Note the shapes that a node gives; an empty set if it gives nothing that an image enters."""
-    tensors = [part for part in pytree.tree_leaves(value) if isinstance(part, Tensor)]
-    for part in tensors:
-        if part.dim() == 0 or part.shape[0] != _BATCH:
+def _check_images(node: fx.Node, value: Any) -> None:
+    for part in pytree.tree_leaves(value):
+        if isinstance(part, Tensor) and (part.dim() == 0 or part.shape[0] != _BATCH):
             raise InputError(f"node '{node.name}' mixes the images of a batch")
-        node.meta["shape"], node.meta["dtype"] = tuple(part.shape[1:]), part.dtype
-    if tensors and not isinstance(value, Tensor):
-        node.meta["parts"] = tuple(tuple(part.shape[1:]) for part in value)
-    return {node} if tensors else set()
 
 
 def _is_name(name: Any) -> bool:

@@ -15,13 +15,15 @@ from msat_det.base.errors import InputError
 from msat_det.graph import ops
 
 _OPERATIONS = (ops.POINTWISE | ops.LINEAR | ops.LINEAR_IN_ONE | ops.DIFFERENTIAL) - ops.NEUTRAL
+_LOGIC = ("and_", "or_")  # Python's keywords, of the module operator
 _SIZES = {"floordiv", "mod", "zeros", "ones", "full", "arange", "linspace"}  # on sizes; no image enters them
 
 
 def _known(names: Iterable[str], operations: set[str]) -> list[str]:
     """The public names of operations, but for those that write into their input (``iadd``, ``relu_``)."""
-    public = {name for name in names if not name.startswith("_") and not name.endswith("_")}
-    return sorted(n for n in public - {"iadd", "isub", "imul", "itruediv"} if ops.canonical_name(n) in operations)
+    public = {name for name in names if not name.startswith("_") and (not name.endswith("_") or name in _LOGIC)}
+    public -= {"iadd", "isub", "imul", "itruediv", "ipow"}
+    return sorted(n for n in public if ops.canonical_name(n) in operations)
 
 
 def _functions(module: ModuleType, prefix: str) -> dict[str, Callable]:
@@ -31,6 +33,7 @@ def _functions(module: ModuleType, prefix: str) -> dict[str, Callable]:
 
 FUNCTIONS: dict[str, Callable] = {
     "identity": ops.identity,
+    "hard_mish": ops.hard_mish,
     "getattr": getattr,
     **_functions(operator, "operator"),
     **_functions(torch, "torch"),

@@ -15,6 +15,7 @@ from torch.fx.node import Node
 from msat_det.base.errors import InputError
 from msat_det.base.files import one_line, write_whole
 from msat_det.graph.fanout import HOMOGENEOUS
+from msat_det.graph.graph import is_mask, mean_inputs
 from msat_det.graph.ops import Kind
 from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.neurons import State, per_channel, step
@@ -69,12 +70,9 @@ class Step(nn.Module):
             kept = set(self.snn.neurons[node.name].keeps) | ({"o"} if node in self.plan.readout_sites else set())
             return [Slot(node, name, shape) for name in ("v", "o", "x", "mean", "before") if name in kept]
         if node.meta["kind"] is Kind.DIFFERENTIAL:
-            sums = [Slot(node, "sum", source.meta["shape"], source) for source in self._moving_inputs(node)]
-            return [*sums, Slot(node, "last", shape)]
+            sums = [Slot(node, "sum", n.meta["shape"], n) for n in mean_inputs(node, self.plan.moving)]
+            return sums if is_mask(node) else [*sums, Slot(node, "last", shape)]
         return []
-
-    def _moving_inputs(self, node: Node) -> list[Node]:
-        return [n for n in node.all_input_nodes if n in self.plan.moving and n.meta["kind"] is not Kind.SHAPE]
 
     def blank(self, images: int) -> list[Tensor]:
         """Zeros for every state."""
@@ -132,11 +130,13 @@ class Step(nn.Module):
         self, node: Node, env: dict[Node, Any], n: Tensor, own: dict[Slot, Tensor]
     ) -> tuple[Tensor, dict[Slot, Tensor]]:
         """A differential node, see ``simulate._Differential``."""
-        last, *_ = (slot for slot in own if slot.field == "last")
+        last = next((slot for slot in own if slot.field == "last"), None)
         coming = {slot: value + env[slot.source] for slot, value in own.items() if slot is not last}
         homogeneous = node.meta["op"] in HOMOGENEOUS
         means = {slot.source: total if homogeneous else total / n for slot, total in coming.items()}
         g = self.snn.graph.evaluate(node, env | means)
+        if last is None:
+            return g, coming
         coming[last] = g if homogeneous else g * n
         return coming[last] - own[last], coming
 

@@ -1,12 +1,14 @@
 """Reading Darknet's ``.cfg`` text: sections of ``key=value`` lines, with the line numbers that errors name."""
 
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from msat_det.base.errors import InputError
-from msat_det.base.files import show, text_of
+from msat_det.base.files import bytes_of, show
 from msat_det.data.catalogue import get_with
 
 MAX_BYTES = 1 << 20
@@ -83,19 +85,14 @@ def pieces(text: str) -> list[str]:
 def parse_cfg(path: str | Path) -> list[Section]:
     """The sections of a cfg file in order, ``[net]`` first. InputError names the file and the line.
 
-    Blanks and comments (# or ;) are skipped; of an option given twice the first counts, as in Darknet.
+    Blanks and comments (# or ;) are skipped; of an option given twice the first counts, as in Darknet. So are lines in
+    a section that set nothing, which is told.
     """
     path = Path(path)
-    try:
-        lines = text_of(path, MAX_BYTES).splitlines()
-    except FileNotFoundError:
-        mend = get_with(path) or "give model.cfg the path of one"
-        raise InputError(f"{path}: no such Darknet cfg file; {mend}") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as a Darknet cfg file ({error}); give model.cfg a text file") from None
     sections: list[Section] = []
-    for number, line in enumerate(lines, 1):
-        line = "".join(line.split("#")[0].split(";")[0].split())
+    stray: list[str] = []
+    for number, text in enumerate(_lines(path), 1):
+        line = "".join(text.split("#")[0].split(";")[0].split())
         if not line:
             continue
         if line.startswith("["):
@@ -104,13 +101,34 @@ def parse_cfg(path: str | Path) -> list[Section]:
             if len(sections) == MAX_SECTIONS:
                 raise InputError(f"{path}, line {number}: more than {MAX_SECTIONS} sections; is this the right file?")
             sections.append(Section(path, number, line[1:-1].lower()))
-        elif "=" not in line:
-            raise InputError(f"{path}, line {number}: {show(line)} is neither [section] nor key=value: mend the line")
-        elif not sections:
+            continue
+        key, _, value = line.partition("=")
+        if sections and value:
+            sections[-1].options.setdefault(key, (value, number))
+        elif sections and not {"[", "]"} & set(line):
+            stray.append(f"line {number}: {show(line)}")
+        elif "=" in line and not sections:
             raise InputError(f"{path}, line {number}: an option before the first section: begin the file with [net]")
         else:
-            key, value = line.split("=", 1)
-            sections[-1].options.setdefault(key, (value, number))
+            raise InputError(f"{path}, line {number}: {show(line)} is neither [section] nor key=value: mend the line")
     if not sections or sections[0].kind not in ("net", "network"):
         raise InputError(f"{path}: a Darknet cfg begins with a [net] section; is this the right file?")
+    if stray:
+        more = f" and {len(stray) - 1} more" if stray[1:] else ""
+        told = f"{path}, {stray[0]}{more} set nothing (no key=value) and are passed over, as Darknet does"
+        print(InputError(told), file=sys.stderr)
     return sections
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a cfg. What isn't UTF-8 can only be in a comment: the rest is ASCII. Raises InputError."""
+    try:
+        text = bytes_of(path, MAX_BYTES).decode("utf-8-sig", "replace")
+        if "\0" in text:
+            raise ValueError("it is no text")
+    except FileNotFoundError:
+        mend = get_with(path) or "give model.cfg the path of one"
+        raise InputError(f"{path}: no such Darknet cfg file; {mend}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable as a Darknet cfg file ({error}); give model.cfg a text file") from None
+    return re.split(r"\r\n?|\n", text)

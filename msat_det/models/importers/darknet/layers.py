@@ -3,13 +3,13 @@
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from msat_det.base.files import show
+from msat_det.graph.ops import hard_mish
 from msat_det.models.importers.darknet.cfg import Section
 
 Shape = tuple[int, int, int]  # channels, height, width
@@ -21,6 +21,7 @@ TRAINING_ONLY = frozenset(
 )
 MAX_ELEMENTS = 1 << 28  # that a layer gives for one image, or has as weights: 1 GiB
 BATCH_NORM_EPS = 1e-5  # what Darknet adds to the variance when it fuses a layer for inference
+fx.wrap("hard_mish")  # traced as one operation
 
 
 class Pass(nn.Module):
@@ -30,16 +31,25 @@ class Pass(nn.Module):
         return x
 
 
+class HardMish(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return hard_mish(x)
+
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "linear": Pass,
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,
     "leaky": lambda: nn.LeakyReLU(0.1),
     "mish": nn.Mish,
+    "hard_mish": HardMish,
     "swish": nn.SiLU,
+    "silu": nn.SiLU,  # what PyTorch's readers of a cfg call swish; Darknet itself takes a name it doesn't know for relu
     "logistic": nn.Sigmoid,
     "tanh": nn.Tanh,
     "elu": nn.ELU,
+    "selu": nn.SELU,
+    "gelu": lambda: nn.GELU("tanh"),
 }
 
 
@@ -65,13 +75,21 @@ def same_extent(section: Section, shapes: list[Shape], what: str) -> None:
         raise section.error(f"joins layers of different size ({sizes}): {what} layers of one height and width")
 
 
+def strides(section: Section) -> tuple[int, int]:
+    """Down and across: stride, or stride_y and stride_x where these are given."""
+    stride = section.integer("stride", 1, least=1)
+    return section.integer("stride_y", stride, least=1), section.integer("stride_x", stride, least=1)
+
+
 def convolutional(section: Section, index: int, shapes: dict[int, Shape]) -> Built:
+    """Darknet pads a dilated convolution ``padding`` · dilation, and has no dilated 1x1 one."""
     channels = shapes[index - 1][0]
     filters, groups = section.integer("filters", 1, least=1), section.integer("groups", 1, least=1)
-    size, stride = section.integer("size", 1, least=1), section.integer("stride", 1, least=1)
-    padding = section.integer("padding", 0)
-    padding = size // 2 if section.integer("pad", 0) else padding
+    size, stride = section.integer("size", 1, least=1), strides(section)
     dilation, normalize = section.integer("dilation", 1, least=1), section.integer("batch_normalize", 0)
+    dilation = 1 if size == 1 else dilation
+    padding = section.integer("padding", 0)
+    padding = dilation * (size // 2 if section.integer("pad", 0) else padding)
     if channels % groups or filters % groups:
         raise section.error(
             f"groups={groups} must divide its {channels} input channels and filters={filters}", "groups"
@@ -86,24 +104,29 @@ def convolutional(section: Section, index: int, shapes: dict[int, Shape]) -> Bui
 
 
 class DropFirst(nn.Module):
-    """Drops the first row and column, and with them what a symmetrical padding has too much at the top left."""
+    """Drops the first rows and columns, and with them what a symmetrical padding has too much at the top left."""
+
+    def __init__(self, rows: int, columns: int):
+        super().__init__()
+        self.rows, self.columns = rows, columns
 
     def forward(self, x: Tensor) -> Tensor:
-        return x[:, :, 1:, 1:]
+        return x[:, :, self.rows :, self.columns :]
 
 
 def maxpool(section: Section, index: int, shapes: dict[int, Shape]) -> Built:
     """Darknet pads ``padding`` (size − 1 by default) in all, the smaller half of it at the top left."""
-    stride = section.integer("stride", 1, least=1)
-    size = section.integer("size", stride, least=1)
+    stride = strides(section)
+    size = section.integer("size", section.integer("stride", 1, least=1), least=1)
     padding = section.integer("padding", size - 1)
-    if padding > size or (padding % 2 and stride > 2):
+    odd = padding % 2
+    if padding > size or (odd and max(stride) > 2):
         raise section.error(
-            f"padding={padding} does not go with size={size} and stride={stride}: use another", "padding"
+            f"padding={padding} does not go with size={size} and stride={max(stride)}: use another", "padding"
         )
-    if padding % 2 and stride == 1:
-        return nn.Sequential(nn.MaxPool2d(size, 1, padding // 2 + 1), DropFirst()), [index - 1]
-    return nn.MaxPool2d(size, stride, padding // 2, ceil_mode=padding % 2 == 1), [index - 1]
+    surplus = [odd if step == 1 else 0 for step in stride]  # what a step of 1 would see too much of at the top left
+    pool = nn.MaxPool2d(size, stride, tuple(padding // 2 + more for more in surplus), ceil_mode=odd == 1)
+    return (nn.Sequential(pool, DropFirst(*surplus)) if any(surplus) else pool), [index - 1]
 
 
 def avgpool(section: Section, index: int, shapes: dict[int, Shape]) -> Built:
@@ -210,26 +233,70 @@ def sam(section: Section, index: int, shapes: dict[int, Shape]) -> Built:
 
 
 class Reorg(nn.Module):
-    """YOLOv2's passthrough as Darknet computes it: (C, h, w), its memory read as (C/s², h·s, w·s), goes to
-    (s², C/s², h, w) by the positions of s×s blocks, whose memory is then read as (C·s², h/s, w/s)."""
+    """Memory of the shape ``blocks`` · s in height and width, sorted by the positions in s×s blocks, read as ``shape``.
 
-    def __init__(self, shape: Shape, stride: int):
+    blocks, shape: (channels, height, width).
+    """
+
+    def __init__(self, blocks: Shape, stride: int, shape: Shape):
         super().__init__()
-        self.shape, self.stride = shape, stride
+        self.blocks, self.stride, self.shape = blocks, stride, shape
 
     def forward(self, x: Tensor) -> Tensor:
-        (channels, height, width), s = self.shape, self.stride
-        blocks = x.reshape(-1, channels // s**2, height, s, width, s).permute(0, 3, 5, 1, 2, 4)
-        return blocks.reshape(-1, channels * s**2, height // s, width // s)
+        (channels, height, width), s = self.blocks, self.stride
+        return x.reshape(-1, channels, height, s, width, s).permute(0, 3, 5, 1, 2, 4).reshape(-1, *self.shape)
 
 
 def reorg(section: Section, index: int, shapes: dict[int, Shape]) -> Built:
-    (channels, height, width), stride = shapes[index - 1], section.integer("stride", 1, least=1)
-    if channels % stride**2 or height % stride or width % stride:
+    """YOLOv2's passthrough as Darknet computes it: (C, h, w), its memory taken for (C/s², h·s, w·s), goes to
+    (C·s², h/s, w/s). ``reorg3d`` is what was meant: it takes the memory for what it is."""
+    (channels, height, width), s = shapes[index - 1], section.integer("stride", 1, least=1)
+    meant = section.kind == "reorg3d"
+    if height % s or width % s or (channels % s**2 and not meant):
+        square = "" if meant else ", its square the channels,"
+        raise section.error(f"stride={s} must divide height and width{square} of {shapes[index - 1]}")
+    after = channels * s**2, height // s, width // s
+    return Reorg((channels, *after[1:]) if meant else (channels // s**2, height, width), s, after), [index - 1]
+
+
+class Implicit(nn.Module):
+    """Values of its own, whatever the image: (1, filters, atoms, 1)."""
+
+    def __init__(self, filters: int, atoms: int, mean: float, std: float):
+        super().__init__()
+        self.values = nn.Parameter(mean + std * torch.randn(1, filters, atoms, 1))
+
+    def forward(self) -> Tensor:
+        return self.values
+
+
+def implicit(section: Section, index: int, shapes: dict[int, Shape]) -> Built:
+    mean = section.number("mean", 1.0 if section.kind == "implicit_mul" else 0.0)
+    filters, atoms = section.integer("filters", 128, least=1), section.integer("atoms", 1, least=1)
+    if filters * atoms > MAX_ELEMENTS:
+        raise section.error("has far too many values: mend filters or atoms")
+    return Implicit(filters, atoms, mean, section.number("std", 0.02)), []
+
+
+class Shift(nn.Module):
+    """The previous layer plus another layer."""
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        return x + other
+
+
+def by_channel(section: Section, index: int, shapes: dict[int, Shape]) -> Built:
+    """YOLOR's shift and control: to each channel of the previous layer a number of another layer, added or times."""
+    (source,) = absolute(section, "from", index, [section.integer("from", least=None)])
+    if shapes[source] != (shapes[index - 1][0], 1, 1):
         raise section.error(
-            f"stride={stride} must divide height and width, its square the channels, of {shapes[index - 1]}"
+            f"takes {shapes[index - 1]} and {shapes[source]}: the other layer must be its channels x1x1"
         )
-    return Reorg(shapes[index - 1], stride), [index - 1]
+    return (Shift() if section.kind == "shift_channels" else Product(Pass())), [index - 1, source]
+
+
+def silence(section: Section, index: int, shapes: dict[int, Shape]) -> Built:
+    return Pass(), [index - 1]
 
 
 LAYERS: dict[str, Callable[[Section, int, dict[int, Shape]], Built]] = {
@@ -246,7 +313,14 @@ LAYERS: dict[str, Callable[[Section, int, dict[int, Shape]], Built]] = {
     "scale_channels": scale_channels,
     "sam": sam,
     "reorg": reorg,
+    "reorg3d": reorg,
+    **dict.fromkeys(["implicit", "implicit_add", "implicit_mul"], implicit),
+    **dict.fromkeys(["shift_channels", "control_channels"], by_channel),
+    **dict.fromkeys(["silence", "empty"], silence),
 }
+BROADCASTING = {"shift_channels", "control_channels", "scale_channels"}  # may read an implicit layer
+# Sections that only YOLOR's program (Wang, Yeh and Liao 2021) has, which reads Darknet's cfg files in its own way.
+YOLOR = {"implicit_add", "implicit_mul", "shift_channels", "control_channels"}
 
 
 def infer_shape(section: Section, module: nn.Module, inputs: list[Shape]) -> Shape:
@@ -255,55 +329,8 @@ def infer_shape(section: Section, module: nn.Module, inputs: list[Shape]) -> Sha
         output = copy.deepcopy(module).to("meta").eval()(*(torch.empty(1, *shape, device="meta") for shape in inputs))
     except RuntimeError:
         raise section.error(
-            f"does not fit its input {inputs[0]}: choose a larger model.size or a smaller kernel"
+            f"does not fit its input {inputs[0] if inputs else ''}: choose a larger model.size or a smaller kernel"
         ) from None
     if output[0].numel() > MAX_ELEMENTS:
         raise section.error(f"gives {show(tuple(output.shape[1:]))}, far too much for one image: mend size or stride")
     return tuple(output.shape[1:])
-
-
-@dataclass(frozen=True)
-class Head:
-    """What a [yolo] or [region] section says of the raw tensor before it, in ``YoloDetector``'s terms."""
-
-    anchors: list[tuple[float, float]]
-    stride: int
-    classes: int
-    scale_x_y: float = 1.0
-    form: str = "v3"
-
-
-def read_head(section: Section, shape: Shape, size: tuple[int, int]) -> Head:
-    """The head of a [yolo] or [region] section that reads a tensor of ``shape`` in a network for images of ``size``.
-
-    Their other options matter in training only. Region anchors count in cells, yolo anchors in input pixels.
-    """
-    stride = size[0] // shape[1]
-    if (shape[1] * stride, shape[2] * stride) != size:
-        raise section.error(
-            f"its {shape[1]}x{shape[2]} cells do not divide the input of {size[0]}x{size[1]}: choose model.size so"
-        )
-    classes = section.integer("classes", 20, least=1)
-    numbers = section.numbers("anchors")
-    anchors = list(zip(numbers[::2], numbers[1::2], strict=False))[: section.integer("num", 1, least=1)]
-    if section.kind == "yolo":
-        mask = section.integers("mask", list(range(len(anchors))))
-        if not all(0 <= i < len(anchors) for i in mask):
-            raise section.error(f"mask={mask} asks for more than its {len(anchors)} anchors", "mask")
-        form = "scaled" if section.integer("new_coords", 0) else "v3"
-        head = Head([anchors[i] for i in mask], stride, classes, section.number("scale_x_y", 1.0), form)
-    else:
-        for key in ("tree", "map"):
-            if key in section.options:
-                raise section.error(f"'{key}' (a tree of classes) is not supported: use a flat list of classes", key)
-        form = "v2" if section.integer("softmax", 0) else "v3"
-        head = Head([(w * stride, h * stride) for w, h in anchors], stride, classes, form=form)
-    if shape[0] != len(head.anchors) * (5 + classes):
-        raise section.error(
-            f"{len(head.anchors)} anchors and {classes} classes need filters={len(head.anchors) * (5 + classes)} "
-            f"in the layer before, which has {shape[0]}"
-        )
-    return head
-
-
-HEADS = ("yolo", "region")

@@ -1,0 +1,92 @@
+"""A network made ready to be traced: a copy in float32 and evaluation mode, wrappers taken off, weights plain."""
+
+import copy
+import pickle
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.optim.swa_utils import AveragedModel
+
+from msat_det.base.errors import InputError
+from msat_det.graph.inputs import MISFIT, reason
+
+# Old-style reparametrisations: hooks that make the weight anew before every forward.
+_MAKERS = (WeightNorm, SpectralNorm, BasePruningMethod)
+
+
+def unwrap(network: Any) -> Any:
+    """What ``DataParallel``, ``DistributedDataParallel``, ``torch.compile`` or ``AveragedModel`` was put around."""
+    while isinstance(network, nn.Module):
+        inner = getattr(network, "_orig_mod", None)  # of what torch.compile has made
+        if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
+            inner = network.module
+        if inner is None:
+            break
+        network = inner
+    return network
+
+
+def prepared(net: nn.Module) -> nn.Module:
+    """A copy of ``net``, which stays as it is.
+
+    Wrappers at any depth are gone; what weight and spectral norm, pruning and parametrisations make of a weight has
+    become the weight. Raises InputError, naming the part, for scripted modules and weights that are not there yet.
+    """
+    net = unwrap(net)
+    for name, module in net.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError(
+                f"{_part(name)} is scripted (torch.jit), and can't be traced again: give the module that was scripted"
+            )
+    for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
+        if is_lazy(tensor) or tensor.is_meta:
+            raise InputError(f"weight '{name}' has no value yet: load the weights, or run the network once, before")
+    net = _copied(net).float().eval()
+    for module in list(net.modules()):
+        for name, child in module.named_children():
+            setattr(module, name, unwrap(child))
+    with torch.no_grad():
+        for module in net.modules():
+            _bake(module)
+    return net.requires_grad_(False)
+
+
+def _part(name: str) -> str:
+    return f"module '{name}'" if name else "the network"
+
+
+def _copied(net: nn.Module) -> nn.Module:
+    # PyTorch copies no tensor that a graph has made, as the weight of weight_norm is after a forward
+    made = {id(t): t.detach().clone() for m in net.modules() for t in vars(m).values() if _is_made(t)}
+    try:
+        return copy.deepcopy(net, made)
+    except (*MISFIT, pickle.PickleError) as error:
+        raise InputError(
+            f"{type(net).__name__} can't be copied ({reason(error)}): take off what is no tensor, number or module, as "
+            "open files and scripted functions"
+        ) from error
+
+
+def _is_made(value: Any) -> bool:
+    return isinstance(value, Tensor) and not value.is_leaf
+
+
+def _bake(module: nn.Module) -> None:
+    """Put the weights that a module makes of others in their place."""
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if isinstance(hook, _MAKERS):
+            hook.remove(module)
+            del module._forward_pre_hooks[key]
+    if parametrize.is_parametrized(module):
+        weights = {name: getattr(module, name) for name in module.parametrizations}
+        # not by parametrize's own function: it edits the class, which the network that this is a copy of has too
+        module.__class__ = parametrize.type_before_parametrizations(module)
+        del module.parametrizations
+        for name, weight in weights.items():
+            setattr(module, name, nn.Parameter(weight))

@@ -1,0 +1,150 @@
+"""From what a file holds to a network's tensors: where a checkpoint keeps them, their names, what doesn't fit."""
+
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from msat_det.base.errors import InputError
+from msat_det.base.files import show
+from msat_det.models.checkpoint import Foreign, Stored
+
+# Keys under which training programs put weights; averaged ones first: they are what such programs evaluate.
+WRAPPERS = (
+    *("ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "params_ema", "ema"),
+    *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params", "module"),
+)
+# Last parts of names that training and profilers leave beside the weights, and that no inference needs.
+COUNTERS = {"num_batches_tracked", "n_averaged", "total_ops", "total_params"}
+DEEPEST = 6  # parts of a prefix
+SHOWN = 3
+SAVE = "save a state dict: torch.save(model.state_dict(), FILE)"
+
+
+def find_weights(content: Any, path: str | Path) -> dict[str, Any]:
+    """The mapping with tensors in a checkpoint: itself, under one of ``WRAPPERS``, or the only one that it holds.
+
+    Where there are several, the first in the order of ``WRAPPERS`` is taken, and told. Raises InputError.
+    """
+    found = _wrapped(content, {})
+    if found:
+        (key, weights), *others = found.items()
+        if others:
+            names = ", ".join(show(other) for other, _ in others)
+            print(f"{path}: weights are taken from {show(key)}, not from {names}", file=sys.stderr)
+        return weights
+    inner = content if isinstance(content, dict) else {}
+    only = [key for key, value in inner.items() if "optim" not in key and _holds_tensors(value)]
+    if len(only) == 1:
+        return inner[only[0]]
+    if not only and _holds_tensors(content):
+        return content
+    raise InputError(f"{path}: not readable as weights: it {_what_it_is(content, only)}; {SAVE}")
+
+
+def _wrapped(content: Any, seen: dict[int, dict]) -> dict[str, dict]:
+    """{key of ``WRAPPERS``: the mapping with tensors under it}; such mappings may be nested."""
+    if id(content) in seen or not isinstance(content, dict):
+        return seen.get(id(content), {})
+    found = seen[id(content)] = {}
+    for key in (key for key in WRAPPERS if key in content):
+        deeper = _wrapped(content[key], seen)
+        if deeper:
+            found[key] = next(iter(deeper.values()))
+        elif _holds_tensors(content[key]):
+            found[key] = content[key]
+    return found
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(x, Stored) or getattr(x, "tensor", 0) for x in value.values())
+
+
+def _what_it_is(content: Any, several: list[str]) -> str:
+    if isinstance(content, Foreign):
+        return f"is a whole {_name(content)} and holds no state dict, and msat-det runs nothing of a pickle"
+    if not isinstance(content, dict):
+        kind = "tensor" if isinstance(content, Stored) else type(content).__name__
+        return f"holds no state dict (names with tensors) but a {kind}"
+    if several:
+        return f"holds several: {_some(several)}"
+    whole = [
+        f"{show(key)} is a whole {_name(content[key])}" for key in WRAPPERS if isinstance(content.get(key), Foreign)
+    ]
+    if whole:
+        return f"holds no state dict: {whole[0]}, and msat-det runs nothing of a pickle"
+    return f"holds no state dict (names with tensors) but {_some(content) or 'nothing'}"
+
+
+def _is_counter(name: str) -> bool:
+    return name.rpartition(".")[2] in COUNTERS
+
+
+def _name(value: Foreign) -> str:
+    return show(value.kind)[1:-1]
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(map(show, names[:SHOWN])) + more
+
+
+def without_prefix(tensors: dict[str, Tensor], wanted: Collection[str], path: str | Path) -> dict[str, Tensor]:
+    """The tensors without what wrappers of a network (``module.``, ``_orig_mod.``, ``model.``) put before their names.
+
+    Of all beginnings the one is taken off that leaves the most names as ``wanted``; tensors without it are left out,
+    and told.
+    """
+    votes: Counter[str] = Counter()
+    for name in tensors:
+        prefix, rest = "", name
+        for _ in range(DEEPEST):
+            votes[prefix] += rest in wanted
+            head, dot, rest = rest.partition(".")
+            prefix += head + dot
+            if not rest:
+                break
+    best = max(votes, key=lambda prefix: (votes[prefix], -len(prefix)), default="")
+    others = [name for name in tensors if not name.startswith(best) and not _is_counter(name)]
+    if others:
+        print(f"{path}: the network's names begin with {show(best)}; left out: {_some(others)}", file=sys.stderr)
+    return {name[len(best) :]: tensor for name, tensor in tensors.items() if name.startswith(best)}
+
+
+def load_tensors(net: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
+    """``load_state_dict`` that says in one line which tensors of the file at ``path`` don't fit ``net``.
+
+    ``COUNTERS`` may be missing (files older than PyTorch 0.4.1 have none) and may be too many.
+    """
+    wanted = net.state_dict()
+    kept = {n: value for n, value in tensors.items() if n in wanted or not _is_counter(n)}
+    kept = {n: value for n, value in wanted.items() if _is_counter(n)} | kept
+    wrong = [n for n in sorted(wanted.keys() | kept.keys()) if _shape(wanted, n) != _shape(kept, n)]
+    if wrong:
+        raise InputError(f"{path}: {_misfit(wanted, kept, wrong)}")
+    wanted.update(kept)  # unlike a plain dict it tells the layout's version, which MNASNet asks for
+    net.load_state_dict(wanted)
+
+
+def _shape(tensors: dict[str, Tensor], name: str) -> str:
+    return f"shape {tuple(tensors[name].shape)}" if name in tensors else "no such tensor"
+
+
+def _misfit(wanted: dict[str, Tensor], tensors: dict[str, Tensor], wrong: list[str]) -> str:
+    """The first of the names that do not fit, how many there are of each kind, and the likely mend."""
+    pairs = [f"{show(n)}: the network has {_shape(wanted, n)}, the file {_shape(tensors, n)}" for n in wrong[:SHOWN]]
+    missing, unknown = ([n for n in wrong if n not in group] for group in (tensors, wanted))
+    shapes = [n for n in wrong if n in tensors and n in wanted]
+    counts = (missing, "missing in the file"), (unknown, "unknown to the network"), (shapes, "of another shape")
+    total = ", ".join(f"{len(names)} {what}" for names, what in counts if names)
+    mend, own = "give weights of this network", [n for n in tensors if not _is_counter(n)]
+    if not any(n in tensors for n in wanted if not _is_counter(n)):
+        mend = f"the file's names are {_some(own) or 'none'}, the network's {_some(wanted)}: {mend}"
+    elif not missing and not unknown and all(wanted[n].shape[1:] == tensors[n].shape[1:] for n in shapes):
+        mend += ", or set model.num_classes to the number of classes that it was trained for"
+    return f"{'; '.join(pairs)} ({total}; of {len(wanted)} tensors); {mend}"

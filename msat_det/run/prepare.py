@@ -1,0 +1,110 @@
+"""What every command does first: check the settings, build the network, observe calibration images, convert."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from msat_det.base import ranks
+from msat_det.base.config import Config, method_options
+from msat_det.base.errors import InputError
+from msat_det.data import Dataset, build_dataset, subset
+from msat_det.data.augment import augmented
+from msat_det.data.corrupt import corrupted
+from msat_det.methods import find_method, parse_options
+from msat_det.methods.convert import Conversion, spiking_network
+from msat_det.methods.observe import Cached, Observation, observe
+from msat_det.models import build_detector
+from msat_det.models.classifiers import build_classifier
+from msat_det.spiking.energy import prices
+
+Task = Literal["detection", "classification"]
+
+
+def settle(config: Config) -> Config:
+    """The configuration with its number of threads, on which last bits may depend; PyTorch set to it and to the seed.
+
+    Raises InputError for options and prices that can't be used, before anything long begins.
+    """
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    torch.manual_seed(config.seed)
+    prices(config.energy)
+    for entry in config.methods:
+        parse_options(entry["method"], method_options(entry))
+        if entry["label"] in config.exit.methods:
+            _require_one_network(config, entry)
+    return replace(config, threads=torch.get_num_threads())
+
+
+def _require_one_network(config: Config, entry: dict) -> None:
+    """Raise InputError for a method whose images can't stop at one of several t."""
+    if find_method(entry["method"]).needs_t:
+        raise InputError(f"exit.methods names {entry['label']}, which is another network for each t: give other labels")
+    if len(config.record_of(entry)) < 2:
+        raise InputError(f"exit.methods names {entry['label']}, which is read at one timestep: record more")
+
+
+def task_of(config: Config) -> Task:
+    """What the evaluated data are annotated with: boxes or classes."""
+    return "detection" if config.data.kind in ("voc", "coco") else "classification"
+
+
+def build_model(config: Config, task: Task) -> Any:
+    """The network with its preprocessing and decoding."""
+    return build_detector(config.model) if task == "detection" else build_classifier(config.model)
+
+
+def evaluated_images(config: Config, classes: list[str]) -> Dataset:
+    """The images that ``config.data`` names, spoilt where it asks for that. classes: what the network tells apart."""
+    data = config.data
+    places = {"annotations": data.annotations, "images": data.images}
+    dataset = build_dataset(data.kind, data.root, data.split, data.year, classes=classes, **places)
+    return corrupted(subset(dataset, data.limit, config.seed), data.corrupt, config.seed)
+
+
+def calibration_batches(config: Config, model: Any) -> Cached:
+    """The calibration images, preprocessed, in batches; an unreadable one is an error: it would shift thresholds."""
+    calib = config.calib
+    places = {"annotations": calib.annotations, "images": calib.images}
+    dataset = build_dataset(calib.kind, calib.root, calib.split, config.data.year, option="--calib.root", **places)
+    dataset = subset(dataset, calib.limit, config.seed, calib.skip)
+    dataset = augmented(dataset, calib.augment, config.seed)
+
+    def make(index: int) -> Tensor:
+        ids = dataset.ids[index * config.batch : (index + 1) * config.batch]
+        return torch.stack([model.preprocess(dataset.image(id))[0] for id in ids])
+
+    return Cached(-(-len(dataset) // config.batch), make)
+
+
+def observed(config: Config, model: Any) -> Observation:
+    """The traced network with its activations on the calibration images, over which the ranks share."""
+    batches = calibration_batches(config, model)
+    observation = observe(model.net, batches, ranks.rank() == 0, ranks.share(range(len(batches))))
+    sites = observation.sites.values()
+    ranks.add_up([site.histogram for site in sites], [site.maximum for site in sites])
+    return observation
+
+
+def conversions(config: Config, observation: Observation) -> Iterator[Conversion]:
+    """Every method of the configuration, those that need T once for each recorded t."""
+    quiet = ranks.rank() > 0
+    for entry in tqdm(config.methods, "converting", unit="method", leave=False, disable=quiet):
+        record = config.record_of(entry)
+        if not record:
+            if not quiet:
+                print(f"{entry['label']}: none of its timesteps is in sim.record, left out", file=sys.stderr)
+            continue
+        for times in [[t] for t in record] if find_method(entry["method"]).needs_t else [record]:
+            yield Conversion(entry["label"], convert(config, entry, observation, times[-1]), times)
+
+
+def convert(config: Config, entry: dict, observation: Observation, T: int) -> Any:
+    """The spiking network of one entry of ``config.methods``, made for timestep T."""
+    snn = spiking_network(entry["method"], method_options(entry), observation, T, config.seed, config.sim.chunk)
+    snn.energy = config.energy
+    return snn

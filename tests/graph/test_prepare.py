@@ -1,0 +1,154 @@
+"""Networks as they leave training: wrappers, weights that are made of others, what is not there or can't be traced."""
+
+import copy
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from support.networks import build, images
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
+from torch.optim.swa_utils import AveragedModel
+
+from msat_det.base.errors import InputError
+from msat_det.graph.graph import trace
+from msat_det.graph.prepare import prepared
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Sequential(nn.Conv2d(4, 4, 1), nn.Linear(10, 10))
+    return nn.Sequential(*layers).eval()
+
+
+def outputs(net: nn.Module) -> Tensor:
+    with torch.no_grad():
+        return net(images())
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "data parallel": nn.DataParallel,
+    "compiled": torch.compile,
+    "averaged": AveragedModel,
+    "nested": lambda net: AveragedModel(nn.DataParallel(net)),
+    "a part compiled": lambda net: nn.Sequential(*net[:3], torch.compile(net[3])),
+    "a part of a part": lambda net: nn.Sequential(*net[:3], nn.Sequential(nn.DataParallel(net[3][0]), net[3][1])),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_wrappers_come_off(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    net = network()
+    graph = trace(wrap(copy.deepcopy(net)), images())
+    assert torch.allclose(graph(images()), outputs(net), atol=1e-5)
+    assert [node.meta["op"] for node in graph.nodes] == ["placeholder", "conv2d", "relu", "conv2d", "linear", "output"]
+
+
+class Scaled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 1.7 * weight
+
+
+def prune_twice(net: nn.Sequential) -> None:
+    prune.l1_unstructured(net[0], "weight", 0.5)
+    prune.random_unstructured(net[0], "weight", 0.3)
+    prune.random_unstructured(net[0], "bias", 0.5)
+
+
+def several(net: nn.Sequential) -> None:
+    parametrizations.weight_norm(net[0])
+    parametrize.register_parametrization(net[0], "bias", Scaled())
+    parametrizations.orthogonal(net[3][1])
+
+
+MADE: dict[str, Callable[[nn.Sequential], object]] = {
+    "weight norm": lambda net: weight_norm(net[0]),
+    "spectral norm": lambda net: spectral_norm(net[3][0]),
+    "parametrised weight norm": lambda net: parametrizations.weight_norm(net[0]),
+    "parametrised spectral norm": lambda net: parametrizations.spectral_norm(net[3][1]),
+    "several parametrisations": several,
+    "own parametrisation": lambda net: parametrize.register_parametrization(net[3][0], "weight", Scaled()),
+    "pruned": prune_twice,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_weights_are_what_is_made_of_them(make: Callable[[nn.Sequential], object]) -> None:
+    net = network()
+    before = outputs(net)
+    make(net)
+    net.train()(images()).sum().backward()  # leaves weights behind that a graph has made
+    net.eval()
+    expected, state = outputs(net), copy.deepcopy(net.state_dict())
+    assert make is MADE["spectral norm"] or not torch.allclose(expected, before, atol=1e-3)
+    bare = prepared(net.train())
+    assert torch.allclose(outputs(bare), expected, atol=1e-6)
+    assert {type(module) for module in bare.modules()} == {nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Linear}
+    assert not any(module._forward_pre_hooks for module in bare.modules())
+    ops = [node.meta["op"] for node in trace(net, images()).nodes]
+    assert ops == ["placeholder", "conv2d", "relu", "conv2d", "linear", "output"]
+    # the network itself goes on as it was
+    assert torch.equal(outputs(net.eval()), expected)
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_every_precision_becomes_float32(dtype: torch.dtype) -> None:
+    net = network().to(dtype)
+    graph = trace(net, images().to(dtype))
+    assert net[0].weight.dtype is dtype
+    assert {value.dtype for value in graph.module.parameters()} == {torch.float32}
+    assert torch.allclose(graph(images().to(dtype)), outputs(copy.deepcopy(net).float()), atol=1e-2)
+
+
+def test_synchronised_batch_norm_is_folded() -> None:
+    net = build("plain")
+    graph = trace(nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(net)), images())
+    assert torch.allclose(graph(images()), outputs(net), atol=1e-5)
+    assert not [node for node in graph.nodes if "norm" in node.meta["op"]]
+
+
+def swish(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)
+
+
+def calling_a_scripted_function() -> nn.Module:
+    act = torch.jit.script(swish)
+
+    class Calls(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return act(super().forward(x))
+
+    return Calls(3, 4, 1)
+
+
+def holding_a_lock() -> nn.Module:
+    net = network()
+    net.lock = threading.Lock()
+    return net
+
+
+def not_loaded() -> nn.Module:
+    with torch.device("meta"):
+        return network()
+
+
+REFUSED = {
+    "scripted": (lambda: torch.jit.script(network()), "the network is scripted"),
+    "recorded": (lambda: torch.jit.trace(network(), images()), "the network is scripted"),
+    "a part scripted": (lambda: nn.Sequential(network(), torch.jit.script(nn.ReLU())), "module '1' is scripted"),
+    "a function scripted": (calling_a_scripted_function, r"test_prepare.py:\d+: `return act\(.*call the plain one"),
+    "a lock": (holding_a_lock, "Sequential can't be copied .*no tensor, number or module"),
+    "not loaded": (not_loaded, "weight '0.weight' has no value yet: load"),
+    "lazy": (lambda: nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU()), "weight '0.weight' has no value yet.*run the"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
+@pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_traced_says_so(make: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        trace(make(), images())
+    assert "\n" not in str(caught.value)

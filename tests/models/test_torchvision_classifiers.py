@@ -1,0 +1,53 @@
+"""torchvision's convolutional classifiers: every one converts, and its outputs come to the float network's."""
+
+import pytest
+import torch
+from support.networks import images, unit_variance
+from torch import nn
+from torchvision import models
+from torchvision.models import get_model, list_models
+
+import msat_det
+
+ATTENTION = ("vit_", "swin_", "maxvit_")  # nets of attention, which are no convolutional ones
+SMALLEST = (
+    *("alexnet", "vgg11", "resnet18", "resnext50_32x4d", "wide_resnet50_2", "densenet121", "squeezenet1_1"),
+    *("googlenet", "inception_v3", "mobilenet_v2", "mobilenet_v3_small", "mnasnet0_5", "shufflenet_v2_x0_5"),
+    *("regnet_x_400mf", "regnet_y_400mf", "efficientnet_b0", "efficientnet_v2_s", "convnext_tiny"),
+)
+OTHERS = [n for n in list_models(module=models) if not n.startswith(ATTENTION) and n not in SMALLEST]
+SIDES = {"alexnet": 63, "inception_v3": 75}  # the least that they take, where it is more than 32
+T, RECORD = 32, (8, 32)
+
+
+def classifier(name: str) -> tuple[nn.Module, torch.Tensor]:
+    """The network with lively weights, and six images for it."""
+    torch.manual_seed(0)
+    drawn = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}  # theirs takes half a minute
+    net = get_model(name, weights=None, num_classes=10, **drawn).eval().requires_grad_(False)
+    for key, parameter in net.named_parameters():
+        if key.endswith("layer_scale"):
+            parameter.fill_(0.5)  # ConvNeXt begins with 1e-6, which would leave its blocks nothing to say
+    batch = images(6, size=SIDES.get(name, 32))
+    unit_variance(net, batch)
+    return net, batch
+
+
+@pytest.mark.parametrize("name", [*SMALLEST, *(pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)])
+def test_every_convolutional_classifier_converges(name: str) -> None:
+    net, batch = classifier(name)
+    snn = msat_det.convert(net, batch[:4], "constant", scale="channel", signed=True, gamma=7)
+    outputs, expected = snn.run(batch[4:], T, RECORD), net(batch[4:])
+    first, last = (((outputs[t] - expected).norm() / expected.norm()).item() for t in RECORD)
+    assert last < min(0.5, first / 2), (first, last)
+    assert snn.counts[T].macs > 0
+
+
+def test_convnext_is_no_blank() -> None:
+    """Its blocks count: without the scales above, the head alone would be compared."""
+    net, batch = classifier("convnext_tiny")
+    expected = net(batch)
+    for key, parameter in net.named_parameters():
+        if key.endswith("layer_scale"):
+            parameter.fill_(1e-6)
+    assert (net(batch) - expected).norm() > 0.5 * expected.norm()
