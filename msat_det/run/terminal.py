@@ -4,6 +4,7 @@ import errno
 import functools
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -113,7 +114,9 @@ def _ended(error: BaseException) -> int | None:
     if isinstance(error, OSError):
         error = InputError(_of_system(error))
     elif _is_of_memory(error):
-        error = InputError(f"not enough memory ({error}): give a smaller --batch, --sim.chunk or --model.size")
+        amount = re.search(r"tried to allocate [\d.]+ \w+", str(error), re.IGNORECASE)
+        found = f" ({amount[0]})" if amount else ""
+        error = InputError(f"not enough memory{found}: give a smaller --batch, --sim.chunk or --model.size")
     if not isinstance(error, InputError):
         return None
     if ranks.is_first_to_tell():

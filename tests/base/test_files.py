@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from msat_det.base.errors import LONGEST, InputError
-from msat_det.base.files import bytes_of, inside, show, text_of, yaml_of, yaml_text, yaml_value
+from msat_det.base.files import bytes_of, inside, show, text_of, write_whole, yaml_of, yaml_text, yaml_value
 
 
 def test_a_message_is_one_printable_line_whatever_it_quotes() -> None:
@@ -66,6 +66,14 @@ def test_names_out_of_files_stay_inside_and_links_are_followed(tmp_path: Path) -
             inside(tmp_path, *names)
     (tmp_path / "link").symlink_to("/")
     assert inside(tmp_path, "link/etc") == tmp_path / "link/etc"
+
+
+@pytest.mark.parametrize("place", ["/", ".", "folder"])
+def test_a_file_does_not_take_the_place_of_a_folder(place: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="it is a folder; name a file in it"):
+        write_whole(tmp_path / place, lambda file: file.write_text("x"))
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 def test_yaml_asks_for_no_more_than_it_is(tmp_path: Path) -> None:

@@ -151,6 +151,13 @@ def test_a_timestep_of_an_export_is_checked(t: str, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err.startswith(f"error: argument --t: '{t}' is no whole number from 1 to 16777216")
 
 
+@pytest.mark.parametrize("out", ["/", ".", ".."])
+def test_an_export_into_a_folder_is_refused_before_it_begins(out: str, capsys: pytest.CaptureFixture) -> None:
+    words = ["--cfg", str(PROJECT / "configs/vgg_demo.yaml"), "--method", "signed", "--out", out]
+    assert cli.main(["export", *words]) == 2
+    assert capsys.readouterr().err == f"error: cannot write {out}: it is a folder; name a file in it\n"
+
+
 @pytest.mark.parametrize("command", ["eval-cls", "inspect", "doctor", "export"])
 def test_every_command_refuses_an_energy_table_that_is_none(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture

@@ -293,16 +293,19 @@ def test_handlers_are_put_back() -> None:
 
 # -- errors of the system
 
+CPU_MEMORY = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 12 bytes. Error code 12"
+
 
 @pytest.mark.parametrize(
     ("error", "line"),
     [
         (PermissionError(errno.EACCES, "Permission denied", "/a/b"), "/a/b: Permission denied: free space, mend its"),
         (OSError(errno.EIO, "Input/output error"), "Input/output error"),
-        (MemoryError(), "not enough memory (): give a smaller --batch"),
+        (MemoryError(), "not enough memory: give a smaller --batch"),
+        (RuntimeError(CPU_MEMORY), "not enough memory (tried to allocate 12 bytes): give a smaller --batch"),
         (
-            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
-            "not enough memory",
+            RuntimeError("CUDA out of memory. Tried to allocate 2 GiB."),
+            "not enough memory (Tried to allocate 2 GiB)",
         ),
         (InputError("two\nlines"), "two lines"),
     ],
