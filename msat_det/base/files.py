@@ -167,6 +167,8 @@ def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
 
     Raises InputError where the disk does not take it.
     """
+    if target.is_dir():
+        raise InputError(f"cannot write {target}: it is a folder; name a file in it")
     part = target.with_name(f".{target.name}.part")
     try:
         write(part)
