@@ -15,6 +15,7 @@ from msat_det.data.voc_classes import VOC_CLASSES, vocabulary
 from msat_det.data.voc_xml import read_voc_xml
 
 __all__ = ["VOC_CLASSES", "VocDetection"]
+MAX_NAME = 8192  # characters, twice as many as a path may have: of millions, each folder would be looked for
 FLAGS = ("-1", "0", "1")  # in a list of one class: not there, difficult, there
 
 
@@ -39,6 +40,8 @@ class VocDetection(Dataset):
         folder, annotations = inside(home, "JPEGImages"), inside(home, "Annotations")
         there = file_names(annotations)
         lines = [line.strip() for line in read_text(listing).splitlines() if line.strip()]
+        if any(len(line) > MAX_NAME for line in lines):
+            raise InputError(f"{listing}: a line has more than {MAX_NAME} characters: list one image's name a line")
         listed = [listed_image(line, there) for line in lines]
         if twice := [id for id, count in Counter(id for id, _ in listed).items() if count > 1]:
             raise InputError(f"{listing}: {show(twice[0])} is listed twice: list each image once")
