@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from msat_det.base.errors import InputError
-from msat_det.base.files import MissingData, absent, inside, is_file, read_text, show
+from msat_det.base.files import MissingData, absent, inside, is_file, is_folder, read_text, show
 from msat_det.data.base import Dataset, Target, require_images
 from msat_det.data.images import IMAGE_SUFFIXES, image_names
 from msat_det.data.voc_classes import VOC_CLASSES, vocabulary
@@ -33,7 +33,8 @@ class VocDetection(Dataset):
         home = inside(Path(root), "VOCdevkit", f"VOC{year}")
         listing = inside(home, "ImageSets", "Main", f"{split}.txt")
         if not is_file(listing):
-            known = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt"))[:8]) or "none"
+            lists = listing.parent.glob("*.txt") if is_folder(listing.parent) else ()
+            known = ", ".join(sorted(path.stem for path in lists)[:8]) or "none"
             raise MissingData(
                 f"{absent(listing, 'image list')} (there: {known}): check the root, the split and the year"
             )
