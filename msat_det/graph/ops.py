@@ -72,7 +72,7 @@ LINEAR = {
     *_PADS,
     *("flatten", "unflatten", "view", "reshape", "permute", "transpose", "t", "movedim", "squeeze", "unsqueeze"),
     *("viewas", "reshapeas", "expand", "expandas", "repeat", "tile", "flip", "ravel", "where", "maskedfill"),
-    *("getitem", "chunk", "tensorsplit", "split", "unbind", "select", "narrow", "indexselect", "diagonal"),
+    *("getitem", "chunk", "split", "unbind", "select", "narrow", "indexselect", "diagonal"),
     *("identity", "contiguous", "clone", "detach", "to", "float", "type", "typeas"),
     *("batchnorm", "batchnorm1d", "batchnorm2d", "batchnorm3d", "syncbatchnorm", "frozenbatchnorm2d"),
     *("zeroslike", "oneslike", "newzeros", "newones"),
