@@ -46,7 +46,8 @@ class Model:
     """The float network and how its outputs become boxes. null leaves a setting to the network's own default.
 
     name: a name in the registry of detectors or classifiers (``msat-det list detectors``).
-    weights: .safetensors, .pt or .weights file, or the name of a torchvision weights enum (DEFAULT).
+    weights: a safetensors file, a PyTorch state dict or the checkpoint of a training around one, a Darknet .weights
+        file, or the name of a torchvision weights enum (DEFAULT). Nothing in a checkpoint is run.
     cfg: Darknet .cfg file; --model.cfg makes the network a Darknet one.
     names: the network's classes: voc, coco or a file with one name a line. Data of kind voc take them over.
     resize: stretch or letterbox.

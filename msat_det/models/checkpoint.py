@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MAX_STEPS = 3_000_000  # of the machine: ten seconds; weights need some twenty a tensor
+MAX_STEPS = 3_000_000  # of the machine: some five seconds; weights need twenty a tensor
 DTYPES = {
     **{"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16},
     **{"int64": torch.int64, "int32": torch.int32, "int16": torch.int16, "int8": torch.int8},
@@ -258,7 +258,8 @@ class Checkpoint:
         self._numbers: dict[tuple[str, torch.dtype], Tensor] = {}
         try:
             self._read: Callable[[str], bytes]
-            self.content, self._read, self._swapped = (_zipped if _is_zip(path) else _in_one_piece)(self._file)
+            is_zip = self._file.read(2) == b"PK"
+            self.content, self._read, self._swapped = (_zipped if is_zip else _in_one_piece)(self._file)
         except BaseException:
             self._file.close()
             raise
@@ -285,11 +286,9 @@ class Checkpoint:
 Parts = tuple[Any, Callable[[str], bytes], bool]  # content, storage key → its bytes, whether these are big-endian
 
 
-def _is_zip(path: str | Path) -> bool:
-    return zipfile.is_zipfile(path)
-
-
 def _zipped(file: Any) -> Parts:
+    if not zipfile.is_zipfile(file):
+        raise ValueError("a zip archive that ends too early")
     archive = zipfile.ZipFile(file)
     names = archive.namelist()
     (root,) = {name.partition("/")[0] for name in names if name.partition("/")[2] == "data.pkl"}

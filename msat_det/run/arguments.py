@@ -54,6 +54,8 @@ def load_config(argv: list[str], prog: str = "convert_det.py", about: str = "", 
     if "sim.record" in command:  # --sim.record 8,64 need not repeat T
         values.pop("sim.T", None)
     if "model.cfg" in command:  # a Darknet file says what the network is
+        if values.get("model.name") != "darknet":
+            values.pop("model.weights", None)  # another network's
         values["model.name"] = "darknet"
     values |= command
     if values.get("out") is None:

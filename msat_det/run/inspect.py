@@ -15,14 +15,14 @@ def inspect_network(config: Config) -> list[dict]:
     """Trace, observe and convert; print the coverage table and write it into ``config.out``. Returns its rows.
 
     Each method is converted for its last recorded timestep. Evaluated images are not touched. A Darknet network needs
-    no weights for that: without any it gets random ones, of which only the thresholds tell. Raises InputError for bad
-    input of any kind.
+    weights and no class names for that: without weights it gets random ones, which show in the thresholds alone. Raises
+    InputError for bad input of any kind.
     """
     config, directory = settle(config), RunDirectory(config.out)
     if config.model.cfg and config.model.weights is None:
         told = "shapes, kinds and multiply-adds are the network's, its thresholds are not"
         print(f"{config.model.cfg} is inspected without weights, on random ones: {told}", file=sys.stderr)
-        config = replace(config, model=replace(config.model, weights=RANDOM))
+        config = replace(config, model=replace(config.model, weights=RANDOM, names=None))
     observation = observed(config, build_model(config, task_of(config)))
     last = {entry["label"]: (entry, config.record_of(entry)[-1:]) for entry in config.methods}
     networks = {label: convert(config, entry, observation, t[0]) for label, (entry, t) in last.items() if t}

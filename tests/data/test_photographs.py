@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from support.roots import write_image
 
-from msat_det.data import CocoDetection, images
+from msat_det.data import CocoDetection, Dataset, images, make_target
 from msat_det.data.images import ORIENTATION
 from msat_det.measure.accuracy import evaluate
 from msat_det.measure.rows import left_out
@@ -75,6 +76,24 @@ def test_photographs_that_are_read_smaller_score_alike(root: Path, monkeypatch: 
     path.write_text(json.dumps(content))
     monkeypatch.setattr(images, "WHOLE", 60_000)
     assert float_map(root) == before
+
+
+@pytest.mark.parametrize("size", [None, (64, 48)])
+def test_every_data_set_with_boxes_follows_its_photographs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int] | None
+) -> None:
+    """Whether its annotations tell the size or not; one's own reader need not know of it."""
+    write_image(tmp_path / "a.jpg", size=(64, 48))
+    target = make_target([[4, 8, 24, 18]], [0], [False])
+    sizes = None if size is None else {"a": size}
+    for most, boxes in ((64 * 48, [4, 8, 24, 18]), (1000, [2, 4, 12, 9]), (200, [1, 2, 6, 4.5])):
+        monkeypatch.setattr(images, "WHOLE", most)
+        dataset = Dataset(tmp_path, ["dog"], {"a": "a.jpg", "b": "b.jpg"}, {"a": target, "b": target}, sizes)
+        assert dataset[0].target.boxes.tolist() == [boxes]
+        assert dataset.misfit("a", dataset.image("a")) == ""
+        assert dataset.target("b") is target  # whose image is missing
+    dataset = Dataset(tmp_path, ["dog"], {"a": "a.jpg"}, {"a": target}, {"a": (32, 48)})
+    assert dataset.misfit("a", dataset.image("a")).endswith("a.jpg has 64 x 48 pixels, its annotation is for 32 x 48")
 
 
 def test_a_run_ends_with_what_its_figures_are_not_about(

@@ -45,16 +45,20 @@ class Outcome:
 
 @dataclass
 class Guard:
-    """Watches reads below ``root``; ``outside`` is a folder in which nothing may be opened, by whatever library."""
+    """Watches reads below ``root``; ``outside`` is a folder in which nothing may be opened, by whatever library.
+
+    elsewhere: a folder in which files may be read, but only by a path that goes through a link below the root.
+    """
 
     root: Path
     outside: Path
+    elsewhere: Path
     writes: bool = False
     armed: bool = False
     seen: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._root = os.path.realpath(self.root)
+        self._root, self._elsewhere = os.path.realpath(self.root), os.path.realpath(self.elsewhere)
         self._code = tuple({os.path.realpath(prefix) + "/" for prefix in (sys.prefix, sys.base_prefix)})
         self._code += tuple(os.path.realpath(path) for path in sys.path if path)
         self._code += (str(PROJECT / "configs"),)  # whose names a message may list
@@ -107,14 +111,21 @@ class Guard:
             if isinstance(path, str | bytes | os.PathLike):
                 self.armed = False  # what follows raises events of its own
                 changes = event != "open" or bool((arguments[2] or 0) & CHANGES)
-                if not self._allowed(self._real(os.fsdecode(path)), changes and "dir" not in event[-7:]):
+                if not self._allowed(os.fsdecode(path), changes and "dir" not in event[-7:]):
                     self.seen.append(f"{event} {os.fsdecode(path)[:200]}")
                 self.armed = True
 
-    def _allowed(self, path: str, changes: bool) -> bool:
-        if path == self._root or path.startswith(self._root + "/"):
+    def _allowed(self, given: str, changes: bool) -> bool:
+        path, named = self._real(given), os.path.abspath(given)  # noqa: PTH100 (links stay)
+        if within(path, self._root):
             return self.writes or not changes
+        if within(path, self._elsewhere):  # a name that leads out by itself must not do that through a link either
+            return within(named, self._root) and ".." not in given.split("/") and not changes
         return not changes and path.startswith(self._code)  # modules that are imported when first needed
+
+
+def within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder + "/")
 
 
 def described(error: BaseException) -> Outcome:

@@ -27,6 +27,7 @@ Mutate = Callable[[Random, bytes], bytes]
 MOST = 1 << 16  # bytes that a file may grow to; now and then AMPLIFIED
 AMPLIFIED = 1 << 21
 OUTSIDE = "../outside/secret"  # beside every case's root lie files with these stems, which nothing may open
+LINKED = ["../elsewhere/1.jpg", "../elsewhere", "../elsewhere/deep", ".", "gone", "gone/x"]  # to which links may lead
 
 INTEGERS = [0, 1, -1, 2, 3, 7, 255, 256, 1000, 2**15, 2**16 - 1, 10**5, 2**31 - 1, 2**31, -(2**31), 2**32, 2**53, 2**63]
 FLOATS = [0.0, -0.0, 0.5, 1e-320, 1e-9, 1e9, 1e38, 1e39, 1e308, float("inf"), float("-inf"), float("nan")]
@@ -413,11 +414,11 @@ def folder(random: Random, case: Case, links: bool) -> Case:
         case[f"{path}@folder"] = b""
     elif 3 <= kind <= 5:
         up = "../" * path.count("/")
-        target = random.choice([f"{up}{OUTSIDE}.{path.rpartition('.')[2]}", *(up + name for name in PATHS[:8]), path])
+        target = random.choice([*(up + name for name in LINKED), path, path.rpartition("/")[2]])
         linked = path if kind < 5 or not parent else parent
         if linked == parent:
             case = {name: data for name, data in case.items() if not name.startswith(f"{parent}/")}
-            target = "../" * parent.count("/") + "../outside"
+            target = "../" * parent.count("/") + random.choice(LINKED)
         case[f"{linked}@link"] = encode(target)
     elif kind >= 6:
         name = random.choice(

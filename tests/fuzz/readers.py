@@ -21,8 +21,8 @@ from seeds import CFGS
 import msat_det
 from msat_det.base.errors import InputError
 from msat_det.base.files import bytes_of
-from msat_det.data import VOC_CLASSES, ClassFolders, CocoDetection, Dataset, ImageFiles, Target, VocDetection
-from msat_det.data.images import read_image
+from msat_det.data import VOC_CLASSES, ClassFolders, CocoDetection, Dataset, ImageFiles, Target, VocDetection, images
+from msat_det.data.images import WHOLE, read_image
 from msat_det.data.unpack import unpack
 from msat_det.graph.graph import trace
 from msat_det.measure.parts import Parts
@@ -138,6 +138,13 @@ def check_image(image: torch.Tensor) -> None:
 def read_any_image(root: Path) -> None:
     image = read_image(root / "a.jpg")
     check_image(image)
+    height, width = image.shape[1:]
+    check_image(read_image(root / "a.jpg", (height, width)))
+    images.WHOLE = 16
+    try:
+        check_image(read_image(root / "a.jpg"))
+    finally:
+        images.WHOLE = WHOLE
     assert RESIZES["stretch"](image, (16, 16))[0].shape == RESIZES["letterbox"](image, (16, 16))[0].shape
     assert Preprocess(16, 8, (0, 0, 0), (1, 1, 1)).fit(image).shape == (3, 8, 8)
 
@@ -290,6 +297,13 @@ def xml_words(random: Random, data: bytes) -> bytes:
     return text.decode("utf-8", "replace").encode("utf-16")
 
 
+def coco_text(random: Random, data: bytes) -> bytes:
+    """A JSON file as ``mutate.json_text`` changes it, now and then in another encoding."""
+    mark, code = random.choice([(b"", "utf-8")] * 8 + [(codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16, "utf-16")])
+    text = mutate.json_text(random, data.removeprefix(codecs.BOM_UTF8))
+    return text if not mark else mark + text.decode("utf-8", "replace").encode(code).removeprefix(mark)
+
+
 READERS: dict[str, Reader] = {
     "darknet_cfg": Reader(
         seeds.darknet_cfg, by_suffix(cfg=mutate.words(*CFG_WORDS)), quietly(read_darknet_cfg), writes=True
@@ -305,7 +319,7 @@ READERS: dict[str, Reader] = {
         links=True,
     ),
     "coco": Reader(
-        seeds.coco, by_suffix(json=mutate.json_text), partial(read_dataset, CocoDetection), structure=0.1, links=True
+        seeds.coco, by_suffix(json=coco_text), partial(read_dataset, CocoDetection), structure=0.1, links=True
     ),
     "image_folder": Reader(
         seeds.image_folder, by_suffix(), partial(read_dataset, ImageFiles), structure=0.9, links=True

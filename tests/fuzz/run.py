@@ -36,6 +36,7 @@ from seeds import image  # noqa: E402
 from msat_det.run.arguments import PROJECT  # noqa: E402
 
 FOUND = HERE / "found"
+FOLDERS = ("root", "outside", "elsewhere")
 POOL = 3000  # seeds at most
 MEMORY = Path("/dev/shm")  # a disk in memory, where there is one: laying a case out takes a third of the time
 OURS = 4  # exit status: the fuzzer itself is wrong
@@ -56,12 +57,17 @@ class Report:
 
 
 class Workplace:
-    """A folder with ``root``, where cases are laid out, beside ``outside``, where nothing may be touched."""
+    """A folder with ``root``, where cases are laid out, beside ``outside``, where nothing may be touched, and
+    ``elsewhere``, where a case's links may lead: they are its owner's."""
 
     def __init__(self, path: Path):
         path = path.resolve()
-        self.path, self.root, self.outside = path, path / "root", path / "outside"
+        self.path, self.root, self.outside, self.elsewhere = path, *(path / name for name in FOLDERS)
         self.outside.mkdir()
+        (self.elsewhere / "deep").mkdir(parents=True)
+        for name in ("1.jpg", "deep/2.jpg"):
+            (self.elsewhere / name).write_bytes(image())
+        (self.elsewhere / "deep/root").symlink_to(self.root)
         for suffix in ("jpg", "xml", "txt", "yaml", "safetensors", "json", "png", "cfg", "pt"):
             (self.outside / f"secret.{suffix}").write_bytes(image() if suffix == "jpg" else b"secret")
 
@@ -107,7 +113,7 @@ def fuzz(name: str, reader: Reader, begin: int, inputs: int, seed: int, place: W
     if begin == 0:
         pool += [load(file.read_bytes()) for file in sorted((FOUND / name).glob("*.json"))]
     first, good = iter(pool.copy()), reader.seeds()
-    guard = Guard(place.root, place.outside, reader.writes)
+    guard = Guard(place.root, place.outside, place.elsewhere, reader.writes)
     limit_memory()
     random, ways, current = Random(f"{name} {seed} {begin}"), set(), place.path / "current"
     with os.fdopen(tell, "w", buffering=1) as out:

@@ -166,7 +166,37 @@ def coco() -> list[Case]:
         "categories": [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}],
     }
     text = json.dumps(content).encode()
-    return [{"annotations/instances_val2017.json": text, "val2017/7.jpg": image(), "val2017/9.jpg": image()}]
+    case = {"annotations/instances_val2017.json": text, "val2017/7.jpg": image(), "val2017/9.jpg": image()}
+    return [case, *coco_of_tools()]
+
+
+def coco_of_tools() -> list[Case]:
+    """What Roboflow, CVAT and Label Studio write: ids of all kinds, a grouping category, polygons, other names."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    sizes = [{"width": 8, "height": 8}, {"width": "16", "height": 8.0}, {"width": 9000, "height": 7000}, {}]
+    polygon = {"segmentation": [[1, 1, 5, 1, 5, 4]], "bbox": None}
+    objects = [{"bbox": [0, 1, 4, 5.5]}, {"bbox": [1, 1, 2, 2], "iscrowd": True, "area": 3}, polygon, polygon]
+
+    def content(*names: str) -> bytes:
+        listed = [{"id": str(i), "file_name": name} | sizes[i] for i, name in enumerate(names)]
+        found = [{"id": i, "image_id": float(i), "category_id": "1"} | objects[i] for i in range(len(names))]
+        group = {"id": 0, "name": "dog", "supercategory": "none"}
+        categories = [group, {"id": 1.0, "name": "dog", "supercategory": "dog"}]
+        return b"\xef\xbb\xbf" + json.dumps({"images": listed, "annotations": found, "categories": categories}).encode()
+
+    return [
+        {
+            "train/_annotations.coco.json": content("a.jpg", "b.jpg", "train\\c.png", "d"),
+            **{"train/a.jpg": image(), "train/b.jpg": image(exif=turned), "train/c.png": image("PNG")},
+            "train/d.JPEG": image(),
+        },
+        {
+            "annotations/instances_default.json": content("a/b.jpg", "images/default/c.jpg"),
+            **{"images/default/a/b.jpg": image(), "images/default/c.jpg": image()},
+        },
+        {"result.json": content("images\\1.jpg", "images/2.jpg"), "images/1.jpg": image(), "images/2.jpg": image()},
+    ]
 
 
 def image_folder() -> list[Case]:

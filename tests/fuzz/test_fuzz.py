@@ -43,8 +43,11 @@ def test_a_reader_ends_well_or_with_an_input_error(name: str, table: dict[str, d
 
 def outcome(tmp_path: Path, read: Callable[[Path], object], writes: bool = False) -> str:
     """What the guard says of a read, in a process of its own, which a hang ends: its exit status then, negative."""
-    root, outside = tmp_path / "root", tmp_path / "outside"
+    root, outside, elsewhere = (tmp_path / name for name in ("root", "outside", "elsewhere"))
     root.mkdir()
+    write_image(elsewhere / "mine.jpg")
+    (root / "link").symlink_to("../elsewhere")
+    (root / "out").symlink_to("../outside")
     write_image(outside / "secret.jpg")
     (root / "mine").write_text("1")
     child = os.fork()
@@ -53,7 +56,7 @@ def outcome(tmp_path: Path, read: Callable[[Path], object], writes: bool = False
         import guard
 
         guard.SECONDS = 1 if read is hang else 5
-        watching = guard.Guard(root, outside, writes)
+        watching = guard.Guard(root, outside, elsewhere, writes)
         guard.limit_memory()
         (tmp_path / "fault").write_text(watching.watch(read).fault)
         os._exit(0)
@@ -73,6 +76,10 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "too much memory": (lambda root: bytearray(1 << 33), "MemoryError"),
     "a file outside": (lambda root: (root / "../outside/secret.jpg").read_bytes(), "touched open"),
     "a file far away": (lambda root: Path("/etc/passwd").read_bytes(), "touched open"),
+    "a file elsewhere, not by a link": (lambda root: (root / "../elsewhere/mine.jpg").read_bytes(), "touched open"),
+    "a way up behind a link": (lambda root: (root / "link/../elsewhere/mine.jpg").read_bytes(), "touched open"),
+    "a file outside by a link": (lambda root: (root / "out/secret.jpg").read_bytes(), "touched open"),
+    "a file changed by a link": (lambda root: (root / "link/mine.jpg").write_bytes(b""), "touched open"),
     "a folder outside": (lambda root: list((root / "../outside").iterdir()), "touched os.listdir"),
     "a file written": (lambda root: (root / "mine").write_text("2"), "touched open"),
     "a pickle": (lambda root: pickle.loads(b"cbuiltins\nlen\n."), "touched pickle.find_class"),  # noqa: S301
@@ -119,6 +126,14 @@ def test_the_guard_sees(name: str, tmp_path: Path) -> None:
 
 def test_the_guard_lets_pass(tmp_path: Path) -> None:
     assert outcome(tmp_path, lambda root: (root / "mine").write_text((root / "mine").read_text()), writes=True) == ""
+
+
+def test_the_guard_lets_the_users_links_pass(tmp_path: Path) -> None:
+    def read(root: Path) -> None:
+        (root / "link/mine.jpg").read_bytes()
+        list((root / "link").iterdir())
+
+    assert outcome(tmp_path, read) == ""
 
 
 def test_the_guard_sees_what_other_languages_open(tmp_path: Path) -> None:

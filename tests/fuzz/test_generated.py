@@ -20,12 +20,13 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
             "filters": st.sampled_from([1, 2, 4, 8]),
             "size": SMALL,
             "stride": st.integers(1, 2),
+            "stride_y": st.integers(1, 2),
             "pad": st.integers(0, 1),
         },
         **{"groups": st.sampled_from([1, 2, 4]), "dilation": st.integers(1, 2), "batch_normalize": st.integers(0, 1)},
         "activation": st.sampled_from([*ACTIVATIONS, "none"]),
     },
-    "maxpool": {"size": SMALL, "stride": SMALL, "padding": st.integers(0, 4)},
+    "maxpool": {"size": SMALL, "stride": SMALL, "padding": st.integers(0, 4), "stride_x": SMALL},
     "avgpool": {},
     "upsample": {"stride": SMALL},
     "dropout": {"probability": st.floats(-1, 2)},
@@ -38,6 +39,10 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
     "scale_channels": {"from": BACK},
     "sam": {"from": BACK},
     "reorg": {"stride": SMALL},
+    "reorg3d": {"stride": SMALL},
+    "implicit": {"filters": st.sampled_from([1, 2, 4, 8]), "atoms": st.integers(1, 2)},
+    "shift_channels": {"from": BACK},
+    "control_channels": {"from": BACK},
 }
 
 
@@ -45,7 +50,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
 def sections(draw: st.DrawFn) -> str:
     kind = draw(st.sampled_from([*OPTIONS, "convolutional", "convolutional"]))
     options = draw(st.fixed_dictionaries({}, optional=OPTIONS[kind]))
-    if kind in ("route", "shortcut", "scale_channels", "sam"):
+    if "from" in OPTIONS[kind] or kind == "route":
         key = "layers" if kind == "route" else "from"
         options.setdefault(key, draw(OPTIONS[kind][key]))
     return f"[{kind}]\n" + "".join(f"{name}={value}\n" for name, value in options.items())
@@ -63,6 +68,6 @@ def test_networks_run_as_their_shapes_say(tmp_path: Path, parts: list[str], size
         net = DarknetNet(parse_cfg(path))
     if net is None:
         return
-    (output,) = net(torch.zeros(1, 3, size, size))
+    (output,) = net(torch.zeros(2, 3, size, size))
     (found,) = net.heads.values()
-    assert output.shape == (1, anchors * 7, size // found.stride, size // found.stride)
+    assert output.shape == (2, anchors * 7, size // found.stride, size // found.stride)

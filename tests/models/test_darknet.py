@@ -280,6 +280,9 @@ GOOD = """
         ("[yolo]", "[reorg3d]\nstride=3\n[yolo]", r"line 11: \[reorg3d\] stride=3 must divide height and width of"),
         ("[yolo]", "[reorg3d]\nstride=2\nreverse=1\n[yolo]", r"line 13: .*option 'reverse' is not supported"),
         ("[yolo]", "[shift_channels]\nfrom=0\n[yolo]", r"line 11: \[shift_channels\] takes .*its channels x1x1"),
+        ("[yolo]", "[implicit]\nfilters=7\n[yolo]", r"line 13: \[yolo\] reads an implicit layer"),
+        ("[yolo]", "[implicit]\n[route]\nlayers=-1,-2\n[yolo]", r"line 12: \[route\] (joins|reads an implicit)"),
+        ("[yolo]", "[implicit]\n[convolutional]\nfilters=7\n[yolo]", r"line 12: \[convolutional\] reads an implicit"),
         ("[yolo]", "[implicit]\nfilters=99999\natoms=99999\n[yolo]", r"line 11: \[implicit\] has far too many values"),
         ("filters=4", "stride_x=0", r"line 6: \[convolutional\] stride_x=0: give a whole number ≥ 1"),
         ("[yolo]", "[Gaussian_yolo]", r"line 11: \[gaussian_yolo\] 1 anchors and 2 classes need filters=11 "),
@@ -324,7 +327,8 @@ def test_headers_of_pytorchs_writers(tmp_path: Path) -> None:
     expected = load(cfg, tmp_path / "net.weights").state_dict()
     path = tmp_path / "other.weights"
     seen = np.int32(7).tobytes()
-    for header in (bytes(12) + seen + bytes(4), bytes(12) + seen, version(0, 2) + seen, version(0, 2) + bytes(8)):
+    older, newer = bytes(12) + seen, version(0, 2) + seen
+    for header in (older + bytes(4), older, newer, newer + bytes(4), newer + bytes(8)):
         path.write_bytes(header + data[20:])
         found = load(cfg, path).state_dict()
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
@@ -679,8 +683,7 @@ def test_lines_that_set_nothing_are_passed_over_and_told(tmp_path: Path, capsys:
 def test_inspect_needs_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     cfg = write_cfg(tmp_path, GOOD)
     words = ["--cfg", str(PROJECT / "configs/yolo_voc.yaml"), "--calib.limit", "2", "--threads", "1"]
-    words += ["--model.name", "darknet", "--model.cfg", str(cfg), "--model.weights", "none", "--model.names", "none"]
-    words += ["--methods", "signed", "--out", str(tmp_path / "out")]
+    words += ["--model.cfg", str(cfg), "--methods", "signed", "--out", str(tmp_path / "out")]
     assert cli.main(["inspect", *words]) == 0
     table, told = capsys.readouterr()
     assert "total: 81,920 multiply-adds" in table  # 32·64·(3·4 + 4·7)

@@ -318,6 +318,7 @@ LAYERS: dict[str, Callable[[Section, int, dict[int, Shape]], Built]] = {
     **dict.fromkeys(["shift_channels", "control_channels"], by_channel),
     **dict.fromkeys(["silence", "empty"], silence),
 }
+BROADCASTING = {"shift_channels", "control_channels", "scale_channels"}  # may read an implicit layer
 # Sections that only YOLOR's program (Wang, Yeh and Liao 2021) has, which reads Darknet's cfg files in its own way.
 YOLOR = {"implicit_add", "implicit_mul", "shift_channels", "control_channels"}
 

@@ -16,7 +16,16 @@ from msat_det.base.files import bytes_of
 from msat_det.data.catalogue import get_with
 from msat_det.models.importers.darknet.cfg import Section, parse_cfg
 from msat_det.models.importers.darknet.heads import HEADS, Head, read_head
-from msat_det.models.importers.darknet.layers import LAYERS, TRAINING_ONLY, YOLOR, Implicit, Pass, Shape, infer_shape
+from msat_det.models.importers.darknet.layers import (
+    BROADCASTING,
+    LAYERS,
+    TRAINING_ONLY,
+    YOLOR,
+    Implicit,
+    Pass,
+    Shape,
+    infer_shape,
+)
 from msat_det.models.preprocessing import as_size
 from msat_det.models.weights import given, kind_of, read_names
 from msat_det.models.yolo import YoloDetector
@@ -40,34 +49,42 @@ class DarknetNet(nn.Module):
         self.channels = net.integer("channels", 3)
         if self.channels not in (1, 3):
             raise net.error("channels must be 3 or 1: only networks for RGB or grey images can be read", "channels")
-        yolor = any(section.kind in YOLOR for section in sections)
         self.layers = nn.ModuleList()
         self.sources: list[list[int]] = []  # for each layer the indices that it reads; -1 is the image
         self.heads: dict[int, Head] = {}  # layer index → what its section says of the raw tensor
         shapes: dict[int, Shape] = {-1: (self.channels, *self.size)}
+        yolor = any(section.kind in YOLOR for section in sections)
         for index, section in enumerate(sections):
-            if section.kind in HEADS:
-                module, sources = nn.Module(), [index - 1]
-                before = self._last_activation(index - 1)
-                self.heads[index] = read_head(section, shapes[index - 1], self.size, before, yolor)
-                shapes[index] = shapes[index - 1]
-            elif section.kind in LAYERS:
-                module, sources = LAYERS[section.kind](section, index, shapes)
-                if self.heads.keys() & set(sources):
-                    raise section.error("reads a layer that ends in boxes: route to the one before it")
-                section.refuse_unasked(TRAINING_ONLY)
-                shapes[index] = infer_shape(section, module, [shapes[source] for source in sources])
-            else:
-                raise section.error(
-                    f"is not supported: use {', '.join(sorted([*LAYERS, *HEADS]))}, or cut the network before it"
-                )
-            self.layers.append(module)
-            self.sources.append(sources)
+            self._add(section, index, shapes, yolor)
         if not self.heads:
             raise net.error("no [yolo] or [region] section follows: only detectors can be read")
         if len({(head.classes, head.form) for head in self.heads.values()}) > 1:
             raise net.error("its [yolo] sections differ in classes or new_coords: let them agree")
         self.eval()
+
+    def _add(self, section: Section, index: int, shapes: dict[int, Shape], yolor: bool) -> None:
+        """Append the layer or head of a section, and its shape to ``shapes``."""
+        if section.kind in HEADS:
+            module, sources = nn.Module(), [index - 1]
+        elif section.kind in LAYERS:
+            module, sources = LAYERS[section.kind](section, index, shapes)
+        else:
+            kinds = ", ".join(sorted([*LAYERS, *HEADS]))
+            raise section.error(f"is not supported: use {kinds}, or cut the network before it")
+        if self.heads.keys() & set(sources):
+            raise section.error("reads a layer that ends in boxes: route to the one before it")
+        constant = [source >= 0 and isinstance(self.layers[source], Implicit) for source in sources]
+        if any(constant) and (section.kind not in BROADCASTING or all(constant)):
+            raise section.error("reads an implicit layer: only shift, control and scale channels do that")
+        if section.kind in HEADS:
+            before = self._last_activation(index - 1)
+            self.heads[index] = read_head(section, shapes[index - 1], self.size, before, yolor)
+            shapes[index] = shapes[index - 1]
+        else:
+            section.refuse_unasked(TRAINING_ONLY)
+            shapes[index] = infer_shape(section, module, [shapes[source] for source in sources])
+        self.layers.append(module)
+        self.sources.append(sources)
 
     def _last_activation(self, index: int) -> nn.Module:
         """The activation that a layer's values come from, through layers that only hand them on."""
@@ -151,14 +168,15 @@ def _header(data: bytes, expected: int) -> int:
     """The header's bytes: three int32 (major, minor, revision) and the number of training images, int64 from version
     0.2 on, before that int32.
 
-    Some programs write 20 bytes under version 0.0, or 16 under a later one. The file's length tells, and the four bytes
-    in question, which are zero in a header: no network has seen 4 billion images.
+    Some programs write 20 bytes under version 0.0, or 16 or 24 under a later one. The file's length tells, and the four
+    bytes in question, which are zero in a header: no network has seen 4 billion images.
     """
     major, minor, _ = np.frombuffer(data, "<i4", 3).tolist()
     told = 20 if major * 10 + minor >= 2 and major < 1000 and minor < 1000 else 16
     fits = len(data) - 4 * expected
-    is_float = any(data[16:20])
-    return fits if (told, fits, is_float) in ((16, 20, False), (20, 16, True)) else told
+    longer = 0 < fits - told <= 4 and not any(data[told:fits])
+    shorter = fits == told - 4 == 16 and any(data[16:20])
+    return fits if longer or shorter else told
 
 
 def _without_implicit(net: DarknetNet, missing: float) -> str:
