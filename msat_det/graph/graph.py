@@ -36,7 +36,8 @@ _TORCH = str(Path(torch.__file__).parent) + os.sep  # its frames stand between a
 _VIEWS = {
     *("view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand"),
     *("getitem", "chunk", "split", "unbind", "select", "narrow", "movedim", "detach", "contiguous", "identity"),
-    "getattr",
+    *("viewas", "reshapeas", "expandas", "unfold", "diagonal", "ravel", "getattr"),
+    *("to", "float", "type", "typeas", "pos", "einsum"),  # of what already is as it should be
 }
 
 

@@ -36,7 +36,8 @@ MEMORY_BYTES = 1 << 29
 # 15.2; YOLO Nano, signed bursts 14.7 / 11.5 / 9.8 / 9.2.
 CHUNK_BYTES = 256 << 20  # aim of one layer's activations over a chunk
 LONGEST_CHUNK = 8
-_FRESH = ops.MULTIPLYING | {"add", "sub", "mul", "truediv", "cat", "batchnorm2d"}  # outputs that nothing else refers to
+# Outputs that nothing else refers to; an einsum of one tensor gives that very one.
+_FRESH = (ops.MULTIPLYING - {"einsum"}) | {"add", "sub", "mul", "truediv", "cat", "batchnorm2d"}
 
 
 class SpikingNetwork:

@@ -527,6 +527,12 @@ def overwrite_viewed(net: Layer, x: Tensor) -> Tensor:
     return y
 
 
+def overwrite_same_type(net: Layer, x: Tensor) -> Tensor:
+    y = x.float()
+    y.relu_()
+    return x
+
+
 def set_item(net: Layer, x: Tensor) -> Tensor:
     x[:, 0] = 0.0
     return x.relu()
@@ -553,6 +559,7 @@ REFUSED = {
     "in place, view": (overwrite_view, "'relu_'", "y.relu_()", "out-of-place"),
     "in place, slice": (overwrite_slice, "'relu_'", "F.relu_(x[:, :2])", "out-of-place"),
     "in place, viewed": (overwrite_viewed, "'relu_'", "x.relu_()", "out-of-place"),
+    "in place, same type": (overwrite_same_type, "'relu_'", "y.relu_()", "out-of-place"),
     "set item": (set_item, "x[:, 0] = 0.0", "item assignment"),
     "state": (count_calls, "'add_'", "net.state.add_", "state"),
     "unknown operation": (lambda net, x: torch.sort(x.relu())[0], "'sort'", "torch.sort", "ops.py"),
