@@ -387,6 +387,22 @@ def test_what_a_mask_touches_is_differential(body: Callable, ops: list[str]) -> 
     assert [node.meta["op"] for node in graph.nodes if node.meta["kind"] is Kind.DIFFERENTIAL] == ops
 
 
+def test_buffers_spread_over_the_image_are_followed() -> None:
+    """Antialiased downsampling as it is usually written: a buffer's method takes a size of the image."""
+
+    def blur(net: Layer, x: Tensor) -> Tensor:
+        kernel = net.kernel.expand(x.shape[1], -1, -1, -1)
+        return F.conv2d(F.pad(x.relu(), (1, 1, 1, 1), "reflect"), kernel, stride=2, groups=x.shape[1])
+
+    graph = layer(blur, kernel=nn.Buffer(torch.arange(9.0).reshape(1, 1, 3, 3) / 36))
+    assert [node.meta["op"] for node in graph.nodes if node.meta["kind"] is Kind.LINEAR].count("conv2d") == 3
+
+
+def test_the_data_of_a_tensor_is_itself() -> None:
+    graph = layer(lambda net, x: x.relu().data.view(x.data.size(0), 2, 2, 12, 12).transpose(1, 2).reshape(x.shape))
+    assert len(graph.sites) == 1
+
+
 def test_a_choice_by_another_input_is_differential() -> None:
     class Chosen(nn.Module):
         def __init__(self):
