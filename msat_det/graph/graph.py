@@ -152,6 +152,19 @@ class Graph:
             "a traced network is neither pickled nor copied as it is: keep a converted one by snn.save(path)"
         )
 
+    def settled(self, nodes: Iterable[Node], batch: Batch) -> dict[Node, Any]:
+        """The values of ``nodes``, which need no others, with images as simulations keep them (channels last)."""
+        inputs, values = self.bind(batch), {}
+        for node in nodes:
+            if node.op == "placeholder":
+                value = inputs[node.target]
+                if value.dim() == 4:
+                    value = value.contiguous(memory_format=torch.channels_last)
+            else:
+                value = self.evaluate(node, values)
+            values[node] = value
+        return values
+
     def walk(self, batch: Batch) -> Iterator[tuple[Node, Any]]:
         """Run the float graph node by node: yields (node, value); values are freed after their last use."""
         inputs, env, last = self.bind(batch), {}, last_uses(self.nodes)

@@ -23,7 +23,7 @@ def spiking_network(
     Raises InputError for an unknown method or option, and for a value that does not fit.
     """
     parsed = parse_options(name, options)
-    observation = variant(observation, parsed.analog, parsed.spiking_linear)
+    observation = variant(observation, parsed.analog, parsed.spiking_linear, parsed.weights == "int8")
     neurons = find_method(name).make(parsed, observation, T)
     snn = SpikingNetwork(observation.graph, neurons, observation.fanout, seed, chunk, detector=observation.detector)
     if parsed.confidence != "none":

@@ -5,7 +5,7 @@ from typing import Literal
 
 from msat_det.methods.observe import Observation
 from msat_det.methods.options import Options, require
-from msat_det.methods.registry import Neurons, method, neurons
+from msat_det.methods.registry import RATE, Neurons, method, neurons
 from msat_det.spiking.neurons import Msat
 
 
@@ -79,7 +79,7 @@ class Opt(Options):
     percentile: float = 99.9
 
 
-@method("opt", Opt, needs_t=True)
+@method("opt", Opt, needs_t=True, codings=RATE)
 def opt(options: Opt, observation: Observation, T: int) -> Neurons:
     """Activation clipped at the threshold θ, bias shifted by θ/(2T).
 
@@ -90,7 +90,7 @@ def opt(options: Opt, observation: Observation, T: int) -> Neurons:
     return {name: replace(n, bias=n.theta / (2 * T)) for name, n in found.items()}
 
 
-@method("tsc", Options, needs_t=True)
+@method("tsc", Options, needs_t=True, codings=RATE)
 def tsc(options: Options, observation: Observation, T: int) -> Neurons:
     """Temporal switch coding: a value in a window of T timesteps is the distance from an opening to a closing spike.
 

@@ -58,6 +58,15 @@ class Site:
             maximum = torch.minimum(maximum, torch.maximum(found, FLOOR * maximum) if values == "all" else found)
         return maximum if per == "channel" else maximum.squeeze(0)
 
+    def levels(self) -> tuple[Tensor, Tensor]:
+        """The distribution: (bins,) the middle of each bin, 0 of the lowest, and (C, bins) float64, the share of each
+        channel's activations there."""
+        index = torch.arange(_BINS)
+        middle = (_edge(index) + _edge(index + 1)) / 2
+        middle[0] = 0.0
+        counts = self.histogram.double()
+        return middle, counts / counts.sum(1, keepdim=True).clamp(min=1)
+
 
 def _percentile(counts: Tensor, q: float) -> Tensor:
     """The q-quantile of each row's histogram, linear within its bin."""

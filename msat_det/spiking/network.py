@@ -25,6 +25,7 @@ from msat_det.graph.ops import Kind
 from msat_det.methods.observe import Observation
 from msat_det.models.detector import Detections, Detector
 from msat_det.models.given import pictures
+from msat_det.spiking.delta_run import DeltaRun
 from msat_det.spiking.energy import Counts, count
 from msat_det.spiking.kernels import Scan, count_events, events, keep_freed_memory
 from msat_det.spiking.masks import image_key
@@ -36,8 +37,6 @@ MEMORY_BYTES = 1 << 29
 # 15.2; YOLO Nano, signed bursts 14.7 / 11.5 / 9.8 / 9.2.
 CHUNK_BYTES = 256 << 20  # aim of one layer's activations over a chunk
 LONGEST_CHUNK = 8
-# Outputs that nothing else refers to; an einsum of one tensor gives that very one.
-_FRESH = (ops.MULTIPLYING - {"einsum"}) | {"add", "sub", "mul", "truediv", "cat", "batchnorm2d"}
 
 
 class SpikingNetwork:
@@ -88,7 +87,8 @@ class SpikingNetwork:
         watch: called before that with (call site, its population, the chunk's input currents (K, B, C, …), or
         (1, B, C, …) where they are constant in time); must not keep the tensor.
         stop: called at each recorded t with what would be returned; true ends the simulation there.
-        Returns {t: the outputs in the network's own structure, as running means over the first t timesteps}, and leaves
+        Returns {t: the outputs in the network's own structure, on the running means over the first t timesteps (under
+        delta coding on the sums)}, and leaves
         the spikes and operations up to each recorded t in ``counts``.
         Raises InputError, naming the call site, when a neuron's potential is NaN.
         """
@@ -97,16 +97,21 @@ class SpikingNetwork:
         if record[0] % window:
             raise InputError(f"recorded timestep {record[0]} is no whole number of windows of {window} timesteps")
         with torch.inference_mode():
-            snn = self._for_size_of(batch)
-            run = _Run(snn, batch, images, tap, watch)
-            outputs, t = {}, 0
+            snn, outputs, t, late = self._for_size_of(batch), {}, 0, 0
+            if self.coding == "delta":
+                run = DeltaRun(snn, batch, T, tap, watch)
+            else:
+                run = _Run(snn, batch, images, tap, watch)
+                late = max((n.late for n in self.neurons.values()), default=0)
             self.counts = {}
             for until in record:
                 while t < until // window:
-                    left = until // window - t
+                    left = (late if t < late < until else until // window) - t
                     steps = -(-left // -(-left // run.chunk))  # chunks alike, for short ones cost more a timestep
                     run.advance(t, steps)
                     t += steps
+                    if t == late:
+                        run.forget(t)
                 outputs[until] = run.readout(t)
                 sites = {node.name: scan.counts.clone() for node, scan in run.scans.items()}
                 self.counts[until] = count(snn.graph, snn.neurons, snn.fanout, sites, run.pools, until, self.energy)
@@ -169,6 +174,14 @@ class SpikingNetwork:
         from msat_det.spiking.formats.native import save
 
         save(self, path)
+
+    @property
+    def coding(self) -> str:
+        """``rate`` or ``delta``. Raises InputError where the neurons do not agree."""
+        found = sorted({neuron.coding for neuron in self.neurons.values()}) or ["rate"]
+        if len(found) > 1:
+            raise InputError("some neurons are for rate coding and some for delta coding: give all of them one coding")
+        return found[0]
 
     @property
     def coverage(self) -> list[dict]:
@@ -259,17 +272,8 @@ class _Run:
         self.scans: dict[Node, Scan] = {}
         self.sums: dict[Node, _Differential] = {}
         self.pools: dict[Node, Tensor] = {}
-        self.static: dict[Node, Any] = {}
-        for node in self.plan.static:
-            if node.op == "placeholder":
-                value = inputs[node.target]
-                if value.dim() == 4:
-                    value = value.contiguous(memory_format=torch.channels_last)
-            elif node.op == "get_attr":
-                value = self.graph.attribute(node)
-            else:
-                value = self._call(node, self.static)
-            self.static[node] = value
+        self.late, self.early = 0, {}
+        self.static = self.graph.settled(self.plan.static, batch)
         self.chunk = snn.chunk or self._choose_chunk()
         device = next(iter(inputs.values())).device
         for node in self.plan.body:  # states made between activations would leave holes in memory
@@ -328,7 +332,7 @@ class _Run:
         scan = self.scans[node]
         if self.watch is not None:
             self.watch(node.name, scan, x)
-        own = not constant and len(source.users) == 1 and source.meta["op"] in _FRESH
+        own = not constant and len(source.users) == 1 and source.meta["op"] in ops.FRESH
         y = scan.run(x, t0, steps, in_place=own)
         if scan.counts.isnan().any():
             raise InputError(
@@ -347,11 +351,16 @@ class _Run:
             self.pools[node] = self.pools.get(node, 0) + counts.unflatten(0, (steps, self.size)).sum(0)
         return y
 
+    def forget(self, t: int) -> None:
+        """Leave what has been sent by t out of the outputs."""
+        self.late, self.early = t, {node: self.scans[node].state.o.clone() for node in self.plan.readout_sites}
+
     def readout(self, t: int) -> Any:
-        """The network's outputs on the running means over the first t timesteps."""
-        env: dict[Node, Any] = dict(self.static)
+        """The network's outputs on the running means over the first t timesteps, or since ``forget``."""
+        env, since = dict(self.static), t - self.late
         for node in self.plan.readout_sites:
-            env[node] = self.scans[node].state.o / t
+            o = self.scans[node].state.o
+            env[node] = (o - self.early[node]) / since if self.early else o / t
         for node in self.plan.readout:
             env[node] = self._call(node, env)
         return self.graph.restructure(fx.map_arg(self.graph.nodes[-1].args[0], env.__getitem__))

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from msat_det.graph.ops import Activation
+from msat_det.spiking.levels import digits, leading
 from msat_det.spiking.masks import bernoulli
 
 DEAD = 1e30  # the threshold of a dead channel: never reached, and finite, so that nothing divides by zero
@@ -54,11 +55,17 @@ class Neuron:
     signed, margin: spikes may take back what was given, once the error is below −margin·θ.
     gamma: most spikes in one timestep. initial: V(−1) in units of θ, a number or (C,). rounding: ``fixed`` floors V⁺/θ,
     ``track`` starts at 0 and rounds to nearest in every step. stages: factor on θ at each timestep, the last one held.
-    reset: ``soft`` subtracts the spike, ``zero`` sets the potential to 0. bias: (C,) added to the current each step.
+    reset: ``soft`` subtracts the spike, ``zero`` sets the potential to 0. bias: (C,) added to the current each step, or
+    (K, C) where it differs over the first K timesteps, the last one held.
     confidence, drop: eq. 18, the probability that an early spike is kept, and what a dropped one does to its charge.
     adaptive: the MSAT threshold; None for a constant one. imbalanced: leaky ReLU with slope a as channel-norm has it,
     an integrate-and-fire neuron that fires −1 at −θ/a. window: a step stands for that many timesteps, and s is the time
     from an opening to a closing spike (temporal switch coding).
+    coding: ``rate``, or ``delta`` (``delta.py``): the sum of the output is the value, and corrections of it are sent.
+    bits: an event carries ±2^k·θ, k < bits; None: bursts of single spikes, at most γ. terms: such events in a timestep,
+    over time; zone: errors below zone·θ are left alone, over time (under delta coding).
+    dense: the 8-bit control, whose values go to every connection as numbers. late: timesteps before its output counts
+    in the network's outputs.
     """
 
     theta: Tensor
@@ -76,6 +83,12 @@ class Neuron:
     adaptive: Msat | None = None
     imbalanced: bool = False
     window: int | None = None
+    coding: Literal["rate", "delta"] = "rate"
+    bits: int | None = None
+    terms: Sequence[int] = (1,)
+    zone: Sequence[float] = (0.5,)
+    dense: bool = False
+    late: int = 0
 
     @property
     def tracking(self) -> bool:
@@ -101,11 +114,12 @@ class Neuron:
     def keeps(self) -> tuple[str, ...]:
         """What the neuron must remember from one timestep to the next, by the names of ``State``."""
         adaptive = self.adaptive
+        delta = self.coding == "delta"
         kept = {
             # a tracking neuron's potential is its error, which only an adaptive threshold looks back at
-            "v": not self.tracking or adaptive is not None,
-            "o": self.signed or self.tracking or self.bounded,
-            "x": self.tracking,
+            "v": not (self.tracking or delta) or adaptive is not None,
+            "o": self.signed or self.tracking or self.bounded or delta,
+            "x": adaptive is not None and adaptive.drive == "current" if delta else self.tracking,
             "mean": adaptive is not None,
             "before": adaptive is not None and adaptive.drive == "depolarisation",
         }
@@ -113,10 +127,22 @@ class Neuron:
 
     def stage(self, t: int | Tensor) -> float | Tensor:
         """The factor on the threshold at timestep t."""
-        last = len(self.stages) - 1
-        if last and isinstance(t, Tensor):
-            return torch.tensor(self.stages, device=t.device)[t.clamp(max=last)]
-        return self.stages[min(t, last) if last else 0]
+        return at(self.stages, t)
+
+    def bias_at(self, t: int | Tensor) -> Tensor:
+        """The bias (C,) at timestep t."""
+        if self.bias.dim() < 2:
+            return self.bias
+        last = len(self.bias) - 1
+        return self.bias[t.clamp(max=last) if isinstance(t, Tensor) else min(t, last)]
+
+
+def at(values: Sequence[float], t: int | Tensor) -> float | Tensor:
+    """Of values over the timesteps the one at t, the last one held."""
+    last = len(values) - 1
+    if last and isinstance(t, Tensor):
+        return torch.tensor(values, device=t.device)[t.clamp(max=last)]
+    return values[min(t, last) if last else 0]
 
 
 def per_channel(value: Tensor | float, like: Tensor) -> Tensor:
@@ -203,7 +229,7 @@ def _charge(neuron: Neuron, state: State, x: Tensor, t: int | Tensor) -> tuple[T
     """The input sum of a tracking neuron with the current x in it, the potential before the spike, and θ(t)."""
     total = state.x
     if neuron.bias is not None:
-        x = x + per_channel(neuron.bias, x)
+        x = x + per_channel(neuron.bias_at(t), x)
     if neuron.tracking:
         total = total + x
         before = (t + 1) * neuron.activation.fn(total / (t + 1)) - state.o
@@ -236,6 +262,8 @@ def step(
         s = torch.where(goal < 0, -torch.floor(-goal * slope / theta), s)
     s = torch.maximum(s, _fewest(neuron, state, goal - start, theta))
     s = torch.clamp(s, max=neuron.gamma)
+    if neuron.bits:
+        s = leading(s, neuron.bits, max(neuron.terms) if isinstance(t, Tensor) else at(neuron.terms, t))
 
     y = s * theta
     if neuron.signed and not neuron.tracking and not neuron.imbalanced:
@@ -256,6 +284,11 @@ def step(
     if state.before is not None:
         state.before = before
     return s, y
+
+
+def spikes(neuron: Neuron, s: Tensor) -> Tensor:
+    """How many spikes ``step``'s s takes: |s|, of binary levels the digits that are sent."""
+    return digits(s.abs(), neuron.bits) if neuron.bits else s.abs()
 
 
 def _fewest(neuron: Neuron, state: State, error: Tensor, theta: Tensor) -> Tensor:

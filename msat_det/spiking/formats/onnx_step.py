@@ -49,15 +49,19 @@ class Slot:
 class Step(nn.Module):
     """The step as a module: (*inputs, t, *states) → (*outputs, *next states, *what each call site sends).
 
-    Raises InputError for spike confidence, whose random masks no runtime can draw alike.
+    Raises InputError for delta coding, and for spike confidence, whose random masks no runtime can draw alike.
     """
 
     def __init__(self, snn: SpikingNetwork):
         super().__init__()
+        if snn.coding == "delta":
+            raise InputError("the network is delta-coded, which export does not write yet: convert it with coding rate")
         self.snn, self.plan, self.net = snn, snn.plan, snn.graph.module
         self.sites = [node for node in self.plan.body if node.meta["kind"] is Kind.SPIKING]
         for node in self.sites:
             neuron = snn.neurons[node.name]
+            if neuron.late:
+                raise InputError(f"call site {node.name} counts from a later timestep on: export with option late off")
             if neuron.confidence < 1:
                 raise InputError(f"call site {node.name} drops spikes at random: export without option confidence")
             _ = neuron.bounded  # known before tracing, where no value is

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
-from msat_det.base.typed import LARGEST, Ranges, Reader
+from msat_det.base.typed import LARGEST, LONGEST, Ranges, Reader
 from msat_det.graph.graph import Graph
 from msat_det.graph.ops import Activation
 from msat_det.spiking.formats.archive import finite, read_archive, write_archive
+from msat_det.spiking.levels import MOST_BITS
 from msat_det.spiking.neurons import Msat, Neuron
 
 KIND = "plan"
@@ -28,6 +29,10 @@ _RANGES: Ranges = {
     (Neuron, "gamma"): (1, LARGEST),
     (Neuron, "confidence"): (0, 1),
     (Neuron, "window"): (1, LARGEST),
+    (Neuron, "bits"): (1, MOST_BITS),
+    (Neuron, "terms"): (0, LARGEST),
+    (Neuron, "zone"): (0.5, math.inf),
+    (Neuron, "late"): (0, LARGEST),
     (Neuron, "stages"): (1e-30, math.inf),
     (Msat, "k_i"): (1e-30, math.inf),
     (Msat, "C"): (1e-30, math.inf),
@@ -149,10 +154,16 @@ class _Reader(Reader):
         return super().match(kind, value, name)
 
     def _tensor(self, shape: Any, name: str) -> Tensor:
-        """The tensor that stands for a field: () or one number a channel."""
+        """The tensor that stands for a field: () or one number a channel; of a bias also such a row for each t."""
         key = f"{_prefix(self.site)}.{name}"
         tensor = self.tensors.get(key)
-        if tensor is None or list(tensor.shape) != shape or tensor.shape not in ((), (self.channels,)):
+        fits = tensor is not None and (
+            tensor.shape in ((), (self.channels,)) or (name == "bias" and self._rows(tensor))
+        )
+        if not fits or list(tensor.shape) != shape:
             found = None if tensor is None else tuple(tensor.shape)
             raise self.wrong(name, found, f"a tensor of shape () or ({self.channels},)")
         return finite(key, tensor)
+
+    def _rows(self, tensor: Tensor) -> bool:
+        return tensor.dim() == 2 and 0 < len(tensor) <= LONGEST and tensor.shape[1] == self.channels

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from msat_det.spiking.kernels.build import keep_freed_memory as keep_freed_memory
 from msat_det.spiking.kernels.build import wanted
-from msat_det.spiking.neurons import Chances, Neuron, State, new_state, per_channel, step, threshold
+from msat_det.spiking.neurons import Chances, Neuron, State, new_state, per_channel, spikes, step, threshold
 
 _SOURCE = Path(__file__).with_name("scan.cpp")
 _FAMILIES = {"spike": 0, "reset": 1, "track": 2, "leaky": 3}
@@ -38,6 +38,12 @@ class _Scan(ctypes.Structure):
         + [(name, ctypes.c_float) for name in _FLOATS]
         + [(name, ctypes.c_int32) for name in _FLAGS32]
     )
+
+
+@functools.cache
+def levels_library() -> ctypes.CDLL | None:
+    """``levels.cpp`` compiled, or None as ``library`` has it."""
+    return wanted(Path(__file__).with_name("levels.cpp"), "delta coding runs in plain PyTorch")
 
 
 @functools.cache
@@ -90,7 +96,7 @@ class Scan:
         for k in range(steps):
             t = torch.tensor(t0 + k, device=x.device) if compiles else t0 + k  # of numbers it would compile each one
             s, y = advance(self.neuron, self.state, x[k if x.shape[0] > 1 else 0], t, self.chances)
-            size = s.abs().flatten(1).double()
+            size = spikes(self.neuron, s).flatten(1).double()
             fanout, one = self.fanout.reshape(1, -1).double(), 1.0
             events = torch.where(size > 0, 1.0, size)
             self.counts += torch.stack([(v * f).sum(1) for v in (size, events) for f in (one, fanout)], 1).cpu()
@@ -102,6 +108,7 @@ class Scan:
         plain = not (n.imbalanced and n.reset == "zero") if not n.tracking else n.activation.name in _PIECEWISE
         return (
             plain
+            and (n.bits is None or min(n.terms) >= n.bits)  # else a spike is cut to its leading digits
             and n.confidence >= 1
             and x.device.type == "cpu"
             and x.dtype == torch.float32
@@ -129,7 +136,8 @@ class Scan:
         arrays = {
             "v": st.v, "o": st.o, "sum": st.x, "mean": st.mean, "before": st.before,
             "theta": periodic(threshold(n, x)), "theta_max": periodic(theta_max), "start": periodic(start),
-            "bias": None if n.bias is None else periodic(per_channel(n.bias, x)), "fanout": _laid_out(self.fanout, x),
+            "bias": None if n.bias is None or n.bias.dim() > 1 else periodic(per_channel(n.bias, x)),
+            "fanout": _laid_out(self.fanout, x),
             "counts": torch.zeros(x.shape[0], lib.scan_units(size), 4, dtype=torch.float64),
         }  # fmt: skip
         self._arrays = arrays  # the structure holds bare pointers: this keeps them alive
@@ -149,6 +157,8 @@ class Scan:
 
     def _run_kernel(self, x: Tensor, t0: int, steps: int, in_place: bool) -> Tensor:
         c, n = self._struct, self.neuron
+        if n.bias is not None and n.bias.dim() == 2:
+            x = x + torch.stack([per_channel(n.bias_at(t0 + k), x[0]) for k in range(steps)]).unsqueeze(1)
         constant = x.shape[0] == 1 and steps > 1
         flat = x.flatten(0, 1)
         if not flat.is_contiguous(memory_format=self._format):
@@ -163,8 +173,24 @@ class Scan:
         library().scan_chunk(
             ctypes.byref(c), _FAMILIES[family], int(self.state.o is not None), int(n.adaptive is not None)
         )
-        self.counts += self._arrays["counts"].sum(1)
+        self.counts += self._arrays["counts"].sum(1) if n.bits is None else self._digits(y, n, stages)
         return y.unflatten(0, (steps, c.B))
+
+    def _digits(self, y: Tensor, n: Neuron, stages: Tensor) -> Tensor:
+        """The counts of bursts that go as binary digits; y (steps·B, C, …)."""
+        c, total = self._struct, torch.zeros(self._struct.B, 4, dtype=torch.float64)
+        for each, stage in zip(y.split(c.B), stages.tolist(), strict=True):
+            counts = torch.zeros_like(total)
+            levels_library().count_digits(
+                ctypes.c_void_p(each.data_ptr()),
+                *(ctypes.c_int64(number) for number in (c.B, c.N, c.period)),
+                ctypes.c_void_p(c.theta),
+                ctypes.c_float(stage),
+                ctypes.c_void_p(c.fanout),
+                ctypes.c_void_p(counts.data_ptr()),
+            )
+            total += counts
+        return total + 0 * self._arrays["counts"].sum(1)  # NaN stays
 
 
 @functools.cache
