@@ -48,7 +48,7 @@ def timesteps(record: Any) -> list[int]:
 
 def recorded(T: Any, record: Any = None) -> list[int]:
     """The timesteps that a simulation of T records: ``record``'s, or T alone. Raises InputError."""
-    last = whole("T", T)
+    last = whole("T", T, 1)
     times = timesteps(last if record is None else record)
     if not times or times[0] < 1 or times[-1] > last:
         raise InputError(f"recorded timesteps {times} must lie in 1..T = {last}: give at least one, and T as the last")

@@ -29,6 +29,7 @@ class Two(nn.Module):
         randomise(self)
         self.first.bias.data = torch.tensor(biases)
         self.first.weight.data[list(weightless)] = 0.0
+        self.second.bias.data.fill_(3.0)  # seen, all of it
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(F.relu(self.second(F.relu(self.first(x)))))
