@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-from msat_det.run.arguments import PROJECT, shared_data
+from msat_det.base.settings import PROJECT, shared_data
 
 IMAGES = (16, 80)
 T = 16

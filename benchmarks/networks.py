@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from msat_det.base.config import Model
 from msat_det.base.errors import InputError
+from msat_det.base.settings import shared_data
 from msat_det.data import ImageFiles
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import Observation, observe
@@ -19,7 +20,6 @@ from msat_det.models.classifiers import CLASSIFIERS, build_classifier
 from msat_det.models.importers.darknet.cfg import parse_cfg
 from msat_det.models.importers.darknet.network import DarknetNet
 from msat_det.models.ssd import SsdMobileNetV1
-from msat_det.run.arguments import shared_data
 
 # Name → method and its options.
 NEURONS: dict[str, tuple[str, dict]] = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.roots import SCENES, voc_xml, write_image
 
-from msat_det.run import arguments
+from msat_det.base import settings
 
 torch.set_num_threads(1)
 
@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data and weights (SOURCES.md); where absent: skip, or fail if MSAT_REQUIRE_SHARED is set."""
-    path = arguments.shared_data()
+    path = settings.shared_data()
     if not path.is_dir():
         give_up = pytest.fail if os.environ.get("MSAT_REQUIRE_SHARED") else pytest.skip
         give_up(f"no shared data at {path} (set MSAT_SHARED_DATA)")

@@ -14,10 +14,11 @@ from torchvision.models import WeightsEnum, get_model, get_model_weights, list_m
 
 from msat_det import models as detectors
 from msat_det.base.config import Config, method_options
+from msat_det.base.settings import PROJECT
 from msat_det.data import DATASETS
 from msat_det.methods import METHODS, parse_options
 from msat_det.run import cli
-from msat_det.run.arguments import PROJECT, load_config
+from msat_det.run.arguments import load_config
 
 # Commands that do not run here as they stand, the first fitting row for each: those with words to add, which make them
 # small, run with these; the others are read: the command, its options, their values, the files they name.

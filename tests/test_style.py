@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from msat_det.run.arguments import PROJECT
+from msat_det.base.settings import PROJECT
 
 
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)

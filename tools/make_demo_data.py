@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from training.scenes import CLASSES, Scene, draw_scene, draw_tile
 
-from msat_det.run.arguments import PROJECT, Parser
+from msat_det.base.settings import PROJECT
+from msat_det.run.arguments import Parser
 from msat_det.run.terminal import once
 
 VOC_SPLITS = {"trainval": 48, "test": 100}  # split → scenes; trainval is there to calibrate on

@@ -11,7 +11,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from msat_det.base.errors import InputError
-from msat_det.run.arguments import PROJECT, Parser
+from msat_det.base.settings import PROJECT
+from msat_det.run.arguments import Parser
 from msat_det.run.terminal import once
 
 WIDTH = 1400  # pixels

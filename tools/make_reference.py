@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import msat_det
 from msat_det import data
-from msat_det.base import config
+from msat_det.base import config, settings
 from msat_det.methods import METHODS, Method, registry
 from msat_det.methods.observe import Observation
 from msat_det.methods.options import Options
@@ -28,7 +28,7 @@ from msat_det.spiking.energy import Cost, Counts
 from msat_det.spiking.neurons import Msat, Neuron
 from msat_det.spiking.nodes import node_table
 
-PAGE = arguments.PROJECT / "docs/reference.md"
+PAGE = settings.PROJECT / "docs/reference.md"
 HEAD = """\
 # Reference
 

@@ -12,9 +12,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
+from msat_det.base.settings import PROJECT
 from msat_det.report.comparison import Comparison, markdown, read_comparison, table
 from msat_det.report.directory import RunDirectory
-from msat_det.run.arguments import PROJECT, Parser, load_config
+from msat_det.run.arguments import Parser, load_config
 from msat_det.run.compare import compare
 from msat_det.run.terminal import once
 

@@ -25,6 +25,7 @@ from training.losses import Objects, fit, pad_objects, scene_batches, ssd_loss, 
 from training.scenes import draw_scene, draw_tile
 
 from msat_det.base.config import MOST_THREADS
+from msat_det.base.settings import PROJECT
 from msat_det.data import VOC_CLASSES, build_dataset
 from msat_det.measure.accuracy import evaluate
 from msat_det.models import demo
@@ -32,7 +33,7 @@ from msat_det.models.classifiers import CLASSIFIERS, PREPROCESS, Classifier
 from msat_det.models.detector import Detector
 from msat_det.models.ssd import SsdDetector
 from msat_det.models.yolo import YoloDetector
-from msat_det.run.arguments import PROJECT, Parser, whole
+from msat_det.run.arguments import Parser, whole
 from msat_det.run.terminal import once
 
 SCENE_SEED, TILE_SEED = 100, 101  # those of data/ are below 100

@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 
 from msat_det.base.config import Config
+from msat_det.base.settings import read_config
 from msat_det.measure.accuracy.agreement import FOUND
 from msat_det.measure.rows import COSTS, DISPLAY, CurveRow, read_summary
 from msat_det.report.paper import SOURCE, TABLE_1, TIMES, Reported
-from msat_det.run.arguments import load_config
 
 HEADINGS = ("spikes/neuron", "SOPs/MAC", "energy ratio", "events/neuron", "energy/int8")  # of COSTS
 NEAR = 0.95  # of the float network's accuracy
@@ -86,7 +86,7 @@ class Comparison:
 def read_comparison(folder: Path) -> Comparison:
     """The experiment that a run directory holds. Raises InputError where it holds none."""
     rows, facts = read_summary(folder)
-    return Comparison(load_config(["--cfg", str(folder / "config.yaml")]), rows, facts)
+    return Comparison(read_config(folder / "config.yaml"), rows, facts)
 
 
 def reported(comparison: Comparison, network: str) -> dict[str, Reported]:

@@ -13,10 +13,11 @@ from tqdm import tqdm
 from msat_det.base.errors import InputError
 from msat_det.base.files import one_line, show
 from msat_det.base.names import hint
+from msat_det.base.settings import expanded
 from msat_det.data.catalogue import CATALOGUE, DEFAULT_ROOT, Entry, Item, Source
 from msat_det.data.download import download, matches
 from msat_det.data.unpack import unpack
-from msat_det.run.arguments import Parser, expanded
+from msat_det.run.arguments import Parser
 from msat_det.run.locks import POSSIBLE, lock
 
 ABOUT = """\

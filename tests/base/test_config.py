@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from msat_det.base.config import Calib, Config, Data, Model, Sim, method_options
 from msat_det.base.errors import InputError
+from msat_det.base.settings import PROJECT
 from msat_det.methods import METHODS, parse_options
-from msat_det.run.arguments import PROJECT, load_config
+from msat_det.run.arguments import load_config
 
 TREE = {
     "data": {"kind": "coco", "root": "data/coco", "split": "val2017"},

@@ -11,7 +11,7 @@ import pytest
 from support.small_runs import command, contents
 
 from msat_det.base import ranks
-from msat_det.run.arguments import PROJECT
+from msat_det.base.settings import PROJECT
 
 TOOL = str(PROJECT / "tools/convert_det.py")
 # Without a repository every run is of the same commit: None.

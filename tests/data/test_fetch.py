@@ -21,13 +21,13 @@ import torch
 
 from msat_det.base.config import Model
 from msat_det.base.errors import InputError
+from msat_det.base.settings import PROJECT
 from msat_det.data import download as downloads
 from msat_det.data.catalogue import CATALOGUE, DEFAULT_ROOT, Entry, Item, Source, get_with
 from msat_det.data.unpack import unpack
 from msat_det.models import build_detector
 from msat_det.run import cli
 from msat_det.run import fetch as command
-from msat_det.run.arguments import PROJECT
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB, more than one chunk
 CUT = 6 * downloads.CHUNK

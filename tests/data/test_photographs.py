@@ -8,13 +8,14 @@ import torch
 from PIL import Image
 from support.roots import write_image
 
+from msat_det.base.settings import PROJECT
 from msat_det.data import CocoDetection, Dataset, images, make_target
 from msat_det.data.images import ORIENTATION
 from msat_det.measure.accuracy import evaluate
 from msat_det.measure.rows import left_out
 from msat_det.models import build_detector
 from msat_det.run import cli
-from msat_det.run.arguments import PROJECT, load_config
+from msat_det.run.arguments import load_config
 
 CFG = str(PROJECT / "configs" / "ssd_coco.yaml")
 

@@ -12,6 +12,7 @@ from PIL import Image
 from support.roots import SCENES, voc_xml, write_image
 
 from msat_det.base.errors import InputError
+from msat_det.base.settings import PROJECT
 from msat_det.data import VOC_CLASSES, CocoDetection, Dataset, VocDetection, build_dataset
 from msat_det.data.images import ORIENTATION
 from msat_det.data.voc_classes import vocabulary
@@ -20,7 +21,6 @@ from msat_det.measure.accuracy import evaluate
 from msat_det.measure.accuracy.detections import match_classes
 from msat_det.models.detector import Detections
 from msat_det.run import cli
-from msat_det.run.arguments import PROJECT
 
 HOME = "VOCdevkit/VOC2007"
 OWN = {"dog": "helmet", "person": "safety vest", "tvmonitor": "crane"}  # SCENES' classes, under names of one's own

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from msat_det.base.errors import InputError
-from msat_det.run.arguments import PROJECT
+from msat_det.base.settings import PROJECT
 
 SECONDS, PATIENCE = 5, 900  # of the process's own time, and of the clock: much other work may share the machine
 GIBIBYTE = 1 << 30

@@ -33,7 +33,7 @@ from mutate import Case, mutate  # noqa: E402
 from readers import READERS, Reader  # noqa: E402
 from seeds import image  # noqa: E402
 
-from msat_det.run.arguments import PROJECT  # noqa: E402
+from msat_det.base.settings import PROJECT  # noqa: E402
 
 FOUND = HERE / "found"
 FOLDERS = ("root", "outside", "elsewhere")

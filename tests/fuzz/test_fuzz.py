@@ -15,7 +15,7 @@ import pytest
 from safetensors import SafetensorError, safe_open
 from support.roots import write_image
 
-from msat_det.run.arguments import PROJECT
+from msat_det.base.settings import PROJECT
 
 HERE = Path(__file__).parent
 INPUTS = 150  # of each reader

@@ -9,10 +9,10 @@ import torch
 from support.networks import images, observed
 
 from msat_det.base.errors import InputError
+from msat_det.base.settings import PROJECT
 from msat_det.measure.anytime import changes, distance, exits, fit_rule
 from msat_det.methods.convert import spiking_network
 from msat_det.run import cli
-from msat_det.run.arguments import PROJECT
 
 RECORD = (2, 4, 8, 16, 32)
 

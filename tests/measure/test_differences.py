@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from msat_det.base.settings import PROJECT
 from msat_det.run import cli
-from msat_det.run.arguments import PROJECT
 
 VGG = ["--cfg", str(PROJECT / "configs/vgg_demo.yaml"), "--data.limit", "24", "--calib.limit", "8", "--threads", "1"]
 YOLO = ["--cfg", str(PROJECT / "configs/yolo_coco.yaml"), "--data.limit", "4", "--calib.limit", "4", "--threads", "1"]

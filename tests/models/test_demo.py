@@ -16,13 +16,13 @@ from training.losses import Objects, fit, match_priors, mirror, pad_objects, sce
 
 from msat_det.base.config import Model
 from msat_det.base.errors import InputError
+from msat_det.base.settings import PROJECT
 from msat_det.data import VOC_CLASSES, build_dataset
 from msat_det.data.voc_xml import read_voc_xml
 from msat_det.graph.trace import trace
 from msat_det.measure.accuracy import evaluate
 from msat_det.models import build_detector, demo
 from msat_det.models.classifiers import build_classifier
-from msat_det.run.arguments import PROJECT
 
 DATA = PROJECT / "data"
 SPLITS = {"voc": ("trainval", "test"), "coco": ("train2017", "val2017")}

@@ -17,6 +17,7 @@ from PIL import Image
 
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
+from msat_det.base.settings import PROJECT
 from msat_det.data import VOC_CLASSES, Dataset, Sample, Target
 from msat_det.measure.parts import Part, Parts
 from msat_det.measure.rows import CurveRow
@@ -26,7 +27,7 @@ from msat_det.report.drawn import animate, write_about
 from msat_det.report.page.chart import Curve, charts, steps
 from msat_det.report.page.page import comparison_page, run_page, verdict, write_report
 from msat_det.run import cli
-from msat_det.run.arguments import PROJECT, load_config
+from msat_det.run.arguments import load_config
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
 CLASSES = [*VOC_CLASSES[:2], HOSTILE]

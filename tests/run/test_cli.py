@@ -10,8 +10,8 @@ import pytest
 
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
+from msat_det.base.settings import PROJECT
 from msat_det.run import cli
-from msat_det.run.arguments import PROJECT
 
 
 @pytest.fixture

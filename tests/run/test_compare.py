@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from msat_det.base.errors import InputError
+from msat_det.base.settings import PROJECT
 from msat_det.measure.rows import CurveRow, read_summary
 from msat_det.methods import METHODS
 from msat_det.report.comparison import markdown, pipe_table, read_comparison, table
@@ -16,7 +17,7 @@ from msat_det.report.curves import draw_pareto, pareto_front
 from msat_det.report.directory import RunDirectory
 from msat_det.report.paper import TABLE_1, TIMES
 from msat_det.run import cli
-from msat_det.run.arguments import PROJECT, load_config
+from msat_det.run.arguments import load_config
 
 FILES = {"config.yaml", "curve.csv", "summary.json", "coverage.json", "curve.png"}
 COSTS = ["spikes_per_neuron", "sops_per_mac", "energy_ratio", "events_per_neuron", "energy_ratio_int8"]

@@ -11,6 +11,7 @@ from support.networks import images, observed
 from support.small_runs import contents, run_quietly, tiny
 from torch import nn
 
+from msat_det.base.settings import PROJECT
 from msat_det.measure.diagnosis import CLIPPED, COARSE, INHERITED, OVER, Finding, Patient, cause_of, mends_for
 from msat_det.measure.effects import output_error
 from msat_det.measure.ledger import PARTS, ledger
@@ -18,7 +19,6 @@ from msat_det.methods import METHODS, parse_options
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import Observation, observe
 from msat_det.report.directory import RunDirectory
-from msat_det.run.arguments import PROJECT
 from msat_det.run.cli import main
 from msat_det.spiking.network import SpikingNetwork
 

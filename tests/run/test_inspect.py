@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from msat_det.base.settings import PROJECT
 from msat_det.report.coverage_picture import BOX_H, BOX_W, draw_graph, layers
 from msat_det.report.coverage_table import coverage_text, short_source, totals
 from msat_det.run import cli
-from msat_det.run.arguments import PROJECT
 
 SVG = "{http://www.w3.org/2000/svg}"
 DEMO = ["--cfg", str(PROJECT / "configs/yolo_voc.yaml"), "--calib.limit", "2", "--threads", "1"]

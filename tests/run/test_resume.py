@@ -14,9 +14,9 @@ import yaml
 from support.small_runs import command, contents, die_at, run_quietly, start, tiny
 
 from msat_det.base.errors import InputError
+from msat_det.base.settings import PROJECT
 from msat_det.measure.parts import Part, Parts
 from msat_det.report.directory import RunDirectory
-from msat_det.run.arguments import PROJECT
 from msat_det.run.resume import owned
 
 

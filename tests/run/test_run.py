@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from msat_det.base.settings import PROJECT
 from msat_det.run import cli
-from msat_det.run.arguments import PROJECT
 
 CFG = str(PROJECT / "configs" / "yolo_voc.yaml")
 SMALL = ["--data.limit", "6", "--calib.limit", "4", "--batch", "4", "--sim.record", "2,4", "--draw.images", "1"]

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from msat_det.base.errors import InputError
+from msat_det.base.settings import PROJECT
 from msat_det.run import cli
-from msat_det.run.arguments import PROJECT
 from msat_det.run.terminal import guarded
 
 FULL = Path("/dev/full")  # a device that takes nothing

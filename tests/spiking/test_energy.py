@@ -7,8 +7,9 @@ import pytest
 from support.networks import images, observed
 
 from msat_det.base.errors import InputError
+from msat_det.base.settings import PROJECT
 from msat_det.methods.convert import spiking_network
-from msat_det.run.arguments import PROJECT, load_config
+from msat_det.run.arguments import load_config
 from msat_det.spiking.energy import TABLES, prices
 
 

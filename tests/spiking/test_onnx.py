@@ -13,10 +13,10 @@ from torch.utils import _pytree as pytree
 
 import msat_det
 from msat_det.base.errors import InputError
+from msat_det.base.settings import PROJECT
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import observe
 from msat_det.run import export
-from msat_det.run.arguments import PROJECT
 from msat_det.run.cli import main
 from msat_det.spiking.formats import onnx_step
 from msat_det.spiking.formats.onnx_check import Agreement, check

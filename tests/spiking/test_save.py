@@ -19,12 +19,12 @@ from torch.utils import _pytree as pytree
 
 import msat_det
 from msat_det.base.errors import InputError
+from msat_det.base.settings import PROJECT
 from msat_det.data.images import read_image
 from msat_det.methods.convert import spiking_network
 from msat_det.models import build_detector
 from msat_det.models.detector import Detections
 from msat_det.models.importers.torchvision import torchvision_detector
-from msat_det.run.arguments import PROJECT
 from msat_det.run.cli import main
 from msat_det.spiking.formats.archive import read_archive, write_archive
 from msat_det.spiking.formats.detector import read_detector, write_detector

@@ -6,7 +6,7 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from msat_det.run.arguments import PROJECT
+from msat_det.base.settings import PROJECT
 from msat_det.run.cli import COMMANDS
 
 PAGES = [PROJECT / "README.md", *sorted(PROJECT.glob("docs/*.md"))]

@@ -6,9 +6,9 @@ from support.networks import images, observed
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from msat_det.base.settings import PROJECT
 from msat_det.data.images import read_image
 from msat_det.methods import METHODS
-from msat_det.run.arguments import PROJECT
 from msat_det.spiking.network import SpikingNetwork
 
 T, RECORD = 8, (3, 8)

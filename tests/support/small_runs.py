@@ -10,9 +10,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from msat_det.base.config import Config
+from msat_det.base.settings import PROJECT
 from msat_det.measure.rows import CurveRow
 from msat_det.run import resume
-from msat_det.run.arguments import PROJECT, load_config
+from msat_det.run.arguments import load_config
 from msat_det.run.experiment import run
 
 WORDS = (

@@ -13,9 +13,9 @@ from training.classifiers import Pictures, Recipe, augmentation, main, read_reci
 
 from msat_det.base.config import Model
 from msat_det.base.errors import InputError
+from msat_det.base.settings import PROJECT
 from msat_det.data import ClassFolders
 from msat_det.models.classifiers import CLASSIFIERS, PREPROCESS, Network, build_classifier
-from msat_det.run.arguments import PROJECT
 
 
 @pytest.fixture

@@ -22,11 +22,12 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from msat_det.base.errors import InputError
+from msat_det.base.settings import expanded
 from msat_det.data import Dataset, build_dataset
 from msat_det.measure.accuracy.topk import topk
 from msat_det.models.classifiers import PREPROCESS, Preprocess, find_classifier
 from msat_det.report.directory import RunDirectory
-from msat_det.run.arguments import Parser, expanded, field_help
+from msat_det.run.arguments import Parser, field_help
 from msat_det.run.terminal import guarded
 
 MOMENTUM = 0.9
