@@ -31,7 +31,7 @@ def settle(config: Config) -> Config:
     """The configuration with its number of threads and its device, on which last bits may depend; PyTorch set to the
     threads and to the seed.
 
-    Raises InputError for a device that is not there, options and prices that can't be used, before anything long begins.
+    Raises InputError for a device, options and prices that can't be used, before anything long begins.
     """
     torch.set_num_threads(config.threads or torch.get_num_threads())
     torch.manual_seed(config.seed)
