@@ -77,7 +77,7 @@ class Run:
         sites = [elements(n) for n in self.graph.sites]
         if self.device.type == "cuda":
             share = GPU_SHARE * torch.cuda.get_device_properties(self.device).total_memory
-            fits = min(share / max(4 * self.size * max(sites, default=1), 1), IMAGES_AT_ONCE_GPU / self.size)
+            fits = min(share / max(4 * self.size * max(sites, default=1), 1), IMAGES_AT_ONCE_GPU / max(self.size, 1))
             return int(min(max(fits, 1), LONGEST_CHUNK_GPU))
         typical = 4 * self.size * sum(s * s for s in sites) / max(sum(sites), 1)
         return int(min(max(CHUNK_BYTES / max(typical, 1), 1), LONGEST_CHUNK))

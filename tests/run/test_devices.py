@@ -30,6 +30,12 @@ METHODS = {
     "calibration": ("calibration", {"correct": "potential"}),
     "fit": ("msat-fit", {"budget_of": "sops"}),
     "switch coding": ("tsc", {}),
+    "reset to zero": ("spike-norm", {"signed": True, "window": 16}),
+    "bias over time": ("ftbc", {"images": 2, "passes": 2}),
+    "binary levels": ("constant", {"levels": "binary", "bits": 3}),
+    "delta": ("constant", {"coding": "delta", "gamma": 3}),
+    "delta, binary levels": ("constant", {"coding": "delta", "levels": "binary", "bits": 4}),
+    "delta, msat": ("msat", {"coding": "delta"}),
 }
 
 
