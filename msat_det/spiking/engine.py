@@ -28,10 +28,10 @@ from msat_det.spiking.plan import Setup, is_pool
 # 15.2; YOLO Nano, signed bursts 14.7 / 11.5 / 9.8 / 9.2.
 CHUNK_BYTES = 256 << 20  # aim of one layer's activations over a chunk
 LONGEST_CHUNK = 8
-# A GPU reads and writes the states every chunk, so longer ones are better; the largest layer's activations, of which
-# about four are held at once beside the states, take this share of its memory. Beyond some 128 images at once cuDNN's
-# float32 convolutions become slow (on an H100 SSD300 takes 1.8 float forwards a timestep at 256 of them, .95 at 64).
-LONGEST_CHUNK_GPU, GPU_SHARE, IMAGES_AT_ONCE_GPU = 16, 0.1, 64
+# A GPU reads and writes the states every chunk, so longer ones are better, until cuDNN's float32 convolutions become
+# slow. On an H100 a timestep of SSD300 takes .59 float forwards with 370 MB of the largest layer's activations at once
+# (16 images, batch 1) and 1.87 with 1.5 GB (64 images, batch 16), of SSD-MobileNet 27 with 4.4 GB (1,024 images).
+LONGEST_CHUNK_GPU, CHUNK_BYTES_GPU, IMAGES_AT_ONCE_GPU = 16, 400 << 20, 64
 
 
 class Run:
@@ -76,9 +76,8 @@ class Run:
     def _choose_chunk(self) -> int:
         sites = [elements(n) for n in self.graph.sites]
         if self.device.type == "cuda":
-            share = GPU_SHARE * torch.cuda.get_device_properties(self.device).total_memory
-            fits = min(share / max(4 * self.size * max(sites, default=1), 1), IMAGES_AT_ONCE_GPU / max(self.size, 1))
-            return int(min(max(fits, 1), LONGEST_CHUNK_GPU))
+            images = min(CHUNK_BYTES_GPU / (4 * max(sites, default=1)), IMAGES_AT_ONCE_GPU)
+            return int(min(max(images / max(self.size, 1), 1), LONGEST_CHUNK_GPU))
         typical = 4 * self.size * sum(s * s for s in sites) / max(sum(sites), 1)
         return int(min(max(CHUNK_BYTES / max(typical, 1), 1), LONGEST_CHUNK))
 

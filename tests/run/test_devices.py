@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from msat_det.methods.observe import observe
 from msat_det.models.detector import Detections
 from msat_det.run import batches, prepare
 from msat_det.run.cli import convert_det
-from msat_det.spiking import kernels
+from msat_det.spiking import engine, kernels
 
 pytest.importorskip("triton")
 METHODS = {
@@ -40,9 +39,8 @@ METHODS = {
 
 
 @pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def stand_in() -> Iterator[None]:
     """Everything within the test may use cuda:0."""
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device=None: SimpleNamespace(total_memory=8 << 30))
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     with StandIn(), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of the interpreter, about masked lanes
@@ -78,6 +76,19 @@ def test_a_network_on_a_device(method: str, tmp_path, request: pytest.FixtureReq
     torch.testing.assert_close(again, expected, atol=1e-6, rtol=1e-6)
     moved = msat_det.load(tmp_path / "a.network").to("cuda").run(images(), T)[T]
     assert torch.equal(moved.cpu(), found.cpu())
+
+
+@pytest.mark.parametrize(
+    ("batch", "bytes_", "chunk"), [(2, 400 << 20, 16), (5, 400 << 20, 12), (70, 400 << 20, 1), (2, 14400, 3)]
+)
+def test_a_chunk_holds_no_more_than_convolutions_are_fast_with(
+    batch: int, bytes_: int, chunk: int, stand_in: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most 16 timesteps, 64 images, and so many bytes of the largest call site: 6 · 10 · 10 neurons here."""
+    monkeypatch.setattr(engine, "CHUNK_BYTES_GPU", bytes_)
+    snn = msat_det.convert(observe(network().to("cuda"), [images()]), method="constant", T=4)
+    with torch.inference_mode():
+        assert engine.Run(snn.setup, images()[:1].repeat(batch, 1, 1, 1)).chunk == chunk
 
 
 def test_the_stand_in_tells_what_is_mixed(stand_in: None) -> None:
