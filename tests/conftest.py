@@ -11,6 +11,8 @@ from support.roots import SCENES, voc_xml, write_image
 from msat_det.base import settings
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels run on the CPU then
 
 
 @pytest.fixture(scope="session")

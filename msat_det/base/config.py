@@ -237,6 +237,7 @@ class Config:
     batch: images per batch.
     seed: seed of subsets and of random masks.
     threads: CPU threads; null: as PyTorch finds it.
+    device: where networks run: auto, cpu, cuda, cuda:N or mps; auto: a GPU where there is one.
     out: run directory; null: runs/<name of the configuration file>.
     resume: go on where an interrupted run in the same directory stopped.
     strict: stop at a corrupt image instead of counting it and going on.
@@ -256,6 +257,7 @@ class Config:
     batch: int = 8
     seed: int = 0
     threads: int | None = None
+    device: str = "auto"
     out: str | None = None
     resume: bool = False
     strict: bool = False
@@ -264,6 +266,8 @@ class Config:
     def __post_init__(self) -> None:
         _positive("batch", self.batch)
         _positive("threads", self.threads, MOST_THREADS)
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device):
+            raise InputError(f"device is {self.device!r}: give auto, cpu, cuda, cuda:N or mps")
         if self.calib.root is None:
             if self.calib.kind == "images":
                 raise InputError("calib.root is missing: name a folder of calibration images with --calib.root DIR")

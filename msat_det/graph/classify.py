@@ -72,12 +72,12 @@ def _enters_once(node: Node, name: str, entering: list[Node]) -> bool:
 
 
 def _on_first_input(graph: Graph, node: Node) -> Callable[[Tensor], Tensor]:
-    """A call site's function of its input alone; parameters that it reads from the graph are looked up once."""
+    """A call site's function of its input alone, with the parameters that it reads from the graph."""
 
     def fixed(value: Any) -> Any:
         return fx.map_arg(value, graph.attribute)
 
     if node.op == "call_module":
         return graph.module.get_submodule(node.target)
-    rest, kwargs = fixed(node.args[1:]), fixed({k: v for k, v in node.kwargs.items() if k != "input"})
-    return lambda x: graph.call(node, (x, *rest), kwargs)
+    kwargs = {k: v for k, v in node.kwargs.items() if k != "input"}
+    return lambda x: graph.call(node, (x, *fixed(node.args[1:])), fixed(kwargs))  # the graph may change its device

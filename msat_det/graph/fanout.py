@@ -48,12 +48,23 @@ class FanOut:
     analog: dict[Node, float] = field(default_factory=dict)
     once: float = 0.0
     evaluations: int = 0
+    _copies: dict[tuple[Node, torch.device], Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def reach(self, node: Node, device: torch.device) -> Tensor:
+        """``spikes`` of one event source on a device, zeros where its spikes reach nothing."""
+        found = self.spikes.get(node)
+        if found is not None and found.device == device:
+            return found
+        if (node, device) not in self._copies:
+            found = torch.zeros(node.meta["shape"]) if found is None else found
+            self._copies[node, device] = found.to(device)
+        return self._copies[node, device]
 
     def on(self, graph: Graph) -> "FanOut":
         """The same counts for the nodes of a copy of the graph."""
         node = {n.name: n for n in graph.nodes}
         macs, spikes, analog = ({node[n.name]: v for n, v in x.items()} for x in (self.macs, self.spikes, self.analog))
-        return replace(self, macs=macs, spikes=spikes, analog=analog)
+        return replace(self, macs=macs, spikes=spikes, analog=analog, _copies={})
 
     @property
     def total(self) -> int:
@@ -76,8 +87,13 @@ def is_event_source(node: Node) -> bool:
 def fan_out(graph: Graph, batch: Tensor | tuple | list | dict) -> FanOut:
     """Count the multiply-adds of every node of ``graph`` and share them out over what drives them.
 
-    batch: one image (batch size 1), for the values of shapes.
+    batch: one image (batch size 1), for the values of shapes. Counted on the CPU, where whole numbers stay whole.
     """
+    with graph.on("cpu"):
+        return _fan_out(graph, batch)
+
+
+def _fan_out(graph: Graph, batch: Tensor | tuple | list | dict) -> FanOut:
     shapes = {node: value for node, value in graph.walk(batch) if node.meta["kind"] is Kind.SHAPE}
     static = static_nodes(graph)
     analog = _analog_masks(graph, shapes, static)

@@ -128,4 +128,4 @@ def _as_batch_norm(norm: nn.Module) -> nn.Module:
     plain.load_state_dict(
         {k: getattr(norm, k) for k in ("weight", "bias", "running_mean", "running_var")}, strict=False
     )
-    return plain
+    return plain.to(norm.weight.device)

@@ -10,6 +10,7 @@ import copy
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -77,6 +78,19 @@ class Graph:
     def device(self) -> torch.device | None:
         """Where its weights lie; None for a network without any."""
         return device_of(self.module)
+
+    @contextmanager
+    def on(self, device: str) -> Iterator[None]:
+        """Its weights on another device for a while."""
+        own = self.device
+        if own in (None, torch.device(device)):
+            yield
+            return
+        self.module.to(device)
+        try:
+            yield
+        finally:
+            self.module.to(own)
 
     def bind(self, batch: Batch) -> dict[str, Tensor]:
         """A batch (tensor, tuple or dict of tensors) as {placeholder name: tensor}: floats in float32, on ``device``.

@@ -40,9 +40,12 @@ class Rule:
 
 
 def distance(outputs: Any, others: Any) -> Tensor:
-    """(B,) relative distance of two outputs, ‖a − b‖ / ‖b‖ of each tensor for each image, averaged over the tensors."""
+    """(B,) relative distance of two outputs, ‖a − b‖ / ‖b‖ of each tensor for each image, averaged over the tensors.
+
+    On the CPU, wherever the outputs lie.
+    """
     pairs = zip(*(map(_rows, pytree.tree_leaves(tree)) for tree in (outputs, others)), strict=True)
-    return torch.stack([(a - b).norm(dim=1) / b.norm(dim=1).clamp(min=1e-12) for a, b in pairs]).mean(0)
+    return torch.stack([(a - b).norm(dim=1) / b.norm(dim=1).clamp(min=1e-12) for a, b in pairs]).mean(0).cpu()
 
 
 def _rows(output: Tensor) -> Tensor:

@@ -36,9 +36,10 @@ def effects_of_own_errors(graph: Graph, batch: Batch, own: dict[str, Tensor]) ->
 
 def silent_outputs(graph: Graph, batch: Batch) -> Any:
     """The outputs when no neuron fires: what biases alone make."""
-    size = pytree.tree_leaves(batch)[0].shape[0]
-    values: dict[Node, Any] = {node: torch.zeros(size, *node.meta["shape"]) for node in graph.sites}
     inputs = graph.bind(batch)
+    first = next(iter(inputs.values()))
+    size, device = len(first), first.device
+    values: dict[Node, Any] = {node: torch.zeros(size, *node.meta["shape"], device=device) for node in graph.sites}
     values |= {node: inputs[node.target] for node in graph.nodes if node.op == "placeholder"}
     needed = before_output(graph)
     for node in graph.nodes:

@@ -30,7 +30,7 @@ def spiking_network(
     snn = SpikingNetwork(observation.graph, neurons, observation.fanout, seed, chunk, detector=observation.detector)
     if parsed.confidence != "none":
         _set_confidence(snn, parsed.confidence, observation)
-    return snn
+    return snn if snn.device.type == "cpu" else snn.to(snn.device)
 
 
 def _set_confidence(snn: SpikingNetwork, confidence: float | str, observation: Observation) -> None:

@@ -106,7 +106,7 @@ def _fit(
     def weight(node: Node) -> Tensor:
         if options.budget_of == "spikes":
             return torch.tensor(1.0 / neurons)
-        reach = observation.fanout.spikes.get(node, torch.zeros(node.meta["shape"]))
+        reach = observation.fanout.reach(node, observation.graph.device or torch.device("cpu"))
         each = rows_by_channel(reach.float().unsqueeze(0), node.meta["axis"]).mean(1)
         return (each if node.meta["axis"] else each[0]) / observation.fanout.total
 

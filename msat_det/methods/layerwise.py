@@ -67,7 +67,7 @@ def rmp(options: Rmp, observation: Observation, T: int) -> Neurons:
 
 def _by_input_sums(options: SpikeNorm, observation: Observation, reset: str) -> Neurons:
     def decide(node: Node, currents: Tensor) -> Neuron:
-        theta = options.factor * currents.amax().clamp(min=0.0).cpu()
+        theta = options.factor * currents.amax().clamp(min=0.0)
         if not node.meta["activation"].rectified or theta == 0:  # nothing came in
             theta = threshold(options, observation, node)
         return neuron(options, node, theta, reset=reset)
@@ -149,9 +149,9 @@ def ftbc(options: Ftbc, observation: Observation, T: int) -> Neurons:
 def bias_over_time(made: Neuron, currents: Tensor, goal: Tensor, T: int, passes: int = 10) -> Tensor:
     """(T, C) what to add to the currents (T, B, C, …), so that the mean output of each channel is that of ``goal``."""
     dims = [1, *range(3, goal.dim() + 1)]
-    wanted, bias = goal.unsqueeze(0).mean(dims), torch.zeros(T, goal.shape[1])
+    wanted, bias = goal.unsqueeze(0).mean(dims), goal.new_zeros(T, goal.shape[1])
     for _ in range(passes):
-        scan = Scan(replace(made, bias=bias), currents[0], torch.zeros(currents.shape[2:]), with_output=False)
+        scan = Scan(replace(made, bias=bias), currents[0], currents.new_zeros(currents.shape[2:]), with_output=False)
         bias = bias + (wanted - scan.run(currents, 0, T).mean(dims)) / 2
     return torch.where(made.theta > 0, bias, torch.zeros_like(bias))
 
@@ -161,7 +161,7 @@ def _mmse(options: Calibration, observation: Observation, node: Node, goal: Tens
     top = threshold(options, observation, node)
     rows = rows_by_channel(goal.abs(), node.meta["axis"])
     rows = rows if top.dim() else rows.reshape(1, -1)
-    best, least = torch.zeros(len(rows)), torch.full((len(rows),), float("inf"))
+    best, least = rows.new_zeros(len(rows)), rows.new_full((len(rows),), float("inf"))
     half = 0.5 if options.initial == "half" else 0.0
     for i in range(1, options.grid + 1):
         theta = (top.reshape(-1) * i / options.grid).clamp(min=1e-12)

@@ -66,10 +66,11 @@ def parse_options(name: str, values: dict[str, Any]) -> Options:
 
 
 def threshold(options: Options, observation: Observation, node: Node) -> Tensor:
-    """θ of one call site: factor × the statistic that the options name; see ``unseen`` for channels without one."""
+    """θ of one call site, on the network's device: factor × the statistic that the options name; see ``unseen`` for
+    channels without one."""
     site = observation.sites[node.name]
     found = options.factor * site.scale(options.percentile, options.values, options.scale)
-    return with_unseen(found, observation, node)
+    return with_unseen(found, observation, node).to(observation.graph.device or "cpu")
 
 
 def neuron(options: Options, node: Node, theta: Tensor, **changes: Any) -> Neuron:

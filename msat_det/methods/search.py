@@ -180,7 +180,7 @@ class Bench:
     def simulate(self, neuron: Neuron) -> tuple[Scan, list[Tensor]]:
         """The neuron after T timesteps, and its output at each of them."""
         silent = 0 if neuron.adaptive else sum(stage == SILENT for stage in neuron.stages)
-        scan = Scan(neuron, self.currents[0], torch.zeros(self.currents.shape[2:]), with_output=True)
+        scan = Scan(neuron, self.currents[0], self.currents.new_zeros(self.currents.shape[2:]), with_output=True)
         outputs = scan.run(self.without(silent), silent, self.T - silent)
         return scan, [torch.zeros_like(outputs[0])] * silent + list(outputs)
 
@@ -195,7 +195,7 @@ class Bench:
     def try_(self, neuron: Neuron) -> Trial:
         """Simulate a candidate."""
         scan, outputs = self.simulate(neuron)
-        error = torch.zeros(())
+        error = self.wanted.new_zeros(())
         for t in self.goal.times:
             difference = self.rate(scan, outputs, t) - self.wanted
             squared = self.mean(difference.square())

@@ -25,7 +25,7 @@ def dead_channels(graph: Graph, node: Node) -> Tensor:
     if source.op != "call_module" or source.meta["op"] not in ("linear", "conv1d", "conv2d", "conv3d"):
         return none
     layer = graph.module.get_submodule(source.target)
-    bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
+    bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
     shape = [-1 if d == node.meta["axis"] else 1 for d in range(len(node.meta["shape"]) + 1)]
     activation = node.meta["activation"].fn(bias.reshape(shape))
     if activation.numel() != none.numel():  # bounds that differ by position

@@ -1,9 +1,11 @@
 """The evaluated images batch by batch: read, run through every network, decoded and kept as parts."""
 
+import os
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ from msat_det.measure.anytime import changes
 from msat_det.measure.parts import Part, Parts
 from msat_det.methods.convert import Conversion
 from msat_det.methods.observe import Observation
+
+READERS = 8  # threads that read images for a GPU
 
 
 @dataclass
@@ -38,34 +42,45 @@ class Loaded:
 def load_batches(
     config: Config, model: Any, dataset: Dataset, batches: list[list], todo: Sequence[int]
 ) -> Iterator[Loaded]:
-    """The numbered batches of images, the next one read while this one is simulated."""
+    """The numbered batches of images on the device, the next ones read while this one is simulated.
 
-    def load(number: int) -> Loaded:
-        ids, made, corrupt, misfit = [], [], [], []
-        for id in batches[number]:
-            try:
-                image = dataset.image(id)
-            except CorruptImage as error:
-                if config.strict:
-                    raise
-                corrupt.append(str(error))
-                continue
-            ids.append(id)
-            made.append(model.preprocess(image))  # at once: a batch of photographs takes half a gigabyte
-            if message := dataset.misfit(id, image):
-                misfit.append(message)
-        inputs = torch.stack([image for image, _ in made]) if made else None
-        return Loaded(number, ids, inputs, [meta for _, meta in made], corrupt, misfit)
+    Images are read and preprocessed on the CPU: by one thread beside a simulation there, by several beside a GPU.
+    """
+    device = torch.device(config.device)
+    readers, ahead = (1, 1) if device.type == "cpu" else (min(READERS, os.cpu_count() or 1), 2)
 
-    if not todo:
-        return
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(load, todo[0])
-        for number in [*todo[1:], None]:
-            loaded = coming.result()
-            if number is not None:
-                coming = reader.submit(load, number)
-            yield loaded
+    def read(id: Any) -> tuple[Tensor, Any, str | None] | CorruptImage:
+        try:
+            image = dataset.image(id)
+        except CorruptImage as error:
+            return error
+        return *model.preprocess(image), dataset.misfit(id, image)  # at once: a batch of photographs takes gigabytes
+
+    with ThreadPoolExecutor(readers) as pool:
+        coming: deque[tuple[int, list[Future]]] = deque()
+        for number in todo:
+            coming.append((number, [pool.submit(read, id) for id in batches[number]]))
+            if len(coming) > ahead:
+                number, reading = coming.popleft()
+                yield gather(number, batches[number], reading, device, config.strict)
+        for number, reading in coming:
+            yield gather(number, batches[number], reading, device, config.strict)
+
+
+def gather(number: int, ids: list, reading: list[Future], device: torch.device, strict: bool) -> Loaded:
+    """A batch of what has been read of these images, on the device. Raises CorruptImage where ``strict``."""
+    found = [(id, future.result()) for id, future in zip(ids, reading, strict=True)]
+    corrupt = [one for _, one in found if isinstance(one, CorruptImage)]
+    if corrupt and strict:
+        raise corrupt[0]
+    good = [(id, *one) for id, one in found if not isinstance(one, CorruptImage)]
+    inputs = torch.stack([image for _, image, _, _ in good]) if good else None
+    if good and device.type == "cuda":
+        inputs = inputs.pin_memory().to(device, non_blocking=True)
+    elif good:
+        inputs = inputs.to(device)
+    metas, misfit = [meta for _, _, meta, _ in good], [message for *_, message in good if message]
+    return Loaded(number, [id for id, *_ in good], inputs, metas, [str(error) for error in corrupt], misfit)
 
 
 def simulate(
@@ -108,15 +123,27 @@ def simulate_batch(
     exits: list[str],
 ) -> None:
     """Fill ``part`` with what every network finds on one batch and what that costs, the labels ``exits`` per image."""
-    part.found["float", None] = model.decode(observation.graph(loaded.inputs), loaded.metas)
+    part.found["float", None] = on_cpu(model.decode(observation.graph(loaded.inputs), loaded.metas))
     for conversion in conversions:
         bar.set_postfix_str(conversion.label)
         outputs = conversion.snn.run(loaded.inputs, conversion.record[-1], conversion.record, loaded.ids)
         for t, output in outputs.items():
-            part.found[conversion.label, t] = model.decode(output, loaded.metas)
+            part.found[conversion.label, t] = on_cpu(model.decode(output, loaded.metas))
             each = conversion.snn.counts[t].figures
             part.costs[conversion.label, t] = each.sum(0)
             if conversion.label in exits:
                 part.each[conversion.label, t] = each
         if conversion.label in exits:
             part.changes[conversion.label] = changes(outputs).T.contiguous()
+
+
+def on_cpu(found: list) -> list:
+    """What a model decodes, its tensors on the CPU: those of a batch in one transfer for each of their fields."""
+    if not found or not is_dataclass(found[0]):
+        return found  # a classifier's scores, which it hands over on the CPU
+    names = [item.name for item in fields(found[0])]
+    if all(getattr(one, name).device.type == "cpu" for one in found for name in names):
+        return found
+    sizes = [len(getattr(one, names[0])) for one in found]
+    values = [torch.cat([getattr(one, name) for one in found]).cpu().split(sizes) for name in names]
+    return [type(found[0])(**dict(zip(names, each, strict=True))) for each in zip(*values, strict=True)]

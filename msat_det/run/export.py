@@ -1,6 +1,7 @@
 """``msat-det export``: one method of a configuration as a file that is run elsewhere."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from msat_det.base.config import Config
@@ -16,7 +17,7 @@ def export(config: Config, T: int | None, file: Path, onnx: bool = False) -> Non
     file: what ``msat_det.load`` reads; with ``onnx`` one timestep (``onnx_step``), checked in onnxruntime on the first
     calibration image before it is written. Raises InputError for bad input of any kind, and where the check fails.
     """
-    config = settle(config)
+    config = settle(replace(config, device="cpu") if onnx else config)  # onnxruntime checks it there
     (entry,) = config.methods
     if onnx:
         require_packages()

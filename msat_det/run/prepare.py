@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from msat_det.base import ranks
 from msat_det.base.config import Config, method_options
+from msat_det.base.device import find_device
 from msat_det.base.errors import InputError
 from msat_det.data import Dataset, build_dataset, subset
 from msat_det.data.augment import augmented
@@ -27,18 +28,20 @@ Task = Literal["detection", "classification"]
 
 
 def settle(config: Config) -> Config:
-    """The configuration with its number of threads, on which last bits may depend; PyTorch set to it and to the seed.
+    """The configuration with its number of threads and its device, on which last bits may depend; PyTorch set to the
+    threads and to the seed.
 
-    Raises InputError for options and prices that can't be used, before anything long begins.
+    Raises InputError for a device, options and prices that can't be used, before anything long begins.
     """
     torch.set_num_threads(config.threads or torch.get_num_threads())
     torch.manual_seed(config.seed)
+    device = str(find_device(config.device))
     prices(config.energy)
     for entry in config.methods:
         parse_options(entry["method"], method_options(entry))
         if entry["label"] in config.exit.methods:
             _require_one_network(config, entry)
-    return replace(config, threads=torch.get_num_threads())
+    return replace(config, threads=torch.get_num_threads(), device=device)
 
 
 def _require_one_network(config: Config, entry: dict) -> None:
@@ -55,8 +58,10 @@ def task_of(config: Config) -> Task:
 
 
 def build_model(config: Config, task: Task) -> Any:
-    """The network with its preprocessing and decoding."""
-    return build_detector(config.model) if task == "detection" else build_classifier(config.model)
+    """The network, on its device, with its preprocessing and decoding."""
+    model = build_detector(config.model) if task == "detection" else build_classifier(config.model)
+    model.net.to("cpu" if config.device == "auto" else config.device)
+    return model
 
 
 def evaluated_images(config: Config, classes: list[str]) -> Dataset:

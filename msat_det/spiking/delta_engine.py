@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import Node
 
-from msat_det.base.errors import InputError
 from msat_det.graph import ops
 from msat_det.graph.fanout import is_event_source
-from msat_det.graph.graph import Batch, where
+from msat_det.graph.graph import Batch
 from msat_det.graph.ops import Kind
+from msat_det.spiking.engine import fetched, refuse_nan
 from msat_det.spiking.kernels import count_events, events, keep_freed_memory
 from msat_det.spiking.kernels.delta import Corrections
 from msat_det.spiking.plan import Setup
@@ -39,6 +39,7 @@ class DeltaRun:
         self.tap, self.watch = tap, watch
         keep_freed_memory()
         self.chunk, self.T = 1, T
+        self.device = next(iter(self.graph.bind(batch).values())).device
         self.values: dict[Node, Any] = self.graph.settled(self.plan.static, batch)
         self.constants = dict(self.values)
         self.scans: dict[Node, Corrections] = {}
@@ -83,18 +84,14 @@ class DeltaRun:
         source = node.all_input_nodes[0]
         sums = self.values[source]
         if node not in self.scans:
-            reach = self.fanout.spikes.get(node, torch.zeros(node.meta["shape"]))
-            self.scans[node] = Corrections(self.neurons[node.name], sums, reach)
+            self.scans[node] = Corrections(self.neurons[node.name], sums, self.fanout.reach(node, self.device))
         scan = self.scans[node]
         if self.watch is not None:
             self.watch(node.name, scan, sums.unsqueeze(0))
         asked = self.tap is not None or (t > 0 and node in self.asked)
         own = not keeps and source in self.plan.moving and len(source.users) == 1 and source.meta["op"] in ops.FRESH
         y = scan.step(sums, t, asked, own)
-        if scan.counts.isnan().any():
-            raise InputError(
-                f"{where(node)}: the potential is NaN by timestep {t + 1}: look at its input and the options"
-            )
+        refuse_nan(node, scan.counts, t + 1)
         self.values[node] = scan.output
         if y is not None:
             self.sent[node] = y
@@ -113,7 +110,11 @@ class DeltaRun:
         value = self.values[node] = self.graph.evaluate(node, self.values)
         if node.meta["kind"] is Kind.DIFFERENTIAL and is_event_source(node) and node in self.fanout.spikes:
             change = value if before is None else value - before
-            self.pools[node] = self.pools.get(node, 0) + count_events(change, self.fanout.spikes[node])
+            self.pools[node] = self.pools.get(node, 0) + count_events(change, self.fanout.reach(node, self.device))
+
+    def spikes(self, t: int) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
+        """See ``engine.fetched``."""
+        return fetched(self.scans, {node: counted.cpu() for node, counted in self.pools.items()}, t)
 
     def readout(self, t: int) -> Any:
         """The network's outputs on the sums after t timesteps."""

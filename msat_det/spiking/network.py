@@ -7,6 +7,7 @@ computed once per batch; what no neuron follows is linear in the spikes and eval
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,8 @@ class SpikingNetwork:
                     if t == late:
                         run.forget(t)
                 outputs[until] = run.readout(t)
-                sites = {node.name: scan.counts.clone() for node, scan in run.scans.items()}
-                self.counts[until] = count(snn.graph, snn.neurons, snn.fanout, sites, run.pools, until, self.energy)
+                counted = run.spikes(t)
+                self.counts[until] = count(snn.graph, snn.neurons, snn.fanout, *counted, until, self.energy)
                 if stop and stop(outputs):
                     break
         return pytree.tree_map_only(Tensor, torch.clone, outputs)  # tensors that the caller may write into
@@ -165,6 +166,20 @@ class SpikingNetwork:
         """What a simulation of it needs, as plain values."""
         return Setup(self.graph, self.plan, self.neurons, self.fanout, self.seed, self.chunk)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is simulated: its inputs are brought there, and its outputs lie there."""
+        return self.graph.device or torch.device("cpu")
+
+    def to(self, device: torch.device | str) -> "SpikingNetwork":
+        """Move the network, and all that was converted from the same observation with it. Returns itself."""
+        self.graph.module.to(device)
+        if self.device.type == "cuda":  # weights as the activations lie: a convolution would copy them every time
+            self.graph.module.to(memory_format=torch.channels_last)
+        self.neurons = {name: _moved(neuron, device) for name, neuron in self.neurons.items()}
+        self._resized = None
+        return self
+
     def save(self, path: str | Path) -> None:
         """Write the network into one file, which ``load`` reads. Raises InputError for what can't be saved."""
         write_network(path, self.setup, self.detector, self.energy)
@@ -181,6 +196,11 @@ class SpikingNetwork:
     def coverage(self) -> list[dict]:
         """What every node became, one dict a node; see ``spiking.nodes.node_table``."""
         return node_table(self.graph, self.fanout, self.neurons)
+
+
+def _moved(neuron: Neuron, device: torch.device | str) -> Neuron:
+    values = {item.name: getattr(neuron, item.name) for item in fields(neuron)}
+    return replace(neuron, **{name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)})
 
 
 def save(snn: SpikingNetwork, path: str | Path) -> None:

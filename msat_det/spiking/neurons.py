@@ -26,7 +26,7 @@ DEAD = 1e30  # the threshold of a dead channel: never reached, and finite, so th
 OVERFLOW = 16
 EARLY = 16  # spike confidence applies to the first 16 timesteps
 SMALLEST = 1e-38  # θ(t): a tiny θ over e^88 would be 0
-_WHOLE = 1e-4  # tolerance of floor(O/θ): an output sum of k thresholds is k, whatever the rounding of its float sum
+WHOLE = 1e-4  # tolerance of floor(O/θ): an output sum of k thresholds is k, whatever the rounding of its float sum
 
 
 @dataclass(frozen=True)
@@ -376,5 +376,5 @@ def _fewest(neuron: Neuron, state: State, above: Tensor, theta: Tensor) -> Tenso
     """s_min: 0, or what a signed neuron may take back. above: the potential above its start."""
     if not neuron.signed:
         return torch.zeros_like(above)
-    given = torch.floor(state.o / theta + _WHOLE)
+    given = torch.floor(state.o / theta + WHOLE)
     return torch.where(above < -neuron.margin * theta, -given, torch.zeros_like(given))

@@ -1,7 +1,6 @@
 """The fused kernel against ``neurons.step``, its exp and softplus, and what runs where there is no compiler."""
 
 import ctypes
-import functools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.neurons import IDENTITY, LEAKY, RELU, RELU6, SILU, VARIANTS, noise
+from support.scans import (
+    ACTIVATIONS,
+    FORMATS,
+    OPTIONS,
+    SHAPE,
+    STEPS,
+    THETAS,
+    counts,
+    currents_for,
+    fanout,
+    reference,
+    scanned,
+    ties,
+)
 from torch import Tensor
 
 from msat_det.methods.observe import Site
@@ -18,56 +31,6 @@ from msat_det.spiking.kernels import Scan, library
 from msat_det.spiking.neurons import Chances, Msat, Neuron, new_state, step
 
 needs_kernel = pytest.mark.skipif(library() is None, reason="no C++ compiler here, or MSAT_DET_KERNEL=off")
-
-OPTIONS = {
-    "plain": {},
-    "half": {"initial": 0.5},
-    "initial by channel": {"initial": torch.tensor([0.1, 0.5, -0.3, 0.2])},
-    "signed": {"signed": True, "initial": 0.5},
-    "signed, margin, bursts": {"signed": True, "margin": 0.8, "gamma": 3},
-    "rounding, stages": {"rounding": "track", "stages": (2.0, 1.0, 0.5, 0.25), "signed": True, "gamma": 15},
-    "reset to zero": {"reset": "zero"},
-    "reset to zero, signed": {"reset": "zero", "signed": True, "gamma": 2},
-    "bias": {"bias": torch.tensor([0.1, -0.2, 0.0, 0.3]), "gamma": 2},
-}
-ACTIVATIONS = {a.name: a for a in (RELU, replace(RELU6, upper=1.37), IDENTITY)}
-THETAS = torch.tensor([0.6, 1.0, 0.0, 2.3])  # the third channel is dead
-SHAPE = (2, 4, 5, 9)  # 180 neurons: full groups of the kernel and a rest
-STEPS = 19
-FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-
-
-def reference(neuron: Neuron, currents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Spikes and outputs by ``neurons.step``, (T, B, C, …), and the last potential."""
-    state = new_state(neuron, currents[0], with_output=True)
-    results = [step(neuron, state, x, t) for t, x in enumerate(currents)]
-    return *(torch.stack(part) for part in zip(*results, strict=True)), state.v
-
-
-def ties(neuron: Neuron, currents: Tensor) -> Tensor:
-    """Neurons (B, C, …) that are near a tie at some time: their spikes change where the currents change by 2e-5."""
-    spikes = [reference(neuron, currents * factor)[0] for factor in (1 - 2e-5, 1.0, 1 + 2e-5)]
-    return ((spikes[0] != spikes[1]) | (spikes[1] != spikes[2])).any(0)
-
-
-def scanned(scan: Scan, currents: Tensor, chunk: int, in_place: bool = False) -> Tensor:
-    outputs = []
-    for t0 in range(0, len(currents), chunk):
-        part = currents[t0 : t0 + chunk]
-        part = part.clone() if in_place else part
-        outputs.append(scan.run(part, t0, len(part), in_place))
-        assert not in_place or outputs[-1].data_ptr() == part.data_ptr()
-    return torch.cat(outputs)
-
-
-def fanout() -> Tensor:
-    return torch.arange(180.0).reshape(SHAPE[1:])
-
-
-@functools.cache
-def currents_for(mean: float = 0.3) -> Tensor:
-    """(T, B, C, …), other currents in every timestep."""
-    return noise(STEPS, *SHAPE, mean=mean)
 
 
 @needs_kernel
@@ -85,19 +48,13 @@ def test_scan_is_the_step(name: str, variant: str, options: dict) -> None:
     for chunk, format in ((1, "contiguous"), (5, "channels_last"), (STEPS, "channels_last")):
         x = currents.flatten(0, 1).contiguous(memory_format=FORMATS[format]).unflatten(0, (STEPS, SHAPE[0]))
         scan = Scan(neuron, x[0], fanout(), with_output=chunk == 5)
-        assert scan._struct is not None, "this neuron was meant to run in the kernel"
+        assert scan.backend == "cpu", "this neuron was meant to run in the kernel"
         got = scanned(scan, x, chunk)
         assert (got - y)[:, kept].abs().max() < 1e-4
         assert torch.equal(got[:, kept].sign(), y[:, kept].sign())
         assert (scan.state.v - v)[kept].abs().max() < 1e-3
         if kept.all():
             assert torch.equal(scan.counts, counts(s))
-
-
-def counts(spikes: Tensor) -> Tensor:
-    """(B, 4) Σ|s|, Σ|s|·fan-out, Σ[s≠0], Σ[s≠0]·fan-out."""
-    size, events, reach = spikes.abs().double(), (spikes != 0).double(), fanout().double()
-    return torch.stack([(v * f).sum((0, 2, 3, 4)) for v in (size, events) for f in (torch.ones(()), reach)], 1)
 
 
 @needs_kernel
@@ -109,7 +66,7 @@ def test_imbalanced_leaky_neurons(slope: float) -> None:
     s, y, _ = reference(neuron, currents)
     kept = ~ties(neuron, currents)
     scan = Scan(neuron, currents[0], fanout(), with_output=True)
-    assert scan._struct is not None
+    assert scan.backend == "cpu"
     assert (scanned(scan, currents, 4) - y)[:, kept].abs().max() < 1e-4
     assert (s[:, kept] < 0).any()
 
@@ -216,7 +173,7 @@ def test_what_the_kernel_does_not_hold_runs_in_plain_pytorch() -> None:
     x = currents_for()
     for neuron in (Neuron(THETAS, SILU), Neuron(THETAS, RELU, confidence=0.5)):
         scan = Scan(neuron, x[0], fanout(), True, Chances(0, [1, 2], 0))
-        assert scan._struct is None
+        assert scan.backend == "eager"
         assert scan.run(x, 0, STEPS).shape == x.shape
 
 

@@ -1,16 +1,18 @@
-"""The neuron step fused over a chunk of timesteps, on the CPU: ``scan.cpp``, compiled once per machine and cached.
+"""The neuron step fused over a chunk of timesteps: on a CPU ``scan.cpp``, compiled once per machine and cached, on a
+CUDA device ``triton_scan.py``.
 
-Where there is no C++ compiler, and for what the kernel does not hold (curved activations, spike confidence),
-``spiking.neurons.step`` runs instead: the same arithmetic, only slower. ``MSAT_DET_KERNEL=off`` forces it. On a GPU
-``torch.compile`` makes one kernel of it. On a CPU that takes .7 (IF) to 13 ns (MSAT) a neuron and timestep of one core
-where ``scan.cpp`` takes .4 to 1.3, and tens of seconds for the first compilation.
+Where there is no C++ compiler or no Triton, and for what a kernel does not hold (``scan.cpp``: curved activations,
+spike confidence; ``triton_scan.py``: see its ``holds``), ``spiking.neurons.step`` runs instead: the same arithmetic,
+only slower. ``MSAT_DET_KERNEL=off`` forces it.
 """
 
 import ctypes
 import functools
 import math
-from collections.abc import Callable
+import os
 from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from torch import Tensor
 from msat_det.graph.channels import rows_by_channel
 from msat_det.spiking.kernels.build import keep_freed_memory as keep_freed_memory
 from msat_det.spiking.kernels.build import wanted
+from msat_det.spiking.kernels.window import Window
 from msat_det.spiking.neurons import (
     Chances,
     Neuron,
@@ -69,12 +72,37 @@ def library() -> ctypes.CDLL | None:
     return lib
 
 
+@functools.cache
+def on_gpu() -> tuple[ModuleType, ModuleType] | None:
+    """The Triton kernels of neurons and of max pooling, or None where Triton is missing or MSAT_DET_KERNEL=off."""
+    if os.environ.get("MSAT_DET_KERNEL") == "off":
+        return None
+    try:
+        from msat_det.spiking.kernels import triton_pool, triton_scan
+    except ImportError:
+        return None
+    return triton_scan, triton_pool
+
+
+def backend(neuron: Neuron, x: Tensor) -> Literal["eager", "cpu", "triton"]:
+    """What runs this neuron on currents like x (B, C, …): ``step``, ``scan.cpp`` or Triton's kernel."""
+    n = neuron
+    if x.dtype != torch.float32:
+        return "eager"
+    if x.is_cuda:
+        return "triton" if on_gpu() and on_gpu()[0].holds(n) else "eager"
+    plain = not (n.imbalanced and n.reset == "zero") if not n.tracking else n.activation.name in _PIECEWISE
+    whole = n.bits is None or min(n.terms) >= n.bits  # else a spike is cut to its leading digits
+    fits = plain and whole and n.confidence >= 1 and x.device.type == "cpu"
+    return "cpu" if fits and library() is not None else "eager"
+
+
 class Scan:
     """A population of neurons of one call site, for one batch: its parameters laid out, its state, and its counts.
 
     currents: an example of the input (B, C, …), whose memory format the state takes over.
     fanout: (C, …) multiply-adds that a spike of each neuron reaches. with_output: keep the output sum.
-    counts: (B, 4) float64, Σ|s|, Σ|s|·fan-out, Σ[s≠0] and Σ[s≠0]·fan-out of each image so far.
+    counts: Σ|s|, Σ|s|·fan-out, Σ[s≠0] and Σ[s≠0]·fan-out of each image so far. ``backend``: see there.
     """
 
     def __init__(
@@ -85,8 +113,18 @@ class Scan:
         self.neuron, self.chances = neuron, chances
         self.state: State = new_state(neuron, currents, with_output)
         self.fanout = fanout.to(currents.device)
-        self.counts = torch.zeros(currents.shape[0], 4, dtype=torch.float64)
-        self._struct = self._layout(currents) if self._fits_kernel(currents) else None
+        self._counts = torch.zeros(currents.shape[0], 4, dtype=torch.float64, device=currents.device)
+        self.backend = backend(neuron, currents)
+        if self.backend == "cpu":
+            self._struct = self._layout(currents)
+        elif self.backend == "triton":
+            reach = _laid_out(self.fanout, currents)
+            self._fused = on_gpu()[0].Fused(neuron, currents, self.state, reach, chances)
+
+    @property
+    def counts(self) -> Tensor:
+        """(B, 4) float64, on the neurons' device."""
+        return self._counts + self._fused.counts.sum(1) if self.backend == "triton" else self._counts
 
     def takes(self, currents: Tensor) -> bool:
         """Whether the state is laid out as these currents (B, C, …) are."""
@@ -100,7 +138,7 @@ class Scan:
         x: (steps, B, C, …) input currents, or (1, B, C, …) for a current that is constant in time. in_place: the result
         may overwrite x. Returns the output s·θ (steps, B, C, …).
         """
-        kernel = self._run_kernel if self._struct is not None else self._run_steps
+        kernel = self._run_steps if self.backend == "eager" else self._run_kernel
         y = kernel(x, t0, steps, in_place)
         if self.neuron.window:
             self._count_pairs(y, t0)
@@ -113,32 +151,18 @@ class Scan:
             pairs = (sent / (full * self.neuron.stage(t0 + k)) - 1e-4).ceil()  # less than a spike, more than rounding
             more = (pairs - 1).clamp(min=0).flatten(1).double()
             reach = self.fanout.expand(y.shape[2:]).reshape(-1).double()
-            self.counts[:, 2:] += torch.stack((more.sum(1), more @ reach), 1).cpu()
+            self._counts[:, 2:] += torch.stack((more.sum(1), more @ reach), 1)
 
     def _run_steps(self, x: Tensor, t0: int, steps: int, in_place: bool) -> Tensor:
-        outputs, compiles = [], x.is_cuda and self.neuron.confidence >= 1
-        advance = _compiled_step() if compiles else step
+        outputs = []
         for k in range(steps):
-            t = torch.tensor(t0 + k, device=x.device) if compiles else t0 + k  # of numbers it would compile each one
-            s, y = advance(self.neuron, self.state, x[k if x.shape[0] > 1 else 0], t, self.chances)
+            s, y = step(self.neuron, self.state, x[k if x.shape[0] > 1 else 0], t0 + k, self.chances)
             size = spikes(self.neuron, s).flatten(1).double()
             fanout, one = self.fanout.reshape(1, -1).double(), 1.0
             events = torch.where(size > 0, 1.0, size)
-            self.counts += torch.stack([(v * f).sum(1) for v in (size, events) for f in (one, fanout)], 1).cpu()
+            self._counts += torch.stack([(v * f).sum(1) for v in (size, events) for f in (one, fanout)], 1)
             outputs.append(y)
         return torch.stack(outputs)
-
-    def _fits_kernel(self, x: Tensor) -> bool:
-        n = self.neuron
-        plain = not (n.imbalanced and n.reset == "zero") if not n.tracking else n.activation.name in _PIECEWISE
-        return (
-            plain
-            and (n.bits is None or min(n.terms) >= n.bits)  # else a spike is cut to its leading digits
-            and n.confidence >= 1
-            and x.device.type == "cpu"
-            and x.dtype == torch.float32
-            and library() is not None
-        )
 
     def _layout(self, x: Tensor) -> _Scan:
         n, m, lib = self.neuron, self.neuron.adaptive, library()
@@ -177,16 +201,25 @@ class Scan:
         return _Scan(B=x.shape[0], N=size, period=period, **pointers, **values)
 
     def _run_kernel(self, x: Tensor, t0: int, steps: int, in_place: bool) -> Tensor:
-        c, n = self._struct, self.neuron
+        n = self.neuron
         if n.bias is not None and n.bias.dim() == 2:
             x = x + torch.stack([per_channel(n.bias_at(t0 + k), x[0], n.axis) for k in range(steps)]).unsqueeze(1)
-        constant = x.shape[0] == 1 and steps > 1
+        constant, images = x.shape[0] == 1 and steps > 1, x.shape[1]
         flat = x.flatten(0, 1)
         if not flat.is_contiguous(memory_format=self._format):
             flat = flat.contiguous(memory_format=self._format)
         y = flat
         if constant or not in_place:
-            y = torch.empty((steps * c.B, *flat.shape[1:]), memory_format=self._format)
+            size = (steps * images, *flat.shape[1:])
+            y = torch.empty(size, device=x.device, memory_format=self._format)
+        if self.backend == "triton":
+            self._fused.run(flat, y, t0, steps, constant)
+        else:
+            self._run_cpp(flat, y, t0, steps, constant)
+        return y.unflatten(0, (steps, images))
+
+    def _run_cpp(self, flat: Tensor, y: Tensor, t0: int, steps: int, constant: bool) -> None:
+        c, n = self._struct, self.neuron
         stages = torch.tensor([n.stage(t0 + k) for k in range(steps)], dtype=torch.float32)
         c.K, c.t0, c.x_step = steps, t0, 0 if constant else c.B * c.N
         c.x, c.y, c.stage = flat.data_ptr(), y.data_ptr(), stages.data_ptr()
@@ -194,8 +227,7 @@ class Scan:
         library().scan_chunk(
             ctypes.byref(c), _FAMILIES[family], int(self.state.o is not None), int(n.adaptive is not None)
         )
-        self.counts += self._arrays["counts"].sum(1) if n.bits is None else self._digits(y, n, stages)
-        return y.unflatten(0, (steps, c.B))
+        self._counts += self._arrays["counts"].sum(1) if n.bits is None else self._digits(y, n, stages)
 
     def _digits(self, y: Tensor, n: Neuron, stages: Tensor) -> Tensor:
         """The counts of bursts that go as binary digits; y (steps·B, C, …)."""
@@ -214,16 +246,21 @@ class Scan:
         return total + 0 * self._arrays["counts"].sum(1)  # NaN stays
 
 
-@functools.cache
-def _compiled_step() -> Callable:
-    return torch.compile(step)
+def pool_in_triton(x: Tensor) -> bool:
+    """Whether Triton's kernel takes the differences of max pooling x (rows, C, H, W)."""
+    return x.is_cuda and x.dtype == torch.float32 and on_gpu() is not None
+
+
+def fused_pool(window: Window, like: Tensor, fanout: Tensor | None) -> Any:
+    """A ``triton_pool.FusedPool``."""
+    return on_gpu()[1].FusedPool(window, like, fanout)
 
 
 def count_events(y: Tensor, fanout: Tensor) -> Tensor:
-    """Σ[y≠0] and Σ[y≠0]·fan-out of each row of y (rows, C, …), as (rows, 2) float64 on the CPU. fanout: (C, …)."""
+    """Σ[y≠0] and Σ[y≠0]·fan-out of each row of y (rows, C, …), as (rows, 2) float64 on its device. fanout: (C, …)."""
     if library() is None or y.device.type != "cpu" or y.dtype != torch.float32:
         events, reach = (y != 0).flatten(1).double(), fanout.to(y.device).expand(y.shape[1:]).flatten().double()
-        return torch.stack((events.sum(1), events @ reach), 1).cpu()
+        return torch.stack((events.sum(1), events @ reach), 1)
     y, reach = y.contiguous(memory_format=_memory_format(y)), _laid_out(fanout, y)
     counts = torch.empty(len(y), 2, dtype=torch.float64)
     library().count_events(
@@ -241,11 +278,12 @@ def observe_channels(x: Tensor, axis: int | None, shift: int, first: int, histog
     """
     channels, bins = histogram.shape
     if library() is None or x.device.type != "cpu" or x.dtype != torch.float32:
-        rows = rows_by_channel(x.abs().float(), axis).cpu()
+        rows = rows_by_channel(x.abs().float(), axis)
         index = ((rows.contiguous().view(torch.int32) >> shift) - (first - 1)).clamp_(0, bins - 1)
-        index += bins * torch.arange(channels, dtype=torch.int32)[:, None]
-        histogram += torch.bincount(index.flatten(), minlength=channels * bins).view(channels, bins).to(torch.int32)
-        torch.maximum(maximum, rows.amax(1), out=maximum)
+        index += bins * torch.arange(channels, dtype=torch.int32, device=x.device)[:, None]
+        found = torch.bincount(index.flatten(), minlength=channels * bins).view(channels, bins)
+        histogram += found.to(histogram.device, torch.int32)
+        torch.maximum(maximum, rows.amax(1).to(maximum.device), out=maximum)
         return
     last = _memory_format(x) is torch.channels_last and axis in (1, None)
     x = x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)

@@ -1,0 +1,34 @@
+"""Which device a command runs on."""
+
+import sys
+
+import torch
+
+from msat_det.base.errors import InputError
+
+
+def find_device(name: str) -> torch.device:
+    """The device called ``name``: auto (a GPU where there is one, which a line on stderr says), cpu, cuda, cuda:N, mps.
+
+    Raises InputError where it is not there.
+    """
+    if name == "auto":
+        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        if found != "cpu":
+            print(f"msat-det: on {_described(found)}; --device cpu for the CPU", file=sys.stderr)
+        name = found
+    kind, _, number = name.partition(":")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device is mps, and there is none here: give --device auto or cpu")
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise InputError(f"device is {name}, and PyTorch sees no CUDA device here: give --device auto or cpu")
+        if int(number or 0) >= count:
+            raise InputError(f"device is {name}, and there are {count} here: give cuda:0 to cuda:{count - 1}")
+        return torch.device("cuda", int(number or torch.cuda.current_device()))
+    return torch.device(kind)
+
+
+def _described(kind: str) -> str:
+    return f"{kind} ({torch.cuda.get_device_name()})" if kind == "cuda" else kind

@@ -1,0 +1,157 @@
+"""Networks and whole runs on a device, with a stand-in for a GPU: nothing is left on the CPU, nothing made there."""
+
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+from support.devices import CUDA, StandIn
+from support.small_runs import command, contents, run_quietly, tiny
+from torch import Tensor, nn
+
+import msat_det
+from msat_det.base import device
+from msat_det.base.errors import InputError
+from msat_det.methods.observe import observe
+from msat_det.models.detector import Detections
+from msat_det.run import batches, prepare
+from msat_det.run.cli import convert_det
+from msat_det.spiking import engine, kernels
+
+pytest.importorskip("triton")
+METHODS = {
+    "signed bursts": ("constant", {"signed": True, "gamma": 3, "scale": "channel"}),
+    "confidence": ("constant", {"confidence": "estimate"}),
+    "spiking linear": ("constant", {"spiking_linear": True}),
+    "msat": ("msat", {}),
+    "normalised": ("msat", {"variant": "normalised", "scale": "channel"}),
+    "spike-norm": ("spike-norm", {}),
+    "calibration": ("calibration", {"correct": "potential"}),
+    "fit": ("msat-fit", {"budget_of": "sops"}),
+    "switch coding": ("tsc", {}),
+    "reset to zero": ("spike-norm", {"signed": True, "window": 16}),
+    "bias over time": ("ftbc", {"images": 2, "passes": 2}),
+    "binary levels": ("constant", {"levels": "binary", "bits": 3}),
+    "delta": ("constant", {"coding": "delta", "gamma": 3}),
+    "delta, binary levels": ("constant", {"coding": "delta", "levels": "binary", "bits": 4}),
+    "delta, msat": ("msat", {"coding": "delta"}),
+}
+
+
+@pytest.fixture
+def stand_in() -> Iterator[None]:
+    """Everything within the test may use cuda:0."""
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    with StandIn(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of the interpreter, about masked lanes
+        yield
+    torch.__future__.set_overwrite_module_params_on_conversion(False)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    head = [nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 6, 3), nn.SiLU()]
+    return nn.Sequential(*head, nn.PReLU(6), nn.GroupNorm(2, 6), nn.Conv2d(6, 2, 1)).eval().requires_grad_(False)
+
+
+def images() -> Tensor:
+    return torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_network_on_a_device(method: str, tmp_path, request: pytest.FixtureRequest) -> None:
+    """Converted, run, saved and examined where it lies, with the CPU's numbers."""
+    name, options = METHODS[method]
+    T = 8 if name == "tsc" else 4
+    snn = msat_det.convert(observe(network(), [images()]), method=name, T=T, **options)
+    expected, spikes = snn.run(images(), T)[T], snn.counts[T].spikes
+    request.getfixturevalue("stand_in")
+    snn = msat_det.convert(observe(network().to("cuda"), [images().to("cuda")]), method=name, T=T, **options)
+    found = snn.run(images(), T)[T]
+    assert found.device == CUDA
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-6, rtol=1e-6)
+    assert torch.equal(snn.counts[T].spikes, spikes)
+    snn.save(tmp_path / "a.network")
+    again = msat_det.load(tmp_path / "a.network").run(images(), T)[T]
+    torch.testing.assert_close(again, expected, atol=1e-6, rtol=1e-6)
+    moved = msat_det.load(tmp_path / "a.network").to("cuda").run(images(), T)[T]
+    assert torch.equal(moved.cpu(), found.cpu())
+
+
+@pytest.mark.parametrize(
+    ("batch", "bytes_", "chunk"), [(2, 400 << 20, 16), (5, 400 << 20, 12), (70, 400 << 20, 1), (2, 14400, 3)]
+)
+def test_a_chunk_holds_no_more_than_convolutions_are_fast_with(
+    batch: int, bytes_: int, chunk: int, stand_in: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most 16 timesteps, 64 images, and so many bytes of the largest call site: 6 · 10 · 10 neurons here."""
+    monkeypatch.setattr(engine, "CHUNK_BYTES_GPU", bytes_)
+    snn = msat_det.convert(observe(network().to("cuda"), [images()]), method="constant", T=4)
+    with torch.inference_mode():
+        assert engine.Run(snn.setup, images()[:1].repeat(batch, 1, 1, 1)).chunk == chunk
+
+
+def test_the_stand_in_tells_what_is_mixed(stand_in: None) -> None:
+    there = torch.ones(2, device="cuda")
+    assert (there + 1).device == CUDA
+    assert there.to("cpu").device.type == "cpu"
+    with pytest.raises(RuntimeError, match="several devices"):
+        there + torch.ones(2)
+
+
+def test_a_whole_run_on_a_device(tmp_path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Boxes, costs, ledger and exit rule of a run on the stand-in are those of the CPU."""
+    # two images, and no kernels, which the interpreter would take minutes for
+    monkeypatch.setattr(kernels, "on_gpu", lambda: None)
+    text = "--data.limit 2 --batch 2 --sim.record 1,2 --methods signed --ledger.images 1 --exit.methods signed"
+    words = [*text.split(), "--exit.images", "2"]
+    rows = run_quietly(tiny(tmp_path / "cpu", *words, "--device", "cpu"))
+    request.getfixturevalue("stand_in")
+    monkeypatch.setattr(prepare, "find_device", lambda name: CUDA)
+    there = run_quietly(tiny(tmp_path / "cuda", *words, "--device", "cuda"))
+    for row, also in zip(rows[1:], there[1:], strict=True):
+        assert also.accuracies == pytest.approx(row.accuracies, abs=0.2)
+        assert also.spikes_per_neuron == pytest.approx(row.spikes_per_neuron, rel=1e-3)
+    assert contents(tmp_path / "cuda").keys() == contents(tmp_path / "cpu").keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("cuda", "device is cuda, and PyTorch sees no CUDA device here: give --device auto or cpu"),
+        ("mps", "device is mps, and there is none here: give --device auto or cpu"),
+    ],
+)
+def test_a_device_that_is_not_there(name: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys, tmp_path) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert convert_det([*command(tmp_path), "--device", name]) == 2
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_devices_by_name(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some Card")
+    assert device.find_device("cuda:1") == torch.device("cuda:1")
+    assert device.find_device("cpu") == torch.device("cpu")
+    assert capsys.readouterr().err == ""
+    assert device.find_device("auto") == torch.device("cuda:0")
+    assert capsys.readouterr().err == "msat-det: on cuda (Some Card); --device cpu for the CPU\n"
+    with pytest.raises(InputError, match="device is cuda:2, and there are 2 here: give cuda:0 to cuda:1"):
+        device.find_device("cuda:2")
+
+
+def test_a_name_that_is_no_device(tmp_path) -> None:
+    with pytest.raises(InputError, match="device is 'gpu': give auto, cpu, cuda, cuda:N or mps"):
+        tiny(tmp_path, "--device", "gpu")
+
+
+def test_boxes_come_to_the_cpu_in_one_piece(stand_in: None) -> None:
+    found = [Detections(torch.rand(n, 4), torch.rand(n), torch.arange(n)) for n in (2, 0, 3)]
+    there = [Detections(*(getattr(one, name).to("cuda") for name in ("boxes", "scores", "labels"))) for one in found]
+    for one, back in zip(found, batches.on_cpu(there), strict=True):
+        assert back.boxes.device.type == "cpu"
+        assert torch.equal(back.boxes, one.boxes)
+        assert torch.equal(back.labels, one.labels)

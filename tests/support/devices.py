@@ -1,0 +1,81 @@
+"""A stand-in for a GPU: tensors of the CPU that say they lie on ``cuda:0``, and refuse to meet others.
+
+Inside ``StandIn()`` everything that is made on, or moved to, a CUDA device is such a tensor. Triton's kernels run in
+its interpreter. Only where a device is missing or mixed up shows; the numbers are the CPU's.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
+
+
+class There(torch.Tensor):
+    """A tensor on the stand-in. Without a mode around it, it is a plain tensor."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+    _is_param = True  # for modules, which take no other tensors for parameters
+    device = property(lambda self: CUDA)
+    is_cuda = property(lambda self: True)
+    is_cpu = property(lambda self: False)
+
+
+class StandIn(TorchFunctionMode):
+    """Within it, ``cuda`` works, and mixing devices raises RuntimeError as PyTorch does."""
+
+    FREE = frozenset(  # of a CPU tensor and one there
+        "copy_ to set_ __get__ __set__ is_pinned _has_compatible_shallow_copy_type".split()
+    )
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = dict(kwargs or {})
+        name = getattr(func, "__name__", "")
+        tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        there = any(isinstance(x, There) for x in tensors)
+        if name in ("numpy", "__array__") and there:
+            raise TypeError("can't convert a tensor of the stand-in to numpy")
+        indices = name in ("__getitem__", "__setitem__", "index_put", "index_put_")
+        mixed = there and any(not isinstance(x, There) and x.dim() > 0 for x in (tensors[:1] if indices else tensors))
+        if mixed and name not in self.FREE:
+            shapes = [(tuple(x.shape), "cuda" if isinstance(x, There) else "cpu") for x in tensors]
+            raise RuntimeError(f"{name}: tensors on several devices: {shapes}")
+        if name == "pin_memory":
+            return args[0]
+        if name == "__deepcopy__" and there:
+            return args[0].detach().clone().as_subclass(There)
+        args, kwargs, wanted = self._asked(name, list(args), kwargs)
+        whole = name in ("requires_grad_", "grad", "retain_grad", "backward")  # an alias would not do
+        plain = pytree.tree_map(
+            lambda x: x.as_subclass(Tensor) if type(x) is There and not whole else x, (tuple(args), kwargs)
+        )
+        result = func(*plain[0], **plain[1])
+        if name == "requires_grad_":
+            return result
+        at = wanted if wanted is not None else CUDA if there else CPU
+        if name in ("__get__", "__set__", "data_ptr", "untyped_storage") and not isinstance(result, Tensor):
+            return result
+        if at.type != "cuda":
+            return result
+        return pytree.tree_map(lambda x: x.as_subclass(There) if isinstance(x, Tensor) else x, result)
+
+    def _asked(self, name: str, args: list, kwargs: dict) -> tuple[list, dict, torch.device | None]:
+        """The arguments for the CPU, and the device that they name."""
+        wanted = None
+        if name in ("cpu", "cuda"):
+            wanted = {"cpu": CPU, "cuda": CUDA}[name]
+        for holder, keys in ((kwargs, ["device"]), (args, range(1, len(args)) if name == "to" else [])):
+            for key in keys:
+                value = holder[key] if holder is args else holder.get(key)
+                if isinstance(value, str) and value.partition(":")[0] in ("cpu", "cuda", "meta"):
+                    value = torch.device(value)
+                if isinstance(value, torch.device):
+                    wanted = value
+                    holder[key] = CPU if value.type == "cuda" else value
+                elif isinstance(value, Tensor) and name == "to":
+                    wanted = CUDA if isinstance(value, There) else CPU
+        return args, kwargs, wanted
