@@ -138,6 +138,11 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there; like ``is_file`` False for a name too long to exist."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def one_line(text: object) -> str:
     return " ".join(str(text).split())
 

@@ -60,6 +60,8 @@ CONVOLUTIONS = {"conv1d", "conv2d", "conv3d", "convtranspose1d", "convtranspose2
 MULTIPLYING = CONVOLUTIONS | {"linear", "matmul", "bmm", "mm", "einsum"}
 
 _PADS = {f"{way}pad{n}d" for n in "123" for way in ("zero", "constant", "reflection", "replication", "circular")}
+FRESH = MULTIPLYING | {"add", "sub", "mul", "truediv", "cat", "batchnorm2d"}  # outputs that nothing else refers to
+
 # Linear or affine in their image input whatever their other arguments are.
 LINEAR = {
     *CONVOLUTIONS,

@@ -140,6 +140,8 @@ def _describe(entry: Entry, cause: str) -> str:
 
 def mends_for(cause: str, options: Options, t: int) -> list[dict[str, Any]]:
     """Changes of options, or of t, that may help against a cause."""
+    if options.coding == "delta":
+        return _delta_mends(cause, options, t)
     more = {"gamma": 2 * options.gamma + 1}  # 1 → 3 → 7 → 15
     signed = [] if options.signed else [{"signed": True}]
     if cause == CLIPPED:
@@ -153,3 +155,14 @@ def mends_for(cause: str, options: Options, t: int) -> list[dict[str, Any]]:
     track = [{"rounding": "track"}] if options.varying and options.rounding == "fixed" else []
     finer = {"factor": options.factor / 2, "gamma": 4 * options.gamma + 3}
     return [*signed, *normal, *channels, *half, *track, more, finer, {"t": 2 * t}]
+
+
+def _delta_mends(cause: str, options: Options, t: int) -> list[dict[str, Any]]:
+    """The same where only corrections are sent: what lies out of reach or is wrong now is mended in later timesteps."""
+    binary = options.levels == "binary"
+    finer = {"bits": options.bits + 1} if binary else {"factor": options.factor / 2, "gamma": 2 * options.gamma + 1}
+    more = {"terms": max(options.terms) + 1} if binary else {"gamma": 2 * options.gamma + 1}
+    channels = [{"scale": "channel"}] if options.scale == "layer" else []
+    zone = [{"zone": 0.5}] if max(options.zone) > 0.5 else []
+    higher = [{"percentile": p} for p in (99.9, 99.99, 100.0) if p > options.percentile]
+    return [*(higher if cause == CLIPPED else channels), *zone, more, finer, {"t": 2 * t}]

@@ -8,7 +8,7 @@ from msat_det.base.config import Config
 from msat_det.base.files import csv_text
 from msat_det.measure.anytime import Rule, exits, fit_rule
 from msat_det.measure.parts import Parts
-from msat_det.measure.rows import CurveRow
+from msat_det.measure.rows import COSTS, CurveRow
 from msat_det.methods.convert import Conversion
 from msat_det.methods.observe import Observation
 
@@ -26,11 +26,13 @@ class ExitRow:
     spikes_per_neuron: float
     sops_per_mac: float
     energy_ratio: float
+    events_per_neuron: float
+    energy_ratio_int8: float
 
     def figures(self) -> dict[str, Any]:
         """Column → value of exit.csv."""
         accuracies = CurveRow(self.method, None, self.metrics).accuracies
-        costs = {name: getattr(self, name) for name in ("spikes_per_neuron", "sops_per_mac", "energy_ratio")}
+        costs = {name: getattr(self, name) for name in COSTS}
         return {
             "method": self.method,
             "tolerance": self.tolerance,

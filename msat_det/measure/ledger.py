@@ -1,6 +1,7 @@
 """The ledger of a spiking network's error: what each call site adds, in which way, and what it was handed on.
 
-With ȳ the running mean of a neuron's output after t timesteps, x̄ that of the input current it was really given,
+With ȳ the running mean of a neuron's output after t timesteps (under delta coding its sum, and that of the input),
+x̄ that of the input current it was really given,
 a = f(x) its float activation and a' = f(x̄), the error ȳ − a is inherited, a' − a (eq. 7: what the layers before hand
 on), and its own, ȳ − a'. That is SIN where the float activation is zero, so that the neuron should be silent (eq. 11);
 clipping as far as a' lies beyond what t timesteps of firing can reach, γ·Σθ/t (eq. 10); and quantisation, the rest:
@@ -17,10 +18,12 @@ from torch.fx.node import Node
 
 from msat_det.graph.graph import Batch, elements
 from msat_det.measure.effects import dot, effects_of_own_errors, relative, silent_outputs, squares
+from msat_det.spiking.delta import coming_delta_threshold, target
 from msat_det.spiking.energy import Cost
 from msat_det.spiking.kernels import Scan
+from msat_det.spiking.kernels.delta import Corrections
 from msat_det.spiking.network import SpikingNetwork
-from msat_det.spiking.neurons import Neuron, coming_threshold, per_channel
+from msat_det.spiking.neurons import Neuron, at, coming_threshold, per_channel
 
 PARTS = ("quantisation", "clipping", "sin", "inherited")
 OWN = PARTS[:3]
@@ -146,7 +149,7 @@ def ledger(
                 for name, effect in effects_of_own_errors(snn.graph, batch, run.own):
                     sums[name, T].effect += effect
             for name, scan in run.scans.items():
-                result.residuals[name] = result.residuals.get(name, 0) + _residuals(scan)
+                result.residuals[name] = result.residuals.get(name, 0) + _residuals(scan, run.sites[name])
             result.traces |= run.traces()
             images += size
     result.entries = [
@@ -176,29 +179,42 @@ class _Site:
     """The running sums of one call site in one batch: currents, outputs, |outputs| and, where it varies, θ."""
 
     def __init__(self, neuron: Neuron, a: Tensor):
-        self.neuron, self.a, self.steps = neuron, a, 0
+        self.neuron, self.a, self.steps, self.delta = neuron, a, 0, neuron.coding == "delta"
         self.x, self.y, self.sent = (torch.zeros_like(a) for _ in range(3))
         self.theta = torch.zeros_like(a) if neuron.adaptive else 0.0
 
-    def reach(self) -> Tensor:
-        """γ·Σθ/t, 0 in a dead channel."""
-        largest = per_channel(self.neuron.theta, self.a)
+    def heights(self) -> Tensor:
+        """Σθ(t) over the steps, 0 in a dead channel."""
+        largest = per_channel(self.neuron.theta, self.a, self.neuron.axis)
         if self.neuron.adaptive:
-            theta = torch.where(largest > 0, self.theta, torch.zeros_like(self.theta))
-        else:
-            theta = largest * sum(map(self.neuron.stage, range(self.steps)))
-        return self.neuron.gamma * theta / self.steps
+            return torch.where(largest > 0, self.theta, torch.zeros_like(self.theta))
+        return largest * sum(map(self.neuron.stage, range(self.steps)))
+
+    def reach(self) -> Tensor:
+        """The largest value that firing at the full rate gives: γ·Σθ/t; under delta coding γ·Σθ."""
+        neuron, most = self.neuron, self.neuron.gamma
+        if self.delta and neuron.bits:
+            terms = sum(at(neuron.terms, t) * neuron.stage(t) for t in range(self.steps))
+            most = 2 ** (neuron.bits - 1) * terms / sum(map(neuron.stage, range(self.steps)))
+        return most * self.heights() / self.count
+
+    @property
+    def count(self) -> int:
+        """What makes a value of a sum."""
+        return 1 if self.delta else self.steps
 
     def add_to(self, sums: _Sums) -> Tensor:
         """Close the account after the steps done so far. Returns the site's own error (B, C, …)."""
-        y, reach = self.y / self.steps, self.reach()
-        parts = split(self.neuron, self.a, self.x / self.steps, y, reach)
+        y, reach = self.y / self.count, self.reach()
+        sent = torch.maximum(reach, y.abs())  # an overflow goes beyond what full firing reaches
+        parts = split(self.neuron, self.a, self.x / self.count, y, sent)
         total, own = y - self.a, parts["quantisation"] + parts["clipping"] + parts["sin"]
         sums.products += torch.stack([dot(part, total) for part in parts.values()])
         sums.squares += torch.stack([dot(part, part) for part in parts.values()])
         sums.own += dot(own, own).item()
         surplus = parts["quantisation"] + parts["sin"]
-        surplus = torch.where(surplus * self.steps > reach / self.neuron.gamma, surplus, torch.zeros_like(surplus))
+        one = self.heights() / self.steps
+        surplus = torch.where(surplus * self.count > one, surplus, torch.zeros_like(surplus))
         sums.over += dot(surplus, surplus).item()
         sums.float += dot(self.a, self.a).item()
         silent, spoken = self.a == 0, self.y.abs() > TAKEN_BACK * self.sent
@@ -221,7 +237,7 @@ class _Batch:
     ):
         self.snn, self.record, self.sums, self.chosen = snn, record, sums, chosen
         self.sites: dict[str, _Site] = {}
-        self.scans: dict[str, Scan] = {}
+        self.scans: dict[str, Scan | Corrections] = {}
         self.own: dict[str, Tensor] = {}
         self.thresholds: dict[str, list[Tensor]] = {}
         for node, value in snn.graph.walk(batch):
@@ -235,11 +251,12 @@ class _Batch:
                 for name in {names[0]: 0, names[len(names) // 2]: 0, names[-1]: 0}
             }
 
-    def watch(self, name: str, scan: Scan, x: Tensor) -> None:
+    def watch(self, name: str, scan: Scan | Corrections, x: Tensor) -> None:
         site, self.scans[name] = self.sites[name], scan
-        site.x += x[0]
+        coming = coming_delta_threshold if site.delta else coming_threshold
+        site.x = x[0].clone() if site.delta else site.x + x[0]
         if site.neuron.adaptive or name in self.chosen:
-            theta = coming_threshold(site.neuron, scan.state, x[0], site.steps)
+            theta = coming(site.neuron, scan.state, x[0], site.steps)
             if site.neuron.adaptive:
                 site.theta += theta
             if name in self.chosen:
@@ -267,11 +284,12 @@ def _add(costs: dict[tuple[str, int], dict[str, float]], key: tuple[str, int], c
     costs[key] = {name: value + costs.get(key, {}).get(name, 0.0) for name, value in summed.items()}
 
 
-def _residuals(scan: Scan) -> Tensor:
-    """(BINS,) potentials in units of θ; dead channels are left out."""
-    theta = per_channel(scan.neuron.theta, scan.state.v).expand(scan.state.v.shape)
+def _residuals(scan: Scan | Corrections, site: _Site) -> Tensor:
+    """(BINS,) potentials in units of θ; dead channels are left out. Under delta coding the errors that are left."""
+    v = target(scan.neuron, site.x, site.steps - 1) - site.y if site.delta else scan.state.v
+    theta = per_channel(scan.neuron.theta, v, scan.neuron.axis).expand(v.shape)
     edge = RESIDUAL * (1 - 1e-6)
-    ratio = (scan.state.v[theta > 0] / theta[theta > 0]).clamp(-edge, edge)
+    ratio = (v[theta > 0] / theta[theta > 0]).clamp(-edge, edge)
     return torch.histc(ratio.float(), BINS, -RESIDUAL, RESIDUAL).double().cpu()
 
 

@@ -19,6 +19,7 @@ from msat_det.base.files import is_file, write_whole
 from msat_det.models.detector import Detections
 
 T = TypeVar("T")
+FIGURES = 5  # of ``spiking.energy.Counts.figures``
 Key = tuple[str, int | None]  # a method's label and a recorded timestep; ("float", None) is the float network
 
 
@@ -28,9 +29,9 @@ class Part:
 
     ids: of the images that could be read. corrupt: messages of those that could not.
     found: {(label, t): for each image its Detections, or its logits (K,)}.
-    costs: {(label, t): (3,) float64, sums over the images: spikes per neuron, operations per MAC, energy ratio}.
+    costs: {(label, t): (5,) float64, sums over the images of ``spiking.energy.Counts.figures``}.
     changes: {label: (B, K), for each image how much its outputs changed before each recorded t (``anytime.changes``)},
-    each: {(label, t): (B, 3) float64, costs of each image}; both for methods with an exit.
+    each: {(label, t): (B, 5) float64, costs of each image}; both for methods with an exit.
     misfit: messages of the images that have another size than their annotation says.
     """
 
@@ -95,17 +96,17 @@ class Parts:
         return found
 
     def costs(self, label: str, t: int | None) -> Tensor:
-        """(3,) float64 sums over all images; added batch by batch, so that they do not depend on who did which."""
-        name, none = f"{_name((label, t))}/costs", torch.zeros(3, dtype=torch.float64)
-        return sum(self._each(lambda ids, file: _three(file.get_tensor(name)) if ids else none), none)
+        """(5,) float64 sums over all images; added batch by batch, so that they do not depend on who did which."""
+        name, none = f"{_name((label, t))}/costs", torch.zeros(FIGURES, dtype=torch.float64)
+        return sum(self._each(lambda ids, file: _checked(file.get_tensor(name)) if ids else none), none)
 
     def changes(self, label: str, times: int) -> Tensor:
         """(N, K) float64 changes of all images before the K = ``times`` recorded t, of one method with an exit."""
         return self._rows(f"{label}/changes", times)
 
     def each(self, label: str, t: int) -> Tensor:
-        """(N, 3) float64 costs of each image, of one method with an exit."""
-        return self._rows(f"{_name((label, t))}/each", 3)
+        """(N, 5) float64 costs of each image, of one method with an exit."""
+        return self._rows(f"{_name((label, t))}/each", FIGURES)
 
     def _rows(self, name: str, columns: int) -> Tensor:
         """A row for each image that could be read."""
@@ -152,9 +153,9 @@ def _messages(text: str) -> list[str]:
     return messages
 
 
-def _three(costs: Tensor) -> Tensor:
-    if costs.shape != (3,) or costs.dtype != torch.float64:
-        raise ValueError("its costs are not three numbers")
+def _checked(costs: Tensor) -> Tensor:
+    if costs.shape != (FIGURES,) or costs.dtype != torch.float64:
+        raise ValueError(f"its costs are not {FIGURES} numbers")
     return costs
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from msat_det.base.errors import InputError
 from msat_det.base.files import text_of
 
+COSTS = ("spikes_per_neuron", "sops_per_mac", "energy_ratio", "events_per_neuron", "energy_ratio_int8")
 DISPLAY = {"map": "mAP", "map50": "mAP50", "top1": "top1", "top5": "top5"}
 
 
@@ -22,6 +23,9 @@ class CurveRow:
     spikes_per_neuron: Σ|s| over all timesteps so far, per neuron and image; None for the float network.
     sops_per_mac: synaptic operations so far over the float network's multiply-adds.
     energy_ratio: estimated energy so far over the float network's.
+    events_per_neuron: outputs that are not 0 (of binary levels each term) so far; None for the float network.
+    energy_ratio_int8: energy with 8-bit weights over that of the network with 8-bit weights and activations, both by
+    table 45nm-int8; None for the float network.
     """
 
     method: str
@@ -30,6 +34,13 @@ class CurveRow:
     spikes_per_neuron: float | None = None
     sops_per_mac: float = 1.0
     energy_ratio: float = 1.0
+    events_per_neuron: float | None = None
+    energy_ratio_int8: float | None = None
+
+    @property
+    def costs(self) -> dict[str, float | None]:
+        """Its figures of ``COSTS``."""
+        return {name: getattr(self, name) for name in COSTS}
 
     @property
     def accuracies(self) -> dict[str, float]:
@@ -38,11 +49,7 @@ class CurveRow:
 
     def figures(self) -> dict[str, Any]:
         """All figures of the row, as summary.json shows them."""
-        return self.metrics | {
-            "spikes_per_neuron": self.spikes_per_neuron,
-            "sops_per_mac": self.sops_per_mac,
-            "energy_ratio": self.energy_ratio,
-        }
+        return self.metrics | self.costs
 
 
 def read_summary(folder: Path) -> tuple[list[CurveRow], dict[str, Any]]:
@@ -52,15 +59,18 @@ def read_summary(folder: Path) -> tuple[list[CurveRow], dict[str, Any]]:
         facts = json.loads(text_of(file))
         curves = {("float", None): facts.pop("float")}
         curves |= {(label, int(t)): row for label, curve in facts.pop("methods").items() for t, row in curve.items()}
-        costs = ("spikes_per_neuron", "sops_per_mac", "energy_ratio")
-        rows = [
-            CurveRow(label, t, {k: v for k, v in row.items() if k not in costs}, *(row[name] for name in costs))
+        rows = [  # runs of older versions lack the last two costs
+            CurveRow(
+                label,
+                t,
+                {k: v for k, v in row.items() if k not in COSTS},
+                *(row[name] for name in COSTS[:3]),
+                *(row.get(name) for name in COSTS[3:]),
+            )
             for (label, t), row in curves.items()
         ]
         names = list(rows[0].accuracies)
-        figures = [
-            [row.metrics[name] for name in names] + [getattr(row, cost) or 0.0 for cost in costs] for row in rows
-        ]
+        figures = [[row.metrics[name] for name in names] + [cost or 0.0 for cost in row.costs.values()] for row in rows]
         figures += [[row.metrics["agreement"]] for row in rows if "agreement" in row.metrics]
         if names[:1] not in (["map"], ["top1"]) or not all(
             math.isfinite(figure) for line in figures for figure in line

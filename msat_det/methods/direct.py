@@ -3,9 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from msat_det.base.checks import check_number
 from msat_det.methods.observe import Observation
-from msat_det.methods.options import Options, require
-from msat_det.methods.registry import Neurons, method, neurons
+from msat_det.methods.options import Options
+from msat_det.methods.registry import RATE, Neurons, method, neurons
 from msat_det.spiking.neurons import Msat
 
 
@@ -79,7 +80,7 @@ class Opt(Options):
     percentile: float = 99.9
 
 
-@method("opt", Opt, needs_t=True)
+@method("opt", Opt, needs_t=True, codings=RATE)
 def opt(options: Opt, observation: Observation, T: int) -> Neurons:
     """Activation clipped at the threshold θ, bias shifted by θ/(2T).
 
@@ -90,7 +91,7 @@ def opt(options: Opt, observation: Observation, T: int) -> Neurons:
     return {name: replace(n, bias=n.theta / (2 * T)) for name, n in found.items()}
 
 
-@method("tsc", Options, needs_t=True)
+@method("tsc", Options, needs_t=True, codings=RATE)
 def tsc(options: Options, observation: Observation, T: int) -> Neurons:
     """Temporal switch coding: a value in a window of T timesteps is the distance from an opening to a closing spike.
 
@@ -129,8 +130,10 @@ class MsatOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.C > 0, "C", self.C, "a number above 0")
-        require(self.k_i > 0, "k_i", self.k_i, "a number above 0")
+        for key in ("C", "k_i"):
+            check_number(f"option {key}", getattr(self, key), 0, above=True)
+        for key in ("k_a", *(key for key in ("alpha", "tau_mp", "tau_rd", "rest") if getattr(self, key) is not None)):
+            check_number(f"option {key}", getattr(self, key))
 
     @property
     def varying(self) -> bool:

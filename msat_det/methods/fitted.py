@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from msat_det.base.checks import check_number
+from msat_det.graph.channels import rows_by_channel
 from msat_det.graph.graph import elements
 from msat_det.methods.layerwise import LayerByLayer
 from msat_det.methods.observe import Observation
-from msat_det.methods.options import require
-from msat_det.methods.registry import Neurons, method, neuron, threshold
+from msat_det.methods.registry import RATE, Neurons, method, neuron, threshold
 from msat_det.methods.search import Goal, anytime_candidates, fit, stage_candidates
 from msat_det.spiking.formats.plan import load_plan
 from msat_det.spiking.neurons import Neuron
@@ -42,8 +43,8 @@ class Fitted(LayerByLayer):
     def __post_init__(self) -> None:
         super().__post_init__()
         for key, given in (("price", self.price), ("budget", self.budget)):
-            numbers = given.values() if isinstance(given, dict) else [given]
-            require(all(number is None or number > 0 for number in numbers), key, given, "numbers above 0")
+            for number in given.values() if isinstance(given, dict) else [] if given is None else [given]:
+                check_number(f"option {key}", number, 0, above=True)
 
 
 def at(given: float | dict[int, float] | None, T: int) -> float | None:
@@ -56,7 +57,7 @@ def at(given: float | dict[int, float] | None, T: int) -> float | None:
 PRICED = "what a spike may cost sets the error, not T"
 
 
-@method("constant-fit", Fitted, needs_t=True, stays_off=PRICED)
+@method("constant-fit", Fitted, needs_t=True, stays_off=PRICED, codings=RATE)
 def constant_fit(options: Fitted, observation: Observation, T: int) -> Neurons:
     """Constant thresholds by the same search as ``msat-fit``, at the same budget: what adaptivity adds is the rest."""
     return _fit(options, observation, [T], [(1.0,)], [])
@@ -74,14 +75,14 @@ class MsatFit(Fitted):
         return [name for name in ("dtt", "det") if getattr(self, name)]
 
 
-@method("msat-fit", MsatFit, needs_t=True, stays_off=PRICED)
+@method("msat-fit", MsatFit, needs_t=True, stays_off=PRICED, codings=RATE)
 def msat_fit(options: MsatFit, observation: Observation, T: int) -> Neurons:
     """The multi-stage threshold fitted for one T: scale per channel, stages and, if asked, eqs. 16 and 17 per call
     site, by eq. 14 under a budget of spikes. Ours; see ``methods.search``."""
     return _fit(options, observation, [T], stage_candidates(T), options.adaptive)
 
 
-@method("msat-fit-anytime", MsatFit)
+@method("msat-fit-anytime", MsatFit, codings=RATE)
 def msat_fit_anytime(options: MsatFit, observation: Observation, T: int) -> Neurons:
     """One plan for every t: the error is averaged over t = 2, 3, 4, 6, 8, 12, 16, … up to T."""
     times = [t for t in _doubling(T) if t <= T] or [T]
@@ -104,7 +105,8 @@ def _fit(
         if options.budget_of == "spikes":
             return torch.tensor(1.0 / neurons)
         reach = observation.fanout.spikes.get(node, torch.zeros(node.meta["shape"]))
-        return reach.float().flatten(1).mean(1) / observation.fanout.total
+        each = rows_by_channel(reach.float().unsqueeze(0), node.meta["axis"]).mean(1)
+        return (each if node.meta["axis"] else each[0]) / observation.fanout.total
 
     def make(node: Node, unit: Tensor) -> Neuron:
         return neuron(options, node, threshold(options, observation, node).expand_as(unit))

@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from msat_det.base.checks import check_number
+from msat_det.graph.channels import mean_by_channel, rows_by_channel
 from msat_det.methods.observe import Observation
 from msat_det.methods.options import Options, require
-from msat_det.methods.registry import Neurons, method, neuron, threshold
-from msat_det.spiking.network import layer_by_layer, run_alone
+from msat_det.methods.registry import RATE, Neurons, method, neuron, threshold
+from msat_det.methods.sequential import layer_by_layer, run_alone
+from msat_det.spiking.kernels import Scan
 from msat_det.spiking.neurons import Neuron
 
 
@@ -22,7 +25,7 @@ class LayerByLayer(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.images >= 1, "images", self.images, "a whole number above 0")
+        check_number("option images", self.images, 1, whole=True)
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,10 @@ class SpikeNorm(LayerByLayer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.window >= 1, "window", self.window, "a whole number above 0")
+        check_number("option window", self.window, 1, whole=True)
 
 
-@method("spike-norm", SpikeNorm)
+@method("spike-norm", SpikeNorm, codings=RATE)
 def spike_norm(options: SpikeNorm, observation: Observation, T: int) -> Neurons:
     """θ = the largest weighted input sum of a timestep that the spiking layers before produce; reset to zero.
 
@@ -52,7 +55,7 @@ class Rmp(SpikeNorm):
     factor: float = 0.8
 
 
-@method("rmp", Rmp)
+@method("rmp", Rmp, codings=RATE)
 def rmp(options: Rmp, observation: Observation, T: int) -> Neurons:
     """Soft reset (residual membrane potential), spike-norm's thresholds times a factor.
 
@@ -65,7 +68,7 @@ def rmp(options: Rmp, observation: Observation, T: int) -> Neurons:
 def _by_input_sums(options: SpikeNorm, observation: Observation, reset: str) -> Neurons:
     def decide(node: Node, currents: Tensor) -> Neuron:
         theta = options.factor * currents.amax().clamp(min=0.0).cpu()
-        if not node.meta["activation"].rectified:
+        if not node.meta["activation"].rectified or theta == 0:  # nothing came in
             theta = threshold(options, observation, node)
         return neuron(options, node, theta, reset=reset)
 
@@ -74,18 +77,19 @@ def _by_input_sums(options: SpikeNorm, observation: Observation, reset: str) -> 
 
 @dataclass(frozen=True)
 class Calibration(LayerByLayer):
-    """correct: ``bias`` (the paper's light pipeline), ``potential`` (advanced) or none. grid: thresholds tried."""
+    """correct: ``bias`` (the paper's light pipeline), ``potential`` (advanced), ``bias-t`` (as ``ftbc``) or none. grid:
+    thresholds tried."""
 
     initial: Literal["zero", "half"] = "half"
-    correct: Literal["bias", "potential", "none"] = "bias"
+    correct: Literal["bias", "potential", "bias-t", "none"] = "bias"
     grid: int = 100
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.grid >= 1, "grid", self.grid, "a whole number above 0")
+        check_number("option grid", self.grid, 1, whole=True)
 
 
-@method("calibration", Calibration, needs_t=True)
+@method("calibration", Calibration, needs_t=True, codings=RATE)
 def calibration(options: Calibration, observation: Observation, T: int) -> Neurons:
     """θ with the least squared error of the clipped, floored rate at T, then a correction layer after layer.
 
@@ -100,9 +104,10 @@ def calibration(options: Calibration, observation: Observation, T: int) -> Neuro
         made = neuron(options, node, _mmse(options, observation, node, goal, T))
         if options.correct == "none":
             return made
+        if options.correct == "bias-t":
+            return replace(made, bias=bias_over_time(made, currents, goal, T))
         mean = run_alone(made, currents, T) / T
-        dims = [0, *range(2, goal.dim())]
-        error = (goal - mean).mean(dims)
+        error = mean_by_channel(goal - mean, node.meta["axis"])
         if options.correct == "bias":
             return replace(made, bias=error)
         return replace(made, initial=made.initial + T * error / made.theta.clamp(min=1e-12))
@@ -110,10 +115,51 @@ def calibration(options: Calibration, observation: Observation, T: int) -> Neuro
     return layer_by_layer(observation, options.images, T, decide)
 
 
+@dataclass(frozen=True)
+class Ftbc(LayerByLayer):
+    """passes: corrections of each timestep's bias."""
+
+    scale: Literal["layer", "channel"] = "channel"
+    percentile: float = 99.9
+    initial: Literal["zero", "half"] = "half"
+    passes: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.passes >= 1, "passes", self.passes, "a whole number above 0")
+
+
+@method("ftbc", Ftbc, needs_t=True, codings=RATE)
+def ftbc(options: Ftbc, observation: Observation, T: int) -> Neurons:
+    """A bias for each channel and timestep, layer after layer, that makes the mean output right in every timestep.
+
+    "FTBC: forward temporal bias correction for optimizing ANN-SNN conversion", ECCV 2024: ten times b(t) += ½ · (mean
+    activation − mean output at t). Thresholds as the options say; ``calibration`` takes it as ``correct: bias-t``.
+    """
+    goals = {n.name: v for n, v in observation.graph.walk(observation.first(options.images)) if "activation" in n.meta}
+
+    def decide(node: Node, currents: Tensor) -> Neuron:
+        goal = goals.pop(node.name)[: currents.shape[1]]
+        made = neuron(options, node, threshold(options, observation, node))
+        return replace(made, bias=bias_over_time(made, currents, goal, T, options.passes))
+
+    return layer_by_layer(observation, options.images, T, decide)
+
+
+def bias_over_time(made: Neuron, currents: Tensor, goal: Tensor, T: int, passes: int = 10) -> Tensor:
+    """(T, C) what to add to the currents (T, B, C, …), so that the mean output of each channel is that of ``goal``."""
+    dims = [1, *range(3, goal.dim() + 1)]
+    wanted, bias = goal.unsqueeze(0).mean(dims), torch.zeros(T, goal.shape[1])
+    for _ in range(passes):
+        scan = Scan(replace(made, bias=bias), currents[0], torch.zeros(currents.shape[2:]), with_output=False)
+        bias = bias + (wanted - scan.run(currents, 0, T).mean(dims)) / 2
+    return torch.where(made.theta > 0, bias, torch.zeros_like(bias))
+
+
 def _mmse(options: Calibration, observation: Observation, node: Node, goal: Tensor, T: int) -> Tensor:
     """The threshold, of ``grid`` equal steps up to the statistic that the options name, with the least error."""
     top = threshold(options, observation, node)
-    rows = goal.abs().transpose(0, 1).flatten(1)
+    rows = rows_by_channel(goal.abs(), node.meta["axis"])
     rows = rows if top.dim() else rows.reshape(1, -1)
     best, least = torch.zeros(len(rows)), torch.full((len(rows),), float("inf"))
     half = 0.5 if options.initial == "half" else 0.0
@@ -123,5 +169,5 @@ def _mmse(options: Calibration, observation: Observation, node: Node, goal: Tens
         rate = (rows / step + half).floor().clamp(0, T * options.gamma) * step
         error = (rate - rows).square().mean(1)
         best, least = torch.where(error < least, theta, best), torch.minimum(error, least)
-    best = torch.where(top.reshape(-1) > 0, best, torch.zeros_like(best))
+    best = torch.where(rows.any(1), best, top.reshape(-1))  # of what no image activates every threshold is right
     return best if top.dim() else best[0]

@@ -5,9 +5,11 @@ import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from msat_det.base.checks import check_factors, check_number, check_percentile
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
 from msat_det.base.names import hint
+from msat_det.spiking.levels import MOST_BITS
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,11 @@ class Options:
     initial: potential at the start, 0 or θ/2. confidence: eq. 18 for the call sites that feed a head, a number, none or
     an estimate from calibration images. drop: what a dropped spike does to its charge. analog: names of call sites that
     stay analog. spiking_linear: neurons also on what a convolution or linear layer sends to another one unrectified.
+    coding: ``rate``, the value is the running mean of what is sent, or ``delta``, it is the sum: only corrections are
+    sent (docs/delta.md). levels: ``unary``, bursts of up to gamma spikes, or ``binary``, terms ±2^k·θ with k < bits,
+    the statistic standing at the top level. terms: most of them in a timestep, one number or one for each t. zone:
+    under delta coding an error below zone × the smallest level is left alone; one number or one for each t. weights:
+    ``int8`` rounds those of every layer to eight bits, a scale for each output channel.
     """
 
     scale: Literal["layer", "channel"] = "layer"
@@ -36,15 +43,40 @@ class Options:
     drop: Literal["keep", "lossy"] = "keep"
     analog: tuple[str, ...] = ()
     spiking_linear: bool = False
+    weights: Literal["float", "int8"] = "float"
+    coding: Literal["rate", "delta"] = "rate"
+    levels: Literal["unary", "binary"] = "unary"
+    bits: int = 7
+    terms: tuple[int, ...] = (3,)
+    zone: tuple[float, ...] = (0.5,)
 
     def __post_init__(self) -> None:
-        require(0 < self.percentile <= 100, "percentile", self.percentile, "a number above 0, at most 100")
-        require(self.factor > 0, "factor", self.factor, "a number above 0")
-        require(self.gamma >= 1, "gamma", self.gamma, "a whole number of at least 1")
-        require(self.margin >= 0, "margin", self.margin, "a number of at least 0")
-        require(bool(self.stages) and min(self.stages) > 0, "stages", self.stages, "factors above 0")
-        if not isinstance(self.confidence, str):
-            require(0 <= self.confidence <= 1, "confidence", self.confidence, "none, estimate or a number from 0 to 1")
+        check_percentile("option percentile", self.percentile)
+        check_number("option factor", self.factor, 0, above=True)
+        check_number("option gamma", self.gamma, 1, whole=True)
+        check_number("option margin", self.margin, 0)
+        check_factors("option stages", self.stages)
+        if self.confidence not in ("none", "estimate"):
+            check_number("option confidence", self.confidence, 0, 1, words="none, estimate or ")
+        self._check_coding()
+
+    def _check_coding(self) -> None:
+        """Options that go together, and none that would say nothing."""
+        require(1 <= self.bits <= MOST_BITS, "bits", self.bits, f"a whole number from 1 to {MOST_BITS}")
+        require(bool(self.terms) and min(self.terms) >= 0, "terms", self.terms, "whole numbers of at least 0")
+        require(bool(self.zone) and min(self.zone) >= 0.5, "zone", self.zone, "numbers of at least 0.5")
+        plain = type(self).__dataclass_fields__
+        if self.coding == "delta":
+            for name in ("confidence", "initial", "rounding", "margin"):
+                fits = getattr(self, name) == getattr(Options, name) or (name, self.rounding) == ("rounding", "track")
+                require(fits, name, getattr(self, name), "it no value: it is for coding rate")
+        else:
+            fits = self.zone in (plain["zone"].default, Options.zone)
+            require(fits, "zone", self.zone, "it no value: it is for coding delta")
+        if self.levels == "unary":
+            for name in ("bits", "terms"):
+                value = getattr(self, name)
+                require(value == plain[name].default, name, value, "it no value: it is for levels binary")
 
     @property
     def varying(self) -> bool:
@@ -90,8 +122,10 @@ def _fitting(name: str, key: str, value: Any, hint: Any) -> Any:
             return tuple(members)
     elif typing.get_origin(hint) is tuple and isinstance(value, list | tuple | int | float):
         members = value if isinstance(value, list | tuple) else [value]
-        if all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in members):
-            return tuple(float(v) for v in members)
+        whole = int in typing.get_args(hint)
+        kind = int if whole else int | float
+        if all(isinstance(v, kind) and not isinstance(v, bool) and math.isfinite(v) for v in members):
+            return tuple(members) if whole else tuple(float(v) for v in members)
     elif isinstance(value, int | float) and float in kinds:
         return float(value)
     elif isinstance(value, int) and int in kinds:

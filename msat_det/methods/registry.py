@@ -7,34 +7,44 @@ from typing import Any
 from torch import Tensor
 from torch.fx.node import Node
 
+from msat_det.base.errors import InputError
 from msat_det.base.names import Names
 from msat_det.methods.observe import Observation
 from msat_det.methods.options import Options, parse
+from msat_det.methods.unseen import with_unseen
 from msat_det.spiking.neurons import Neuron
 
 Neurons = dict[str, Neuron]
+RATE = ("rate",)
 
 
 @dataclass(frozen=True)
 class Method:
     """A registered method. needs_t: it is made anew for each recorded t. stays_off: why its error need not fall with
-    T, where it need not."""
+    T, where it need not. codings: those that it makes neurons for."""
 
     name: str
     options: type[Options]
     make: Callable[[Any, Observation, int], Neurons]
     needs_t: bool
     stays_off: str = ""
+    codings: tuple[str, ...] = ("rate", "delta")
 
 
 METHODS: Names[Method] = Names("method")
 
 
-def method(name: str, options: type[Options], needs_t: bool = False, stays_off: str = "") -> Callable:
+def method(
+    name: str,
+    options: type[Options],
+    needs_t: bool = False,
+    stays_off: str = "",
+    codings: tuple[str, ...] = ("rate", "delta"),
+) -> Callable:
     """Register a function (options, observation, T) → {call site: Neuron} under a name."""
 
     def register(make: Callable[[Any, Observation, int], Neurons]) -> Callable:
-        METHODS[name] = Method(name, options, make, needs_t, stays_off)
+        METHODS[name] = Method(name, options, make, needs_t, stays_off, codings)
         return make
 
     return register
@@ -47,25 +57,42 @@ def find_method(name: str) -> Method:
 
 def parse_options(name: str, values: dict[str, Any]) -> Options:
     """A method's options from plain values; see ``options.parse``."""
-    return parse(name, find_method(name).options, values)
+    found = find_method(name)
+    options = parse(name, found.options, values)
+    if options.coding not in found.codings:
+        able = [other.name for other in METHODS.values() if options.coding in other.codings]
+        raise InputError(f"method {name} has no coding {options.coding}: these have it: {', '.join(able)}")
+    return options
 
 
 def threshold(options: Options, observation: Observation, node: Node) -> Tensor:
-    """θ of one call site: factor × the statistic that the options name."""
+    """θ of one call site: factor × the statistic that the options name; see ``unseen`` for channels without one."""
     site = observation.sites[node.name]
-    return options.factor * site.scale(options.percentile, options.values, options.scale)
+    found = options.factor * site.scale(options.percentile, options.values, options.scale)
+    return with_unseen(found, observation, node)
 
 
 def neuron(options: Options, node: Node, theta: Tensor, **changes: Any) -> Neuron:
-    """The neuron of one call site as the common options say, with a method's own ``changes``."""
+    """The neuron of one call site as the common options say, with a method's own ``changes``.
+
+    theta: of binary levels the top one.
+    """
+    binary = options.levels == "binary"
+    if binary:
+        theta = theta / 2 ** (options.bits - 1)
     common = {
+        "coding": options.coding,
+        "bits": options.bits if binary else None,
+        "terms": options.terms if binary else (1,),
+        "zone": options.zone,
         "signed": options.signed,
         "margin": options.margin,
-        "gamma": options.gamma,
+        "gamma": 2**options.bits - 1 if binary else options.gamma,
         "initial": 0.5 if options.initial == "half" else 0.0,
         "rounding": options.rounding or ("track" if options.varying else "fixed"),
         "stages": options.stages,
         "drop": options.drop,
+        "axis": node.meta["axis"],
     }
     return Neuron(theta, node.meta["activation"], **(common | changes))
 

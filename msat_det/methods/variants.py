@@ -4,18 +4,21 @@ from msat_det.base.errors import InputError
 from msat_det.graph.edits import add_identity, keep_analog, linear_carriers
 from msat_det.graph.fanout import fan_out
 from msat_det.methods.observe import Observation, observe_sites
+from msat_det.methods.weights import with_int8_weights
 
 
-def variant(observation: Observation, analog: tuple[str, ...], spiking_linear: bool) -> Observation:
+def variant(observation: Observation, analog: tuple[str, ...], spiking_linear: bool, int8: bool = False) -> Observation:
     """The observation of the same network with call sites ``analog`` kept analog and, where asked for, linear outputs
-    made to spike. Methods with the same setting share one, and all of them the statistics of the added neurons, which
+    made to spike and weights of eight bits (what was observed is the float network all the same).
+
+    Methods with the same setting share one, and all of them the statistics of the added neurons, which
     are observed in one more pass over the calibration images.
 
     Raises InputError for a name that is no call site, and if none would be left.
     """
-    if not analog and not spiking_linear:
+    if not analog and not spiking_linear and not int8:
         return observation
-    key = (frozenset(analog), spiking_linear)
+    key = (frozenset(analog), spiking_linear, int8)
     if key not in observation.variants:
         graph = observation.graph.copy()
         for name in analog:
@@ -29,6 +32,8 @@ def variant(observation: Observation, analog: tuple[str, ...], spiking_linear: b
         unseen = [node for node in added if node.name not in sites]
         if unseen:
             sites |= observe_sites(graph, unseen, observation.batches)
+        if int8:
+            graph = with_int8_weights(graph)
         fanout = fan_out(graph, observation.first(1))
         observation.variants[key] = Observation(graph, fanout, sites, observation.batches, observation.detector)
     return observation.variants[key]

@@ -12,19 +12,20 @@ import yaml
 
 from msat_det.base.config import Config
 from msat_det.measure.accuracy.agreement import FOUND
-from msat_det.measure.rows import DISPLAY, CurveRow, read_summary
+from msat_det.measure.rows import COSTS, DISPLAY, CurveRow, read_summary
 from msat_det.report.paper import SOURCE, TABLE_1, TIMES, Reported
 from msat_det.run.arguments import load_config
 
-COSTS = ("spikes_per_neuron", "sops_per_mac", "energy_ratio")
+HEADINGS = ("spikes/neuron", "SOPs/MAC", "energy ratio", "events/neuron", "energy/int8")  # of COSTS
 NEAR = 0.95  # of the float network's accuracy
 KEPT = (0.99, 0.95, 0.90)
-EACH = "Spikes per neuron / SOPs per MAC / energy ratio up to each t:"
+EACH = "Spikes per neuron / SOPs per MAC / energy ratio / events per neuron / energy over int8 up to each t:"
 FRONTIER = "Where a method first keeps a share of the float figure, and the least energy ratio at which it does:"
 READING = """\
 {name} in percent after t timesteps, the best of each t in bold. Costs are those of one image after the last t: spikes
 per neuron; synaptic operations over the float network's multiply-adds; energy, estimated with 45 nm figures, over the
-float network's. To 95 %: the first t that keeps 95 % of the float figure, and its SOPs/MAC."""
+float network's; events per neuron; energy with 8-bit weights over that of the 8-bit network (int8). To 95 %: the first
+t that keeps 95 % of the float figure, and its SOPs/MAC."""
 AGREEMENT = """\
 Agreement with the float network at each t: mAP where the boxes that it found (score ≥ {score}) are the truth."""
 APART = "{difference:+.1f} ({low:+.1f}, {high:+.1f})"
@@ -144,7 +145,7 @@ def _measured(comparison: Comparison) -> str:
     level, *rows = comparison.rows
     metric, times = comparison.metric, comparison.times
     best = {t: max(row.metrics[metric] for row in rows if row.t == t) for t in times}
-    lines = [["float network", *[f"{level.metrics[metric]:.1f}"] * len(times), "", "1", "1", ""]]
+    lines = [["float network", *[f"{level.metrics[metric]:.1f}"] * len(times), "", "1", "1", "", "", ""]]
     for label in comparison.labels:
         curve = {row.t: row for row in comparison.curve(label)}
         cells = []
@@ -152,12 +153,12 @@ def _measured(comparison: Comparison) -> str:
             text = f"{curve[t].metrics[metric]:.1f}" if t in curve else ""
             cells.append(f"**{text}**" if text and curve[t].metrics[metric] == best[t] > 0 else text)
         last = curve[max(curve)]
-        costs = [f"{getattr(last, name):.2f}" for name in COSTS]
+        costs = _figures(last)
         costs[0] += f" (t = {last.t})" if last.t < times[-1] else ""
         near = comparison.near(label)
         costs.append(f"t = {near.t}: {near.sops_per_mac:.2f}" if near else "–")
         lines.append([f"`{label}`", *cells, *costs])
-    header = ["method", *(f"t = {t}" for t in times), "spikes/neuron", "SOPs/MAC", "energy ratio", "to 95 %"]
+    header = ["method", *(f"t = {t}" for t in times), *HEADINGS, "to 95 %"]
     return pipe_table(header, lines)
 
 
@@ -165,8 +166,12 @@ def _costs(comparison: Comparison) -> str:
     """What every method costs at each t; nothing where the table of accuracies, at one t, says it already."""
     if len(comparison.times) == 1:
         return ""
-    cells = {(r.method, r.t): " / ".join(f"{getattr(r, name):.2f}" for name in COSTS) for r in comparison.rows[1:]}
+    cells = {(r.method, r.t): " / ".join(filter(None, _figures(r))) for r in comparison.rows[1:]}
     return f"{EACH}\n\n{_over_time('costs', cells)}"
+
+
+def _figures(row: CurveRow) -> list[str]:
+    return ["" if cost is None else f"{cost:.2f}" for cost in row.costs.values()]
 
 
 def _over_time(corner: str, cells: dict[tuple[str, int], str]) -> str:

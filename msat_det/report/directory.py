@@ -14,7 +14,7 @@ from typing import Any
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import write_whole
-from msat_det.measure.rows import CurveRow
+from msat_det.measure.rows import COSTS, CurveRow
 from msat_det.report.coverage_picture import draw_graph
 from msat_det.report.coverage_table import coverage_text
 
@@ -65,13 +65,12 @@ class RunDirectory:
         accuracies = list(rows[0].accuracies)
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(["method", "t", *accuracies, "spikes_per_neuron", "sops_per_mac", "energy_ratio"])
+        writer.writerow(["method", "t", *accuracies, *COSTS])
         for row in rows:
-            costs = (row.spikes_per_neuron, row.sops_per_mac, row.energy_ratio)
             writer.writerow(
                 [row.method, "" if row.t is None else row.t]
                 + [f"{row.metrics[name]:.3f}" for name in accuracies]
-                + ["" if cost is None else f"{cost:.5f}" for cost in costs]
+                + ["" if cost is None else f"{cost:.5f}" for cost in row.costs.values()]
             )
         self._write("curve.csv", table.getvalue())
 

@@ -93,7 +93,8 @@ def add_hyperparameters(writer: "SummaryWriter", config: Config, rows: list[Curv
 
 def add_histograms(writer: "SummaryWriter", label: str, snn: SpikingNetwork, batch: Batch, T: int) -> None:
     """threshold/<label>: θ of every channel. residual/<label>: what is left of the error after T timesteps, the mean
-    output minus the float activation on ``batch``, as a share of the call site's largest float activation there.
+    output (under delta coding its sum) minus the float activation on ``batch``, as a share of the call site's largest
+    float activation there.
     """
     sent: dict[str, Tensor] = {}
 
@@ -101,11 +102,12 @@ def add_histograms(writer: "SummaryWriter", label: str, snn: SpikingNetwork, bat
         sent[site] = sent.get(site, 0) + output.sum(0)
 
     snn.run(batch, T, tap=tap)
+    count = 1 if snn.coding == "delta" else T
     with torch.inference_mode():
         floats = {node.name: value for node, value in snn.graph.walk(batch) if node.name in sent}
         for number, (site, total) in enumerate(sent.items()):
             writer.add_histogram(f"threshold/{label}", snn.neurons[site].theta.flatten(), number)
-            error = ((total / T - floats[site]) / floats[site].abs().amax().clamp(min=1e-12)).flatten()
+            error = ((total / count - floats[site]) / floats[site].abs().amax().clamp(min=1e-12)).flatten()
             writer.add_histogram(f"residual/{label}", error[:: max(1, len(error) // SAMPLE)], number)
 
 

@@ -212,7 +212,7 @@ def _convert(key: str, value: Any, source: str, base: Path) -> Any:
     readers = {str: _text, int: _whole, float: _number, bool: _flag, **lists}
     try:
         value = readers[kinds[0]](value)
-        if key in PATH_KEYS and not (key in NAME_OR_PATH_KEYS and re.fullmatch(r"\w+", value)):
+        if key in PATH_KEYS and not (key in NAME_OR_PATH_KEYS and re.fullmatch(r"[\w-]+", value)):
             value = _path(value, base)
         if key in BELOW_ROOT_KEYS:
             value = str(_shared(value))

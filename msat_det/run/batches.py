@@ -18,7 +18,6 @@ from msat_det.measure.anytime import changes
 from msat_det.measure.parts import Part, Parts
 from msat_det.methods.convert import Conversion
 from msat_det.methods.observe import Observation
-from msat_det.spiking.energy import Counts
 
 
 @dataclass
@@ -53,7 +52,8 @@ def load_batches(
                 continue
             ids.append(id)
             made.append(model.preprocess(image))  # at once: a batch of photographs takes half a gigabyte
-            misfit += filter(None, [dataset.misfit(id, image)])
+            if message := dataset.misfit(id, image):
+                misfit.append(message)
         inputs = torch.stack([image for image, _ in made]) if made else None
         return Loaded(number, ids, inputs, [meta for _, meta in made], corrupt, misfit)
 
@@ -114,15 +114,9 @@ def simulate_batch(
         outputs = conversion.snn.run(loaded.inputs, conversion.record[-1], conversion.record, loaded.ids)
         for t, output in outputs.items():
             part.found[conversion.label, t] = model.decode(output, loaded.metas)
-            each = costs(conversion.snn.counts[t])
+            each = conversion.snn.counts[t].figures
             part.costs[conversion.label, t] = each.sum(0)
             if conversion.label in exits:
                 part.each[conversion.label, t] = each
         if conversion.label in exits:
             part.changes[conversion.label] = changes(outputs).T.contiguous()
-
-
-def costs(counts: Counts) -> Tensor:
-    """(B, 3) float64: spikes per neuron, operations per multiply-add and energy ratio of each image."""
-    ratios = (counts.spikes / counts.neurons, counts.sops / counts.macs, counts.energy / counts.float_energy)
-    return torch.stack(ratios, 1)

@@ -167,14 +167,15 @@ def tell(directory: RunDirectory, rows: list[CurveRow]) -> None:
     _, facts = read_summary(directory.path)
     names = list(rows[0].accuracies)
     width = max(len(row.method) for row in rows)
-    print(f"{'method':{width}}    t " + " ".join(f"{n:>7}" for n in names) + "  spikes/neuron  SOPs/MAC  energy ratio")
+    headings = "  spikes/neuron  SOPs/MAC  energy ratio  of int8"
+    print(f"{'method':{width}}    t " + " ".join(f"{n:>7}" for n in names) + headings)
     for row in rows:
         accuracies = " ".join(f"{row.accuracies[name]:7.1f}" for name in names)
         spikes = "" if row.spikes_per_neuron is None else f"{row.spikes_per_neuron:.2f}"
         t = "" if row.t is None else row.t
-        print(
-            f"{row.method:{width}} {t:>4} {accuracies}  {spikes:>13}  {row.sops_per_mac:8.2f}  {row.energy_ratio:12.2f}"
-        )
+        of_int8 = "" if row.energy_ratio_int8 is None else f"  {row.energy_ratio_int8:7.2f}"
+        costs = f"{spikes:>13}  {row.sops_per_mac:8.2f}  {row.energy_ratio:12.2f}{of_int8}"
+        print(f"{row.method:{width}} {t:>4} {accuracies}  {costs}")
     for text in left_out(facts):
         print(f"warning: {text}", file=sys.stderr)
     print(f"all files are in {directory.path}")

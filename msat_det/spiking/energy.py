@@ -20,17 +20,20 @@ TABLES = Path(__file__).with_name("energy_tables.yaml")
 # One MSAT threshold update counts as nine multiply-adds: five for eqs. 15-16 and the running mean, and one for each of
 # its four function evaluations (softplus takes two), a bound in MSAT's favour.
 UPDATE_MACS = 9
+INT8 = "45nm-int8"  # the prices of the 8-bit network, and of a spiking one with 8-bit weights beside it
 READ_AND_WRITE = 8  # bytes: a 32-bit number fetched and put back
 CONSTANT, EVALUATED = "(constant input)", "(evaluated)"  # rows of ``Counts.costs`` that belong to no node
 
 
 @dataclass(frozen=True)
 class Prices:
-    """Energy of a multiply-add (mac) and of an accumulation (ac) in pJ, and where the figures stand."""
+    """Energy in pJ of a multiply-add (mac), an accumulation (ac) and, of a power of two, what it costs at each
+    connection beside that (shift), and where the figures stand."""
 
     mac: float
     ac: float
     source: str
+    shift: float = 0.0
 
 
 @cache
@@ -46,14 +49,16 @@ def prices(table: str = "45nm") -> Prices:
         found = yaml_of(table)
         if not isinstance(found["source"], str | int):
             raise ValueError("source is no text")
-        made = Prices(float(found["mac"]), float(found["ac"]), str(found["source"]))
+        made = Prices(*(float(found[key]) for key in ("mac", "ac")), str(found["source"]), float(found.get("shift", 0)))
     except OSError as error:
         names = ", ".join(known)
         raise InputError(f"energy is {table}, no table ({names}) and no file ({error.strerror}): give one") from None
-    except (yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError, OverflowError):
+    except (yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError, OverflowError, AttributeError):
         raise InputError(f"{table} is no energy table: give mac and ac in pJ, and source, as {TABLES} does") from None
-    if not (0 < made.mac < math.inf and 0 < made.ac < math.inf):
-        raise InputError(f"{table} holds mac {made.mac} and ac {made.ac}: give energies above 0, in pJ")
+    if not (0 < made.mac < math.inf and 0 < made.ac < math.inf and 0 <= made.shift < math.inf):
+        raise InputError(
+            f"{table} holds mac {made.mac}, ac {made.ac} and shift {made.shift}: give energies above 0, in pJ"
+        )
     return made
 
 
@@ -75,17 +80,20 @@ def _none() -> Tensor:
 class Cost:
     """What one node has cost up to a recorded t, float64, (B,) for the B images of a batch or () for each of them.
 
-    spikes: Σ|s|, a burst of k counting k. sops: the multiply-adds that its spikes reach. accumulations: those of them
-    that only add. graded: those that multiply, since the spike's height differs by neuron and time. updates: of an
-    adaptive threshold. analog: multiply-adds at full price. traffic: bytes of neuron state read and written.
+    spikes: Σ|s|, a burst of k counting k, of binary levels the terms. events: outputs that are not 0, of binary levels
+    each term. sops: the multiply-adds that its spikes reach. accumulations: those of them that only add. shifts: those
+    that add a power of two. graded: those that multiply, since the spike's height differs by neuron and time. updates:
+    of an adaptive threshold. analog: multiply-adds at full price. traffic: bytes of neuron state read and written.
     Beside it, for the float network: float_macs, the multiply-adds that the node's output takes part in, those reached
     by several branches or pooled elements counted for each (for what is analog: those of the node itself);
     float_traffic, bytes of its activations written once and read once.
     """
 
     spikes: Tensor = field(default_factory=_none)
+    events: Tensor = field(default_factory=_none)
     sops: Tensor = field(default_factory=_none)
     accumulations: Tensor = field(default_factory=_none)
+    shifts: Tensor = field(default_factory=_none)
     graded: Tensor = field(default_factory=_none)
     updates: Tensor = field(default_factory=_none)
     analog: Tensor = field(default_factory=_none)
@@ -111,6 +119,8 @@ class Counts:
     spikes reach. energy: (B,) pJ. sites: {call site: (B, 4) Σ|s|, Σ|s|·fan-out, Σ[s≠0], Σ[s≠0]·fan-out}. neurons: their
     number. macs: multiply-adds of one float forward of one image; float_energy: its pJ. costs: what made them up, by
     the name of the call site, the max pooling or the analog node, and CONSTANT and EVALUATED for what has no node.
+    events: (B,), of binary levels each term. energy_int8: (B,) pJ with 8-bit weights, by the table ``INT8``;
+    int8_energy: by that table the pJ of one forward of the network with 8-bit weights and activations.
     """
 
     spikes: Tensor
@@ -121,6 +131,26 @@ class Counts:
     macs: int
     float_energy: float
     costs: dict[str, Cost]
+    events: Tensor
+    energy_int8: Tensor
+    int8_energy: float
+
+    @property
+    def figures(self) -> Tensor:
+        """(B, 5) float64 of each image: spikes per neuron, operations per multiply-add, energy over the float
+        network's, events per neuron, energy with 8-bit weights over the 8-bit network's."""
+        neurons, macs = max(self.neurons, 1), max(self.macs, 1)
+        ratios = (self.spikes / neurons, self.sops / macs, self.energy / max(self.float_energy, 1e-12))
+        more = (self.events / neurons, self.energy_int8 / max(self.int8_energy, 1e-12))
+        return torch.stack(torch.broadcast_tensors(*ratios, *more), 1)
+
+    @property
+    def events_per_neuron(self) -> float:
+        return self.events.mean().item() / max(self.neurons, 1)
+
+    @property
+    def energy_ratio_int8(self) -> float:
+        return self.energy_int8.mean().item() / max(self.int8_energy, 1e-12)
 
     @property
     def spikes_per_neuron(self) -> float:
@@ -152,9 +182,37 @@ def count(
     spike of constant height costs |s| accumulations; a difference of max pooling costs one multiply-add. What is analog
     is paid at full price in every timestep, what is constant in time once; an element that a differential node or a
     neuron's curved activation evaluates counts as one multiply-add. Under temporal switch coding a value costs
-    its opening and its closing spike, and every neuron adds its current to its potential in each timestep.
+    its opening and its closing spike, and every neuron adds its current to its potential in each timestep. The 8-bit
+    control (``Neuron.dense``) pays every multiply-add once, by the table ``INT8``.
     """
-    price = prices(table)
+    dense = any(neuron.dense for neuron in neurons.values())
+    price, price8 = prices(table), prices(INT8)
+    costs = _dense_costs(fanout, sites) if dense else _costs(graph, neurons, fanout, sites, pools, t)
+    total = {item.name: sum((getattr(c, item.name) for c in costs.values()), _none()) for item in fields(Cost)}
+    whole = Cost(**total)
+    return Counts(
+        spikes=whole.spikes,
+        sops=whole.sops,
+        energy=_energy(price8 if dense else price, whole),
+        sites=sites,
+        neurons=sum(map(elements, graph.sites)),
+        macs=fanout.total,
+        float_energy=price.mac * fanout.total,
+        costs=costs,
+        events=whole.events,
+        energy_int8=_energy(price8, whole),
+        int8_energy=price8.mac * fanout.total,
+    )
+
+
+def _costs(
+    graph: Graph,
+    neurons: dict[str, Neuron],
+    fanout: FanOut,
+    sites: dict[str, Tensor],
+    pools: dict[Node, Tensor],
+    t: int,
+) -> dict[str, Cost]:
     costs = {
         node.name: _site_cost(node, neurons[node.name], fanout.spikes.get(node), sites[node.name], t)
         for node in graph.sites
@@ -165,19 +223,20 @@ def count(
         costs[node.name] = _cost(analog=t * macs, float_macs=macs)
     costs[CONSTANT] = _cost(analog=fanout.once, float_macs=fanout.once)
     costs[EVALUATED] = _cost(analog=t * fanout.evaluations)
+    return costs
 
-    total = {item.name: sum((getattr(c, item.name) for c in costs.values()), _none()) for item in fields(Cost)}
-    whole = Cost(**total)
-    return Counts(
-        spikes=whole.spikes,
-        sops=whole.sops,
-        energy=price.mac * whole.macs + price.ac * whole.accumulations,
-        sites=sites,
-        neurons=sum(map(elements, graph.sites)),
-        macs=fanout.total,
-        float_energy=price.mac * fanout.total,
-        costs=costs,
-    )
+
+def _dense_costs(fanout: FanOut, sites: dict[str, Tensor]) -> dict[str, Cost]:
+    """Of the 8-bit control: every layer's multiply-adds, once."""
+    none = {name: torch.zeros(len(counts), dtype=torch.float64) for name, counts in sites.items()}
+    costs = {name: _cost(spikes=zeros, events=zeros, sops=zeros) for name, zeros in none.items()}
+    layers = fanout.macs.items()
+    return costs | {node.name: _cost(sops=macs, analog=macs, float_macs=macs) for node, macs in layers}
+
+
+def _energy(price: Prices, cost: Cost) -> Tensor:
+    energy = price.mac * cost.macs + price.ac * cost.accumulations + price.shift * cost.shifts
+    return energy.expand_as(cost.spikes) if energy.dim() == 0 else energy  # alike for every image
 
 
 def _site_cost(node: Node, neuron: Neuron, reach: Tensor | None, counts: Tensor, t: int) -> Cost:
@@ -187,8 +246,10 @@ def _site_cost(node: Node, neuron: Neuron, reach: Tensor | None, counts: Tensor,
         bursts, burst_ops = 2 * events, 2 * event_ops
     return _cost(
         spikes=bursts,
+        events=bursts if neuron.bits or neuron.window else events,
         sops=burst_ops,
         accumulations=(0 if neuron.graded else burst_ops) + (size * t if neuron.window else 0),
+        shifts=burst_ops if neuron.bits and not neuron.graded else 0,
         graded=event_ops if neuron.graded else 0,
         updates=size * (t - 1) if neuron.adaptive else 0,  # none at first, where θ is θ_max
         analog=size * t * neuron.activation.curved,

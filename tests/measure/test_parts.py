@@ -21,14 +21,14 @@ BATCHES = {
         [7, 3],
         ["b.jpg is broken"],
         {("float", None): [detections(2, 0), detections(0, 1)], ("if", 4): [detections(1, 2), detections(3, 3)]},
-        {("if", 4): torch.tensor([0.1, 0.2, 1e16], dtype=torch.float64)},
+        {("if", 4): torch.tensor([0.1, 0.2, 1e16, 0.5, 0.7], dtype=torch.float64)},
     ),
     1: Part([], ["d.jpg is broken", "e.jpg: ü"]),
     2: Part(
         ["a/1"],
         [],
         {("float", None): [detections(0, 4)], ("if", 4): [detections(2, 5)]},
-        {("if", 4): torch.tensor([0.3, 0.4, 1.0], dtype=torch.float64)},
+        {("if", 4): torch.tensor([0.3, 0.4, 1.0, 0.6, 0.8], dtype=torch.float64)},
     ),
 }
 

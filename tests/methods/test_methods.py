@@ -372,3 +372,27 @@ def test_confidence_by_number_holds_for_the_head_alone() -> None:
     confidences = [neuron.confidence for neuron in neurons("msat", "yolo", confidence=0.392)]
     names = list(observed("yolo").sites)
     assert confidences == [0.392 if name in ("lateral_2", "neck_2") else 1.0 for name in names]
+
+
+def test_a_bias_for_each_timestep_makes_the_mean_output_right_in_each() -> None:
+    """FTBC, on the first call site, whose current is constant: without it the mean output differs by timestep."""
+    means = {}
+    for name, options in (("ftbc", {"passes": 60}), ("constant", {"scale": "channel", "initial": "half"})):
+        observation = observed("plain")
+        snn = spiking_network(name, options, observation, 6)
+        site, sent = snn.graph.sites[0], []
+        snn.run(observation.first(8), 6, tap=lambda at, y, site=site, sent=sent: at == site.name and sent.append(y))
+        means[name] = torch.cat(sent).mean((1, 3, 4))
+    values = dict(observation.graph.walk(observation.first(8)))
+    expected = values[next(node for node in values if node.name == site.name)].mean((0, 2, 3))
+    assert (means["ftbc"] - expected).abs().max() < 0.02 * expected.max()
+    assert (means["constant"] - expected).abs().max() > 0.05 * expected.max()
+
+
+def test_a_bias_over_time_is_the_same_in_the_kernel_and_in_plain_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    snn = spiking_network("ftbc", {}, observed("plain"), 6)
+    assert all(neuron.bias.shape == (6, len(neuron.theta)) for neuron in snn.neurons.values())
+    expected = [SpikingNetwork(snn.graph, snn.neurons, snn.fanout, chunk=c).run(images(), 8)[8] for c in (1, 4, 8)]
+    monkeypatch.setattr("msat_det.spiking.kernels.library", lambda: None)
+    for outputs in expected:
+        assert torch.allclose(snn.run(images(), 8)[8], outputs, atol=1e-4)

@@ -34,12 +34,12 @@ def write_all(run: RunDirectory) -> None:
 def test_curve(run: RunDirectory) -> None:
     run.write_curve(ROWS)
     assert (run.path / "curve.csv").read_text() == (
-        "method,t,map,map50,spikes_per_neuron,sops_per_mac,energy_ratio\n"
-        "float,,23.300,39.100,,1.00000,1.00000\n"
-        "if,4,0.333,2.000,1.50000,0.25000,0.06250\n"
-        "if,8,20.000,35.000,3.00000,0.50000,0.12500\n"
-        "staged-4,4,21.500,36.000,3.00000,0.50000,0.12500\n"
-        "silent,4,0.000,0.000,0.00000,0.00000,0.00000\n"
+        "method,t,map,map50,spikes_per_neuron,sops_per_mac,energy_ratio,events_per_neuron,energy_ratio_int8\n"
+        "float,,23.300,39.100,,1.00000,1.00000,,\n"
+        "if,4,0.333,2.000,1.50000,0.25000,0.06250,,\n"
+        "if,8,20.000,35.000,3.00000,0.50000,0.12500,1.25000,0.09375\n"
+        "staged-4,4,21.500,36.000,3.00000,0.50000,0.12500,,\n"
+        "silent,4,0.000,0.000,0.00000,0.00000,0.00000,,\n"
     )
 
 
@@ -66,6 +66,8 @@ def test_summary(run: RunDirectory) -> None:
         "spikes_per_neuron": None,
         "sops_per_mac": 1.0,
         "energy_ratio": 1.0,
+        "events_per_neuron": None,
+        "energy_ratio_int8": None,
     }
     assert {label: list(curve) for label, curve in summary["methods"].items()} == {
         "if": ["4", "8"],

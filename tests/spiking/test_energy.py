@@ -16,7 +16,8 @@ def test_the_default_is_horowitz_at_45_nm() -> None:
     price = prices()
     assert (price.mac, price.ac) == (4.6, 0.9)
     assert "Horowitz" in price.source
-    assert prices("45nm_int8").mac < price.mac
+    assert (prices("45nm-int8").mac, prices("45nm-int8").ac) == (0.3, 0.1)  # .2 + .1, sums of 32 bits
+    assert (price.shift, prices("45nm-shift").mac, prices("45nm-shift").shift) == (0, 4.6, 0.13)
 
 
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
@@ -48,7 +49,7 @@ def test_what_is_no_table_is_told(tmp_path: Path, text: str) -> None:
 
 
 def test_an_unknown_table_is_told_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match="45nm, 45nm_int8"):
+    with pytest.raises(InputError, match="45nm, 45nm-shift, 45nm-int8"):
         prices("7nm")
 
 
@@ -56,7 +57,7 @@ def test_the_command_line_takes_a_name_or_a_file() -> None:
     def energy(word: str) -> str:
         return load_config(["--cfg", str(PROJECT / "configs/vgg_demo.yaml"), "--energy", word]).energy
 
-    assert energy("45nm_int8") == "45nm_int8"
+    assert energy("45nm-int8") == "45nm-int8"
     assert energy("mine.yaml") == str(Path.cwd() / "mine.yaml")
     assert TABLES.is_file()
 

@@ -37,7 +37,7 @@ def assert_equal(got: Neuron, expected: Neuron) -> None:
             assert torch.equal(a, b)
             assert a.dtype == b.dtype
         else:
-            assert a == (tuple(b) if item.name == "stages" else b)
+            assert a == (tuple(b) if item.name in ("stages", "terms", "zone") else b)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -46,25 +46,37 @@ def test_neurons_come_back_from_a_file_as_they_were(method: str, tmp_path: Path)
     save_plan(tmp_path / "a.plan", snn.neurons, snn.graph, method=method, T=8)
     plan = load_plan(tmp_path / "a.plan")
     assert plan.notes == {"method": method, "T": 8}
-    found = plan.neurons(GRAPH)
+    found = plan.neurons(snn.graph)  # the control has one of its own, with weights of eight bits
     assert list(found) == SITES
     for name, neuron in found.items():
         assert_equal(neuron, snn.neurons[name])
-        assert neuron.activation is next(n for n in GRAPH.sites if n.name == name).meta["activation"]
+        assert neuron.activation is next(n for n in snn.graph.sites if n.name == name).meta["activation"]
     expected = snn.run(images(), 8)[8]
-    assert torch.equal(SpikingNetwork(GRAPH, found, snn.fanout).run(images(), 8)[8], expected)
+    assert torch.equal(SpikingNetwork(snn.graph, found, snn.fanout).run(images(), 8)[8], expected)
 
 
 def test_every_field_is_kept() -> None:
     other = dict(
         theta=torch.rand(CHANNELS), signed=True, margin=0.75, gamma=3, initial=torch.rand(CHANNELS), rounding="track",
         stages=(2.0, 0.1), reset="zero", bias=torch.rand(CHANNELS), confidence=0.3, drop="lossy", window=2,
+        coding="delta", bits=6, terms=(2, 1), zone=(1.0, 0.5), dense=True, late=3,
         adaptive=Msat(0.1, 2.0, 3.0, 4.0, 0.5, 0.6, -1.5, True, "depolarisation", False, False, True),
     )  # fmt: skip
     assert set(other) == {item.name for item in fields(Neuron)} - {"activation", "imbalanced"}
     sites, tensors = plan_of(**other)
     got = read_neurons(json.loads(json.dumps(sites)), tensors, GRAPH)[FIRST]
     assert_equal(got, Neuron(activation=GRAPH.sites[0].meta["activation"], **other))
+
+
+def test_a_bias_over_time_is_kept_and_no_other_shape() -> None:
+    sites, tensors = plan_of(bias=torch.rand(5, CHANNELS))
+    got = read_neurons(json.loads(json.dumps(sites)), tensors, GRAPH)[FIRST]
+    assert torch.equal(got.bias, tensors[f"neurons/{FIRST}.bias"])
+    for shape in ((5, CHANNELS + 1), (1, 5, CHANNELS), (0, CHANNELS)):
+        with pytest.raises(InputError, match="bias"):
+            plan_of(bias=torch.rand(shape))
+    with pytest.raises(InputError, match="theta"):
+        plan_of(theta=torch.rand(5, CHANNELS))
 
 
 def test_a_plan_is_for_its_network_alone(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 import msat_det
 from msat_det.base.errors import InputError
 from msat_det.graph.fanout import fan_out
-from msat_det.graph.graph import trace
+from msat_det.graph.trace import trace
 from msat_det.methods.convert import spiking_network
 from msat_det.spiking.network import SpikingNetwork
 

@@ -10,7 +10,7 @@ from msat_det.models.detector import Detections
 ROWS = [
     CurveRow("float", None, {"map": 23.3, "map50": 39.1, "map50_11point": 38.0}),
     CurveRow("if", 4, {"map": 1 / 3, "map50": 2.0, "map50_11point": float("nan")}, 1.5, 0.25, 0.0625),
-    CurveRow("if", 8, {"map": 20.0, "map50": 35.0, "map50_11point": 34.0}, 3.0, 0.5, 0.125),
+    CurveRow("if", 8, {"map": 20.0, "map50": 35.0, "map50_11point": 34.0}, 3.0, 0.5, 0.125, 1.25, 0.09375),
     CurveRow("staged-4", 4, {"map": np.float32(21.5), "map50": 36.0, "map50_11point": 35.0}, 3.0, 0.5, 0.125),
     CurveRow("silent", 4, {"map": 0.0, "map50": 0.0, "map50_11point": 0.0}, 0.0, 0.0, 0.0),
 ]

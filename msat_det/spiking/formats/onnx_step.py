@@ -18,7 +18,7 @@ from msat_det.graph.fanout import HOMOGENEOUS
 from msat_det.graph.graph import is_mask, mean_inputs
 from msat_det.graph.ops import Kind
 from msat_det.spiking.network import SpikingNetwork
-from msat_det.spiking.neurons import State, per_channel, step
+from msat_det.spiking.neurons import State, initial_potential, step
 
 # What the model says of itself.
 PROTOCOL = """\
@@ -49,18 +49,21 @@ class Slot:
 class Step(nn.Module):
     """The step as a module: (*inputs, t, *states) → (*outputs, *next states, *what each call site sends).
 
-    Raises InputError for spike confidence, whose random masks no runtime can draw alike.
+    Raises InputError for delta coding, and for spike confidence, whose random masks no runtime can draw alike.
     """
 
     def __init__(self, snn: SpikingNetwork):
         super().__init__()
+        if snn.coding == "delta":
+            raise InputError("the network is delta-coded, which export does not write yet: convert it with coding rate")
         self.snn, self.plan, self.net = snn, snn.plan, snn.graph.module
         self.sites = [node for node in self.plan.body if node.meta["kind"] is Kind.SPIKING]
         for node in self.sites:
             neuron = snn.neurons[node.name]
+            if neuron.late:
+                raise InputError(f"call site {node.name} counts from a later timestep on: export with option late off")
             if neuron.confidence < 1:
                 raise InputError(f"call site {node.name} drops spikes at random: export without option confidence")
-            _ = neuron.bounded  # known before tracing, where no value is
         self.slots = [slot for node in self.plan.body for slot in self._slots(node)]
         self.outputs = _output_names(snn)
 
@@ -91,8 +94,8 @@ class Step(nn.Module):
         """The state, or what it is before the first timestep."""
         start: Tensor | float = 0.0
         neuron = self.snn.neurons.get(slot.node.name)
-        if slot.field == "v" and neuron.offset == 0.0:
-            start = per_channel(neuron.initial, state) * per_channel(neuron.theta, state)
+        if slot.field == "v":
+            start = initial_potential(neuron, state)
         return torch.where(t == 0, start, state)
 
     def run(self, inputs: dict[str, Tensor], t: Tensor, states: dict[Slot, Tensor]) -> tuple[Tensor, ...]:
@@ -129,7 +132,7 @@ class Step(nn.Module):
     def _difference(
         self, node: Node, env: dict[Node, Any], n: Tensor, own: dict[Slot, Tensor]
     ) -> tuple[Tensor, dict[Slot, Tensor]]:
-        """A differential node, see ``simulate._Differential``."""
+        """A differential node, see ``simulate.Differential``."""
         last = next((slot for slot in own if slot.field == "last"), None)
         coming = {slot: value + env[slot.source] for slot, value in own.items() if slot is not last}
         homogeneous = node.meta["op"] in HOMOGENEOUS

@@ -47,10 +47,21 @@ def convolution(conv: nn.Module, x: Tensor) -> Tensor | None:
     densest = crossover(conv)
     if densest <= 0 or not library() or density(x) > densest:
         return None
+    return _prepared(conv)(x)
+
+
+def update(conv: nn.Module, y: Tensor) -> Tensor | None:
+    """By how much ``conv(x)`` changes when x changes by y, from the events of y; None where that is not possible."""
+    if not (isinstance(conv, nn.Conv2d) and _fits(conv, y)) or not library():
+        return None
+    return _prepared(conv)(y, bias=False)
+
+
+def _prepared(conv: nn.Conv2d) -> "EventConvolution":
     version = sum(0 if value.is_inference() else value._version for value in conv.parameters())
     if conv not in _packed or _packed[conv][0] != version:
         _packed[conv] = version, EventConvolution(conv)
-    return _packed[conv][1](x)
+    return _packed[conv][1]
 
 
 def crossover(conv: nn.Conv2d) -> float:
@@ -96,7 +107,7 @@ class EventConvolution:
         self.outputs, self.kernel, self.stride = conv.out_channels, conv.kernel_size, conv.stride
         self.padding, self.dilation = conv.padding, conv.dilation
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, bias: bool = True) -> Tensor:
         N, C, *inputs = x.shape
         axes = zip(inputs, self.kernel, self.stride, self.padding, self.dilation, strict=True)
         size = [(n + 2 * pad - reach * (k - 1) - 1) // stride + 1 for n, k, stride, pad, reach in axes]
@@ -104,6 +115,7 @@ class EventConvolution:
         numbers = [N, *inputs, C, *size, self.outputs, *self.kernel, *self.stride, *self.padding, *self.dilation, 0]
         geometry = (ctypes.c_int64 * len(numbers))(*numbers)
         geometry[-1] = library().event_bands(geometry, torch.get_num_threads())
-        arrays = (ctypes.c_void_p(array.data_ptr()) for array in (x, self.weight, self.bias, y))
+        constant = self.bias if bias else torch.zeros_like(self.bias)
+        arrays = (ctypes.c_void_p(array.data_ptr()) for array in (x, self.weight, constant, y))
         library().event_convolution(geometry, *arrays)
         return y

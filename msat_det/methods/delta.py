@@ -1,0 +1,142 @@
+"""Methods of delta coding, and those whose events carry powers of two."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from msat_det.methods.observe import Observation
+from msat_det.methods.options import Options, require
+from msat_det.methods.registry import Neurons, method, neuron, neurons, threshold
+from msat_det.methods.thresholds import balanced, least_error, mean
+
+
+@dataclass(frozen=True)
+class Delta(Options):
+    """bits, terms: ``delta-2`` of the configurations has 6 and 2."""
+
+    scale: Literal["layer", "channel"] = "channel"
+    percentile: float = 99.9
+    coding: Literal["rate", "delta"] = "delta"
+    levels: Literal["unary", "binary"] = "binary"
+
+
+@method("delta", Delta)
+def delta(options: Delta, observation: Observation, T: int) -> Neurons:
+    """Delta coding by powers of two below each channel's scale, nothing fitted. Ours."""
+    return neurons(options, observation)
+
+
+ONCE = (0.5, 1e30)  # zones over time: what the first timestep clips stays clipped
+
+
+@dataclass(frozen=True)
+class Int8(Options):
+    """spiking_linear: on, linear outputs that feed another layer are of eight bits as well."""
+
+    scale: Literal["layer", "channel"] = "channel"
+    coding: Literal["rate", "delta"] = "delta"
+    spiking_linear: bool = True
+    weights: Literal["float", "int8"] = "int8"
+
+
+@method("int8", Int8, codings=("delta",))
+def int8(options: Int8, observation: Observation, T: int) -> Neurons:
+    """The control: the float network after post-training quantisation, weights and activations of eight bits.
+
+    No spikes: a value goes once to every connection, as a number; the same at every t. Activations that are never
+    negative have 255 steps above 0, others 127 on either side.
+    """
+    found = {}
+    for node in observation.graph.sites:
+        steps = 255 if node.meta["activation"].rectified else 127
+        theta = threshold(options, observation, node) / steps
+        found[node.name] = replace(neuron(options, node, theta), gamma=steps, dense=True, zone=ONCE)
+    return found
+
+
+@dataclass(frozen=True)
+class Dcgs(Options):
+    """bits: N of λ_1 … λ_N, each half of the one before. scale, percentile say nothing: θ is found by its error."""
+
+    scale: Literal["layer", "channel"] = "channel"
+    coding: Literal["rate", "delta"] = "delta"
+    levels: Literal["unary", "binary"] = "binary"
+    bits: int = 8
+    terms: tuple[int, ...] = (1,)
+    zone: tuple[float, ...] = (0.75,)
+
+
+@method("dcgs", Dcgs, codings=("delta",))
+def dcgs(options: Dcgs, observation: Observation, T: int) -> Neurons:
+    """Differential coding with weights 1/n: one signed level a timestep, the nearest power of two below a channel's θ.
+
+    Huang et al., "Differential coding for training-free ANN-to-SNN conversion", 2025: m ← m + I + r_in − r_out, of
+    λ_k = θ/2^(k−1), k = 1 … N, the largest with m ≥ .75·λ_k. A weight of 1/n on the n-th output is a stage of 1/n on θ.
+    θ has the least error of T·2^N levels, here by the observed distribution. What is taken back may pass what was given
+    by a third, where the paper's neuron stops: the next timestep mends it.
+    """
+    found = {}
+    stages = options.stages if options.varying else tuple(1 / n for n in range(1, T + 1))
+    for node in observation.graph.sites:
+        theta = options.factor * least_error(observation.sites[node.name], T * 2**options.bits)
+        found[node.name] = neuron(options, node, theta, stages=stages)
+    return found
+
+
+@dataclass(frozen=True)
+class Hmt(Options):
+    """bits: N of the 2^N − 1 thresholds. scale, percentile say nothing: θ is found by its error."""
+
+    scale: Literal["layer", "channel"] = "channel"
+    levels: Literal["unary", "binary"] = "binary"
+    initial: Literal["zero", "half"] = "half"
+    bits: int = 8
+    terms: tuple[int, ...] = (8,)
+
+
+@method("h-mt", Hmt, needs_t=True, codings=("rate",), stays_off="at T = 1 it is as fine as 8 bits already")
+def h_mt(options: Hmt, observation: Observation, T: int) -> Neurons:
+    """Half-start multi-threshold neurons: s = clamp(⌊v/θ⌋, 0, 2^N − 1), v(−1) = θ/2, sent as the binary digits of s.
+
+    AAAI 2026. θ by the same optimum as ``dcgs``. With terms below bits only the leading digits are sent, and the rest
+    stays in the potential.
+    """
+    found = {}
+    for node in observation.graph.sites:
+        theta = options.factor * least_error(observation.sites[node.name], T * (2**options.bits - 1))
+        top = theta * 2 ** (options.bits - 1) / (2**options.bits - 1)
+        found[node.name] = neuron(options, node, top)
+    return found
+
+
+@dataclass(frozen=True)
+class Ltb(Options):
+    """updates: of the threshold; the paper takes 1,000 for classifiers and 5,000 for detectors. late: its readout."""
+
+    scale: Literal["layer", "channel"] = "channel"
+    initial: Literal["zero", "half"] = "half"
+    updates: int = 1000
+    late: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.updates >= 1, "updates", self.updates, "a whole number above 0")
+
+
+@method("ltb", Ltb, needs_t=True, codings=("rate",))
+def ltb(options: Ltb, observation: Observation, T: int) -> Neurons:
+    """Local threshold balancing: IF with v(−1) = θ/2, θ from 0 by θ ← θ + 2·E[(z − θ)·[z > θ]], and a late readout.
+
+    "Inference-scale complexity in ANN-SNN conversion for high-performance and low-power applications", 2025. Outputs
+    are averaged from t₀ on, the time that spikes take to the last layer: the sum over layers of half a θ over the mean
+    activation of its most active channel, at most T − 4.
+    """
+    found, latency = {}, 0.0
+    for node in observation.graph.sites:
+        site = observation.sites[node.name]
+        theta = options.factor * balanced(site, options.updates)
+        activity = mean(site)
+        first = activity.argmax()
+        latency += 0.5 * (theta[first] / activity[first].clamp(min=1e-12)).item()
+        found[node.name] = neuron(options, node, theta)
+    late = max(0, min(int(latency), T - 4)) if options.late else 0
+    return {name: replace(made, late=late) for name, made in found.items()}

@@ -1,0 +1,147 @@
+"""A population under delta coding: ``levels.cpp`` where it holds the neuron, else ``spiking.delta.delta_step``."""
+
+import ctypes
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from msat_det.spiking.delta import delta_step, new_delta_state, target
+from msat_det.spiking.kernels import (
+    _PIECEWISE,
+    _laid_out,
+    _memory_format,
+    laid_out_by_channel,
+    levels_library,
+    period_of,
+)
+from msat_det.spiking.levels import NEAREST, edge
+from msat_det.spiking.neurons import Neuron, State, at, per_channel, threshold
+
+_POINTERS = "x o y theta bias fanout counts".split()
+_FLOATS = "slope low high stage zone gamma per_ratio".split()
+
+
+class _Correct(ctypes.Structure):
+    _fields_ = (
+        [(name, ctypes.c_int64) for name in ("B", "N", "period")]
+        + [(name, ctypes.c_void_p) for name in _POINTERS]
+        + [(name, ctypes.c_float) for name in _FLOATS]
+        + [(name, ctypes.c_int32) for name in ("bits", "terms", "first")]
+    )
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernel, or None with a one-line notice on stderr where it cannot be had."""
+    lib = levels_library()
+    if lib is None:
+        return None
+    for name in ("correct_units", "correct_group", "correct_struct_size"):
+        getattr(lib, name).restype = ctypes.c_int64
+    lib.correct_units.argtypes = [ctypes.c_int64]
+    assert lib.correct_struct_size() == ctypes.sizeof(_Correct)
+    return lib
+
+
+class Corrections:
+    """The neurons of one call site for one batch: their output sums, and their counts.
+
+    sums: an example of the input sums (B, C, …), whose memory format the state takes over. fanout: (C, …) multiply-adds
+    that a spike of each neuron reaches. counts: (B, 4) float64, spikes (of a burst its size, else its terms), spikes ·
+    fan-out, Σ[s≠0] and Σ[s≠0]·fan-out of each image so far. sent: how many outputs of the last step were not 0.
+    """
+
+    def __init__(self, neuron: Neuron, sums: Tensor, fanout: Tensor):
+        self.neuron, self.fanout = neuron, fanout.to(sums.device)
+        self._format = _memory_format(sums)
+        self.counts = torch.zeros(sums.shape[0], 4, dtype=torch.float64)
+        self.sent, self._before = 0.0, None
+        self._struct = None
+        if self._fits_kernel(sums):
+            self._struct = self._layout(sums)
+            self.state = State(v=None)
+        else:
+            self.state = new_delta_state(neuron, sums)
+
+    @property
+    def output(self) -> Tensor:
+        """The output sums (B, C, …)."""
+        return self.state.o
+
+    def rests(self, t: int) -> bool:
+        """Whether a step at t on input sums that have not changed would send nothing: the last one did not."""
+        return self._before == self._now(t) and not self.sent and not self.neuron.adaptive
+
+    def _now(self, t: int) -> tuple[float, int, float]:
+        """What of the neuron depends on time."""
+        n = self.neuron
+        return n.stage(t), at(n.terms, t), at(n.zone, t)
+
+    def step(self, sums: Tensor, t: int, wanted: bool, own: bool = False) -> Tensor | None:
+        """Timestep t on the input sums (B, C, …).
+
+        Returns what is sent (B, C, …), or None where it is not ``wanted``. own: the sums may be overwritten.
+        """
+        counted = self.counts[:, 2].sum().item()
+        self._before = self._now(t)
+        if self._struct is None:
+            y = self._eager(sums, t)
+        else:
+            y = self._kernel(sums.contiguous(memory_format=self._format), t, wanted, own)
+        self.sent = self.counts[:, 2].sum().item() - counted
+        return y
+
+    def _eager(self, sums: Tensor, t: int) -> Tensor:
+        _, spikes, y = delta_step(self.neuron, self.state, sums, t)
+        size = spikes.flatten(1).double()
+        events = torch.where(size > 0, 1.0, size)
+        fanout = self.fanout.expand(sums.shape[1:]).flatten().double()
+        self.counts += torch.stack([(v * f).sum(1) for v in (size, events) for f in (1.0, fanout)], 1).cpu()
+        return y
+
+    def _fits_kernel(self, x: Tensor) -> bool:
+        plain = x.device.type == "cpu" and x.dtype == torch.float32 and self.neuron.adaptive is None
+        return plain and library() is not None
+
+    def _layout(self, x: Tensor) -> _Correct:
+        n, lib, activation = self.neuron, library(), self.neuron.activation
+        size = x[0].numel()
+        period = period_of(n, x, self._format)
+
+        def periodic(value: Tensor) -> Tensor:
+            return laid_out_by_channel(value, x, period, lib.correct_group())
+
+        plain = n.bias is None or n.bias.dim() == 1
+        self.follows = plain and (activation.rectified or activation.name in _PIECEWISE)
+        slope, low, high = _PIECEWISE.get(activation.name, (0.0, -math.inf, activation.upper))
+        if not self.follows:
+            slope, low, high = _PIECEWISE["identity"]
+        has_bias = n.bias is not None and self.follows
+        self._arrays = {  # the structure holds bare pointers: this keeps them alive
+            "theta": periodic(threshold(n, x)),
+            "bias": periodic(per_channel(n.bias, x, n.axis)) if has_bias else None,
+            "fanout": _laid_out(self.fanout, x),
+            "counts": torch.zeros(x.shape[0], lib.correct_units(size), 4, dtype=torch.float64),
+        }
+        pointers = {name: None if a is None else a.data_ptr() for name, a in self._arrays.items()}
+        return _Correct(
+            B=x.shape[0], N=size, period=period, slope=activation.slope or slope, low=low, high=high, gamma=n.gamma,
+            per_ratio=1 / NEAREST, bits=n.bits or 0, **pointers,
+        )  # fmt: skip
+
+    def _kernel(self, x: Tensor, t: int, wanted: bool, own: bool) -> Tensor | None:
+        c = self._struct
+        if not self.follows:
+            x, own = target(self.neuron, x, t).contiguous(memory_format=self._format), True
+        c.stage, c.terms, zone = self._before
+        c.zone = edge(zone)
+        c.first = self.state.o is None
+        if c.first:
+            self.state.o = x if own else torch.empty_like(x)
+        y = torch.empty_like(x) if wanted else None
+        c.x, c.o, c.y = x.data_ptr(), self.state.o.data_ptr(), None if y is None else y.data_ptr()
+        library().correct_step(ctypes.byref(c))
+        self.counts += self._arrays["counts"].sum(1)
+        return y

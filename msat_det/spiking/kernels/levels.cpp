@@ -1,0 +1,161 @@
+// One timestep of neurons under delta coding (msat_det/spiking/delta.py), fused: what is sent of each error, the new output sum,
+// and the counts. The arithmetic is that of levels.quantise, operation by operation.
+//
+// Layout as in scan.cpp: x, o and y are (B, N), N the neurons of one image in whatever memory order; o may be x.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#define INLINE static inline __attribute__((always_inline))
+
+extern "C" {
+
+struct Correct {
+    int64_t B, N, period;
+    const float *x;             // input sums
+    float *o, *y;               // output sums, and what is sent of them now; y null where nobody asks
+    const float *theta, *bias;  // of neuron i at i mod period, and on for GROUP more; dead channels huge; bias may be null
+    const float *fanout;        // (N,) multiply-adds that a spike reaches
+    double *counts;             // (units, 4): spikes, spikes·fanout, Σ[s≠0], Σ[s≠0]·fanout
+    float slope, low, high;     // f(x) = clamp(max(x, slope·x), low, high)
+    float stage, zone, gamma, per_ratio;
+    int32_t bits, terms, first;  // bits 0: bursts; first: o is 0 and not read
+};
+
+}  // extern "C"
+
+static const int GROUP = 128;
+static const int64_t UNIT = 4096;
+static const int LANES = 8;
+
+INLINE uint32_t to_bits(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    return bits;
+}
+INLINE float to_float(uint32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+
+static const uint32_t SIGN = 1u << 31;
+
+// ±2^k for k = clamp(⌊log₂ size⌋ + 1, 0, top), with the sign of rest; 0 where |rest| <= zone. A float's exponent is
+// ⌊log₂⌋ + 127.
+INLINE float term(float rest, float zone, float per_ratio, int32_t top) {
+    const float size = std::fabs(rest);
+    int32_t k = (int32_t)(to_bits(size * per_ratio) >> 23) - 126;
+    k = k > 0 ? k : 0;
+    k = k < top ? k : top;
+    const float power = to_float((uint32_t)(k + 127) << 23 | (to_bits(rest) & SIGN));
+    return size > zone ? power : 0.f;
+}
+
+template <int W, bool BURST>
+INLINE void group(const Correct &c, int64_t b, int64_t i, double (*counts)[LANES]) {
+    const int64_t at = b * c.N + i, p = i % c.period;
+    const int32_t top = c.bits - 1;
+    float rest[W], sum[W], theta[W], sent[W], spikes[W];
+#pragma omp simd
+    for (int j = 0; j < W; j++) {
+        const float in = c.bias ? c.x[at + j] + c.bias[p + j] : c.x[at + j];
+        float f = c.slope * in;
+        f = in > f ? in : f;
+        f = f < c.low ? c.low : f;
+        f = f > c.high ? c.high : f;
+        sum[j] = c.first ? 0.f : c.o[at + j];
+        theta[j] = c.theta[p + j] * c.stage;
+        rest[j] = (f - sum[j]) / theta[j];
+        sent[j] = spikes[j] = rest[j] - rest[j];  // 0, and NaN of ∞ and NaN
+    }
+    if (BURST) {
+#pragma omp simd
+        for (int j = 0; j < W; j++) {
+            float size = std::floor(std::fabs(rest[j]) + .5f);
+            size = size < c.gamma ? size : c.gamma;
+            size = std::fabs(rest[j]) > c.zone ? size : 0.f;
+            sent[j] += to_float(to_bits(size) | (to_bits(rest[j]) & SIGN));
+            spikes[j] += size;
+        }
+    } else {
+        for (int32_t m = 0; m < c.terms; m++) {
+#pragma omp simd
+            for (int j = 0; j < W; j++) {
+                const float part = term(rest[j], c.zone, c.per_ratio, top);
+                rest[j] -= part;
+                sent[j] += part;
+                spikes[j] += part != 0.f ? 1.f : 0.f;
+            }
+        }
+    }
+#pragma omp simd
+    for (int j = 0; j < W; j++) {
+        sent[j] *= theta[j];
+        c.o[at + j] = sum[j] + sent[j];
+    }
+    if (c.y) std::memcpy(c.y + at, sent, sizeof(sent));
+    const int lanes = W < LANES ? W : LANES;
+    for (int first = 0; first < W; first += lanes) {
+#pragma omp simd
+        for (int j = 0; j < lanes; j++) {
+            const double size = spikes[first + j], fanout = c.fanout[i + first + j];
+            const double event = size > 0. ? 1. : size;  // NaN stays
+            counts[0][j] += size;
+            counts[1][j] += size * fanout;
+            counts[2][j] += event;
+            counts[3][j] += event * fanout;
+        }
+    }
+}
+
+template <bool BURST>
+static void correct(const Correct &c) {
+    const int64_t units = (c.N + UNIT - 1) / UNIT;
+#pragma omp parallel for schedule(static)
+    for (int64_t u = 0; u < c.B * units; u++) {
+        const int64_t b = u % c.B, unit = u / c.B, first = unit * UNIT;  // images in turn: their parameters are the same
+        const int64_t end = first + UNIT < c.N ? first + UNIT : c.N;
+        double counts[4][LANES] = {};
+        int64_t i = first;
+        for (; i + GROUP <= end; i += GROUP) group<GROUP, BURST>(c, b, i, counts);
+        for (; i < end; i++) group<1, BURST>(c, b, i, counts);
+        for (int n = 0; n < 4; n++) {
+            double &sum = c.counts[4 * (b * units + unit) + n] = 0.;
+            for (int j = 0; j < LANES; j++) sum += counts[n][j];
+        }
+    }
+}
+
+extern "C" {
+
+int64_t correct_units(int64_t N) { return (N + UNIT - 1) / UNIT; }
+
+int64_t correct_group() { return GROUP; }
+
+int64_t correct_struct_size() { return sizeof(Correct); }
+
+// The binary digits that are 1 in |y|/(stage·θ), y (B, N) whole multiples of it and θ as in Correct; counts: (B, 4) as there.
+void count_digits(const float *y, int64_t B, int64_t N, int64_t period, const float *theta, float stage,
+                  const float *fanout, double *counts) {
+#pragma omp parallel for schedule(static)
+    for (int64_t b = 0; b < B; b++) {
+        double spikes = 0., reached = 0., events = 0., event_reach = 0.;
+#pragma omp simd reduction(+ : spikes, reached, events, event_reach)
+        for (int64_t i = 0; i < N; i++) {
+            const uint32_t size = (uint32_t)(std::fabs(y[b * N + i]) / (theta[i % period] * stage) + .5f);
+            const double digits = __builtin_popcount(size), event = size ? 1. : 0., reach = fanout[i];
+            spikes += digits;
+            reached += digits * reach;
+            events += event;
+            event_reach += event * reach;
+        }
+        double *row = counts + 4 * b;
+        row[0] = spikes, row[1] = reached, row[2] = events, row[3] = event_reach;
+    }
+}
+
+void correct_step(const Correct *c) { c->bits ? correct<false>(*c) : correct<true>(*c); }
+
+}  // extern "C"

@@ -1,0 +1,58 @@
+"""What a neuron may send in one timestep: bursts of single spikes, or terms that each carry a power of two.
+
+``quantise`` is the readable form; ``kernels.delta`` is the same, fused with the neuron around it.
+"""
+
+import torch
+from torch import Tensor
+
+MOST_BITS = 16
+
+SLACK = 1e-4
+NEAREST, BELOW = 1.5, 2.0  # of two neighbouring powers the nearer one, or the largest that is not above the value
+
+
+def quantise(
+    error: Tensor, bits: int | None, terms: int, zone: float, gamma: float = 1.0, ratio: float = NEAREST
+) -> tuple[Tensor, Tensor]:
+    """What is sent of an error in units of the threshold, and in how many spikes.
+
+    bits None: a burst of up to γ single spikes, the error rounded to nearest. Otherwise up to ``terms`` terms ±2^k,
+    0 ≤ k < bits, the largest first: each of what is left of the error d the power k = clamp(⌊log₂(|d|/ratio)⌋ + 1, 0,
+    bits − 1). Nothing where |d| ≤ zone, as ``edge`` has it. Returns (s, spikes), both of the error's shape; NaN where
+    it is not finite.
+    """
+    finite = error - error  # 0, and NaN of ∞ and NaN
+    if bits is None:
+        size = torch.where(error.abs() > edge(zone), torch.floor(error.abs() + 0.5).clamp(max=gamma), 0.0)
+        return torch.copysign(size, error) + finite, size + finite
+    rest, sent, spikes = error, finite, finite
+    for _ in range(terms):
+        part = torch.where(rest.abs() > edge(zone), torch.copysign(_power(rest, bits, ratio), rest), 0.0)
+        rest, sent, spikes = rest - part, sent + part, spikes + (part != 0)
+    return sent, spikes
+
+
+def edge(zone: float) -> float:
+    """The largest error that is left alone: the zone and what rounds off. A level sent for half a level would leave
+    half a level, to be sent back in the next timestep, for ever."""
+    return zone * (1 + SLACK)
+
+
+def _power(rest: Tensor, bits: int, ratio: float) -> Tensor:
+    """2^k; by comparisons, which every runtime has and which are exact."""
+    size = rest.abs() * (1 / ratio)
+    power = torch.ones_like(rest)
+    for k in range(bits - 1):
+        power = torch.where(size >= 2.0**k, 2.0 ** (k + 1), power)
+    return power
+
+
+def digits(size: Tensor, bits: int) -> Tensor:
+    """The number of binary digits that are 1 in whole numbers 0 … 2^bits − 1; a number that is not finite stays NaN."""
+    return quantise(size, bits, bits, 0.5, ratio=BELOW)[1]
+
+
+def leading(s: Tensor, bits: int, terms: int) -> Tensor:
+    """Whole numbers with all but their ``terms`` leading binary digits 0."""
+    return quantise(s, bits, terms, 0.5, ratio=BELOW)[0]
