@@ -38,32 +38,74 @@ def label_channels(graph: Graph, batch: Batch) -> None:
 
     batch: one image, for the values of sizes.
     """
-    sizes = {node: value for node, value in graph.walk(batch) if node.meta["kind"] is Kind.SHAPE}
-    device = pytree.tree_leaves(batch)[0].device
-    for node in graph.nodes:
-        if node.meta["shape"] is not None:
-            node.meta["axis"] = _axis(graph, node, sizes, device)
+    labels = _Labels(graph, pytree.tree_leaves(batch)[0].device)
+    left = {node: len(node.users) for node in graph.nodes}
+    for node, value in graph.walk(batch):
+        if node.meta["kind"] is Kind.SHAPE:
+            labels.sizes[node] = value
+        elif node.meta["shape"] is not None:
+            node.meta["axis"] = labels.axis(node)
+        for used in node.all_input_nodes:
+            left[used] -= 1
+            if not left[used]:
+                labels.moved.pop(used, None)
 
 
-def _axis(graph: Graph, node: Node, sizes: dict[Node, Any], device: torch.device) -> Axis | tuple[Axis, ...]:
-    op, last = node.meta["op"], len(node.meta["shape"])
-    inputs = [n for n in node.all_input_nodes if n.meta["kind"] is not Kind.SHAPE]
-    if node.op == "placeholder" or op in _FIRST or op.startswith("conv"):
-        return 1 if last else None
-    if op == "linear":
-        return last
-    if op == "einsum":
-        return None
-    if op in _PRODUCTS:
-        return _of_product(node, inputs)
-    axis, alike = inputs[0].meta["axis"], {(n.meta["axis"], len(n.meta["shape"])) for n in inputs}
-    known = len(alike) == 1 and isinstance(axis, int)
-    if op in _MOVING and not (op in _JOINING and known):
-        return _of_moved(graph, node, inputs, sizes, device)
-    rank = len(inputs[0].meta["shape"])
-    if not known or rank < last:
-        return None
-    return axis if rank == last else _of_reduced(node, axis, rank)
+class _Labels:
+    """sizes: values that no image enters. moved: of nodes whose elements were carried there, the numbers of their
+    channels, see ``numbered``."""
+
+    def __init__(self, graph: Graph, device: torch.device):
+        self.graph, self.device = graph, device
+        self.sizes: dict[Node, Any] = {}
+        self.moved: dict[Node, tuple[Any, int]] = {}
+
+    def axis(self, node: Node) -> Axis | tuple[Axis, ...]:
+        op, last = node.meta["op"], len(node.meta["shape"])
+        inputs = [n for n in node.all_input_nodes if n.meta["kind"] is not Kind.SHAPE]
+        if node.op == "placeholder" or op in _FIRST or op.startswith("conv"):
+            return 1 if last else None
+        if op == "linear":
+            return last
+        if op == "einsum":
+            return None
+        if op in _PRODUCTS:
+            return _of_product(node, inputs)
+        axis, alike = inputs[0].meta["axis"], {(n.meta["axis"], len(n.meta["shape"])) for n in inputs}
+        known = len(alike) == 1 and isinstance(axis, int)
+        if op in _MOVING and not (op in _JOINING and known):
+            return self.of_moved(node, inputs)
+        rank = len(inputs[0].meta["shape"])
+        if not known or rank < last:
+            return None
+        return axis if rank == last else _of_reduced(node, axis, rank)
+
+    def of_moved(self, node: Node, inputs: list[Node]) -> Axis | tuple[Axis, ...]:
+        """By the node's output on inputs that hold the numbers of their channels."""
+        found, count = {}, 0
+        for source in inputs:
+            found[source], count = self.numbered(source, count)
+
+        def value(n: Node) -> Any:
+            return found[n] if n in found else self.sizes[n]
+
+        moved = self.graph.call(node, fx.map_arg(node.args, value), fx.map_arg(node.kwargs, value))
+        self.moved[node] = moved, count
+        return _axis_of(moved, count) if isinstance(moved, Tensor) else tuple(_axis_of(part, count) for part in moved)
+
+    def numbered(self, node: Node, count: int) -> tuple[Any, int]:
+        """One image of a node that holds its channels' numbers, count + 1 onwards (0 is padding), and the last one."""
+        if node in self.moved:
+            numbers, more = self.moved[node]
+            return pytree.tree_map(lambda x: torch.where(x > 0, x + count, x), numbers), count + more
+        parts, axis = node.meta["parts"], node.meta["axis"]
+        if parts:  # of a node that calculates
+            return tuple(torch.full((1, *shape), count + 1.0, device=self.device) for shape in parts), count + 1
+        shape = node.meta["shape"]
+        size = channels(shape, axis)
+        numbers = torch.arange(count + 1, count + size + 1, dtype=torch.float32, device=self.device)
+        shaped = numbers.reshape([-1 if d == axis else 1 for d in range(len(shape) + 1)])
+        return shaped.expand(1, *shape), count + size
 
 
 def _of_product(node: Node, inputs: list[Node]) -> Axis:
@@ -88,33 +130,6 @@ def _of_reduced(node: Node, axis: int, rank: int) -> Axis:
         return None
     gone = {d % (rank + 1) for d in dims}
     return None if axis in gone else axis - sum(d < axis for d in gone)
-
-
-def _of_moved(
-    graph: Graph, node: Node, inputs: list[Node], sizes: dict[Node, Any], device: torch.device
-) -> Axis | tuple[Axis, ...]:
-    """By the node's output on inputs that hold the numbers of their channels, from 1 on."""
-    numbered, count = {}, 0
-    for source in inputs:
-        numbered[source], count = _numbered(source, count, device)
-
-    def value(n: Node) -> Any:
-        return numbered[n] if n in numbered else sizes[n]
-
-    moved = graph.call(node, fx.map_arg(node.args, value), fx.map_arg(node.kwargs, value))
-    return _axis_of(moved, count) if isinstance(moved, Tensor) else tuple(_axis_of(part, count) for part in moved)
-
-
-def _numbered(node: Node, count: int, device: torch.device) -> tuple[Tensor | tuple[Tensor, ...], int]:
-    """One image of a node that holds its channels' numbers, count + 1 onwards, and the last of them."""
-    parts, found = node.meta["parts"], []
-    axes = node.meta["axis"] if parts else (node.meta["axis"],)
-    for shape, axis in zip(parts or (node.meta["shape"],), axes, strict=True):
-        size = channels(shape, axis)
-        numbers = torch.arange(count + 1, count + size + 1, dtype=torch.float32, device=device)
-        found.append(numbers.reshape([-1 if d == axis else 1 for d in range(len(shape) + 1)]).expand(1, *shape))
-        count += size
-    return (tuple(found) if parts else found[0]), count
 
 
 def _axis_of(numbers: Tensor, count: int) -> Axis:

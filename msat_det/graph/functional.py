@@ -16,7 +16,8 @@ from msat_det.graph.graph import Graph, module_of, where
 _VIEWS = {
     *("view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand"),
     *("getitem", "chunk", "split", "unbind", "select", "narrow", "movedim", "detach", "contiguous", "identity"),
-    "getattr",
+    *("viewas", "reshapeas", "expandas", "unfold", "diagonal", "ravel", "getattr"),
+    *("to", "float", "type", "typeas", "pos", "einsum"),  # of what already is as it should be
 }
 
 
@@ -88,9 +89,10 @@ def drop_defaults(graph: Graph) -> None:
 def drop_neutral(graph: Graph) -> None:
     for node in graph.nodes:
         name = ops.canonical(node, module_of(graph, node)) if node.op.startswith("call") else ""
-        if name in ops.NEUTRAL:
+        neutral = name in ops.NEUTRAL or (name == "getattr" and node.args[1] == "data")
+        if neutral:
             node.replace_all_uses_with(node.all_input_nodes[0])
-        if name in ops.NEUTRAL or name == "assert":
+        if neutral or name == "assert":
             graph.module.graph.erase_node(node)
 
 

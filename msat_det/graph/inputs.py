@@ -40,14 +40,16 @@ def whole(name: str, value: Any, least: int | None = None) -> int:
     raise InputError(f"{name} is {show(value)}: give {wanted}")
 
 
+def timesteps(record: Any) -> list[int]:
+    """Recorded timesteps, one or several, each once and in their order. Raises InputError."""
+    several = isinstance(record, Iterable) and getattr(record, "ndim", None) != 0
+    return sorted({whole("one of the recorded timesteps", t) for t in (record if several else [record])})
+
+
 def recorded(T: Any, record: Any = None) -> list[int]:
-    """The timesteps to be recorded, in their order: ``record``'s, one or several, or T alone. Raises InputError."""
-    last = whole("T", T)
-    if record is None:
-        record = [last]
-    elif not isinstance(record, Iterable) or getattr(record, "ndim", None) == 0:
-        record = [record]
-    times = sorted({whole("one of the recorded timesteps", t) for t in record})
+    """The timesteps that a simulation of T records: ``record``'s, or T alone. Raises InputError."""
+    last = whole("T", T, 1)
+    times = timesteps(last if record is None else record)
     if not times or times[0] < 1 or times[-1] > last:
         raise InputError(f"recorded timesteps {times} must lie in 1..T = {last}: give at least one, and T as the last")
     return times

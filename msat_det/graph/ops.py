@@ -60,7 +60,8 @@ CONVOLUTIONS = {"conv1d", "conv2d", "conv3d", "convtranspose1d", "convtranspose2
 MULTIPLYING = CONVOLUTIONS | {"linear", "matmul", "bmm", "mm", "einsum"}
 
 _PADS = {f"{way}pad{n}d" for n in "123" for way in ("zero", "constant", "reflection", "replication", "circular")}
-FRESH = MULTIPLYING | {"add", "sub", "mul", "truediv", "cat", "batchnorm2d"}  # outputs that nothing else refers to
+# Outputs that nothing else refers to; an einsum of one tensor gives that very one.
+FRESH = (MULTIPLYING - {"einsum"}) | {"add", "sub", "mul", "truediv", "cat", "batchnorm2d"}
 
 # Linear or affine in their image input whatever their other arguments are.
 LINEAR = {
@@ -74,7 +75,7 @@ LINEAR = {
     *_PADS,
     *("flatten", "unflatten", "view", "reshape", "permute", "transpose", "t", "movedim", "squeeze", "unsqueeze"),
     *("viewas", "reshapeas", "expand", "expandas", "repeat", "tile", "flip", "ravel", "where", "maskedfill"),
-    *("getitem", "chunk", "tensorsplit", "split", "unbind", "select", "narrow", "indexselect", "diagonal"),
+    *("getitem", "chunk", "split", "unbind", "select", "narrow", "indexselect", "diagonal"),
     *("identity", "contiguous", "clone", "detach", "to", "float", "type", "typeas"),
     *("batchnorm", "batchnorm1d", "batchnorm2d", "batchnorm3d", "syncbatchnorm", "frozenbatchnorm2d"),
     *("zeroslike", "oneslike", "newzeros", "newones"),

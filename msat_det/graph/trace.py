@@ -86,23 +86,31 @@ def _float_outputs(net: nn.Module, values: tuple | dict) -> Any:
 
 
 class _Tracer(fx.Tracer):
+    """buffers: whether they are followed, too, as methods of theirs that take sizes of images need it."""
+
     record_stack_traces = True
+
+    def __init__(self, buffers: bool):
+        super().__init__()
+        self.proxy_buffer_attributes = buffers
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, FrozenBatchNorm2d) or super().is_leaf_module(module, name)
 
 
 def _symbolic_trace(net: nn.Module, constants: dict[str, Any]) -> fx.GraphModule:
-    try:
-        return fx.GraphModule(net, _Tracer().trace(net, concrete_args=constants or None))
-    except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError, NameError, LookupError) as error:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(TORCH)]
-        frame = frames[-1]
-        mend = "what depends on the data's values or shape belongs outside the dense part, in preprocess or decode"
-        if "instead found type 'Proxy'" in str(error):
-            mend = "a scripted function (torch.jit.script) can't be traced: call the plain one"
-        place = f"{frame.filename}:{frame.lineno}: `{frame.line}`"
-        raise InputError(f"the dense part does not trace at {place} ({reason(error)}): {mend}") from error
+    first: Exception | None = None
+    for buffers in (False, True):
+        try:
+            return fx.GraphModule(net, _Tracer(buffers).trace(net, concrete_args=constants or None))
+        except (*MISFIT, NameError) as error:
+            first = first or error
+    frames = [f for f in traceback.extract_tb(first.__traceback__) if not f.filename.startswith(TORCH)]
+    place = f"{frames[-1].filename}:{frames[-1].lineno}: `{frames[-1].line}`"
+    mend = "what depends on the data's values or shape belongs outside the dense part, in preprocess or decode"
+    if "instead found type 'Proxy'" in str(first):
+        mend = "a scripted function (torch.jit.script) can't be traced: call the plain one"
+    raise InputError(f"the dense part does not trace at {place} ({reason(first)}): {mend}") from first
 
 
 def _check_batch(graph: Graph, batch: Any) -> None:

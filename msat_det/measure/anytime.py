@@ -15,7 +15,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from msat_det.base.errors import InputError
-from msat_det.graph.graph import Batch
+from msat_det.graph.inputs import Batch, timesteps
 from msat_det.methods.observe import Observation
 from msat_det.spiking.network import SpikingNetwork
 
@@ -71,7 +71,7 @@ def fit_rule(
 
     Raises InputError where fewer than two timesteps are recorded.
     """
-    record = tuple(sorted(record))
+    record = tuple(timesteps(record))
     if len(record) < 2:
         raise InputError(f"an exit compares outputs at several timesteps, {list(record)} is one: record more")
     found: list[Tensor] = []

@@ -10,8 +10,10 @@ from torch.fx.node import Node
 from msat_det.base.checks import check_number
 from msat_det.graph.channels import rows_by_channel
 from msat_det.graph.graph import elements
+from msat_det.methods.delta_search import Wanted, fit_delta
 from msat_det.methods.layerwise import LayerByLayer
 from msat_det.methods.observe import Observation
+from msat_det.methods.options import require
 from msat_det.methods.registry import RATE, Neurons, method, neuron, threshold
 from msat_det.methods.search import Goal, anytime_candidates, fit, stage_candidates
 from msat_det.spiking.formats.plan import load_plan
@@ -116,3 +118,43 @@ def _fit(
         times, stages, adaptive, at(options.price, times[-1]), weight, options.correct == "bias", options.images
     )
     return fit(observation, goal, make, at(options.budget, times[-1])).neurons
+
+
+@dataclass(frozen=True)
+class DeltaFit(LayerByLayer):
+    """budget: operations over the float network's multiply-adds that the calibration images may take at t = 1 (an
+    energy ratio of .18 is about .8 of them), one number or one for each T and those above it; None: as the price says.
+    price: what all multiply-adds of the float network are worth in relative squared error of the outputs. correct: take
+    the mean error off that each channel's input inherits. plan: as of ``msat-fit``.
+    """
+
+    scale: Literal["layer", "channel"] = "channel"
+    percentile: float = 99.9
+    coding: Literal["rate", "delta"] = "delta"
+    levels: Literal["unary", "binary"] = "binary"
+    bits: int = 8
+    price: float | dict[int, float] = 0.02
+    budget: float | dict[int, float] | None = None
+    correct: Literal["bias", "none"] = "bias"
+    plan: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.levels == "binary", "levels", self.levels, "binary: what is fitted are terms")
+        for key, given in (("price", self.price), ("budget", self.budget)):
+            numbers = given.values() if isinstance(given, dict) else [given]
+            require(all(number is None or number > 0 for number in numbers), key, given, "numbers above 0")
+
+
+@method("delta-fit", DeltaFit, needs_t=True, stays_off=PRICED, codings=("delta",))
+def delta_fit(options: DeltaFit, observation: Observation, T: int) -> Neurons:
+    """Delta coding by powers of two with θ per channel, terms and dead zones per call site, fitted under a budget.
+    Ours; see ``methods.delta_search``. What is fitted is the first timestep, and later ones correct it."""
+    if options.plan:
+        return load_plan(options.plan).neurons(observation.graph)
+    wanted = Wanted(at(options.price, T), at(options.budget, T), options.images, options.correct == "bias")
+
+    def make(node: Node) -> Neuron:
+        return neuron(options, node, threshold(options, observation, node))
+
+    return fit_delta(observation, wanted, make)

@@ -3,20 +3,15 @@
 Silence in calibration does not say that a channel is dead: that its weights alone can say.
 """
 
-from __future__ import annotations
-
 import sys
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.fx.node import Node
 
 from msat_det.graph.graph import Graph
+from msat_det.methods.observe import Observation
 from msat_det.spiking.neurons import OVERFLOW
-
-if TYPE_CHECKING:
-    from msat_det.methods.observe import Observation
 
 # Of the layer's largest threshold θ: even where it overflows, an unseen channel's error stays below γ·θ/n.
 SHARE = 1 / OVERFLOW

@@ -3,6 +3,8 @@
 ``quantise`` is the readable form; ``kernels.delta`` is the same, fused with the neuron around it.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -25,12 +27,21 @@ def quantise(
     finite = error - error  # 0, and NaN of ∞ and NaN
     if bits is None:
         size = torch.where(error.abs() > edge(zone), torch.floor(error.abs() + 0.5).clamp(max=gamma), 0.0)
-        return torch.copysign(size, error) + finite, size + finite
-    rest, sent, spikes = error, finite, finite
+        return size * torch.sign(error) + finite, size + finite
+    *_, last = [(finite, finite), *by_terms(error, bits, terms, zone, ratio)]
+    return last
+
+
+def by_terms(
+    error: Tensor, bits: int, terms: int, zone: float, ratio: float = NEAREST
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What ``quantise`` gives with 1, 2, … up to ``terms`` terms."""
+    rest, sent = error, error - error
+    spikes = sent
     for _ in range(terms):
-        part = torch.where(rest.abs() > edge(zone), torch.copysign(_power(rest, bits, ratio), rest), 0.0)
+        part = torch.where(rest.abs() > edge(zone), _power(rest, bits, ratio) * torch.sign(rest), 0.0)
         rest, sent, spikes = rest - part, sent + part, spikes + (part != 0)
-    return sent, spikes
+        yield sent, spikes
 
 
 def edge(zone: float) -> float:

@@ -388,6 +388,22 @@ def test_what_a_mask_touches_is_differential(body: Callable, ops: list[str]) -> 
     assert [node.meta["op"] for node in graph.nodes if node.meta["kind"] is Kind.DIFFERENTIAL] == ops
 
 
+def test_buffers_spread_over_the_image_are_followed() -> None:
+    """Antialiased downsampling as it is usually written: a buffer's method takes a size of the image."""
+
+    def blur(net: Layer, x: Tensor) -> Tensor:
+        kernel = net.kernel.expand(x.shape[1], -1, -1, -1)
+        return F.conv2d(F.pad(x.relu(), (1, 1, 1, 1), "reflect"), kernel, stride=2, groups=x.shape[1])
+
+    graph = layer(blur, kernel=nn.Buffer(torch.arange(9.0).reshape(1, 1, 3, 3) / 36))
+    assert [node.meta["op"] for node in graph.nodes if node.meta["kind"] is Kind.LINEAR].count("conv2d") == 3
+
+
+def test_the_data_of_a_tensor_is_itself() -> None:
+    graph = layer(lambda net, x: x.relu().data.view(x.data.size(0), 2, 2, 12, 12).transpose(1, 2).reshape(x.shape))
+    assert len(graph.sites) == 1
+
+
 def test_a_choice_by_another_input_is_differential() -> None:
     class Chosen(nn.Module):
         def __init__(self):
@@ -528,6 +544,12 @@ def overwrite_viewed(net: Layer, x: Tensor) -> Tensor:
     return y
 
 
+def overwrite_same_type(net: Layer, x: Tensor) -> Tensor:
+    y = x.float()
+    y.relu_()
+    return x
+
+
 def set_item(net: Layer, x: Tensor) -> Tensor:
     x[:, 0] = 0.0
     return x.relu()
@@ -554,6 +576,7 @@ REFUSED = {
     "in place, view": (overwrite_view, "'relu_'", "y.relu_()", "out-of-place"),
     "in place, slice": (overwrite_slice, "'relu_'", "F.relu_(x[:, :2])", "out-of-place"),
     "in place, viewed": (overwrite_viewed, "'relu_'", "x.relu_()", "out-of-place"),
+    "in place, same type": (overwrite_same_type, "'relu_'", "y.relu_()", "out-of-place"),
     "set item": (set_item, "x[:, 0] = 0.0", "item assignment"),
     "state": (count_calls, "'add_'", "net.state.add_", "state"),
     "unknown operation": (lambda net, x: torch.sort(x.relu())[0], "'sort'", "torch.sort", "ops.py"),

@@ -74,8 +74,17 @@ def leaves(outputs: object) -> list:
 
 def test_one_timestep_cannot_settle() -> None:
     snn = spiking_network("constant", {}, observed("plain"), 8)
-    with pytest.raises(InputError, match="record more"):
-        fit_rule(snn, observed("plain"), [8])
+    for record in ([8], 8, [8, 8.0]):
+        with pytest.raises(InputError, match="record more"):
+            fit_rule(snn, observed("plain"), record)
+
+
+def test_timesteps_of_a_rule_are_whole_numbers_of_any_kind() -> None:
+    snn = spiking_network("constant", {"signed": True}, observed("plain"), 8)
+    rule = fit_rule(snn, observed("plain"), torch.tensor([8.0, 2.0, 4.0]), images=4)
+    assert rule == fit_rule(snn, observed("plain"), [2, 4, 8], images=4)
+    with pytest.raises(InputError, match=r"recorded timesteps is 2\.5: give a whole number"):
+        fit_rule(snn, observed("plain"), [2.5, 8])
 
 
 CFG = str(PROJECT / "configs" / "yolo_voc.yaml")

@@ -239,7 +239,8 @@ def test_bad_options_are_named(options: dict, words: str) -> None:
 
 def test_dead_channels_stay_dead() -> None:
     net = build("plain")
-    net.features[1][1].bias.data[2] = -1e3
+    net.features[1][1].weight.data[2] = 0.0
+    net.features[1][1].bias.data[2] = -1.0
     observation = observe(net, [images(4, seed=100)])
     snn = spiking_network("msat-fit", {}, observation, 4)
     neuron = snn.neurons[observation.graph.sites[1].name]

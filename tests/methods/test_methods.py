@@ -55,6 +55,7 @@ BAD = {
     "choice of another option": ({"initial": "keep"}, "initial", "zero, half"),
     "word in a list": ({"stages": [1, "half"]}, "stages", "a list of numbers"),
     "percentile 0": ({"percentile": 0}, "percentile", "above 0"),
+    "percentile as a fraction": ({"percentile": 0.999}, "percentile", "looks like a fraction", "give 99.9"),
     "percentile above 100": ({"percentile": 100.1}, "percentile", "at most 100"),
     "factor 0": ({"factor": 0}, "factor", "above 0"),
     "factor below 0": ({"factor": -1.0}, "factor", "above 0"),

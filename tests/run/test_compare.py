@@ -21,7 +21,19 @@ from msat_det.run.arguments import PROJECT, load_config
 FILES = {"config.yaml", "curve.csv", "summary.json", "coverage.json", "curve.png"}
 COSTS = ["spikes_per_neuron", "sops_per_mac", "energy_ratio", "events_per_neuron", "energy_ratio_int8"]
 # and what is younger than the paper
-OURS = {"constant", "constant-fit", "msat-fit", "msat-fit-anytime", "delta", "int8", "dcgs", "h-mt", "ltb", "ftbc"}
+OURS = {
+    "constant",
+    "constant-fit",
+    "msat-fit",
+    "msat-fit-anytime",
+    "delta",
+    "int8",
+    "dcgs",
+    "h-mt",
+    "ltb",
+    "ftbc",
+    "delta-fit",
+}
 
 
 def point(label: str, t: int, top1: float, cost: float = 1.0, *others: float) -> CurveRow:

@@ -144,6 +144,25 @@ def changed(snn: SpikingNetwork, **changes: object) -> SpikingNetwork:
     return SpikingNetwork(snn.graph, neurons, snn.fanout)
 
 
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("delta", {"bits": 6, "terms": 2, "zone": [1, 0.5]}),
+        ("dcgs", {}),
+        ("msat", {"coding": "delta", "variant": "normalised", "gamma": 3}),
+        ("h-mt", {"terms": 3}),
+        ("ftbc", {}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_corrections_and_binary_levels(method: str, options: dict) -> None:
+    """Of a network with max pooling, two heads and a concatenation."""
+    snn = spiking_network(method, options, observed("yolo"), 4)
+    found = check(export_step(Step(snn)), snn, (images(1),), steps=4)
+    assert found.holds, found
+    assert found.decisions > 1000
+
+
 def test_a_wrong_step_is_found_out_and_ties_are_no_faults() -> None:
     """Potentials that stand on the boundary in every step: currents of 1 against a threshold of 1."""
     net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Conv2d(1, 2, 1))

@@ -255,7 +255,13 @@ CHANGES = {
     "repeated text": evil(1, **CALL, target="operator.mul", args=["a", 10**9]),
     "format": evil(1, **CALL, target="operator.mod", args=["%1000000000d", 1]),
     "device": evil(1, op="call_function", target="torch.zeros", args=[10**12], kwargs={"device": "cpu"}),
+    "device by its type": evil(
+        1, op="call_method", target="type", args=[{"node": "x"}, "torch.cuda.FloatTensor"], kwargs={}
+    ),
     "huge": evil(1, **CALL, target="torch.zeros", args=[2**40]),
+    "huge product": evil(1, **CALL, target="torch.einsum", args=["ijkl,mnop->ijklmnop", {"node": "x"}, {"node": "x"}]),
+    "huge windows": evil(1, op="call_method", target="repeat_interleave", args=[{"node": "x"}, 2**40], kwargs={}),
+    "logic of texts": evil(1, **CALL, target="operator.or_", args=["a", 1]),
     "many parts": evil(1, **CALL, target="torch.unbind", args=[{"node": "x"}, 10**6]),
     "circle": evil(1, args=[{"node": "yolo"}]),
     "itself": lambda d: d["graph"]["nodes"][1].update(args=[{"node": d["graph"]["nodes"][1]["name"]}]),

@@ -238,6 +238,22 @@ def test_a_threshold_that_makes_nan_names_its_call_site() -> None:
             snn.run(images(), 8)
 
 
+def test_neurons_do_not_overwrite_what_a_product_of_one_lets_through() -> None:
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.second(F.relu(self.first(x)))
+            same = torch.einsum("bchw->bchw", x)  # no tensor of its own
+            return self.last(F.relu(same) + F.relu(-x))
+
+    net = randomise(Twice())
+    got = convert(net, images(), gamma=4).run(images(), 200)[200]
+    assert_same(got, net(images()), 0.02)
+
+
 def test_bad_requests() -> None:
     snn = spiking_network("constant", {}, observed("plain"), 8)
     for record in ([0, 4], [9], [], [-1]):

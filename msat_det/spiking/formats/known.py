@@ -49,6 +49,7 @@ LAYERS: dict[str, type[nn.Module]] = {
 _NAME_OF = {function: name for name, function in reversed(FUNCTIONS.items())}
 _ON_NUMBERS = {FUNCTIONS[name] for name in FUNCTIONS if name.startswith("operator.")} - {operator.getitem, operator.add}
 _INPUTS = (fx.Node, type(None))  # what a device may come from
+_CASTS = ("to", "type")
 _MOST_PARTS = 4096  # of a value that is split
 
 
@@ -90,7 +91,9 @@ def check_call(node: fx.Node, op: str, args: tuple, kwargs: dict) -> None:
             wrong = "calculates with something other than tensors and numbers"
     elif node.target is operator.add and any(isinstance(value, str) for value in values):
         wrong = "adds texts"
-    elif (op == "to" and any(isinstance(v, str) for v in values)) or not isinstance(node.kwargs.get("device"), _INPUTS):
+    elif (op in _CASTS and any(isinstance(v, str) for v in values)) or not isinstance(
+        node.kwargs.get("device"), _INPUTS
+    ):
         wrong = "names a device: leave it to the network's input"
     elif op in ("chunk", "split", "unbind") and isinstance(args[0], Tensor) and max(args[0].shape) > _MOST_PARTS:
         wrong = f"splits a tensor of shape {tuple(args[0].shape)}, which is too long"

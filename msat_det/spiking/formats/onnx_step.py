@@ -17,6 +17,7 @@ from msat_det.base.files import one_line, write_whole
 from msat_det.graph.fanout import HOMOGENEOUS
 from msat_det.graph.graph import is_mask, mean_inputs
 from msat_det.graph.ops import Kind
+from msat_det.spiking.delta import delta_step
 from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.neurons import State, initial_potential, step
 
@@ -25,8 +26,8 @@ PROTOCOL = """\
 One timestep of a spiking network, made by msat-det.
 
 Inputs: the network's own (its image, constant in time), ``t`` (int64 scalar: 0, 1, … from the beginning of an image),
-and a tensor for each state, ``NODE.NAME``. Outputs: the network's own, rate-coded up to this step (the running means
-that ``SpikingNetwork.run`` gives at t + 1), then ``NODE.NAME.next`` for each state. At t = 0 the states that come in
+and a tensor for each state, ``NODE.NAME``. Outputs: the network's own, by all that was sent up to this step (what
+``SpikingNetwork.run`` gives at t + 1), then ``NODE.NAME.next`` for each state. At t = 0 the states that come in
 are not looked at: feed zeros of their shapes. What does not change in time is computed anew in every step.
 """
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -49,19 +50,23 @@ class Slot:
 class Step(nn.Module):
     """The step as a module: (*inputs, t, *states) → (*outputs, *next states, *what each call site sends).
 
-    Raises InputError for delta coding, and for spike confidence, whose random masks no runtime can draw alike.
+    Raises InputError for spike confidence, whose random masks no runtime can draw alike, for outputs that start late
+    and for binary levels whose number of terms differs over time.
     """
 
     def __init__(self, snn: SpikingNetwork):
         super().__init__()
-        if snn.coding == "delta":
-            raise InputError("the network is delta-coded, which export does not write yet: convert it with coding rate")
         self.snn, self.plan, self.net = snn, snn.plan, snn.graph.module
+        self.delta = snn.coding == "delta"
         self.sites = [node for node in self.plan.body if node.meta["kind"] is Kind.SPIKING]
         for node in self.sites:
             neuron = snn.neurons[node.name]
             if neuron.late:
                 raise InputError(f"call site {node.name} counts from a later timestep on: export with option late off")
+            if len(set(neuron.terms)) > 1:
+                raise InputError(
+                    f"call site {node.name} has terms that differ over time: export with one number of them"
+                )
             if neuron.confidence < 1:
                 raise InputError(f"call site {node.name} drops spikes at random: export without option confidence")
         self.slots = [slot for node in self.plan.body for slot in self._slots(node)]
@@ -72,7 +77,7 @@ class Step(nn.Module):
         if node.meta["kind"] is Kind.SPIKING:
             kept = set(self.snn.neurons[node.name].keeps) | ({"o"} if node in self.plan.readout_sites else set())
             return [Slot(node, name, shape) for name in ("v", "o", "x", "mean", "before") if name in kept]
-        if node.meta["kind"] is Kind.DIFFERENTIAL:
+        if node.meta["kind"] is Kind.DIFFERENTIAL and not self.delta:
             sums = [Slot(node, "sum", n.meta["shape"], n) for n in mean_inputs(node, self.plan.moving)]
             return sums if is_mask(node) else [*sums, Slot(node, "last", shape)]
         return []
@@ -94,7 +99,7 @@ class Step(nn.Module):
         """The state, or what it is before the first timestep."""
         start: Tensor | float = 0.0
         neuron = self.snn.neurons.get(slot.node.name)
-        if slot.field == "v":
+        if slot.field == "v" and not self.delta:
             start = initial_potential(neuron, state)
         return torch.where(t == 0, start, state)
 
@@ -108,25 +113,29 @@ class Step(nn.Module):
         for node in plan.body:
             own = {slot: states[slot] for slot in self._slots(node)}
             if node.meta["kind"] is Kind.SPIKING:
-                env[node], after = self.spike(node, env[node.all_input_nodes[0]], t, own)
-                sent[node] = env[node]
-            elif node.meta["kind"] is Kind.DIFFERENTIAL:
+                sent[node], after = self.spike(node, env[node.all_input_nodes[0]], t, own)
+                env[node] = after[self._sum(node)] if self.delta else sent[node]
+            elif node.meta["kind"] is Kind.DIFFERENTIAL and not self.delta:
                 env[node], after = self._difference(node, env, n, own)
             else:
                 env[node], after = graph.evaluate(node, env), {}
             coming |= after
         means = dict(static)
         for node in plan.readout_sites:
-            means[node] = coming[next(s for s in self.slots if s.node is node and s.field == "o")] / n
+            means[node] = coming[self._sum(node)] if self.delta else coming[self._sum(node)] / n
         for node in plan.readout:
             means[node] = graph.evaluate(node, means)
         outputs = pytree.tree_leaves(fx.map_arg(graph.nodes[-1].args[0], means.__getitem__))
         return (*outputs, *(coming[slot] for slot in self.slots), *(sent[node] for node in self.sites))
 
+    def _sum(self, node: Node) -> Slot:
+        """The output sum of a call site."""
+        return next(slot for slot in self.slots if slot.node is node and slot.field == "o")
+
     def spike(self, node: Node, x: Tensor, t: Tensor, own: dict[Slot, Tensor]) -> tuple[Tensor, dict[Slot, Tensor]]:
-        """What a call site sends on the current x, and its states behind it."""
+        """What a call site sends on the current x (under delta coding the input sum), and its states behind it."""
         state = State(**({"v": None} | {slot.field: value for slot, value in own.items()}))
-        _, y = step(self.snn.neurons[node.name], state, x, t)
+        *_, y = (delta_step if self.delta else step)(self.snn.neurons[node.name], state, x, t)
         return y, {slot: getattr(state, slot.field) for slot in own}
 
     def _difference(

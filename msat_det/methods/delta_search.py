@@ -1,0 +1,180 @@
+"""Fits delta coding on calibration images, layer after layer: what each channel's corrections may cost, and buy.
+
+At t = 1 a neuron is a quantiser: its output is ``levels.quantise`` of the activation. For every call site the ways to
+quantise (θ per channel; terms and dead zone for the site) are tried on the sums that the layers before really send, and
+the one is taken that has the least
+
+    sensitivity · Σ (output − activation)²  +  price · Σ spikes · what they reach
+
+where the activation is the float network's, and the sensitivity says how much an error of that channel moves the
+network's outputs. The mean error that a channel's input inherits is taken off by a bias first. A budget is met by
+searching for the price.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.fx.node import Node
+
+from msat_det.graph.graph import last_uses
+from msat_det.methods.observe import Observation
+from msat_det.methods.search import next_price
+from msat_det.methods.sensitivity import sensitivity
+from msat_det.spiking.delta import target
+from msat_det.spiking.kernels.delta import Corrections
+from msat_det.spiking.levels import by_terms
+from msat_det.spiking.neurons import Neuron
+
+FACTORS = tuple(2 ** (i / 2) for i in range(-2, 9))  # on the channel's scale, which the top level stands at
+TERMS = 6
+ZONES = (0.5, 0.7, 1.0)
+SAMPLE = 1 << 18  # elements of a call site that candidates are tried on
+PASSES, CLOSE = 7, 0.01
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is fitted. budget: spikes' share of the float network's multiply-adds (SOPs per MAC), or None: as the price
+    says. images: the first calibration images. correct: whether inherited mean errors are taken off."""
+
+    price: float
+    budget: float | None
+    images: int
+    correct: bool
+
+
+@dataclass
+class Fitted:
+    """The neurons at a price. spent: operations over the float network's multiply-adds."""
+
+    neurons: dict[str, Neuron]
+    price: float
+    spent: float = 0.0
+
+    @property
+    def logs(self) -> tuple[float, float]:
+        return math.log(self.price), math.log(max(self.spent, 1e-9))
+
+
+def fit_delta(observation: Observation, wanted: Wanted, make: Callable[[Node], Neuron]) -> dict[str, Neuron]:
+    """The neurons for t = 1 at ``wanted.price``, or at the price that meets ``wanted.budget``.
+
+    make: a call site → the neuron whose θ (C,), terms, zone and bias are fitted.
+    """
+    weights = sensitivity(observation.graph, observation.first(min(4, wanted.images)))
+    floats = _float_sites(observation, wanted.images)
+    found: list[Fitted] = []
+    price = wanted.price
+    while True:
+        found.append(_fit_once(observation, replace(wanted, price=price), make, weights, floats))
+        if wanted.budget is None:
+            return found[-1].neurons
+        within = [f for f in found if f.spent <= wanted.budget]
+        if len(found) == PASSES or any(f.spent >= (1 - CLOSE) * wanted.budget for f in within):
+            best = max(within, key=lambda f: f.spent) if within else min(found, key=lambda f: f.spent)
+            return best.neurons
+        price = next_price(found, wanted.budget * (1 - CLOSE / 2))
+
+
+def _float_sites(observation: Observation, images: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Of each call site the activations of the float network, sampled, and the mean of its input, (C,)."""
+    found, inputs = {}, {}
+    with torch.inference_mode():
+        for node, value in observation.graph.walk(observation.first(images)):
+            if any("activation" in user.meta for user in node.users):
+                inputs[node] = value.mean(_dims(value))
+            if "activation" in node.meta:
+                found[node.name] = sampled(value), inputs[node.all_input_nodes[0]]
+    return found
+
+
+def _dims(value: Tensor) -> list[int]:
+    return [0, *range(2, value.dim())]
+
+
+def sampled(value: Tensor) -> Tensor:
+    """(C, N) some of the elements (B, C, …), the same for every value of a shape."""
+    rows = value.transpose(0, 1).flatten(1)
+    return rows[:, :: max(1, rows.numel() // SAMPLE)]
+
+
+def _fit_once(
+    observation: Observation,
+    wanted: Wanted,
+    make: Callable[[Node], Neuron],
+    weights: dict[str, Tensor],
+    floats: dict[str, tuple[Tensor, Tensor]],
+) -> Fitted:
+    """One pass through the network at a fixed price: a float forward in which every activation is quantised."""
+    graph, result = observation.graph, Fitted({}, wanted.price)
+    inputs, values, last = graph.bind(observation.first(wanted.images)), {}, last_uses(graph.nodes)
+    with torch.inference_mode():
+        for node in graph.nodes[:-1]:
+            if node.op == "placeholder":
+                values[node] = inputs[node.target]
+            elif "activation" in node.meta:
+                values[node] = _fit_site(observation, wanted, node, make(node), values, weights, floats, result)
+            else:
+                values[node] = graph.evaluate(node, values)
+            for done in last[node]:
+                values.pop(done, None)
+    return result
+
+
+def _fit_site(
+    observation: Observation,
+    wanted: Wanted,
+    node: Node,
+    plain: Neuron,
+    values: dict[Node, Tensor],
+    weights: dict[str, Tensor],
+    floats: dict[str, tuple[Tensor, Tensor]],
+    result: Fitted,
+) -> Tensor:
+    """Fit one call site, and return what it sends in the first timestep."""
+    X, (activation, mean) = values[node.all_input_nodes[0]], floats[node.name]
+    bias = mean - X.mean(_dims(X)) if wanted.correct else None
+    plain = replace(plain, bias=bias)
+    reach = observation.fanout.spikes.get(node, torch.zeros(node.meta["shape"])).float()
+    each = reach.flatten(1).mean(1) / observation.fanout.total
+    neuron = cheapest(plain, sampled(target(plain, X)), activation, weights[node.name], wanted.price * each)
+    result.neurons[node.name] = neuron
+    scan = Corrections(neuron, X, reach)
+    scan.step(X, 0, wanted=False)
+    result.spent += scan.counts[:, 1].mean().item() / observation.fanout.total
+    return scan.output
+
+
+def cheapest(plain: Neuron, own: Tensor, activation: Tensor, weight: Tensor, price: Tensor) -> Neuron:
+    """The θ of each channel and the terms and zone of the site with the least cost.
+
+    own: (C, N) what the neuron is to send; activation: (C, N) what it should be. weight: (C,) of a squared error;
+    price: (C,) of a spike.
+    """
+    theta = plain.theta.expand(len(own))
+    candidates = [theta * factor for factor in FACTORS]
+    best: tuple[float, Neuron] = (math.inf, plain)
+    for zone in ZONES:
+        costs = torch.stack([_costs(plain.bits, zone, t, own, activation, weight, price) for t in candidates])
+        least, pick = costs.min(0)  # (TERMS, C)
+        totals = least.sum(1)
+        terms = int(totals.argmin())
+        if totals[terms] < best[0]:
+            found = torch.stack(candidates).gather(0, pick[terms][None]).squeeze(0)
+            best = totals[terms].item(), replace(plain, theta=found, terms=(terms + 1,), zone=(zone,))
+    return best[1]
+
+
+def _costs(
+    bits: int, zone: float, theta: Tensor, own: Tensor, activation: Tensor, weight: Tensor, price: Tensor
+) -> Tensor:
+    """(TERMS, C) of each number of terms."""
+    column = theta.clamp(min=1e-30)[:, None]
+    found = []
+    for sent, spikes in by_terms(own / column, bits, TERMS, zone):
+        error = (sent * column - activation).square().mean(1)
+        found.append(torch.where(theta > 0, weight * error + price * spikes.mean(1), 0.0))
+    return torch.stack(found)
