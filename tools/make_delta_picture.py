@@ -10,11 +10,15 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from msat_det.graph.ops import Activation
-from msat_det.report.pictures import COLOURS, INK, quiet
+from msat_det.report.style import COLOURS, INK, quiet
+from msat_det.run.arguments import PROJECT, Parser
+from msat_det.run.terminal import once
 from msat_det.spiking.delta import delta_step, new_delta_state
 from msat_det.spiking.neurons import Neuron, new_state, step
 
+PICTURE = PROJECT / "docs" / "delta.png"
 # What the layers before make of the input: its current under rate coding, its sum under delta coding.
 INPUT = [0.95, 0.55, 0.8, 0.66] + [0.71] * 8
 RELU = Activation("relu", torch.relu, rectified=True)
@@ -78,9 +82,14 @@ def _thresholds(axes: Axes, levels: list[float], both: bool) -> None:
             axes.axhline(sign * height, color=COLOURS[1], linewidth=0.8, linestyle=":")
 
 
-def main(target: Path = Path(__file__).parents[1] / "docs" / "delta.png") -> None:
+@once
+def main(argv: list[str]) -> None:
+    parser = Parser(description="Draws docs/delta.png, a value in rate coding and in delta coding.")
+    parser.add_argument("--out", metavar="FILE", type=Path, default=PICTURE, help="the picture (default: %(default)s)")
+    target = parser.parse_args(argv).out
     draw().savefig(target, format="png", metadata={"Software": None})
+    print(target)
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    sys.exit(main())

@@ -264,7 +264,7 @@ def safetensors_file(random: Random, data: bytes) -> bytes:
             entry["shape"] = [max(0, end - start) * 8 // bits]
     elif kind <= 5 and isinstance(header, dict) and isinstance(meta := header.get("__metadata__"), dict) and meta:
         key = random.choice(list(meta))
-        meta[key] = json_text(random, str(meta[key]).encode()).decode("utf-8", "replace")
+        meta[key] = json_text(random, encode(str(meta[key]))).decode("utf-8", "replace")
     else:
         header = tree(random, header)
     text = encode(as_json(header))
