@@ -5,39 +5,50 @@ record)`` gives {t: the network's outputs, as running means}.
 """
 
 import importlib
-import sys
-from types import ModuleType
+from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from msat_det.base import __version__ as __version__
+
+if TYPE_CHECKING:
+    from msat_det.base.errors import CalibrationWarning, InputError
+    from msat_det.measure.anytime import fit_rule
+    from msat_det.methods import METHODS
+    from msat_det.methods.api import convert, observe
+    from msat_det.models.detector import Detections, Detector
+    from msat_det.models.importers.torchvision import TorchvisionDetector
+    from msat_det.spiking.network import SpikingNetwork, load, save
 
 # Public name → module; imported at first use, for PyTorch takes seconds and `msat-det --help` should not.
-_PUBLIC = {
+_MODULES = {
+    **dict.fromkeys(("CalibrationWarning", "InputError"), "msat_det.base.errors"),
+    **dict.fromkeys(("SpikingNetwork", "load", "save"), "msat_det.spiking.network"),
+    **dict.fromkeys(("convert", "observe"), "msat_det.methods.api"),
+    **dict.fromkeys(("Detections", "Detector"), "msat_det.models.detector"),
     "METHODS": "msat_det.methods",
-    "Detections": "msat_det.models.detector",
-    "Detector": "msat_det.models.detector",
-    "InputError": "msat_det.base.errors",
-    "SpikingNetwork": "msat_det.spiking.network",
     "TorchvisionDetector": "msat_det.models.importers.torchvision",
-    "convert": "msat_det.methods.api",
     "fit_rule": "msat_det.measure.anytime",
-    "load": "msat_det.spiking.formats.native",
-    "observe": "msat_det.methods.api",
 }
-__all__ = list(_PUBLIC)
+__all__ = [
+    "METHODS",
+    "CalibrationWarning",
+    "Detections",
+    "Detector",
+    "InputError",
+    "SpikingNetwork",
+    "TorchvisionDetector",
+    "convert",
+    "fit_rule",
+    "load",
+    "observe",
+    "save",
+]
 
 
 def __getattr__(name: str) -> object:
-    if name not in _PUBLIC:
+    if name not in _MODULES:
         raise AttributeError(f"module 'msat_det' has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
-class _Package(ModuleType):
-    """``convert`` stays the function: importing the sub-package of that name would put itself in its place."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _PUBLIC and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -308,8 +308,11 @@ class Config:
 
     def to_yaml(self) -> str:
         """All resolved values, as YAML that makes the same run again."""
-        values = {key: value for key, value in asdict(self).items() if key != "command"}
-        return yaml_text(values)
+        return yaml_text(self.values())
+
+    def values(self) -> dict:
+        """All resolved values as plain ones, a mapping for each section."""
+        return {key: value for key, value in asdict(self).items() if key != "command"}
 
 
 def checked_method(entry: dict) -> dict:

@@ -1,4 +1,4 @@
-"""The one error that a user is meant to see."""
+"""The one error that a user is meant to see, and the one warning."""
 
 LONGEST = 1500  # characters of a message
 
@@ -14,3 +14,7 @@ class InputError(Exception):
         line = " ".join(super().__str__().split())
         line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
         return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
+
+
+class CalibrationWarning(UserWarning):
+    """The calibration images leave something open that the conversion had to guess."""

@@ -138,6 +138,11 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there; like ``is_file`` False for a name too long to exist."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
@@ -167,6 +172,8 @@ def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
 
     Raises InputError where the disk does not take it.
     """
+    if target.is_dir():
+        raise InputError(f"cannot write {target}: it is a folder; name a file in it")
     part = target.with_name(f".{target.name}.part")
     try:
         write(part)

@@ -6,7 +6,7 @@ from pathlib import Path
 from torchvision.datasets import CIFAR100
 
 from msat_det.base.errors import InputError
-from msat_det.base.files import MissingData, absent
+from msat_det.base.files import MissingData, absent, is_folder
 from msat_det.base.names import Names
 from msat_det.data.base import Dataset, Sample, Target, make_target, select, subset
 from msat_det.data.catalogue import data_command
@@ -77,7 +77,7 @@ def build_dataset(
     if places and kind != "coco":
         raise InputError(f"kind {kind} with the key {next(iter(places))}, which is for kind coco: leave it out")
     try:
-        if not root.is_dir():
+        if not is_folder(root):
             raise MissingData(f"{absent(root, 'data folder')}: give an existing one with {option}")
         dataset = make(root, split, year, **places)
     except MissingData as error:

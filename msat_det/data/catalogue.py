@@ -1,5 +1,6 @@
 """What ``msat-det fetch`` can get by name, as data, and which command gets what a run misses."""
 
+import os
 import re
 import shlex
 from dataclasses import dataclass
@@ -182,7 +183,7 @@ def data_command(kind: str, root: Path, split: str, year: str) -> str:
         command = fetch_command("coco_calib64", root)
         return f"{command}, then add --calib.kind images --calib.split null --calib.root {folder}"
     name = {"voc": f"voc{year or 2007}", "coco": "coco2017" if split in ("", "val2017") else ""}.get(kind, kind)
-    if name in CATALOGUE and not all((root / item.path).exists() for item in CATALOGUE[name].items):
+    if name in CATALOGUE and not all(map(os.path.exists, (root / item.path for item in CATALOGUE[name].items))):
         return fetch_command(name, root)
     return ""
 
@@ -190,9 +191,16 @@ def data_command(kind: str, root: Path, split: str, year: str) -> str:
 def _holds_only_ours(root: Path) -> bool:
     """Whether nothing is below ``root``, or nothing but what fetch puts there and COCO's other files and folders."""
     ours = {Path(item.path).parts[0] for entry in CATALOGUE.values() for item in entry.items}
-    others = [path for path in root.glob("[!.]*") if path.name not in ours and path.suffix != ".sha256"]
-    others += (root / "annotations").glob("[!.]*")
-    return all(COCO_NAMES.fullmatch(path.name) for path in others)
+    others = [name for name in _listed(root) if name not in ours and not name.endswith(".sha256")]
+    return all(COCO_NAMES.fullmatch(name) for name in [*others, *_listed(root / "annotations")])
+
+
+def _listed(folder: Path) -> list[str]:
+    """What a folder holds that is not hidden; nothing where there is none."""
+    try:
+        return [name for name in os.listdir(folder) if name[0] != "."]  # noqa: PTH208 (no more than the names)
+    except OSError:
+        return []
 
 
 def get_with(path: Path) -> str:

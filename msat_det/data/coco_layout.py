@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from msat_det.base.files import MissingData, absent, inside, is_file, show
+from msat_det.base.files import MissingData, absent, inside, is_file, is_folder, show
 from msat_det.data.images import IMAGE_SUFFIXES, image_finder
 
 COCO_SPLIT = "val2017"
@@ -51,7 +51,7 @@ def image_folder(root: Path, split: str, path: Path, names: list[str], own: str 
     subset = split or path.stem.removeprefix("instances_")
     usual = [root / subset, root / "images" / subset, root / "images", path.parent, path.parent / "images"]
     folders = [root / own] if own else [*usual, root / "data", root]
-    folders = list(dict.fromkeys(folder for folder in folders if folder.is_dir())) or folders[:1]
+    folders = list(dict.fromkeys(folder for folder in folders if is_folder(folder))) or folders[:1]
     for folder in folders:
         if has_any(folder, names):
             return folder
@@ -83,7 +83,7 @@ class Within:
     def __call__(self, name: str) -> str:
         parent, last = os.path.split(name)
         if parent not in self._parents:
-            self._parents[parent] = parent if (self.folder / parent).is_dir() else self._stripped(parent)
+            self._parents[parent] = parent if is_folder(self.folder / parent) else self._stripped(parent)
         path = os.path.join(self._parents[parent], last)  # noqa: PTH118
         known = os.path.splitext(last)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
         return path if known or is_file(self.folder / path) else self._find(path)

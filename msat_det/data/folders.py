@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from msat_det.base.errors import InputError
-from msat_det.base.files import MissingData, absent, inside, is_text, show
+from msat_det.base.files import MissingData, absent, inside, is_folder, is_text, show
 from msat_det.data.base import Dataset
 from msat_det.data.images import image_names
 
@@ -28,7 +28,7 @@ class ClassFolders(Dataset):
 
     def __init__(self, root: Path | str, split: str = ""):
         folder = inside(Path(root), split)
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise MissingData(f"{absent(folder, 'folder')}: check the root and the split")
         classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         if wrong := [name for name in classes if not is_text(name)]:

@@ -80,8 +80,9 @@ def reduction(width: int, height: int) -> int:
 def image_names(folder: Path) -> list[str]:
     """Sorted relative paths of the image files at any depth, those that links lead to among them.
 
-    A folder to which several ways lead is listed once. A link that leads nowhere is an image where its name has an
-    image's suffix, so that reading tells. Raises InputError for a folder that can't be listed, be it a link.
+    What is hidden (.git, with annexed images in it, or a Mac's ._1.jpg) is left out. A folder to which several ways
+    lead is listed once. A link that leads nowhere is an image where its name has an image's suffix, so that reading
+    tells. Raises InputError for a folder that can't be listed, be it a link.
     """
     names, seen = [], set()
     folders, links = [str(folder)], []
@@ -93,6 +94,8 @@ def image_names(folder: Path) -> list[str]:
                 continue
             seen.add((status.st_dev, status.st_ino))
             for entry in _entries(inner)[::-1]:
+                if entry.name.startswith("."):
+                    continue
                 if _is_image(entry):
                     names.append(os.path.relpath(entry.path, folder))
                 elif entry.is_dir(follow_symlinks=False):
@@ -199,9 +202,10 @@ def _check(path: Path, image: ImageFile.ImageFile) -> None:
     """Raise ValueError for an image that would take too much time or memory."""
     count = image.width * image.height
     size = f"{image.width} x {image.height} pixels"
-    most = min(MAX_PIXELS, int(MAX_DECODING / _bytes_a_pixel(image)))
-    if count > max(most, WHOLE):
-        raise ValueError(f"{size}, a {image.format} file of its kind may have {most}: make it smaller or a plain JPEG")
+    if count > WHOLE:
+        most = max(WHOLE, min(MAX_PIXELS, int(MAX_DECODING / _bytes_a_pixel(path, image))))
+        if count > most:
+            raise ValueError(f"{size}, a {image.format} of its kind may have {most}: make it smaller or a plain JPEG")
     if max(image.size) > MAX_RATIO * min(image.size):
         raise ValueError(f"{size}, too narrow for a photograph")
     if image.format in JPEG and bytes_of(path).count(b"\xff\xda") > MAX_SCANS:
@@ -210,14 +214,24 @@ def _check(path: Path, image: ImageFile.ImageFile) -> None:
         raise ValueError(f"{size} in text or of odd depth, more than {MAX_SLOW}")
 
 
-def _bytes_a_pixel(image: ImageFile.ImageFile) -> float:
+def _bytes_a_pixel(path: Path, image: ImageFile.ImageFile) -> float:
     """What decoding an image of more than WHOLE pixels takes, before it is made smaller."""
     if image.format not in JPEG:
         return 16 if image.format == "WEBP" else 4
-    if not image.info.get("progressive"):
-        return 1  # it is never whole in memory
     channels = [horizontal * vertical for _, horizontal, vertical, _ in image.layer]
+    if not image.info.get("progressive") and _first_scan(bytes_of(path)) == len(channels):
+        return 1  # it is never whole in memory
     return 2 * sum(channels) / max(*channels, 1)  # the coefficients of all channels are kept until the last scan
+
+
+def _first_scan(data: bytes) -> int:
+    """The number of channels in a JPEG's first scan; 0 where its segments do not follow each other."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and at + 4 < len(data):
+        if data[at + 1] == 0xDA:
+            return data[at + 4]
+        at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return 0
 
 
 def _rgb(strip: Image.Image) -> Image.Image:

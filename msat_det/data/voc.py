@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from msat_det.base.errors import InputError
-from msat_det.base.files import MissingData, absent, inside, is_file, read_text, show
+from msat_det.base.files import MissingData, absent, inside, is_file, is_folder, read_text, show
 from msat_det.data.base import Dataset, Target, require_images
 from msat_det.data.images import IMAGE_SUFFIXES, image_names
 from msat_det.data.voc_classes import VOC_CLASSES, vocabulary
 from msat_det.data.voc_xml import read_voc_xml
 
 __all__ = ["VOC_CLASSES", "VocDetection"]
+MAX_NAME = 8192  # characters, twice as many as a path may have: of millions, each folder would be looked for
 FLAGS = ("-1", "0", "1")  # in a list of one class: not there, difficult, there
 
 
@@ -32,13 +33,16 @@ class VocDetection(Dataset):
         home = inside(Path(root), "VOCdevkit", f"VOC{year}")
         listing = inside(home, "ImageSets", "Main", f"{split}.txt")
         if not is_file(listing):
-            known = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt"))[:8]) or "none"
+            lists = listing.parent.glob("*.txt") if is_folder(listing.parent) else ()
+            known = ", ".join(sorted(path.stem for path in lists)[:8]) or "none"
             raise MissingData(
                 f"{absent(listing, 'image list')} (there: {known}): check the root, the split and the year"
             )
         folder, annotations = inside(home, "JPEGImages"), inside(home, "Annotations")
         there = file_names(annotations)
         lines = [line.strip() for line in read_text(listing).splitlines() if line.strip()]
+        if any(len(line) > MAX_NAME for line in lines):
+            raise InputError(f"{listing}: a line has more than {MAX_NAME} characters: list one image's name a line")
         listed = [listed_image(line, there) for line in lines]
         if twice := [id for id, count in Counter(id for id, _ in listed).items() if count > 1]:
             raise InputError(f"{listing}: {show(twice[0])} is listed twice: list each image once")

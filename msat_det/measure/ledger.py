@@ -185,7 +185,7 @@ class _Site:
 
     def heights(self) -> Tensor:
         """Σθ(t) over the steps, 0 in a dead channel."""
-        largest = per_channel(self.neuron.theta, self.a)
+        largest = per_channel(self.neuron.theta, self.a, self.neuron.axis)
         if self.neuron.adaptive:
             return torch.where(largest > 0, self.theta, torch.zeros_like(self.theta))
         return largest * sum(map(self.neuron.stage, range(self.steps)))
@@ -206,7 +206,8 @@ class _Site:
     def add_to(self, sums: _Sums) -> Tensor:
         """Close the account after the steps done so far. Returns the site's own error (B, C, …)."""
         y, reach = self.y / self.count, self.reach()
-        parts = split(self.neuron, self.a, self.x / self.count, y, reach)
+        sent = torch.maximum(reach, y.abs())  # an overflow goes beyond what full firing reaches
+        parts = split(self.neuron, self.a, self.x / self.count, y, sent)
         total, own = y - self.a, parts["quantisation"] + parts["clipping"] + parts["sin"]
         sums.products += torch.stack([dot(part, total) for part in parts.values()])
         sums.squares += torch.stack([dot(part, part) for part in parts.values()])
@@ -286,7 +287,7 @@ def _add(costs: dict[tuple[str, int], dict[str, float]], key: tuple[str, int], c
 def _residuals(scan: Scan | Corrections, site: _Site) -> Tensor:
     """(BINS,) potentials in units of θ; dead channels are left out. Under delta coding the errors that are left."""
     v = target(scan.neuron, site.x, site.steps - 1) - site.y if site.delta else scan.state.v
-    theta = per_channel(scan.neuron.theta, v).expand(v.shape)
+    theta = per_channel(scan.neuron.theta, v, scan.neuron.axis).expand(v.shape)
     edge = RESIDUAL * (1 - 1e-6)
     ratio = (v[theta > 0] / theta[theta > 0]).clamp(-edge, edge)
     return torch.histc(ratio.float(), BINS, -RESIDUAL, RESIDUAL).double().cpu()

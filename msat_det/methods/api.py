@@ -1,16 +1,18 @@
 """The library: a network or a detector in, a spiking network out."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from msat_det.base.errors import InputError
+from msat_det.base.errors import CalibrationWarning, InputError
 from msat_det.graph.inputs import Batch, calibration_batches, whole
 from msat_det.graph.prepare import unwrap
 from msat_det.methods import observe as core
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import Observation
+from msat_det.methods.unseen import unseen_note
 from msat_det.models.detector import Detector
 from msat_det.models.given import detector_batches
 from msat_det.models.importers.torchvision import as_detector
@@ -30,10 +32,13 @@ def convert(
     network, calibration: see ``observe``; or what ``observe`` gave, so that several methods share one pass over the
         calibration images.
     method: a name of ``METHODS``; options: of that method. T: for the methods that are made for one timestep.
-    Raises InputError for what cannot be converted, naming node, source line and mend.
+    Raises InputError for what cannot be converted, naming node, source line and mend. Warns (CalibrationWarning) of
+    channels that no calibration image has activated.
     """
     T, seed = whole("T", T, 1), whole("seed", seed)
     observation = network if isinstance(network, Observation) else observe(network, calibration)
+    if note := unseen_note(observation):
+        warnings.warn(note, CalibrationWarning, stacklevel=2)
     return spiking_network(method, options, observation, T, seed)
 
 

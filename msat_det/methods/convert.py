@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from msat_det.base.checks import check_number
 from msat_det.graph.graph import Graph, before_output
 from msat_det.methods import find_method, parse_options
 from msat_det.methods.observe import Observation
@@ -22,6 +23,7 @@ def spiking_network(
     T: the timestep that the result is for; methods that do not need it give the same neurons for every T.
     Raises InputError for an unknown method or option, and for a value that does not fit.
     """
+    check_number("T", T, 1, whole=True)
     parsed = parse_options(name, options)
     observation = variant(observation, parsed.analog, parsed.spiking_linear, parsed.weights == "int8")
     neurons = find_method(name).make(parsed, observation, T)

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from msat_det.base.checks import check_number
 from msat_det.methods.observe import Observation
-from msat_det.methods.options import Options, require
+from msat_det.methods.options import Options
 from msat_det.methods.registry import RATE, Neurons, method, neurons
 from msat_det.spiking.neurons import Msat
 
@@ -129,8 +130,10 @@ class MsatOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.C > 0, "C", self.C, "a number above 0")
-        require(self.k_i > 0, "k_i", self.k_i, "a number above 0")
+        for key in ("C", "k_i"):
+            check_number(f"option {key}", getattr(self, key), 0, above=True)
+        for key in ("k_a", *(key for key in ("alpha", "tau_mp", "tau_rd", "rest") if getattr(self, key) is not None)):
+            check_number(f"option {key}", getattr(self, key))
 
     @property
     def varying(self) -> bool:

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from msat_det.base.checks import check_number
+from msat_det.graph.channels import rows_by_channel
 from msat_det.graph.graph import elements
 from msat_det.methods.layerwise import LayerByLayer
 from msat_det.methods.observe import Observation
-from msat_det.methods.options import require
 from msat_det.methods.registry import RATE, Neurons, method, neuron, threshold
 from msat_det.methods.search import Goal, anytime_candidates, fit, stage_candidates
 from msat_det.spiking.formats.plan import load_plan
@@ -42,8 +43,8 @@ class Fitted(LayerByLayer):
     def __post_init__(self) -> None:
         super().__post_init__()
         for key, given in (("price", self.price), ("budget", self.budget)):
-            numbers = given.values() if isinstance(given, dict) else [given]
-            require(all(number is None or number > 0 for number in numbers), key, given, "numbers above 0")
+            for number in given.values() if isinstance(given, dict) else [] if given is None else [given]:
+                check_number(f"option {key}", number, 0, above=True)
 
 
 def at(given: float | dict[int, float] | None, T: int) -> float | None:
@@ -104,7 +105,8 @@ def _fit(
         if options.budget_of == "spikes":
             return torch.tensor(1.0 / neurons)
         reach = observation.fanout.spikes.get(node, torch.zeros(node.meta["shape"]))
-        return reach.float().flatten(1).mean(1) / observation.fanout.total
+        each = rows_by_channel(reach.float().unsqueeze(0), node.meta["axis"]).mean(1)
+        return (each if node.meta["axis"] else each[0]) / observation.fanout.total
 
     def make(node: Node, unit: Tensor) -> Neuron:
         return neuron(options, node, threshold(options, observation, node).expand_as(unit))

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from msat_det.base.checks import check_number
+from msat_det.graph.channels import mean_by_channel, rows_by_channel
 from msat_det.methods.observe import Observation
 from msat_det.methods.options import Options, require
 from msat_det.methods.registry import RATE, Neurons, method, neuron, threshold
+from msat_det.methods.sequential import layer_by_layer, run_alone
 from msat_det.spiking.kernels import Scan
-from msat_det.spiking.network import layer_by_layer, run_alone
 from msat_det.spiking.neurons import Neuron
 
 
@@ -23,7 +25,7 @@ class LayerByLayer(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.images >= 1, "images", self.images, "a whole number above 0")
+        check_number("option images", self.images, 1, whole=True)
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class SpikeNorm(LayerByLayer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.window >= 1, "window", self.window, "a whole number above 0")
+        check_number("option window", self.window, 1, whole=True)
 
 
 @method("spike-norm", SpikeNorm, codings=RATE)
@@ -66,7 +68,7 @@ def rmp(options: Rmp, observation: Observation, T: int) -> Neurons:
 def _by_input_sums(options: SpikeNorm, observation: Observation, reset: str) -> Neurons:
     def decide(node: Node, currents: Tensor) -> Neuron:
         theta = options.factor * currents.amax().clamp(min=0.0).cpu()
-        if not node.meta["activation"].rectified:
+        if not node.meta["activation"].rectified or theta == 0:  # nothing came in
             theta = threshold(options, observation, node)
         return neuron(options, node, theta, reset=reset)
 
@@ -84,7 +86,7 @@ class Calibration(LayerByLayer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.grid >= 1, "grid", self.grid, "a whole number above 0")
+        check_number("option grid", self.grid, 1, whole=True)
 
 
 @method("calibration", Calibration, needs_t=True, codings=RATE)
@@ -105,8 +107,7 @@ def calibration(options: Calibration, observation: Observation, T: int) -> Neuro
         if options.correct == "bias-t":
             return replace(made, bias=bias_over_time(made, currents, goal, T))
         mean = run_alone(made, currents, T) / T
-        dims = [0, *range(2, goal.dim())]
-        error = (goal - mean).mean(dims)
+        error = mean_by_channel(goal - mean, node.meta["axis"])
         if options.correct == "bias":
             return replace(made, bias=error)
         return replace(made, initial=made.initial + T * error / made.theta.clamp(min=1e-12))
@@ -158,7 +159,7 @@ def bias_over_time(made: Neuron, currents: Tensor, goal: Tensor, T: int, passes:
 def _mmse(options: Calibration, observation: Observation, node: Node, goal: Tensor, T: int) -> Tensor:
     """The threshold, of ``grid`` equal steps up to the statistic that the options name, with the least error."""
     top = threshold(options, observation, node)
-    rows = goal.abs().transpose(0, 1).flatten(1)
+    rows = rows_by_channel(goal.abs(), node.meta["axis"])
     rows = rows if top.dim() else rows.reshape(1, -1)
     best, least = torch.zeros(len(rows)), torch.full((len(rows),), float("inf"))
     half = 0.5 if options.initial == "half" else 0.0
@@ -168,5 +169,5 @@ def _mmse(options: Calibration, observation: Observation, node: Node, goal: Tens
         rate = (rows / step + half).floor().clamp(0, T * options.gamma) * step
         error = (rate - rows).square().mean(1)
         best, least = torch.where(error < least, theta, best), torch.minimum(error, least)
-    best = torch.where(top.reshape(-1) > 0, best, torch.zeros_like(best))
+    best = torch.where(rows.any(1), best, top.reshape(-1))  # of what no image activates every threshold is right
     return best if top.dim() else best[0]

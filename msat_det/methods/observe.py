@@ -7,6 +7,7 @@ is below 1/64 (a bin's width).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.utils._pytree as pytree
@@ -14,9 +15,12 @@ from torch import Tensor, nn
 from torch.fx.node import Node
 from tqdm import tqdm
 
+from msat_det.base.checks import check_percentile
 from msat_det.base.errors import InputError
+from msat_det.graph.channels import Axis, channels
 from msat_det.graph.fanout import FanOut, fan_out
-from msat_det.graph.graph import Batch, Graph, trace, where
+from msat_det.graph.graph import Batch, Graph, where
+from msat_det.graph.trace import trace
 from msat_det.models.detector import Detector
 from msat_det.spiking.kernels import observe_channels
 
@@ -29,24 +33,33 @@ FLOOR = 0.05  # a percentile over all values is at least this share of the maxim
 
 @dataclass
 class Site:
-    """Statistics of one call site. maximum: (C,) of |f(x)|, exact. histogram: (C, bins) int32 counts."""
+    """Statistics of one call site. maximum: (C,) of |f(x)|, exact. histogram: (C, bins) counts. axis: the dimension of
+    a batch that the channels lie along, see ``channels.Axis``; None: C is 1."""
 
     maximum: Tensor
     histogram: Tensor
+    axis: Axis = 1
 
     @classmethod
-    def empty(cls, channels: int) -> "Site":
-        return cls(torch.zeros(channels), torch.zeros(channels, _BINS, dtype=torch.int32))
+    def empty(cls, channels: int, axis: Axis = 1) -> "Site":
+        counts = torch.int64 if axis is None else torch.int32  # a whole layer may have more than 2^31 activations
+        return cls(torch.zeros(channels), torch.zeros(channels, _BINS, dtype=counts), axis)
 
     def add(self, values: Tensor) -> None:
-        """Take in a batch of activations (B, C, …)."""
-        observe_channels(values.detach(), _SHIFT, _FIRST, self.histogram, self.maximum)
+        """Take in a batch of activations (B, …)."""
+        counts = torch.zeros_like(self.histogram, dtype=torch.int32) if self.axis is None else self.histogram
+        observe_channels(values.detach(), self.axis, _SHIFT, _FIRST, counts, self.maximum)
+        if self.axis is None:
+            self.histogram += counts
 
     def scale(self, percentile: float = 100.0, values: str = "all", per: str = "channel") -> Tensor:
-        """The percentile of |f(x)|, (C,) per channel or () per layer.
+        """The percentile of |f(x)|, (C,) per channel or () per layer, where no channels are known in any case.
 
         values: ``all`` counts zeros and is floored at 5 % of the maximum; ``nonzero`` leaves them out. 100: the maximum
+        Raises InputError for what is no percentile.
         """
+        check_percentile("percentile", percentile)
+        per = "layer" if self.axis is None else per
         maximum = self.maximum if per == "channel" else self.maximum.amax().unsqueeze(0)
         if percentile < 100:
             counts = self.histogram.double()
@@ -105,6 +118,14 @@ class Observation:
             if node.name in self.sites:
                 node.meta["maximum"] = self.sites[node.name].maximum  # itself, as ranks add to it in place
 
+    @cached_property
+    def drives(self) -> dict[str, float]:
+        """The largest |input current| of each call site on the first calibration batch."""
+        sources = [node.all_input_nodes[0] for node in self.graph.sites]
+        with torch.inference_mode():
+            found = {n: v.abs().amax().item() for n, v in self.graph.walk(self.batches[0]) if n in sources}
+        return {node.name: found[source] for node, source in zip(self.graph.sites, sources, strict=True)}
+
     def first(self, images: int) -> Batch:
         """The first calibration images, as many as there are of the first one's size up to ``images``, in one batch."""
         taken, total = [], 0
@@ -142,7 +163,7 @@ def observe_sites(
     share: Sequence[int] | None = None,
 ) -> dict[str, Site]:
     """The statistics of these call sites over all ``batches``, or over those whose numbers ``share`` holds."""
-    sites = {node.name: Site.empty(_channels(node)) for node in nodes}
+    sites = {node.name: _empty(node) for node in nodes}
     numbers = range(len(batches)) if share is None else share
     with torch.inference_mode():
         for number in tqdm(numbers, "observing", unit="batch", disable=not progress, leave=False):
@@ -150,10 +171,10 @@ def observe_sites(
     return sites
 
 
-def _channels(node: Node) -> int:
+def _empty(node: Node) -> Site:
     if not node.meta["shape"]:
         raise InputError(f"{where(node)} has no channel dimension: its output must be (batch, channels, …)")
-    return node.meta["shape"][0]
+    return Site.empty(channels(node.meta["shape"], node.meta["axis"]), node.meta["axis"])
 
 
 def _observe_batch(graph: Graph, batch: Batch, sites: dict[str, Site]) -> None:

@@ -5,6 +5,7 @@ import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from msat_det.base.checks import check_factors, check_number, check_percentile
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
 from msat_det.base.names import hint
@@ -50,13 +51,13 @@ class Options:
     zone: tuple[float, ...] = (0.5,)
 
     def __post_init__(self) -> None:
-        require(0 < self.percentile <= 100, "percentile", self.percentile, "a number above 0, at most 100")
-        require(self.factor > 0, "factor", self.factor, "a number above 0")
-        require(self.gamma >= 1, "gamma", self.gamma, "a whole number of at least 1")
-        require(self.margin >= 0, "margin", self.margin, "a number of at least 0")
-        require(bool(self.stages) and min(self.stages) > 0, "stages", self.stages, "factors above 0")
-        if not isinstance(self.confidence, str):
-            require(0 <= self.confidence <= 1, "confidence", self.confidence, "none, estimate or a number from 0 to 1")
+        check_percentile("option percentile", self.percentile)
+        check_number("option factor", self.factor, 0, above=True)
+        check_number("option gamma", self.gamma, 1, whole=True)
+        check_number("option margin", self.margin, 0)
+        check_factors("option stages", self.stages)
+        if self.confidence not in ("none", "estimate"):
+            check_number("option confidence", self.confidence, 0, 1, words="none, estimate or ")
         self._check_coding()
 
     def _check_coding(self) -> None:

@@ -11,6 +11,7 @@ from msat_det.base.errors import InputError
 from msat_det.base.names import Names
 from msat_det.methods.observe import Observation
 from msat_det.methods.options import Options, parse
+from msat_det.methods.unseen import with_unseen
 from msat_det.spiking.neurons import Neuron
 
 Neurons = dict[str, Neuron]
@@ -65,9 +66,10 @@ def parse_options(name: str, values: dict[str, Any]) -> Options:
 
 
 def threshold(options: Options, observation: Observation, node: Node) -> Tensor:
-    """θ of one call site: factor × the statistic that the options name."""
+    """θ of one call site: factor × the statistic that the options name; see ``unseen`` for channels without one."""
     site = observation.sites[node.name]
-    return options.factor * site.scale(options.percentile, options.values, options.scale)
+    found = options.factor * site.scale(options.percentile, options.values, options.scale)
+    return with_unseen(found, observation, node)
 
 
 def neuron(options: Options, node: Node, theta: Tensor, **changes: Any) -> Neuron:
@@ -90,6 +92,7 @@ def neuron(options: Options, node: Node, theta: Tensor, **changes: Any) -> Neuro
         "rounding": options.rounding or ("track" if options.varying else "fixed"),
         "stages": options.stages,
         "drop": options.drop,
+        "axis": node.meta["axis"],
     }
     return Neuron(theta, node.meta["activation"], **(common | changes))
 

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from msat_det.graph.channels import channels, mean_by_channel
 from msat_det.graph.graph import elements
 from msat_det.methods.observe import Observation
 from msat_det.methods.sensitivity import sensitivity
+from msat_det.methods.sequential import layer_by_layer
 from msat_det.spiking.kernels import Scan
-from msat_det.spiking.network import layer_by_layer
 from msat_det.spiking.neurons import Msat, Neuron
 
 SILENT = 1000.0  # a stage's factor under which nothing fires
@@ -31,6 +32,7 @@ SILENT = 1000.0  # a stage's factor under which nothing fires
 FACTORS = tuple(0.044 * 2 ** (i / 2) for i in range(11))
 NEARBY = (2**-0.5, 1.0, 2**0.5)
 FINE = (2**-0.25, 2**0.25)
+FADING = 32
 PASSES = 5  # through the network in search of the price that meets a budget
 CLOSE = 0.02  # a budget counts as met when this share of it or less is left
 
@@ -171,8 +173,8 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.T = max(self.goal.times)
-        self.positions = elements(self.node) // self.wanted.shape[1]
-        self.dims = [0, *range(2, self.wanted.dim())]
+        self.axis = self.node.meta["axis"]
+        self.positions = elements(self.node) // channels(self.node.meta["shape"], self.axis)
         self.shortened: dict[int, Tensor] = {0: self.currents}
 
     def simulate(self, neuron: Neuron) -> tuple[Scan, list[Tensor]]:
@@ -193,16 +195,20 @@ class Bench:
     def try_(self, neuron: Neuron) -> Trial:
         """Simulate a candidate."""
         scan, outputs = self.simulate(neuron)
-        error = torch.zeros(self.wanted.shape[1])
+        error = torch.zeros(())
         for t in self.goal.times:
             difference = self.rate(scan, outputs, t) - self.wanted
-            squared = difference.square().mean(self.dims)
+            squared = self.mean(difference.square())
             if self.goal.correct:
-                squared = squared - difference.mean(self.dims).square()
-            error += squared / len(self.goal.times)
+                squared = squared - self.mean(difference).square()
+            error = error + squared / len(self.goal.times)
         spikes = self._spikes(neuron, outputs, scan)
         cost = (self.sensitivity * error + self.goal.price * spikes * self.goal.weight(self.node)) * self.positions
         return Trial(neuron, error, spikes, cost)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """By channel, (C,)."""
+        return mean_by_channel(x, self.axis)
 
     def rate(self, scan: Scan, outputs: list[Tensor], t: int) -> Tensor:
         """The running mean of the output over the first t timesteps."""
@@ -211,23 +217,28 @@ class Bench:
     def _spikes(self, neuron: Neuron, outputs: list[Tensor], scan: Scan) -> Tensor:
         """Σ|s| of each channel, per neuron."""
         if neuron.adaptive is None:
-            sizes = sum(o.abs().mean(self.dims) / neuron.stage(t) for t, o in enumerate(outputs))
+            sizes = sum(self.mean(o.abs()) / neuron.stage(t) for t, o in enumerate(outputs))
             return torch.where(neuron.theta > 0, sizes / neuron.theta.clamp(min=1e-30), 0.0)
         # heights differ by neuron: the count of all spikes, shared out by where there are any
-        events = sum((o != 0).float().mean(self.dims) for o in outputs)
+        events = sum(self.mean((o != 0).float()) for o in outputs)
         each = scan.counts[:, 0].mean().item() / self.positions
         return each * events / events.sum().clamp(min=1e-30)
 
     def corrected(self, neuron: Neuron) -> Neuron:
-        """The neuron with each channel's mean error, over the wanted timesteps, as a bias."""
+        """The neuron with each channel's mean error, over the wanted timesteps, as a bias.
+
+        Beyond FADING timesteps an error weighs by them, so that those of the first few fade from the bias.
+        """
         scan, outputs = self.simulate(neuron)
-        means = [(self.wanted - self.rate(scan, outputs, t)).mean(self.dims) for t in self.goal.times]
-        return replace(neuron, bias=torch.stack(means).mean(0))
+        means = [self.mean(self.wanted - self.rate(scan, outputs, t)) for t in self.goal.times]
+        weights = [max(1.0, t / FADING) for t in self.goal.times]
+        bias = sum(weight * mean for weight, mean in zip(weights, means, strict=True)) / sum(weights)
+        return replace(neuron, bias=bias)
 
 
 def search(bench: Bench, make: Callable[[Node, Tensor], Neuron]) -> Trial:
     """Coordinate search: each channel's threshold, then the stages of the call site, then DTT and DET."""
-    unit = torch.ones(bench.wanted.shape[1])
+    unit = torch.ones_like(bench.sensitivity)
     first = bench.goal.stages[min(4, len(bench.goal.stages) - 1)]
     plain = make(bench.node, unit)
     top = plain.theta.expand_as(unit)
@@ -240,6 +251,8 @@ def search(bench: Bench, make: Callable[[Node, Tensor], Neuron]) -> Trial:
     best = by_channel(bench, [best, *fine])
     if bench.goal.adaptive:
         best = better(best, adapted(bench, best))
+    idle = best.cost == 0  # nothing comes in on these images: no threshold is better than another
+    best = replace(best, neuron=replace(best.neuron, theta=torch.where(idle, top, best.neuron.theta)))
     if bench.goal.correct:
         best = replace(best, neuron=bench.corrected(best.neuron))
     return best

@@ -4,17 +4,20 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from msat_det.graph.channels import mean_by_channel
 from msat_det.graph.graph import Batch, Graph
 
 
 def sensitivity(graph: Graph, batch: Batch, seed: int = 0, draws: int = 2) -> dict[str, Tensor]:
-    """Mean squared derivative of the standardised outputs by each call site's activation, {call site: (C,)}.
+    """Mean squared derivative of the standardised outputs by each call site's activation, {call site: (C,)}, or ()
+    where no channels are known.
 
     Independent errors of variance e² in all neurons of channel c change the outputs by Σ_c neurons · e²·s_c in square
     on average over outputs, in units of each output tensor's variance; tensors weigh alike (first order). Estimated by
     Hutchinson's method: E[(Jᵀr)²] over ``draws`` random signs r per image of ``batch``.
     """
     generator = torch.Generator().manual_seed(seed)
+    axes = {node.name: node.meta["axis"] for node in graph.sites}
     images = pytree.tree_leaves(batch)[0].shape[0]
     found: dict[str, Tensor] = {}
     with torch.enable_grad():
@@ -27,7 +30,7 @@ def sensitivity(graph: Graph, batch: Batch, seed: int = 0, draws: int = 2) -> di
                     total, list(sites.values()), retain_graph=not last, allow_unused=True, materialize_grads=True
                 )
                 for name, derivative in zip(sites, derivatives, strict=True):
-                    each = derivative.square().mean([0, *range(2, derivative.dim())]) / (images * draws)
+                    each = mean_by_channel(derivative.square(), axes[name]) / (images * draws)
                     found[name] = found.get(name, 0.0) + each
     return found
 

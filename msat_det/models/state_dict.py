@@ -25,45 +25,61 @@ SAVE = "save a state dict: torch.save(model.state_dict(), FILE)"
 
 
 def find_weights(content: Any, path: str | Path) -> dict[str, Any]:
-    """The mapping with tensors in a checkpoint: itself, under one of ``WRAPPERS``, or the only one that it holds.
+    """The mapping with tensors in a checkpoint: under one of ``WRAPPERS``, itself, or the only one that it holds.
 
-    Where there are several, the first in the order of ``WRAPPERS`` is taken, and told. Raises InputError.
+    Of several the first in the order of ``WRAPPERS`` is taken, and told; one with less than half of another's tensors
+    is no rival. Raises InputError.
     """
-    found = _wrapped(content, {})
-    if found:
-        (key, weights), *others = found.items()
+    search = _Search()
+    wrapped = search.rivals(search.wrapped(content))
+    if wrapped:
+        (key, weights), *others = wrapped.items()
         if others:
             names = ", ".join(show(other) for other, _ in others)
             print(f"{path}: weights are taken from {show(key)}, not from {names}", file=sys.stderr)
         return weights
     inner = content if isinstance(content, dict) else {}
-    only = [key for key, value in inner.items() if "optim" not in key and _holds_tensors(value)]
-    if len(only) == 1:
-        return inner[only[0]]
-    if not only and _holds_tensors(content):
-        return content
-    raise InputError(f"{path}: not readable as weights: it {_what_it_is(content, only)}; {SAVE}")
+    inner = {key: value for key, value in inner.items() if "optim" not in key}
+    several = search.rivals({"": content} | inner)
+    if "" in several or len(several) == 1:
+        return next(iter(several.values()))
+    raise InputError(f"{path}: not readable as weights: it {_what_it_is(content, several)}; {SAVE}")
 
 
-def _wrapped(content: Any, seen: dict[int, dict]) -> dict[str, dict]:
-    """{key of ``WRAPPERS``: the mapping with tensors under it}; such mappings may be nested."""
-    if id(content) in seen or not isinstance(content, dict):
-        return seen.get(id(content), {})
-    found = seen[id(content)] = {}
-    for key in (key for key in WRAPPERS if key in content):
-        deeper = _wrapped(content[key], seen)
-        if deeper:
-            found[key] = next(iter(deeper.values()))
-        elif _holds_tensors(content[key]):
-            found[key] = content[key]
-    return found
+class _Search:
+    """Looks at every mapping of a checkpoint once, however often it is referred to."""
+
+    def __init__(self) -> None:
+        self.counts: dict[int, int] = {}
+        self.inside: dict[int, dict[str, dict]] = {}
+
+    def wrapped(self, content: Any) -> dict[str, dict]:
+        """{key of ``WRAPPERS``: the mapping with tensors under it}; such mappings may be nested."""
+        if id(content) in self.inside or not isinstance(content, dict):
+            return self.inside.get(id(content), {})
+        found = self.inside[id(content)] = {}
+        for key in (key for key in WRAPPERS if key in content):
+            deeper = self.wrapped(content[key])
+            if deeper:
+                found[key] = next(iter(deeper.values()))
+            elif self.tensors(content[key]):
+                found[key] = content[key]
+        return found
+
+    def rivals(self, found: dict[str, Any]) -> dict[str, dict]:
+        """Those of the values that are mappings with at least half as many tensors as the largest."""
+        most = max(map(self.tensors, found.values()), default=0)
+        return {key: value for key, value in found.items() if most and 2 * self.tensors(value) >= most}
+
+    def tensors(self, value: Any) -> int:
+        """The number of tensors in a mapping."""
+        if id(value) not in self.counts:
+            items = value.values() if isinstance(value, dict) else ()
+            self.counts[id(value)] = sum(isinstance(x, Stored) or (isinstance(x, Foreign) and x.tensor) for x in items)
+        return self.counts[id(value)]
 
 
-def _holds_tensors(value: Any) -> bool:
-    return isinstance(value, dict) and any(isinstance(x, Stored) or getattr(x, "tensor", 0) for x in value.values())
-
-
-def _what_it_is(content: Any, several: list[str]) -> str:
+def _what_it_is(content: Any, several: Collection[str]) -> str:
     if isinstance(content, Foreign):
         return f"is a whole {_name(content)} and holds no state dict, and msat-det runs nothing of a pickle"
     if not isinstance(content, dict):

@@ -13,7 +13,7 @@ from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from msat_det import __version__
+from msat_det.base import __version__
 from msat_det.base.config import Config
 from msat_det.base.files import digest
 from msat_det.data import Dataset

@@ -40,6 +40,7 @@ def load_config(argv: list[str], prog: str = "convert_det.py", about: str = "", 
     """
     arguments, unknown = make_parser(prog, about, examples).parse_known_args(argv)
     given = vars(arguments)
+    _require_working_directory()
     if "cfg" not in given:
         raise InputError(f"no configuration: give one with --cfg FILE; configs/ holds {_known_configs()}")
     file = expanded(given.pop("cfg"))
@@ -48,7 +49,7 @@ def load_config(argv: list[str], prog: str = "convert_det.py", about: str = "", 
     tree["methods"] = _pick_methods(tree.get("methods", []), picked, _method_overrides(unknown), file)
 
     values = {key: _convert(key, value, f"in {file}", PROJECT) for key, value in _flatten(tree, file).items()}
-    command = {key: _convert(key, value, "on the command line", Path()) for key, value in given.items()}
+    command = {key: _convert(key, value, "on the command line", Path.cwd()) for key, value in given.items()}
     if "sim.T" in command and values.get("sim.record"):  # --sim.T 8 shortens the file's record
         values["sim.record"] = [t for t in values["sim.record"] if t < command["sim.T"]] + [command["sim.T"]]
     if "sim.record" in command:  # --sim.record 8,64 need not repeat T
@@ -59,9 +60,17 @@ def load_config(argv: list[str], prog: str = "convert_det.py", about: str = "", 
         values["model.name"] = "darknet"
     values |= command
     if values.get("out") is None:
-        values["out"] = _path(f"runs/{file.stem}", Path())
+        values["out"] = str(Path.cwd() / "runs" / file.stem)
     values["command"] = command_line(prog, argv)
     return _build(Config, values, file)
+
+
+def _require_working_directory() -> None:
+    """Raise InputError where it is gone: relative paths mean nothing then, and Intel's MKL ends the whole process."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise InputError("the working directory is gone: change into another one") from None
 
 
 def command_line(prog: str, argv: list[str]) -> str:
@@ -132,10 +141,17 @@ def make_parser(prog: str, about: str = "", examples: str = "") -> argparse.Argu
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are InputErrors."""
+    """A parser whose errors are InputErrors. more: what they end in, where to read on."""
+
+    def __init__(self, *arguments: Any, more: str = "--help lists all options", **settings: Any):
+        super().__init__(*arguments, **settings)
+        self.more = more
 
     def error(self, message: str) -> typing.NoReturn:
-        raise InputError(f"{message} (--help lists all options)")
+        raise InputError(f"{message} ({self.more})")
+
+    def print_help(self, file: Any = None) -> None:
+        print(self.format_help(), end="", file=file)  # argparse keeps quiet where that can't be written
 
 
 def whole(least: int, most: int = 2**31 - 1) -> typing.Callable[[str], int]:
@@ -149,6 +165,7 @@ def whole(least: int, most: int = 2**31 - 1) -> typing.Callable[[str], int]:
     return read
 
 
+@functools.cache
 def _keys(cls: type = Config, prefix: str = "") -> dict[str, tuple[type, Any]]:
     """Every dotted key of the tree with the dataclass and the field that it belongs to."""
     keys = {}
@@ -224,8 +241,6 @@ def _path(text: str, base: Path) -> str:
         return str((base / _shared(text)).resolve())
     except RuntimeError:  # a circle of links
         raise ValueError("a path that exists") from None
-    except FileNotFoundError:  # where is a relative path to begin?
-        raise InputError(f"{text}: the working directory is gone: change into another one") from None
     except UnicodeEncodeError as error:
         raise ValueError(f"a path in {error.encoding}, this system's encoding, or set PYTHONUTF8=1") from None
 

@@ -52,7 +52,8 @@ def load_batches(
                 continue
             ids.append(id)
             made.append(model.preprocess(image))  # at once: a batch of photographs takes half a gigabyte
-            misfit += filter(None, [dataset.misfit(id, image)])
+            if message := dataset.misfit(id, image):
+                misfit.append(message)
         inputs = torch.stack([image for image, _ in made]) if made else None
         return Loaded(number, ids, inputs, [meta for _, meta in made], corrupt, misfit)
 

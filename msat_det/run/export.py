@@ -20,6 +20,8 @@ def export(config: Config, T: int | None, file: Path, onnx: bool = False) -> Non
     (entry,) = config.methods
     if onnx:
         require_packages()
+    if file.is_dir():
+        raise InputError(f"cannot write {file}: it is a folder; name a file in it")
     if not file.parent.is_dir():
         raise InputError(f"cannot write {file}: there is no folder {file.parent}; make it first")
     model = build_model(config, task_of(config))

@@ -16,7 +16,7 @@ from msat_det.base.names import hint
 from msat_det.data.catalogue import CATALOGUE, DEFAULT_ROOT, Entry, Item, Source
 from msat_det.data.download import download, matches
 from msat_det.data.unpack import unpack
-from msat_det.run.arguments import expanded
+from msat_det.run.arguments import Parser, expanded
 from msat_det.run.locks import POSSIBLE, lock
 
 ABOUT = """\
@@ -35,18 +35,19 @@ examples:
   msat-det fetch coco2017 yolo-nano-coco
   msat-det fetch voc2007 --root /data/voc"""
 IMAGENET_CLASSES = 1_000
+MORE = "msat-det fetch --list shows all names"
 
 
 def fetch(argv: list[str]) -> None:
     """The command. Raises InputError for a name, a transfer, an archive or a folder that is not as it must be."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "msat-det fetch",
         usage="msat-det fetch NAME … [--root DIR]",
         description=ABOUT,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        more=MORE,
     )
-    parser.error = _refuse
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to fetch; --list shows what there is")
     parser.add_argument("--list", action="store_true", help="show all names, what they are and where they go")
     parser.add_argument("--root", metavar="DIR", default=DEFAULT_ROOT, help="folder for it all (default %(default)s)")
@@ -245,4 +246,4 @@ def listing() -> str:
 
 
 def _refuse(message: str) -> None:
-    raise InputError(f"{message} (msat-det fetch --list shows all names)")
+    raise InputError(f"{message} ({MORE})")

@@ -18,6 +18,7 @@ from msat_det.data.corrupt import corrupted
 from msat_det.methods import find_method, parse_options
 from msat_det.methods.convert import Conversion, spiking_network
 from msat_det.methods.observe import Cached, Observation, observe
+from msat_det.methods.unseen import tell_unseen
 from msat_det.models import build_detector
 from msat_det.models.classifiers import build_classifier
 from msat_det.spiking.energy import prices
@@ -87,6 +88,8 @@ def observed(config: Config, model: Any) -> Observation:
     observation = observe(model.net, batches, ranks.rank() == 0, ranks.share(range(len(batches))))
     sites = observation.sites.values()
     ranks.add_up([site.histogram for site in sites], [site.maximum for site in sites])
+    if ranks.rank() == 0:
+        tell_unseen(observation)
     return observation
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from msat_det.base import ranks
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
-from msat_det.base.files import digest, show, write_whole, yaml_of, yaml_value
+from msat_det.base.files import digest, show, write_whole, yaml_of
 from msat_det.data import Dataset
 from msat_det.measure.parts import Parts
 from msat_det.methods.observe import Observation
@@ -141,7 +141,7 @@ def _refuse_other_configuration(path: Path, config: Config) -> None:
         then = _flat(yaml_of(path))
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}): start anew with another --out DIR") from error
-    now = _flat(yaml_value(config.to_yaml()))
+    now = _flat(config.values())
     for key in now | then:
         if key not in FREE and then.get(key) != now.get(key):
             raise InputError(

@@ -1,8 +1,10 @@
 """Between a command and whoever started it: exit status, one line for every way to end, streams of whatever kind."""
 
+import errno
 import functools
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -13,6 +15,7 @@ from msat_det.base import ranks
 from msat_det.base.errors import InputError
 
 RESUMES = "the same command with --resume goes on from here"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # nothing but writing ends so
 CLOSED_PIPE = 141  # what a shell says of a program that SIGPIPE has ended: 128 + 13
 
 
@@ -111,7 +114,9 @@ def _ended(error: BaseException) -> int | None:
     if isinstance(error, OSError):
         error = InputError(_of_system(error))
     elif _is_of_memory(error):
-        error = InputError(f"not enough memory ({error}): give a smaller --batch, --sim.chunk or --model.size")
+        amount = re.search(r"tried to allocate [\d.]+ \w+", str(error), re.IGNORECASE)
+        found = f" ({amount[0]})" if amount else ""
+        error = InputError(f"not enough memory{found}: give a smaller --batch, --sim.chunk or --model.size")
     if not isinstance(error, InputError):
         return None
     if ranks.is_first_to_tell():
@@ -125,7 +130,7 @@ def _of_system(error: OSError) -> str:
     reason = error.strerror or error
     if error.filename is not None:
         return f"{error.filename}: {reason}: free space, mend its rights or name another place"
-    if any(map(_is_full, (sys.stdout, sys.stderr))):
+    if error.errno in FULL:
         return f"the output can't be written ({reason}): free space or send it elsewhere"
     return str(reason)
 
@@ -143,17 +148,12 @@ def _tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _is_full(stream: io.TextIOBase) -> bool:
-    try:
-        stream.flush()
-    except OSError:
-        return True
-    return False
-
-
 def _give_up_full_streams() -> None:
     """Drop what can't be written, which Python would try again at its end, with a traceback and a status of its own."""
-    for stream in filter(_is_full, (sys.stdout, sys.stderr)):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)

@@ -22,7 +22,7 @@ def new_delta_state(neuron: Neuron, like: Tensor) -> State:
 def target(neuron: Neuron, X: Tensor, t: int | Tensor = 0) -> Tensor:
     """f(X), what the output sum shall be; a neuron's bias enters the sum once, that of t in place of the one before."""
     if neuron.bias is not None:
-        X = X + per_channel(neuron.bias_at(t), X)
+        X = X + per_channel(neuron.bias_at(t), X, neuron.axis)
     return neuron.activation.fn(X)
 
 

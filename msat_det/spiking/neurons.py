@@ -4,20 +4,26 @@
 over a chunk of timesteps.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from msat_det.base.checks import check_factors, check_number, check_values
+from msat_det.base.errors import InputError
+from msat_det.graph.channels import channels
 from msat_det.graph.ops import Activation
 from msat_det.spiking.levels import digits, leading
 from msat_det.spiking.masks import bernoulli
 
 DEAD = 1e30  # the threshold of a dead channel: never reached, and finite, so that nothing divides by zero
+# An error of that many full timesteps (γ·θ each) is not caught up with: the neuron sends it at once. Then what is still
+# to be sent never passes OVERFLOW·γ·θ, and the error of the mean over n timesteps falls as 1/n, whatever the input.
+OVERFLOW = 16
 EARLY = 16  # spike confidence applies to the first 16 timesteps
 SMALLEST = 1e-38  # θ(t): a tiny θ over e^88 would be 0
 _WHOLE = 1e-4  # tolerance of floor(O/θ): an output sum of k thresholds is k, whatever the rounding of its float sum
@@ -50,22 +56,26 @@ class Msat:
 class Neuron:
     """What a method makes of one call site.
 
-    theta: θ, () for a layer or (C,) for its channels, ≥ 0; a channel with θ = 0 is dead and never fires.
+    theta: θ, () for a layer or (C,) for its channels, ≥ 0; a channel with θ = 0 is dead and never fires. axis: the
+    dimension of a batch (B, …) that the channels lie along; None where it is not known and all values are ().
     activation: the function that the firing approximates; not rectified = a tracking neuron.
     signed, margin: spikes may take back what was given, once the error is below −margin·θ.
-    gamma: most spikes in one timestep. initial: V(−1) in units of θ, a number or (C,). rounding: ``fixed`` floors V⁺/θ,
-    ``track`` starts at 0 and rounds to nearest in every step. stages: factor on θ at each timestep, the last one held.
+    gamma: most spikes in one timestep, while the error is no more than OVERFLOW·γ·θ.
+    initial: V(−1) in units of θ, a number or (C,). rounding: ``fixed`` floors V⁺/θ, ``track`` starts at 0 and rounds to
+    nearest in every step. stages: factor on θ at each timestep, the last one held.
     reset: ``soft`` subtracts the spike, ``zero`` sets the potential to 0. bias: (C,) added to the current each step, or
     (K, C) where it differs over the first K timesteps, the last one held.
     confidence, drop: eq. 18, the probability that an early spike is kept, and what a dropped one does to its charge.
     adaptive: the MSAT threshold; None for a constant one. imbalanced: leaky ReLU with slope a as channel-norm has it,
     an integrate-and-fire neuron that fires −1 at −θ/a. window: a step stands for that many timesteps, and s is the time
-    from an opening to a closing spike (temporal switch coding).
+    from an opening to a closing spike (temporal switch coding); a value beyond the window is sent at once, by as many
+    pairs of spikes as it takes.
     coding: ``rate``, or ``delta`` (``delta.py``): the sum of the output is the value, and corrections of it are sent.
     bits: an event carries ±2^k·θ, k < bits; None: bursts of single spikes, at most γ. terms: such events in a timestep,
     over time; zone: errors below zone·θ are left alone, over time (under delta coding).
     dense: the 8-bit control, whose values go to every connection as numbers. late: timesteps before its output counts
     in the network's outputs.
+    Raises InputError for numbers out of these ranges, and for tensors that are not (), (C,) or finite.
     """
 
     theta: Tensor
@@ -89,16 +99,42 @@ class Neuron:
     zone: Sequence[float] = (0.5,)
     dense: bool = False
     late: int = 0
+    axis: int | None = 1
+
+    def __post_init__(self) -> None:
+        check_values("a neuron's theta", self.theta, low=0)
+        if isinstance(self.initial, Tensor):
+            check_values("a neuron's initial", self.initial)
+        if self.bias is not None:
+            check_values("a neuron's bias", self.bias, over_time=True)
+        if not isinstance(self.initial, Tensor):
+            check_number("a neuron's initial", self.initial)
+        check_number("a neuron's margin", self.margin, 0)
+        check_number("a neuron's gamma", self.gamma, 1, whole=True)
+        check_number("a neuron's confidence", self.confidence, 0, 1)
+        check_factors("a neuron's stages", self.stages)
+        for key in ("window", "axis"):
+            if getattr(self, key) is not None:
+                check_number(f"a neuron's {key}", getattr(self, key), 1, whole=True)
 
     @property
     def tracking(self) -> bool:
         return not self.activation.rectified and not self.imbalanced
 
-    @cached_property
+    @property
+    def forgets(self) -> bool:
+        """Whether the potential loses charge to the reset or weighs it by sign: it is not what is still to be sent."""
+        return (self.reset == "zero" and not self.tracking) or self.imbalanced
+
+    @property
     def bounded(self) -> bool:
-        """Whether firing at full rate would pass the activation's upper bound, so that spikes must be held back."""
-        height = self.gamma * max(self.stages) * float(self.theta.max())
-        return self.activation.rectified and height > self.activation.upper
+        """Whether spikes must be held back below an upper bound of the activation."""
+        return self.activation.rectified and self.activation.upper < math.inf
+
+    @property
+    def overflow(self) -> float:
+        """The spikes of height θ from which on all that are wanted are sent at once; of a window what it can hold."""
+        return float(self.gamma if self.window else OVERFLOW * self.gamma)
 
     @property
     def offset(self) -> float:
@@ -118,8 +154,8 @@ class Neuron:
         kept = {
             # a tracking neuron's potential is its error, which only an adaptive threshold looks back at
             "v": not (self.tracking or delta) or adaptive is not None,
-            "o": self.signed or self.tracking or self.bounded or delta,
-            "x": adaptive is not None and adaptive.drive == "current" if delta else self.tracking,
+            "o": self.signed or self.tracking or self.bounded or self.forgets or delta,
+            "x": adaptive is not None and adaptive.drive == "current" if delta else self.tracking or self.forgets,
             "mean": adaptive is not None,
             "before": adaptive is not None and adaptive.drive == "depolarisation",
         }
@@ -145,18 +181,34 @@ def at(values: Sequence[float], t: int | Tensor) -> float | Tensor:
     return values[min(t, last) if last else 0]
 
 
-def per_channel(value: Tensor | float, like: Tensor) -> Tensor:
-    """A per-channel value (C,) or scalar, shaped to broadcast over (…, C, spatial…) activations of one image."""
+def per_channel(value: Tensor | float, like: Tensor, axis: int | None) -> Tensor:
+    """A per-channel value (C,) or scalar, shaped to broadcast over (B, …) activations with channels along ``axis``."""
     value = torch.as_tensor(value, dtype=like.dtype, device=like.device)
-    return value if value.dim() == 0 else value.reshape(-1, *([1] * (like.dim() - 2)))
+    return value if value.dim() == 0 or axis is None else value.reshape(-1, *([1] * (like.dim() - 1 - axis)))
+
+
+def check_fit(name: str, neuron: Neuron, shape: tuple[int, ...]) -> None:
+    """Raise InputError, naming the call site, for a neuron whose values are not of the channels of its activations.
+
+    shape: of one image's activation.
+    """
+    if neuron.axis is not None and neuron.axis > len(shape):
+        raise InputError(f"call site {name} has {len(shape)} dimensions: its neuron's axis is {neuron.axis}")
+    count = channels(shape, neuron.axis)
+    for key in ("theta", "initial", "bias"):
+        value = getattr(neuron, key)
+        if isinstance(value, Tensor) and value.dim() and value.shape[-1] != count:
+            raise InputError(
+                f"call site {name} has {count} channels, its neuron's {key} {value.shape[-1]}: give one for each"
+            )
 
 
 @dataclass
 class State:
     """The state of a population for a batch: every tensor is (B, C, …) like its input current.
 
-    v: potential after the spike. o: output sum (kept where something needs it). x: input sum of a tracking neuron.
-    mean: running mean of v. before: potential before the last spike (for the depolarisation).
+    v: potential after the spike. o: output sum (kept where something needs it). x: input sum (where the potential does
+    not tell the error). mean: running mean of v. before: potential before the last spike (for the depolarisation).
     """
 
     v: Tensor
@@ -175,9 +227,16 @@ class Chances:
     site: int = 0
 
 
+def initial_potential(neuron: Neuron, like: Tensor) -> Tensor | float:
+    """V(−1), shaped like one image's activation; 0 for a neuron that rounds in every step."""
+    if neuron.offset:
+        return 0.0
+    return per_channel(neuron.initial, like, neuron.axis) * per_channel(neuron.theta, like, neuron.axis)
+
+
 def threshold(neuron: Neuron, like: Tensor) -> Tensor:
     """θ shaped like one image's activation, dead channels at ``DEAD``."""
-    theta = per_channel(neuron.theta, like)
+    theta = per_channel(neuron.theta, like, neuron.axis)
     return torch.where(theta > 0, theta, torch.full_like(theta, DEAD))
 
 
@@ -188,8 +247,7 @@ def new_state(neuron: Neuron, like: Tensor, with_output: bool) -> State:
         return torch.zeros_like(like)
 
     v = zeros()
-    if neuron.offset == 0.0:
-        v += per_channel(neuron.initial, like) * per_channel(neuron.theta, like)
+    v += initial_potential(neuron, like)
     kept = {*neuron.keeps, "o"} if with_output else set(neuron.keeps)
     return State(v=v, **{name: zeros() for name in ("o", "x", "mean", "before") if name in kept})
 
@@ -212,7 +270,7 @@ def adaptive_threshold(neuron: Neuron, state: State, x: Tensor, before: Tensor, 
     scale = theta if m.normalised else 1.0
     total = torch.zeros_like(x)
     if m.dtt:
-        largest = per_channel(neuron.theta, x)
+        largest = per_channel(neuron.theta, x, neuron.axis)
         default = -torch.ones_like(largest) if m.normalised else -largest
         rest = default if m.rest is None else m.rest
         total += m.tau_mp * dynamic_tracking_threshold(m, (state.v - state.mean) / scale, rest)
@@ -221,20 +279,18 @@ def adaptive_threshold(neuron: Neuron, state: State, x: Tensor, before: Tensor, 
         total += (m.tau_rd if m.twice else 1.0) * dynamic_evoked_threshold(m, drive / scale)
     # e^88 bounds the sigmoid away from 0 in single precision: V⁺/θ stays a number; a dead channel keeps its threshold
     varying = (theta / (1 + torch.exp((-total).clamp(max=88.0)))).clamp(min=SMALLEST)
-    varying = torch.where(per_channel(neuron.theta, x) > 0, varying, theta)
+    varying = torch.where(per_channel(neuron.theta, x, neuron.axis) > 0, varying, theta)
     return varying if isinstance(t, int) else torch.where(t == 0, theta, varying)
 
 
 def _charge(neuron: Neuron, state: State, x: Tensor, t: int | Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-    """The input sum of a tracking neuron with the current x in it, the potential before the spike, and θ(t)."""
+    """The input sum, where it is kept, with the current x in it, the potential before the spike, and θ(t)."""
     total = state.x
     if neuron.bias is not None:
-        x = x + per_channel(neuron.bias_at(t), x)
-    if neuron.tracking:
+        x = x + per_channel(neuron.bias_at(t), x, neuron.axis)
+    if total is not None:
         total = total + x
-        before = (t + 1) * neuron.activation.fn(total / (t + 1)) - state.o
-    else:
-        before = state.v + x
+    before = (t + 1) * neuron.activation.fn(total / (t + 1)) - state.o if neuron.tracking else state.v + x
     theta = adaptive_threshold(neuron, state, x, before, t) if neuron.adaptive else threshold(neuron, x)
     return total, before, theta * neuron.stage(t)
 
@@ -252,23 +308,30 @@ def step(
     x: input current (B, C, …) at timestep t = 0, 1, … (a tensor () where the step is exported). Advances ``state`` and
     returns (s, y): the spikes (bursts count, negative ones take back) and the output s·θ(t), both (B, C, …).
     """
-    n = t + 1
     state.x, before, theta = _charge(neuron, state, x, t)
-    start = 0.0 if neuron.offset else per_channel(neuron.initial, x) * per_channel(neuron.theta, x)
-    goal = torch.minimum(before, n * neuron.activation.upper - state.o + start) if neuron.bounded else before
+    start = initial_potential(neuron, x)
+    goal = torch.minimum(before, (t + 1) * neuron.activation.upper - state.o + start) if neuron.bounded else before
+    most = neuron.overflow / neuron.stage(t)
+    late = None
+    if neuron.adaptive or neuron.forgets:
+        lacking = _lacking(neuron, state, goal, start, t)
+        full = threshold(neuron, x) * neuron.stage(t)
+        late = lacking.abs() >= most * full
+        theta = torch.where(late, full, theta)  # θ(t) may be next to nothing, and the spikes beyond counting
+        goal = torch.where(late, lacking, goal)
     s = torch.floor(goal / theta + neuron.offset)
     if neuron.imbalanced:
-        slope = neuron.activation.slope
-        s = torch.where(goal < 0, -torch.floor(-goal * slope / theta), s)
-    s = torch.maximum(s, _fewest(neuron, state, goal - start, theta))
-    s = torch.clamp(s, max=neuron.gamma)
+        s = torch.where((goal < 0) & ~late, -torch.floor(-goal * neuron.activation.slope / theta), s)
+    if not neuron.tracking and not neuron.imbalanced:
+        s = torch.maximum(s, _fewest(neuron, state, goal if neuron.offset else goal - start, theta))
+    s = torch.where(s.abs() >= most if late is None else late, s, s.clamp(-neuron.gamma, neuron.gamma))
     if neuron.bits:
         s = leading(s, neuron.bits, max(neuron.terms) if isinstance(t, Tensor) else at(neuron.terms, t))
 
     y = s * theta
     if neuron.signed and not neuron.tracking and not neuron.imbalanced:
         y = torch.maximum(y, -state.o)
-    charge = torch.where(s < 0, y / slope, y) if neuron.imbalanced else y
+    charge = _spent(neuron, before, goal, y, late) if neuron.imbalanced else y
     fired = s != 0
     if neuron.confidence < 1 and t < EARLY:
         kept = bernoulli(neuron.confidence, chances.seed, chances.images, chances.site, t, x)
@@ -280,7 +343,7 @@ def step(
     if state.o is not None:
         state.o = state.o + y
     if state.mean is not None:
-        state.mean = state.mean + (state.v - state.mean) / n
+        state.mean = state.mean + (state.v - state.mean) / (t + 1)
     if state.before is not None:
         state.before = before
     return s, y
@@ -291,11 +354,27 @@ def spikes(neuron: Neuron, s: Tensor) -> Tensor:
     return digits(s.abs(), neuron.bits) if neuron.bits else s.abs()
 
 
-def _fewest(neuron: Neuron, state: State, error: Tensor, theta: Tensor) -> Tensor:
-    """s_min: 0, what a signed neuron may take back, or −γ where the output may have both signs."""
+def _lacking(neuron: Neuron, state: State, goal: Tensor, start: Tensor | float, t: int | Tensor) -> Tensor:
+    """What the output sum lacks to the activation of all that came in; below 0 what it can take back.
+
+    goal: the potential, which is the same where it holds all charge.
+    """
+    if neuron.forgets:
+        goal = (t + 1) * neuron.activation.fn(state.x / (t + 1)) - state.o + start
     if neuron.tracking or neuron.imbalanced:
-        return torch.full_like(error, -neuron.gamma)
+        return goal
+    return torch.maximum(goal, start - state.o) if neuron.signed else goal.clamp(min=0.0)
+
+
+def _spent(neuron: Neuron, before: Tensor, goal: Tensor, y: Tensor, late: Tensor) -> Tensor:
+    """The charge of an imbalanced neuron's spikes: −θ takes θ/a. After an overflow what is lacking alone is left."""
+    slope, left = neuron.activation.slope, goal - y
+    return torch.where(late, before - torch.where(left < 0, left / slope, left), torch.where(y < 0, y / slope, y))
+
+
+def _fewest(neuron: Neuron, state: State, above: Tensor, theta: Tensor) -> Tensor:
+    """s_min: 0, or what a signed neuron may take back. above: the potential above its start."""
     if not neuron.signed:
-        return torch.zeros_like(error)
-    given = torch.clamp(torch.floor(state.o / theta + _WHOLE), max=neuron.gamma)
-    return torch.where(error < -neuron.margin * theta, -given, torch.zeros_like(given))
+        return torch.zeros_like(above)
+    given = torch.floor(state.o / theta + _WHOLE)
+    return torch.where(above < -neuron.margin * theta, -given, torch.zeros_like(given))

@@ -7,9 +7,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from msat_det.base.config import Calib, Config, Data, Model, Sim
+from msat_det.base.config import Calib, Config, Data, Model, Sim, method_options
 from msat_det.base.errors import InputError
-from msat_det.methods import METHODS
+from msat_det.methods import METHODS, parse_options
 from msat_det.run.arguments import PROJECT, load_config
 
 TREE = {
@@ -114,6 +114,16 @@ def test_methods_are_picked_and_changed_by_label(cfg: Path) -> None:
     staged, plain = load_config(["--cfg", str(cfg), *words]).methods
     assert staged == {"label": "staged-4", "method": "constant", "stages": [4, 2], "record": [4]}
     assert plain == {"label": "if", "method": "constant", "percentile": 99.9, "gamma": 3}
+
+
+def test_small_numbers_of_a_method_may_have_an_exponent(cfg: Path, tmp_path: Path) -> None:
+    config = load(cfg, "--methods if --methods.if.factor 1e-3 --data.split 1e3 --methods.if.stages [1e0,5e-1]")
+    (entry,) = config.methods
+    assert parse_options("constant", method_options(entry)).factor == 0.001
+    assert (config.data.split, entry["stages"]) == ("1e3", [1.0, 0.5])
+    again = tmp_path / "again.yaml"
+    again.write_text(config.to_yaml())
+    assert load_config(["--cfg", str(again)]) == config
 
 
 def test_all_methods_by_their_own_names(cfg: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from msat_det.base.errors import LONGEST, InputError
-from msat_det.base.files import bytes_of, inside, show, text_of, yaml_of
+from msat_det.base.files import bytes_of, inside, show, text_of, write_whole, yaml_of, yaml_text, yaml_value
 
 
 def test_a_message_is_one_printable_line_whatever_it_quotes() -> None:
@@ -68,6 +68,14 @@ def test_names_out_of_files_stay_inside_and_links_are_followed(tmp_path: Path) -
     assert inside(tmp_path, "link/etc") == tmp_path / "link/etc"
 
 
+@pytest.mark.parametrize("place", ["/", ".", "folder"])
+def test_a_file_does_not_take_the_place_of_a_folder(place: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="it is a folder; name a file in it"):
+        write_whole(tmp_path / place, lambda file: file.write_text("x"))
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
 def test_yaml_asks_for_no_more_than_it_is(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("a: &a [1, 2.5, x]\nb: [*a, *a]\nc: {d: null, e: !!str 2}\n")
@@ -80,6 +88,20 @@ def test_yaml_asks_for_no_more_than_it_is(tmp_path: Path) -> None:
     path.write_text("a: 1\n" * 30_000)
     with pytest.raises(ValueError, match="more than"):
         yaml_of(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("1e-3", 0.001), ("-2E5", -200000.0), ("1.5e+3", 1500.0), ("+.5e1", 5.0), ("[1e0, 2]", [1.0, 2])),
+        *(("1.0e-3", 0.001), ("12", 12), ("e5", "e5"), ("1e", "1e"), ("1e5x", "1e5x"), ("'1e5'", "1e5")),
+    ],
+)
+def test_numbers_are_read_as_people_write_them(text: str, value: object) -> None:
+    """YAML 1.1 takes 1e-3 for a word; texts that look like numbers are written so that they stay texts."""
+    assert yaml_value(text) == value
+    assert type(yaml_value(text)) is type(value)
+    assert yaml_value(yaml_text({"a": value})) == {"a": value}
 
 
 def test_values_are_shown_short(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -526,10 +526,18 @@ def test_voc_id_stays_inside(voc_root: Path, secret: Path) -> None:
 
 
 def test_a_name_too_long_to_exist(coco_root: Path, voc_root: Path) -> None:
-    content = replaced(json.loads(coco_file(coco_root).read_text()), ("images", 0, "file_name"), "x" * 5000)
-    coco_file(coco_root).write_text(json.dumps(content))
-    with pytest.raises(CorruptImage, match="no image file"):
-        CocoDetection(coco_root)[0]
+    for name in ("x" * 5000, "x/" * 3000 + "x.jpg"):
+        content = replaced(json.loads(coco_file(coco_root).read_text()), ("images", 0, "file_name"), name)
+        coco_file(coco_root).write_text(json.dumps(content))
+        with pytest.raises(CorruptImage, match="no image file"):
+            CocoDetection(coco_root)[0]
+    for kind in DATASETS:
+        with pytest.raises(InputError, match=r"^(no|can't list the)"):
+            build_dataset(kind, coco_root, "x" * 300)
+        with pytest.raises(InputError, match="no data folder"):
+            build_dataset(kind, coco_root / ("x" * 300))
+        with pytest.raises(InputError, match=r"^(no|can't list the)"):
+            build_dataset(kind, coco_root, "test", "x" * 300)
     (voc_root / "VOCdevkit/VOC2007/ImageSets/Main/test.txt").write_text(f"000001\n{'x' * 5000}\n")
     with pytest.raises(InputError, match="no file"):
         VocDetection(voc_root)

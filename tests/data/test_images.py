@@ -111,8 +111,23 @@ def test_what_a_decoder_would_need_too_much_memory_for(
     monkeypatch.setattr(images, "MAX_DECODING", 64 * 48 * each)
     assert read_image(tmp_path / name).shape == (3, 24, 32)
     monkeypatch.setattr(images, "MAX_DECODING", 64 * 48 * each - each)
-    with pytest.raises(CorruptImage, match=r"64 x 48 pixels, a .* file of its kind may have 3071: make it smaller"):
+    with pytest.raises(CorruptImage, match=r"64 x 48 pixels, a .* of its kind may have 3071: make it smaller"):
         read_image(tmp_path / name)
+
+
+def test_a_jpeg_in_one_scan_needs_no_memory_for_its_size(tmp_path: Path) -> None:
+    """Nor does one with a thumbnail in EXIF; one whose channels come one by one needs as much as a progressive one."""
+    for name, options in (("a", {}), ("t", {"exif": b"Exif\0\0" + jpeg_of_scans(1)}), ("p", {"progressive": True})):
+        Image.new("RGB", (64, 48)).save(tmp_path / f"{name}.jpg", subsampling=0, **options)
+    apart = bytearray((tmp_path / "t.jpg").read_bytes())
+    apart[apart.rindex(b"\xff\xda") + 4] = 1
+    (tmp_path / "b.jpg").write_bytes(apart)
+    (tmp_path / "c.jpg").write_bytes(b"\xff\xd8\0" + (tmp_path / "a.jpg").read_bytes()[2:])
+    needs = {}
+    for name in "atpbc":
+        with Image.open(tmp_path / "a.jpg" if name == "c" else tmp_path / f"{name}.jpg") as image:
+            needs[name] = images._bytes_a_pixel(tmp_path / f"{name}.jpg", image)
+    assert needs == {"a": 1, "t": 1, "p": 6, "b": 6, "c": 6}
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -153,7 +168,10 @@ def test_folders_behind_links_are_listed_once(tmp_path: Path) -> None:
     (root / "4.jpg").symlink_to("../far/2.jpg")
     (root / "gone.jpg").symlink_to("nowhere")
     (root / "notes.txt").symlink_to("nowhere")
-    assert image_names(root) == ["4.jpg", "a/1.jpg", "again/3.JPG", "b.png", "far/2.jpg", "gone.jpg"]
+    write_image(root / ".git/annex/5.jpg")
+    (root / "5.jpg").symlink_to(".git/annex/5.jpg")
+    (root / "._5.jpg").write_bytes(b"a Mac's")
+    assert image_names(root) == ["4.jpg", "5.jpg", "a/1.jpg", "again/3.JPG", "b.png", "far/2.jpg", "gone.jpg"]
     (root / "val").symlink_to("/unmounted")
     with pytest.raises(InputError, match=r"root/val is a link that leads nowhere \(to '/unmounted'\): put there"):
         image_names(root)

@@ -394,6 +394,11 @@ def test_lists_of_images(tmp_path: Path, lines: str, ids: list[str]) -> None:
     assert [len(dataset[i].target.labels) for i in range(len(ids))] == [1] * len(ids)
 
 
+def test_a_line_of_thousands_of_folders_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"test\.txt: a line has more than 8192 characters"):
+        VocDetection(listed(tmp_path, "000001\n" + "a/" * 500_000 + "\n", "000001"))
+
+
 def test_a_list_names_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no file .*/Annotations/my photo\.xml"):
         VocDetection(listed(tmp_path, "000001\nmy photo.jpg 1\n", "000001"))

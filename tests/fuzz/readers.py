@@ -24,7 +24,7 @@ from msat_det.base.files import bytes_of
 from msat_det.data import VOC_CLASSES, ClassFolders, CocoDetection, Dataset, ImageFiles, Target, VocDetection, images
 from msat_det.data.images import WHOLE, read_image
 from msat_det.data.unpack import unpack
-from msat_det.graph.graph import trace
+from msat_det.graph.trace import trace
 from msat_det.measure.parts import Parts
 from msat_det.methods import parse_options
 from msat_det.models import classifiers

@@ -9,7 +9,7 @@ from support.networks import NETWORKS, BruteForce, build, images, observed, rand
 from torch import Tensor, nn
 
 from msat_det.graph.fanout import FanOut, fan_out
-from msat_det.graph.graph import trace
+from msat_det.graph.trace import trace
 
 
 class Joined(nn.Module):

@@ -17,8 +17,9 @@ from torchvision.ops import DropBlock2d, StochasticDepth, stochastic_depth
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from msat_det.base.errors import InputError
-from msat_det.graph.graph import Graph, trace
+from msat_det.graph.graph import Graph
 from msat_det.graph.ops import Kind
+from msat_det.graph.trace import trace
 
 
 class Layer(nn.Module):

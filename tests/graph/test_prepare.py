@@ -12,8 +12,8 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, 
 from torch.optim.swa_utils import AveragedModel
 
 from msat_det.base.errors import InputError
-from msat_det.graph.graph import trace
 from msat_det.graph.prepare import prepared
+from msat_det.graph.trace import trace
 
 
 def network(seed: int = 0) -> nn.Sequential:

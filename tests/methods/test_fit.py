@@ -17,9 +17,10 @@ from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import Observation, observe
 from msat_det.methods.search import Bench, Fit, Goal, anytime_candidates, fit, fit_once, search, stage_candidates
 from msat_det.methods.sensitivity import sensitivity
+from msat_det.methods.sequential import run_alone
 from msat_det.spiking.formats.plan import load_plan, save_plan
 from msat_det.spiking.kernels import Scan
-from msat_det.spiking.network import SpikingNetwork, run_alone
+from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.neurons import Neuron
 
 

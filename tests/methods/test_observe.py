@@ -9,7 +9,7 @@ from support.networks import build, images, observed
 from torch import Tensor, nn
 
 from msat_det.base.errors import InputError
-from msat_det.graph.graph import trace
+from msat_det.graph.trace import trace
 from msat_det.methods.observe import FLOOR, Cached, Observation, Site, observe
 
 BOUND = 1 / 64  # of a percentile's relative error, as observe.py states it

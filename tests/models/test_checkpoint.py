@@ -11,6 +11,7 @@ import io
 import os
 import pickle
 import tarfile
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ from msat_det.base.errors import InputError
 from msat_det.models import build_detector, checkpoint
 from msat_det.models.checkpoint import FAULTS, Checkpoint, Machine, Stored
 from msat_det.models.classifiers import CLASSIFIERS, build_classifier
-from msat_det.models.state_dict import WRAPPERS, load_tensors, without_prefix
+from msat_det.models.state_dict import WRAPPERS, find_weights, load_tensors, without_prefix
 from msat_det.models.weights import read_tensors
 
 
@@ -103,6 +104,14 @@ def test_of_several_weights_the_averaged_ones_are_read_and_told(tmp_path: Path, 
     torch.save({"model": weights(seed=1), "ema": weights(), "net": None}, path)
     assert same(loaded(path), weights())
     assert capsys.readouterr().err == f"{path}: weights are taken from 'ema', not from 'model'\n"
+    few = {"decay": torch.tensor(0.99), "updates": torch.tensor(3)}
+    torch.save({"ema": few, "net": weights(), "metrics": few}, path)
+    assert same(loaded(path), weights())
+    torch.save({"generator": weights(), "metrics": few, "best": torch.tensor(1.0)}, path)
+    assert same(loaded(path), weights())
+    torch.save(dict(weights()) | {"metrics": few, "swa": weights(seed=1)}, path)
+    assert same(loaded(path), weights())
+    assert capsys.readouterr().err == ""
     torch.save({"student": weights(), "teacher": weights(), "optimizer": {"state": {}, "x": torch.ones(1)}}, path)
     with pytest.raises(InputError, match=r"it holds several: 'student', 'teacher'; save a state dict: torch.save"):
         read_tensors(path)
@@ -370,6 +379,17 @@ def test_a_pickle_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
     assert program(b"N" * 99, b".")() is None
     with pytest.raises(ValueError, match="a pickle of more than 100 steps"):
         program(b"N" * 101, b".")()
+
+
+def test_references_to_one_mapping_cost_it_once() -> None:
+    large = {str(i): None for i in range(200_000)}
+    content = large
+    for _ in range(300):
+        content = dict.fromkeys(WRAPPERS, large) | {"model": content} | {str(i): large for i in range(9)}
+    begun = time.process_time()
+    with pytest.raises(InputError, match="holds no state dict"):
+        find_weights(content, "w.pt")
+    assert time.process_time() - begun < 2
 
 
 def test_tensors_never_leave_their_storage(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from msat_det.base.errors import InputError
+from msat_det.data import CocoDetection, VocDetection
+from msat_det.measure.accuracy import make_evaluator
 from msat_det.models import TorchvisionDetector
 from msat_det.models.classifiers import PREPROCESS, Classifier
 from msat_det.models.ssd import SsdDetector
@@ -65,6 +67,15 @@ def test_torchvisions_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with pytest.raises(InputError, match=part):
             TorchvisionDetector(model, columns)
+
+
+@pytest.mark.parametrize(("classes", "part"), [(["dog", "dog"], "1 and 2 are both 'dog'"), (["dog", 3], "2 is 3")])
+def test_those_of_ones_own_detector_are_checked_before_anything_runs(
+    voc_root: Path, coco_root: Path, classes: list, part: str
+) -> None:
+    for dataset in (VocDetection(voc_root), CocoDetection(coco_root)):
+        with pytest.raises(InputError, match=f"the detector: class names? {part}"):
+            make_evaluator(dataset, classes)
 
 
 def test_a_file_of_names(tmp_path: Path) -> None:

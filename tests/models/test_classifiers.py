@@ -16,7 +16,7 @@ from torchvision.transforms._presets import ImageClassification
 from msat_det.base.config import Model
 from msat_det.base.errors import InputError
 from msat_det.data import ClassFolders
-from msat_det.graph.graph import trace
+from msat_det.graph.trace import trace
 from msat_det.measure.accuracy import make_evaluator
 from msat_det.models.classifiers import CLASSIFIERS, PREPROCESS, Classifier, build_classifier, find_preprocess, head
 from msat_det.models.weights import read_tensors

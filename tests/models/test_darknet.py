@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 import msat_det
 from msat_det.base.errors import InputError
-from msat_det.graph.graph import trace
+from msat_det.graph.trace import trace
 from msat_det.models.importers.darknet.cfg import parse_cfg
 from msat_det.models.importers.darknet.network import DarknetNet, darknet, load_weights, stored_tensors
 from msat_det.models.yolo import YoloDetector

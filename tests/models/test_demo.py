@@ -18,7 +18,7 @@ from msat_det.base.config import Model
 from msat_det.base.errors import InputError
 from msat_det.data import VOC_CLASSES, build_dataset
 from msat_det.data.voc_xml import read_voc_xml
-from msat_det.graph.graph import trace
+from msat_det.graph.trace import trace
 from msat_det.measure.accuracy import evaluate
 from msat_det.models import build_detector, demo
 from msat_det.models.classifiers import build_classifier

@@ -1,5 +1,6 @@
 """The commands as a shell meets them: exit status, one line on stderr, plain help."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -92,3 +93,78 @@ def test_ci_runs_the_readme_command() -> None:
     readme = (PROJECT / "README.md").read_text().splitlines()
     ci = (PROJECT / ".ci/run").read_text().splitlines()
     assert [line.strip() for line in readme if "-m pytest" in line] == [ci[-1]]
+
+
+NUMBERS = [  # words of a command line, what is said of them
+    ("--sim.T 0", "sim.T is 0: give a whole number above 0"),
+    ("--sim.T -3", "sim.T is -3: give a whole number above 0"),
+    ("--sim.T nan", "sim.T is 'nan' on the command line: give a whole number"),
+    ("--sim.T 1e9", "sim.T is '1e9' on the command line: give a whole number"),
+    ("--sim.T 16777217", "sim.T is 16777217: give at most 16777216"),
+    ("--sim.record 0,4", "sim.record holds 0: timesteps count from 1"),
+    ("--sim.record 4,,8", "sim.record is '4,,8' on the command line: give whole numbers such as 4,8,16"),
+    ("--sim.record 1,99999999", "sim.record is 99999999: give at most 16777216"),
+    ("--sim.chunk 0", "sim.chunk is 0: give a whole number above 0"),
+    ("--batch -1", "batch is -1: give a whole number above 0"),
+    ("--batch 2.5", "batch is '2.5' on the command line: give a whole number"),
+    ("--seed 99999999999999999999", "seed is '99999999999999999999' on the command line: give a whole number"),
+    ("--seed x", "seed is 'x' on the command line: give a whole number"),
+    ("--threads 0", "threads is 0: give a whole number above 0"),
+    ("--threads 100000", "threads is 100000: give at most 1024"),
+    ("--data.limit x", "data.limit is 'x' on the command line: give a whole number"),
+    ("--data.limit 0", "data.limit is 0: give a whole number above 0"),
+    ("--calib.skip -1", "calib.skip is -1: give 0 or more"),
+    ("--calib.limit 0", "calib.limit is 0: give a whole number above 0"),
+    ("--model.score nan", "model.score is 'nan' on the command line: give a number"),
+    ("--model.score 2", "model.score is 2.0: give a number from 0 to 1"),
+    ("--model.nms_iou -.1", "model.nms_iou is -0.1: give a number from 0 to 1"),
+    ("--model.size 0", "model.size is 0: give a whole number above 0"),
+    ("--model.top_k 0", "model.top_k is 0: give a whole number above 0"),
+    ("--model.num_classes -1", "model.num_classes is -1: give a whole number above 0"),
+    ("--draw.images -1", "draw.images is -1: give 0 or more"),
+    ("--draw.t 3", "draw.t holds 3, which is not recorded"),
+    ("--ledger.images -1", "ledger.images is -1: give 0 or more"),
+    ("--exit.images 0", "exit.images is 0: give a whole number above 0"),
+    ("--exit.allowance inf", "exit.allowance is 'inf' on the command line: give a number"),
+    ("--bootstrap.draws 0", "bootstrap.draws is 0: give a whole number above 0"),
+    ("--bootstrap.draws 1000001", "bootstrap.draws is 1000001: give at most 1000000"),
+    ("--bootstrap.confidence 1", "bootstrap.confidence is 1.0: give a share between 0 and 1"),
+    ("--methods.signed.record 0", "record of method signed is 0: give a list of timesteps such as [4, 8]"),
+    ("--methods.signed.record [99999999]", "record of method signed is [99999999]: give a list of timesteps"),
+    ("--methods.signed.factor", "--methods.signed.factor has no value: write --methods.signed.factor VALUE"),
+    ("--out=", "out is '' on the command line: give a text"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), NUMBERS, ids=[words for words, _ in NUMBERS])
+def test_every_number_is_checked_where_it_enters(words: str, said: str, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["eval-cls", "--cfg", str(PROJECT / "configs/vgg_demo.yaml"), *words.split()]) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith(f"error: {said}")
+    assert (told.out, told.err.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize("t", ["0", "-1", "x", "99999999"])
+def test_a_timestep_of_an_export_is_checked(t: str, capsys: pytest.CaptureFixture) -> None:
+    words = ["--cfg", str(PROJECT / "configs/vgg_demo.yaml"), "--method", "signed", "--out", "x", "--t", t]
+    assert cli.main(["export", *words]) == 2
+    assert capsys.readouterr().err.startswith(f"error: argument --t: '{t}' is no whole number from 1 to 16777216")
+
+
+@pytest.mark.parametrize("out", ["/", ".", ".."])
+def test_an_export_into_a_folder_is_refused_before_it_begins(out: str, capsys: pytest.CaptureFixture) -> None:
+    words = ["--cfg", str(PROJECT / "configs/vgg_demo.yaml"), "--method", "signed", "--out", out]
+    assert cli.main(["export", *words]) == 2
+    assert capsys.readouterr().err == f"error: cannot write {out}: it is a folder; name a file in it\n"
+
+
+@pytest.mark.parametrize("command", ["eval-cls", "inspect", "doctor", "export"])
+def test_every_command_refuses_an_energy_table_that_is_none(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = ["--cfg", str(PROJECT / "configs/vgg_demo.yaml"), "--energy", "nope"]
+    words += (
+        ["--method", "signed", "--out", str(tmp_path / "file")] if command == "export" else ["--out", str(tmp_path)]
+    )
+    assert cli.main([command, *words]) == 2
+    assert re.fullmatch(r"error: energy is nope, no table .*\n", capsys.readouterr().err)

@@ -15,8 +15,9 @@ from torch.utils import _pytree as pytree
 
 from msat_det.base.errors import InputError
 from msat_det.graph.fanout import fan_out
-from msat_det.graph.graph import Graph, trace
+from msat_det.graph.graph import Graph
 from msat_det.graph.ops import Activation
+from msat_det.graph.trace import trace
 from msat_det.methods import METHODS, parse_options
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import observe

@@ -11,7 +11,11 @@ from torch import Tensor, nn
 
 import msat_det
 
-OPTIONS = {"method": "constant", "scale": "channel", "initial": "half", "signed": True, "gamma": 7}
+OPTIONS = {
+    "constant": {"scale": "channel", "initial": "half", "signed": True, "gamma": 7},
+    "msat": {"variant": "normalised", "scale": "channel", "rounding": "track", "signed": True, "gamma": 7},
+    "delta": {},
+}
 
 
 class Chosen(nn.Module):
@@ -38,10 +42,11 @@ CHOICES = {
 }
 
 
+@pytest.mark.parametrize("method", OPTIONS)
 @pytest.mark.parametrize("choose", CHOICES.values(), ids=CHOICES)
-def test_choices_converge_and_can_be_saved(choose: Callable, tmp_path: Path) -> None:
+def test_choices_converge_and_can_be_saved(choose: Callable, method: str, tmp_path: Path) -> None:
     net = randomise(Chosen(choose))
-    snn = msat_det.convert(net, images(4), **OPTIONS)
+    snn = msat_det.convert(net, images(4), method, **OPTIONS[method])
     outputs, expected = snn.run(images(4), 256, (16, 256)), net(images(4))
     errors = [((outputs[t] - expected).norm() / expected.norm()).item() for t in outputs]
     assert errors[1] < min(0.01, errors[0] / 5)

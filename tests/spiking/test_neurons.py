@@ -100,15 +100,20 @@ def scalar(n: Neuron, theta_max: float, initial: float, currents: Sequence[float
             theta = theta_max / (1 + math.exp(-((dtt if m.dtt else 0.0) + (det if m.det else 0.0))))
         theta *= n.stages[min(t, len(n.stages) - 1)]
         goal = min(before, (t + 1) * n.activation.upper - o + start)  # sums above the upper bound wait
+        error = max(goal - start, -o if n.signed else 0.0)
+        late, gamma = abs(error) > 16 * n.gamma * theta_max, n.gamma
+        slack = abs(abs(error) / theta_max - 16 * n.gamma)
+        if late:  # all of it at once, in spikes of the full height
+            theta, gamma = theta_max * n.stages[min(t, len(n.stages) - 1)], math.inf
         level = goal / theta + (0.5 if track else 0.0)
-        s, slack = math.floor(level), abs(level - round(level))
+        s, slack = math.floor(level), min(slack, abs(level - round(level)))
         least = 0
         if n.signed:
             slack = min(slack, abs((goal - start) / theta + n.margin))
             if goal - start < -n.margin * theta:
-                least = -min(n.gamma, math.floor(o / theta + 1e-6))
+                least = -min(gamma, math.floor(o / theta + 1e-6))
                 slack = min(slack, abs(o / theta - round(o / theta)) if n.adaptive and o else 1.0)
-        s = max(least, min(s, n.gamma))
+        s = max(least, min(s, gamma))
         v, o = before - s * theta, o + s * theta
         potentials.append(v)
         last_before = before

@@ -11,7 +11,7 @@ from pycocotools.cocoeval import COCOeval
 
 from msat_det.base.errors import InputError
 from msat_det.data import CocoDetection
-from msat_det.data.base import alike, class_names
+from msat_det.data.base import alike
 from msat_det.data.coco import whole
 from msat_det.measure.accuracy.detections import flatten, match_classes
 from msat_det.measure.accuracy.resampling import Difference, Resampling
@@ -32,7 +32,7 @@ class CocoEvaluator:
     def __init__(self, dataset: CocoDetection, classes: list[str], engine: Engine | None = None):
         self.engine = engine or ("hotcoco" if importlib.util.find_spec("hotcoco") else "pycocotools")
         self.ids = sorted(dataset.ids)
-        self.matched = match_classes(class_names(classes, "the detector"), dataset.classes)
+        self.matched = match_classes(classes, dataset.classes)
         self.category_ids, self.names = np.array(dataset.category_ids), dataset.classes
         self.evaluated = self.category_ids[np.unique(self.matched[self.matched >= 0])].tolist()
         truth = [entry | {"image_id": id} for id in self.ids for entry in dataset.annotations[id]]

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from msat_det.base.errors import InputError
+from msat_det.data.base import class_names
 from msat_det.data.voc_classes import class_index, common_name
 from msat_det.models.detector import Detections
 
@@ -28,8 +29,10 @@ def match_classes(classes: list[str], known: list[str]) -> np.ndarray:
     """(len(classes),) int64: the index in ``known`` of each of a detector's classes, −1 for one that is not there.
 
     One vocabulary must hold the other (names compared with VOC's and COCO's spellings made equal): a detector may know
-    fewer classes than the dataset or more. Otherwise InputError names the first class that is unknown.
+    fewer classes than the dataset or more. Otherwise InputError names the first class that is unknown, as for a name
+    that is none or there twice.
     """
+    classes = class_names(classes, "the detector")
     index = class_index(known)
     matched = np.array([index.get(common_name(name), -1) for name in classes], dtype=np.int64)
     if (matched < 0).any() and len(set(matched[matched >= 0])) < len(known):

@@ -15,8 +15,9 @@ from torch import Tensor, fx, nn
 from msat_det.base.errors import InputError
 from msat_det.base.files import one_line, show
 from msat_det.graph import ops
+from msat_det.graph.classify import classify
 from msat_det.graph.edits import keep_analog
-from msat_det.graph.graph import Graph, classify, note
+from msat_det.graph.graph import Graph, note
 from msat_det.graph.ops import Activation, Kind
 from msat_det.spiking.formats import known
 from msat_det.spiking.formats.archive import finite

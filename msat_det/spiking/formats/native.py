@@ -13,6 +13,7 @@ from torch.fx.node import Node
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
 from msat_det.graph import ops
+from msat_det.graph.channels import channels
 from msat_det.graph.fanout import FanOut, as_spikes_lie, is_event_source
 from msat_det.graph.graph import Graph
 from msat_det.models.detector import Detector
@@ -21,40 +22,37 @@ from msat_det.spiking.formats.archive import finite, read_archive, write_archive
 from msat_det.spiking.formats.detector import read_detector, write_detector
 from msat_det.spiking.formats.graph import read_graph, write_graph
 from msat_det.spiking.formats.plan import read_neurons, write_neurons
-from msat_det.spiking.network import SpikingNetwork
+from msat_det.spiking.plan import Plan, Setup
 
 KIND = "network"
 _FORM = 1  # raised when older files can no longer be read
 _KEYS = {"form", "graph", "sites", "fanout", "detector", "seed", "chunk", "energy"}
 
 
-def save(snn: SpikingNetwork, path: str | Path) -> None:
+def write_network(path: str | Path, setup: Setup, detector: Detector | None, energy: str) -> None:
     """Write a network. A detector of ours goes with it; a user's own class doesn't, and is handed in at loading.
 
     Raises InputError for what can't be saved: an operation or layer that ``formats.known`` does not list, layers with
     hooks, outputs in classes of one's own, an energy table that is a file.
     """
-    if not is_known(snn.energy):
-        raise InputError(
-            f"energy is {snn.energy}, a file: set snn.energy to a table by name, and the file after loading"
-        )
-    graph, tensors = write_graph(snn.graph)
-    sites, thresholds = write_neurons(snn.neurons, snn.graph)
-    fanout, reach = _write_fanout(snn.fanout)
-    detector, priors = write_detector(snn.detector)
-    seen = {f"maximum/{n.name}": n.meta["maximum"] for n in snn.graph.sites if "maximum" in n.meta}
+    if not is_known(energy):
+        raise InputError(f"energy is {energy}, a file: set snn.energy to a table by name, and the file after loading")
+    graph, tensors = write_graph(setup.graph)
+    sites, thresholds = write_neurons(setup.neurons, setup.graph)
+    fanout, reach = _write_fanout(setup.fanout)
+    stored, priors = write_detector(detector)
+    seen = {f"maximum/{n.name}": n.meta["maximum"] for n in setup.graph.sites if "maximum" in n.meta}
     document = {
-        **{"form": _FORM, "graph": graph, "sites": sites, "fanout": fanout, "detector": detector},
-        **{"seed": snn.seed, "chunk": snn.chunk, "energy": snn.energy},
+        **{"form": _FORM, "graph": graph, "sites": sites, "fanout": fanout, "detector": stored},
+        **{"seed": setup.seed, "chunk": setup.chunk, "energy": energy},
     }
     write_archive(path, KIND, document, tensors | thresholds | reach | priors | seen)
 
 
-def load(path: str | Path, detector: Detector | None = None) -> SpikingNetwork:
-    """The network that ``SpikingNetwork.save`` wrote.
+def read_network(path: str | Path, detector: Detector | None = None) -> tuple[Setup, Detector | None, str]:
+    """What ``write_network`` wrote: the network's setup, its detector and its table of energies.
 
-    detector: in place of the saved one; needed for boxes where the network belongs to a detector of one's own class.
-    Raises InputError for anything but a whole, sound file.
+    detector: in place of the saved one. Raises InputError for anything but a whole, sound file.
     """
     document, tensors = read_archive(path, KIND)
     try:
@@ -63,7 +61,9 @@ def load(path: str | Path, detector: Detector | None = None) -> SpikingNetwork:
         raise InputError(f"{path}: {error}") from error
 
 
-def _read(document: dict[str, Any], tensors: dict[str, Tensor], detector: Detector | None) -> SpikingNetwork:
+def _read(
+    document: dict[str, Any], tensors: dict[str, Tensor], detector: Detector | None
+) -> tuple[Setup, Detector | None, str]:
     if document.get("form") != _FORM or set(document) != _KEYS:
         raise InputError(f"a saved network has form {_FORM} and {', '.join(sorted(_KEYS))}: save it with this version")
     if not _is_whole(document["seed"], -(2**40)) or not (document["chunk"] is None or _is_whole(document["chunk"], 1)):
@@ -74,16 +74,17 @@ def _read(document: dict[str, Any], tensors: dict[str, Tensor], detector: Detect
     neurons = read_neurons(document["sites"], tensors, graph)
     fanout = _read_fanout(document["fanout"], tensors, graph)
     for node in graph.sites:
+        axis = node.meta["axis"] = neurons[node.name].axis
         maximum = tensors.get(f"maximum/{node.name}")
-        if maximum is None or maximum.shape != node.meta["shape"][:1]:
+        if maximum is None or maximum.shape != (channels(node.meta["shape"], axis),):
             raise InputError(f"maximum of call site {node.name} is missing or not of its channels: save it again")
         node.meta["maximum"] = finite(node.name, maximum)
     if detector is None and document["detector"] is not None:
         inputs = {n.target: n.meta["shape"] for n in graph.nodes if n.op == "placeholder"}
         shapes = [inputs[name] for name in graph.inputs]
         detector = read_detector(document["detector"], tensors, graph.module, shapes)
-    seed, chunk, energy = document["seed"], document["chunk"], document["energy"]
-    return SpikingNetwork(graph, neurons, fanout, seed, chunk, detector=detector, energy=energy)
+    setup = Setup(graph, Plan(graph), neurons, fanout, document["seed"], document["chunk"])
+    return setup, detector, document["energy"]
 
 
 def _is_whole(value: Any, least: int) -> bool:

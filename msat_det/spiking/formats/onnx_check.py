@@ -59,7 +59,8 @@ class _Agreeing(Step):
 
     def spike(self, node: Node, x: Tensor, t: Tensor, own: dict[Slot, Tensor]) -> tuple[Tensor, dict[Slot, Tensor]]:
         y, after = super().spike(node, x, t, own)
-        theta, theirs = per_channel(self.snn.neurons[node.name].theta, x).abs(), self.theirs[node]
+        neuron, theirs = self.snn.neurons[node.name], self.theirs[node]
+        theta = per_channel(neuron.theta, x, neuron.axis)
         apart = _differ(y, theirs, theta)
         self.found.decisions += y.numel()
         if not apart.any():

@@ -18,7 +18,7 @@ from msat_det.graph.fanout import HOMOGENEOUS
 from msat_det.graph.graph import is_mask, mean_inputs
 from msat_det.graph.ops import Kind
 from msat_det.spiking.network import SpikingNetwork
-from msat_det.spiking.neurons import State, per_channel, step
+from msat_det.spiking.neurons import State, initial_potential, step
 
 # What the model says of itself.
 PROTOCOL = """\
@@ -64,7 +64,6 @@ class Step(nn.Module):
                 raise InputError(f"call site {node.name} counts from a later timestep on: export with option late off")
             if neuron.confidence < 1:
                 raise InputError(f"call site {node.name} drops spikes at random: export without option confidence")
-            _ = neuron.bounded  # known before tracing, where no value is
         self.slots = [slot for node in self.plan.body for slot in self._slots(node)]
         self.outputs = _output_names(snn)
 
@@ -95,8 +94,8 @@ class Step(nn.Module):
         """The state, or what it is before the first timestep."""
         start: Tensor | float = 0.0
         neuron = self.snn.neurons.get(slot.node.name)
-        if slot.field == "v" and neuron.offset == 0.0:
-            start = per_channel(neuron.initial, state) * per_channel(neuron.theta, state)
+        if slot.field == "v":
+            start = initial_potential(neuron, state)
         return torch.where(t == 0, start, state)
 
     def run(self, inputs: dict[str, Tensor], t: Tensor, states: dict[Slot, Tensor]) -> tuple[Tensor, ...]:
@@ -133,7 +132,7 @@ class Step(nn.Module):
     def _difference(
         self, node: Node, env: dict[Node, Any], n: Tensor, own: dict[Slot, Tensor]
     ) -> tuple[Tensor, dict[Slot, Tensor]]:
-        """A differential node, see ``simulate._Differential``."""
+        """A differential node, see ``simulate.Differential``."""
         last = next((slot for slot in own if slot.field == "last"), None)
         coming = {slot: value + env[slot.source] for slot, value in own.items() if slot is not last}
         homogeneous = node.meta["op"] in HOMOGENEOUS

@@ -15,6 +15,7 @@ from torch import Tensor
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
 from msat_det.base.typed import LARGEST, LONGEST, Ranges, Reader
+from msat_det.graph.channels import channels
 from msat_det.graph.graph import Graph
 from msat_det.graph.ops import Activation
 from msat_det.spiking.formats.archive import finite, read_archive, write_archive
@@ -33,6 +34,7 @@ _RANGES: Ranges = {
     (Neuron, "terms"): (0, LARGEST),
     (Neuron, "zone"): (0.5, math.inf),
     (Neuron, "late"): (0, LARGEST),
+    (Neuron, "axis"): (1, LARGEST),
     (Neuron, "stages"): (1e-30, math.inf),
     (Msat, "k_i"): (1e-30, math.inf),
     (Msat, "C"): (1e-30, math.inf),
@@ -80,7 +82,8 @@ def write_neurons(neurons: dict[str, Neuron], graph: Graph) -> tuple[dict[str, A
     for node in graph.sites:
         if node.name in neurons:
             fields_ = _plain(neurons[node.name], _prefix(node.name), tensors)
-            sites[node.name] = {"channels": node.meta["shape"][0], "neuron": fields_}
+            size = channels(node.meta["shape"], neurons[node.name].axis)
+            sites[node.name] = {"channels": size, "neuron": fields_}
     read_neurons(sites, tensors, graph)
     return sites, tensors
 
@@ -99,16 +102,23 @@ def read_neurons(sites: Any, tensors: dict[str, Tensor], graph: Graph) -> dict[s
             raise InputError(f"call site {show(name)} is not the network's: use the plan of this network")
     neurons = {}
     for name, node in known.items():
-        entry, channels = sites.get(name), node.meta["shape"][0]
+        entry = sites.get(name)
         if not isinstance(entry, dict) or set(entry) != {"channels", "neuron"}:
             raise InputError(f"no neuron for call site {name}: use the plan of this network")
-        if type(entry["channels"]) is not int or entry["channels"] != channels:
+        size = _channels(name, node.meta["shape"], entry["neuron"])
+        if type(entry["channels"]) is not int or entry["channels"] != size:
             wrong = show(entry["channels"])
-            raise InputError(
-                f"call site {name} has {channels} channels, the plan {wrong}: use the plan of this network"
-            )
-        neurons[name] = _Reader(name, tensors, channels, node.meta["activation"]).neuron(entry["neuron"])
+            raise InputError(f"call site {name} has {size} channels, the plan {wrong}: use the plan of this network")
+        neurons[name] = _Reader(name, tensors, size, node.meta["activation"]).neuron(entry["neuron"])
     return neurons
+
+
+def _channels(site: str, shape: tuple[int, ...], neuron: Any) -> int:
+    """How many channels a neuron counts; a file from before axes were known has them in dimension 1."""
+    axis = neuron.get("axis", 1) if isinstance(neuron, dict) else 1
+    if axis is not None and not (type(axis) is int and 1 <= axis <= len(shape)):
+        raise InputError(f"call site {site}: axis is {show(axis)}: use the plan of this network")
+    return channels(shape, axis)
 
 
 def _prefix(site: str) -> str:

@@ -15,9 +15,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from msat_det.graph.channels import rows_by_channel
 from msat_det.spiking.kernels.build import keep_freed_memory as keep_freed_memory
 from msat_det.spiking.kernels.build import wanted
-from msat_det.spiking.neurons import Chances, Neuron, State, new_state, per_channel, spikes, step, threshold
+from msat_det.spiking.neurons import (
+    Chances,
+    Neuron,
+    State,
+    initial_potential,
+    new_state,
+    per_channel,
+    spikes,
+    step,
+    threshold,
+)
 
 _SOURCE = Path(__file__).with_name("scan.cpp")
 _FAMILIES = {"spike": 0, "reset": 1, "track": 2, "leaky": 3}
@@ -27,7 +38,7 @@ _PIECEWISE = {  # slope, low, high of f(x) = clamp(max(x, slope·x), low, high)
 }
 
 _POINTERS = "x y v o sum mean before theta theta_max start bias fanout stage counts".split()
-_FLOATS = "gamma offset margin upper slope low high alpha k_a k_i C tau_mp tau_det rest".split()
+_FLOATS = "gamma overflow offset margin upper slope low high alpha k_a k_i C tau_mp tau_det rest".split()
 _FLAGS32 = "is_signed bounded normalised depolarisation dtt det rest_is_max".split()
 
 
@@ -89,8 +100,22 @@ class Scan:
         x: (steps, B, C, …) input currents, or (1, B, C, …) for a current that is constant in time. in_place: the result
         may overwrite x. Returns the output s·θ (steps, B, C, …).
         """
-        if self._struct is not None:
-            return self._run_kernel(x, t0, steps, in_place)
+        kernel = self._run_kernel if self._struct is not None else self._run_steps
+        y = kernel(x, t0, steps, in_place)
+        if self.neuron.window:
+            self._count_pairs(y, t0)
+        return y
+
+    def _count_pairs(self, y: Tensor, t0: int) -> None:
+        """A value beyond its window is sent by several pairs of spikes; the count of events has it as one."""
+        full = self.neuron.gamma * threshold(self.neuron, y[0])
+        for k, sent in enumerate(y.abs()):
+            pairs = (sent / (full * self.neuron.stage(t0 + k)) - 1e-4).ceil()  # less than a spike, more than rounding
+            more = (pairs - 1).clamp(min=0).flatten(1).double()
+            reach = self.fanout.expand(y.shape[2:]).reshape(-1).double()
+            self.counts[:, 2:] += torch.stack((more.sum(1), more @ reach), 1).cpu()
+
+    def _run_steps(self, x: Tensor, t0: int, steps: int, in_place: bool) -> Tensor:
         outputs, compiles = [], x.is_cuda and self.neuron.confidence >= 1
         advance = _compiled_step() if compiles else step
         for k in range(steps):
@@ -119,31 +144,27 @@ class Scan:
         n, m, lib = self.neuron, self.neuron.adaptive, library()
         size = x[0].numel()
 
-        period = x.shape[1] if self._format is torch.channels_last else size
+        period = period_of(n, x, self._format)
 
-        def periodic(value: Tensor) -> Tensor:
-            """A value per channel: where channels lie side by side once, and on for a group; else for every neuron."""
-            if period == size:
-                return _laid_out(value, x)
-            channels = value.float().expand(period, 1, 1).flatten()
-            return channels.repeat(-(-(period + lib.scan_group()) // period))
+        def periodic(value: Tensor | float) -> Tensor:
+            return laid_out_by_channel(value, x, period, lib.scan_group())
 
-        theta_max = per_channel(n.theta, x)
-        start = torch.zeros(()) if n.offset else per_channel(n.initial, x) * theta_max
+        theta_max = per_channel(n.theta, x, n.axis)
         slope, low, high = _PIECEWISE.get(n.activation.name, (0.0, 0.0, math.inf))
         slope = n.activation.slope or slope
         st = self.state
         arrays = {
             "v": st.v, "o": st.o, "sum": st.x, "mean": st.mean, "before": st.before,
-            "theta": periodic(threshold(n, x)), "theta_max": periodic(theta_max), "start": periodic(start),
-            "bias": None if n.bias is None or n.bias.dim() > 1 else periodic(per_channel(n.bias, x)),
+            "theta": periodic(threshold(n, x)), "theta_max": periodic(theta_max),
+            "start": periodic(initial_potential(n, x)),
+            "bias": None if n.bias is None or n.bias.dim() > 1 else periodic(per_channel(n.bias, x, n.axis)),
             "fanout": _laid_out(self.fanout, x),
             "counts": torch.zeros(x.shape[0], lib.scan_units(size), 4, dtype=torch.float64),
         }  # fmt: skip
         self._arrays = arrays  # the structure holds bare pointers: this keeps them alive
         values = dict(
-            gamma=n.gamma, offset=n.offset, margin=n.margin, upper=n.activation.upper, slope=slope, low=low, high=high,
-            is_signed=n.signed, bounded=n.bounded,
+            gamma=n.gamma, overflow=n.overflow, offset=n.offset, margin=n.margin, upper=n.activation.upper,
+            slope=slope, low=low, high=high, is_signed=n.signed, bounded=n.bounded,
         )  # fmt: skip
         if m:
             values |= dict(
@@ -158,7 +179,7 @@ class Scan:
     def _run_kernel(self, x: Tensor, t0: int, steps: int, in_place: bool) -> Tensor:
         c, n = self._struct, self.neuron
         if n.bias is not None and n.bias.dim() == 2:
-            x = x + torch.stack([per_channel(n.bias_at(t0 + k), x[0]) for k in range(steps)]).unsqueeze(1)
+            x = x + torch.stack([per_channel(n.bias_at(t0 + k), x[0], n.axis) for k in range(steps)]).unsqueeze(1)
         constant = x.shape[0] == 1 and steps > 1
         flat = x.flatten(0, 1)
         if not flat.is_contiguous(memory_format=self._format):
@@ -213,21 +234,25 @@ def count_events(y: Tensor, fanout: Tensor) -> Tensor:
     return counts
 
 
-def observe_channels(x: Tensor, shift: int, first: int, histogram: Tensor, maximum: Tensor) -> None:
-    """Add |x| (B, C, …) to the per-channel histograms (C, bins) int32 and maxima (C,) of ``methods.observe.Site``."""
+def observe_channels(x: Tensor, axis: int | None, shift: int, first: int, histogram: Tensor, maximum: Tensor) -> None:
+    """Add |x| (B, …) to the histograms (C, bins) int32 and maxima (C,) of ``methods.observe.Site`` by channel.
+
+    axis: the dimension of the channels, None where all values belong to one.
+    """
     channels, bins = histogram.shape
     if library() is None or x.device.type != "cpu" or x.dtype != torch.float32:
-        rows = x.abs().float().transpose(0, 1).flatten(1).cpu()
+        rows = rows_by_channel(x.abs().float(), axis).cpu()
         index = ((rows.contiguous().view(torch.int32) >> shift) - (first - 1)).clamp_(0, bins - 1)
         index += bins * torch.arange(channels, dtype=torch.int32)[:, None]
         histogram += torch.bincount(index.flatten(), minlength=channels * bins).view(channels, bins).to(torch.int32)
         torch.maximum(maximum, rows.amax(1), out=maximum)
         return
-    x = x.contiguous(memory_format=_memory_format(x))
-    outer, inner = (x.numel() // channels, 1) if _memory_format(x) is torch.channels_last else (len(x), x[0, 0].numel())
+    last = _memory_format(x) is torch.channels_last and axis in (1, None)
+    x = x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    inner = 1 if last and axis else x[0].numel() if axis is None else math.prod(x.shape[axis + 1 :])
     library().observe_channels(
         ctypes.c_void_p(x.data_ptr()),
-        *(ctypes.c_int64(n) for n in (outer, channels, inner)),
+        *(ctypes.c_int64(n) for n in (x.numel() // (channels * inner), channels, inner)),
         *(ctypes.c_int32(n) for n in (shift, first, bins)),
         ctypes.c_void_p(histogram.data_ptr()),
         ctypes.c_void_p(maximum.data_ptr()),
@@ -237,6 +262,22 @@ def observe_channels(x: Tensor, shift: int, first: int, histogram: Tensor, maxim
 def _memory_format(x: Tensor) -> torch.memory_format:
     channels_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def period_of(neuron: Neuron, x: Tensor, layout: torch.memory_format) -> int:
+    """After how many neurons the values per channel of currents (B, C, …) come again in memory; one image's
+    where channels do not lie side by side."""
+    innermost = 1 if layout is torch.channels_last else x.dim() - 1
+    return x.shape[innermost] if neuron.axis in (innermost, None) else x[0].numel()
+
+
+def laid_out_by_channel(value: Tensor | float, x: Tensor, period: int, group: int) -> Tensor:
+    """A value per channel: where channels lie side by side once, and on for a ``group``; else for every neuron."""
+    value = torch.as_tensor(value)
+    if period == x[0].numel():
+        return _laid_out(value, x)
+    channels = value.float().flatten().expand(period)
+    return channels.repeat(-(-(period + group) // period))
 
 
 def _laid_out(value: Tensor, like: Tensor) -> Tensor:

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from msat_det.spiking.delta import delta_step, new_delta_state, target
-from msat_det.spiking.kernels import _PIECEWISE, _laid_out, _memory_format, levels_library
+from msat_det.spiking.kernels import (
+    _PIECEWISE,
+    _laid_out,
+    _memory_format,
+    laid_out_by_channel,
+    levels_library,
+    period_of,
+)
 from msat_det.spiking.levels import NEAREST, edge
 from msat_det.spiking.neurons import Neuron, State, at, per_channel, threshold
 
@@ -101,13 +108,10 @@ class Corrections:
     def _layout(self, x: Tensor) -> _Correct:
         n, lib, activation = self.neuron, library(), self.neuron.activation
         size = x[0].numel()
-        period = x.shape[1] if self._format is torch.channels_last else size
+        period = period_of(n, x, self._format)
 
         def periodic(value: Tensor) -> Tensor:
-            if period == size:
-                return _laid_out(value, x)
-            channels = value.float().expand(period, 1, 1).flatten()
-            return channels.repeat(-(-(period + lib.correct_group()) // period))
+            return laid_out_by_channel(value, x, period, lib.correct_group())
 
         plain = n.bias is None or n.bias.dim() == 1
         self.follows = plain and (activation.rectified or activation.name in _PIECEWISE)
@@ -117,7 +121,7 @@ class Corrections:
         has_bias = n.bias is not None and self.follows
         self._arrays = {  # the structure holds bare pointers: this keeps them alive
             "theta": periodic(threshold(n, x)),
-            "bias": periodic(per_channel(n.bias, x)) if has_bias else None,
+            "bias": periodic(per_channel(n.bias, x, n.axis)) if has_bias else None,
             "fanout": _laid_out(self.fanout, x),
             "counts": torch.zeros(x.shape[0], lib.correct_units(size), 4, dtype=torch.float64),
         }

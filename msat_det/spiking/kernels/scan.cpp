@@ -22,7 +22,8 @@ struct Scan {
     const float *fanout;                            // (N,) multiply-adds that a spike reaches
     const float *stage;                             // (K,) factor on θ
     double *counts;                                 // (units, 4): Σ|s|, Σ|s|·fanout, Σ[s≠0], Σ[s≠0]·fanout
-    float gamma, offset, margin, upper;             // upper: of a ReLU6-like activation, infinity elsewhere
+    float gamma, overflow;                          // overflow: so many spikes of height θ are sent whatever γ
+    float offset, margin, upper;                    // upper: of a ReLU6-like activation, infinity elsewhere
     float slope, low, high;                         // tracking: f(x) = clamp(max(x, slope·x), low, high)
     float alpha, k_a, k_i, C, tau_mp, tau_det, rest;
     int32_t is_signed, bounded, normalised, depolarisation, dtt, det, rest_is_max;
@@ -98,7 +99,10 @@ INLINE float log1p_(float u) {
 INLINE float softplus_(float z, float decay) { return positive_part(z) + log1p_(decay); }
 
 // Soft-reset IF, reset-to-zero IF, tracking of a piecewise linear function, leaky ReLU with imbalanced threshold.
+// The potential of RESET and LEAKY is not what is still to be sent: they keep the sums of input and output as well.
 enum Family { SPIKE, RESET, TRACK, LEAKY };
+
+enum Output { FORGOTTEN, KEPT, SIGNED };  // the output sum; SIGNED: spikes may take it back
 
 enum Threshold { CONSTANT, ADAPTIVE, USUAL };  // USUAL: DTT with k_a·τ_mp = 1, DET driven by the current
 
@@ -144,11 +148,13 @@ INLINE void shares(const Scan &c, const float *x, const float *bias, const float
 }
 
 // W neighbouring neurons over the whole chunk. Keeps NaN: every comparison lets it through.
-template <int W, int FAMILY, bool OUTPUT, int THRESHOLD>
+template <int W, int FAMILY, int OUTPUT, int THRESHOLD>
 INLINE void group(const Scan &c, int64_t b, int64_t i, double (*counts)[LANES]) {
     const int64_t at = b * c.N + i, plane = c.B * c.N, p = i % c.period;
     const float inverse_k_i = 1.f / c.k_i, inverse_C = 1.f / c.C;
-    const float upper = c.bounded ? c.upper : INFINITY, margin = c.is_signed ? c.margin : INFINITY;
+    const float upper = c.bounded ? c.upper : INFINITY;
+    const bool BOTH_SIGNS = OUTPUT == SIGNED || FAMILY >= TRACK;
+    const bool FORGETS = FAMILY == RESET || FAMILY == LEAKY, SUMS = FORGETS || FAMILY == TRACK;
     float v[W], o[W], sum[W], mean[W], before[W], theta[W], start[W], bias[W], count[W], fired[W];
     float per_k_i[W], per_C[W], rest[W], alive[W], share[W], per_theta[W];
     for (int j = 0; j < W; j++) {
@@ -159,7 +165,7 @@ INLINE void group(const Scan &c, int64_t b, int64_t i, double (*counts)[LANES]) 
         count[j] = fired[j] = 0.f;
         if (OUTPUT) o[j] = c.o[at + j];
         per_theta[j] = 1.f / theta[j];
-        if (FAMILY == TRACK) sum[j] = c.sum[at + j];
+        if (SUMS) sum[j] = c.sum[at + j];
         if (THRESHOLD) mean[j] = c.mean[at + j], share[j] = 1.f;
         if (THRESHOLD == ADAPTIVE) before[j] = c.depolarisation ? c.before[at + j] : 0.f;
         if (THRESHOLD) per_k_i[j] = (c.normalised ? per_theta[j] : 1.f) * inverse_k_i;
@@ -172,13 +178,14 @@ INLINE void group(const Scan &c, int64_t b, int64_t i, double (*counts)[LANES]) 
         float *y = c.y + k * plane + at;
         const int64_t t = c.t0 + k;
         const float n = (float)(t + 1), stage = c.stage[k], inverse = 1.f / n, per_stage = 1.f / stage;
+        const float overflow = c.overflow * per_stage;
         if (THRESHOLD && t > 0)
             shares<W, THRESHOLD>(c, x, bias, v, mean, before, per_k_i, per_C, rest, alive, share);
 #pragma omp simd
         for (int j = 0; j < W; j++) {
             float in = x[j] + bias[j], up;
+            if (SUMS) sum[j] += in;
             if (FAMILY == TRACK) {
-                sum[j] += in;
                 float a = sum[j] / n, f = c.slope * a;
                 f = a > f ? a : f;
                 f = f < c.low ? c.low : f;
@@ -187,35 +194,61 @@ INLINE void group(const Scan &c, int64_t b, int64_t i, double (*counts)[LANES]) 
             } else {
                 up = v[j] + in;
             }
-            float th = theta[j] * stage;
-            if (THRESHOLD) th = at_least_smallest(th * share[j]);  // a tiny θ over e^88 would be 0
             float goal = up;
             if (FAMILY < TRACK && OUTPUT) {
                 const float most = n * upper - o[j] + start[j];
                 goal = most < goal ? most : goal;
             }
-            // one over θ(t), where a neuron divides by it more than once
-            const float per = !OUTPUT ? 0.f : THRESHOLD ? 1.f / th : per_theta[j] * per_stage;
-            float s = std::floor((OUTPUT && THRESHOLD ? goal * per : goal / th) + c.offset), least = 0.f;
-            if (FAMILY == LEAKY) s = goal < 0.f ? -std::floor(-goal * c.slope / th) : s;
-            if (FAMILY >= TRACK) {
-                least = -c.gamma;
-            } else if (OUTPUT) {  // 1e-4 is more than what per rounds off
-                float given = std::floor(o[j] * per + 1e-4f);
-                given = given > c.gamma ? c.gamma : given;
-                least = goal - start[j] < -margin * th ? -given : 0.f;
+            float th = theta[j] * stage;
+            bool late = false;
+            if (THRESHOLD || FORGETS) {  // see _lacking in neurons.py
+                float lacking = goal;
+                if (FORGETS) {
+                    float f = c.slope * sum[j];
+                    f = sum[j] > f ? sum[j] : f;
+                    lacking = (f > n * upper ? n * upper : f) - o[j] + start[j];
+                }
+                if (OUTPUT == SIGNED) {
+                    const float least = start[j] - o[j];
+                    lacking = lacking < least ? least : lacking;
+                }
+                late = (BOTH_SIGNS ? std::fabs(lacking) : lacking) >= overflow * th;
+                if (FORGETS || BOTH_SIGNS) goal = late ? lacking : goal;
+                if (THRESHOLD) {
+                    const float varying = at_least_smallest(th * share[j]);  // a tiny θ over e^88 would be 0
+                    th = late ? th : varying;
+                }
             }
-            s = s < least ? least : s;
-            s = s > c.gamma ? c.gamma : s;
+            // one over θ(t), where a neuron divides by it more than once
+            const float per = THRESHOLD ? 1.f / th : per_theta[j] * per_stage;
+            float s = std::floor((OUTPUT && THRESHOLD ? goal * per : goal / th) + c.offset);
+            if (FAMILY == LEAKY) s = goal < 0.f && !late ? -std::floor(-goal * c.slope / th) : s;
+            if (FAMILY < TRACK) {
+                float least = 0.f;
+                if (OUTPUT == SIGNED) {  // 1e-4 is more than what per rounds off
+                    const float given = std::floor(o[j] * per + 1e-4f);
+                    least = goal - start[j] < -c.margin * th ? -given : 0.f;
+                }
+                s = s < least ? least : s;
+            }
+            float held = s > c.gamma ? c.gamma : s;
+            if (BOTH_SIGNS) held = held < -c.gamma ? -c.gamma : held;
+            const bool all = THRESHOLD || FORGETS ? late : (BOTH_SIGNS ? std::fabs(s) : s) >= overflow;
+            s = all ? s : held;
             float out = s * th;
-            if (FAMILY < TRACK && OUTPUT) out = out < -o[j] ? -o[j] : out;
-            const float charge = FAMILY == LEAKY && s < 0.f ? out / c.slope : out;
+            if (OUTPUT == SIGNED) out = out < -o[j] ? -o[j] : out;
+            float charge = out;
+            if (FAMILY == LEAKY) {
+                const float left = goal - out;
+                charge = s < 0.f ? out / c.slope : out;
+                charge = late ? up - (left < 0.f ? left / c.slope : left) : charge;
+            }
             v[j] = FAMILY == RESET ? (s > 0.f || s < 0.f ? 0.f : up) : up - charge;
             if (OUTPUT) o[j] += out;
             if (THRESHOLD) mean[j] = std::fma(v[j] - mean[j], inverse, mean[j]);
             if (THRESHOLD == ADAPTIVE) before[j] = up;
             y[j] = out;
-            const float size = FAMILY == SPIKE && !OUTPUT ? s : std::fabs(s);
+            const float size = BOTH_SIGNS ? std::fabs(s) : s;
             count[j] += size;
             fired[j] += at_most_one(size);
         }
@@ -223,7 +256,7 @@ INLINE void group(const Scan &c, int64_t b, int64_t i, double (*counts)[LANES]) 
     for (int j = 0; j < W; j++) {
         c.v[at + j] = v[j];
         if (OUTPUT) c.o[at + j] = o[j];
-        if (FAMILY == TRACK) c.sum[at + j] = sum[j];
+        if (SUMS) c.sum[at + j] = sum[j];
         if (THRESHOLD) c.mean[at + j] = mean[j];
         if (THRESHOLD == ADAPTIVE && c.depolarisation) c.before[at + j] = before[j];
     }
@@ -240,7 +273,7 @@ INLINE void group(const Scan &c, int64_t b, int64_t i, double (*counts)[LANES]) 
     }
 }
 
-template <int FAMILY, bool OUTPUT, int THRESHOLD>
+template <int FAMILY, int OUTPUT, int THRESHOLD>
 static void scan(const Scan &c) {
     const int64_t units = (c.N + UNIT - 1) / UNIT;
 #pragma omp parallel for schedule(static)
@@ -258,17 +291,12 @@ static void scan(const Scan &c) {
     }
 }
 
-template <int FAMILY, bool OUTPUT>
+template <int FAMILY, int OUTPUT>
 static void dispatch(const Scan &c, bool adaptive) {
     if (!adaptive) return scan<FAMILY, OUTPUT, CONSTANT>(c);
     const bool usual = c.dtt && c.k_a * c.tau_mp == 1.f && c.det && !c.depolarisation;
     if (FAMILY == SPIKE && usual) return scan<SPIKE, OUTPUT, USUAL>(c);
     scan<FAMILY, OUTPUT, ADAPTIVE>(c);
-}
-
-template <int FAMILY>
-static void dispatch(const Scan &c, bool output, bool adaptive) {
-    return output ? dispatch<FAMILY, true>(c, adaptive) : dispatch<FAMILY, false>(c, adaptive);
 }
 
 extern "C" {
@@ -281,11 +309,13 @@ int64_t scan_struct_size() { return sizeof(Scan); }
 
 void scan_chunk(const Scan *c, int32_t family, int32_t output, int32_t adaptive) {
     switch (family) {
-        case RESET: return dispatch<RESET>(*c, output, adaptive);
-        case TRACK: return dispatch<TRACK, true>(*c, adaptive);  // its output sum is part of its state
-        case LEAKY: return dispatch<LEAKY>(*c, output, adaptive);
-        default: return dispatch<SPIKE>(*c, output, adaptive);
+        case RESET:  // the output sum is part of the state, as of the next two
+            return c->is_signed ? dispatch<RESET, SIGNED>(*c, adaptive) : dispatch<RESET, KEPT>(*c, adaptive);
+        case TRACK: return dispatch<TRACK, KEPT>(*c, adaptive);
+        case LEAKY: return dispatch<LEAKY, KEPT>(*c, adaptive);
     }
+    if (!output) return dispatch<SPIKE, FORGOTTEN>(*c, adaptive);
+    c->is_signed ? dispatch<SPIKE, SIGNED>(*c, adaptive) : dispatch<SPIKE, KEPT>(*c, adaptive);
 }
 
 // Where y (rows, N) is not 0: how often in each row, and the fan-out (N,) there. counts: (rows, 2).
@@ -305,7 +335,7 @@ void count_events(const float *y, int64_t rows, int64_t N, const float *fanout, 
 }
 
 // Adds |x| to per-channel histograms over the leading bits of a float (see convert/observe.py) and to the maxima.
-// Element (o, c, i) of x lies at (o·C + c)·I + i: O = images and I = pixels, or O = images·pixels and I = 1.
+// Element (o, c, i) of x lies at (o·C + c)·I + i: O = images and I = pixels, or O = images·pixels and I = 1, …
 void observe_channels(const float *x, int64_t O, int64_t C, int64_t I, int32_t shift, int32_t first, int32_t bins,
                       int32_t *histogram, float *maximum) {
     const int64_t part = 8;

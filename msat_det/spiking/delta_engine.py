@@ -3,10 +3,8 @@
 What no change reaches is not computed again, and a convolution that few events reach is updated by them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,13 +17,11 @@ from msat_det.graph.graph import Batch, where
 from msat_det.graph.ops import Kind
 from msat_det.spiking.kernels import count_events, events, keep_freed_memory
 from msat_det.spiking.kernels.delta import Corrections
-
-if TYPE_CHECKING:
-    from msat_det.spiking.network import SpikingNetwork
+from msat_det.spiking.plan import Setup
 
 
 class DeltaRun:
-    """One batch from rest to T, as ``simulate._Run`` is under rate coding; a chunk is one timestep.
+    """One batch from rest to T, as ``engine.Run`` is under rate coding; a chunk is one timestep.
 
     values: of every node on the sums so far. changed: the nodes whose value the running timestep has changed.
     keeps: whether another timestep follows, for which values and input sums must stay.
@@ -33,13 +29,14 @@ class DeltaRun:
 
     def __init__(
         self,
-        snn: SpikingNetwork,
+        setup: Setup,
         batch: Batch,
         T: int,
         tap: Callable[[str, Tensor], None] | None = None,
         watch: Callable[[str, Any, Tensor], None] | None = None,
     ):
-        self.snn, self.graph, self.plan, self.tap, self.watch = snn, snn.graph, snn.plan, tap, watch
+        self.graph, self.plan, self.neurons, self.fanout = setup.graph, setup.plan, setup.neurons, setup.fanout
+        self.tap, self.watch = tap, watch
         keep_freed_memory()
         self.chunk, self.T = 1, T
         self.values: dict[Node, Any] = self.graph.settled(self.plan.static, batch)
@@ -86,8 +83,8 @@ class DeltaRun:
         source = node.all_input_nodes[0]
         sums = self.values[source]
         if node not in self.scans:
-            reach = self.snn.fanout.spikes.get(node, torch.zeros(node.meta["shape"]))
-            self.scans[node] = Corrections(self.snn.neurons[node.name], sums, reach)
+            reach = self.fanout.spikes.get(node, torch.zeros(node.meta["shape"]))
+            self.scans[node] = Corrections(self.neurons[node.name], sums, reach)
         scan = self.scans[node]
         if self.watch is not None:
             self.watch(node.name, scan, sums.unsqueeze(0))
@@ -114,9 +111,9 @@ class DeltaRun:
                 return
         before = self.values.get(node)
         value = self.values[node] = self.graph.evaluate(node, self.values)
-        if node.meta["kind"] is Kind.DIFFERENTIAL and is_event_source(node) and node in self.snn.fanout.spikes:
+        if node.meta["kind"] is Kind.DIFFERENTIAL and is_event_source(node) and node in self.fanout.spikes:
             change = value if before is None else value - before
-            self.pools[node] = self.pools.get(node, 0) + count_events(change, self.snn.fanout.spikes[node])
+            self.pools[node] = self.pools.get(node, 0) + count_events(change, self.fanout.spikes[node])
 
     def readout(self, t: int) -> Any:
         """The network's outputs on the sums after t timesteps."""

@@ -1,0 +1,68 @@
+"""Numbers are checked where they enter, by one function, so that each is refused in the same words."""
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from msat_det.base.errors import InputError
+from msat_det.base.files import show
+
+
+def check_number(
+    name: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    above: bool = False,
+    whole: bool = False,
+    words: str = "",
+) -> None:
+    """Raise InputError, naming it, for what is no finite number from ``low`` (``above``: without it) to ``high``.
+
+    whole: it must be an int. words: what else may be given, said before the number.
+    """
+    kind = numbers.Integral if whole else numbers.Real
+    fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    if fits and (low < value if above else low <= value) and value <= high:
+        return
+    wanted = "a whole number" if whole else "a number"
+    if high < math.inf:
+        wanted += f" above {low:g}, at most {high:g}" if above else f" from {low:g} to {high:g}"
+    elif low > -math.inf:
+        wanted += f" above {low:g}" if above else f" of at least {low:g}"
+    raise InputError(f"{name} is {show(value)}: give {words}{wanted}")
+
+
+def check_percentile(name: str, value: Any) -> None:
+    """Raise InputError for what is no percentile, a fraction such as .999 among them."""
+    check_number(name, value, 0, 100, above=True)
+    if value <= 1:
+        raise InputError(f"{name} is {value:g}, which looks like a fraction: give {100 * value:.10g}")
+
+
+def check_values(name: str, value: Any, low: float = -math.inf, over_time: bool = False) -> None:
+    """Raise InputError for what is no float tensor () or (C,) of finite numbers, none of them below ``low``.
+
+    over_time: it may be (K, C), too.
+    """
+    wanted = "one finite number for the layer or one for each channel" + (f", at least {low:g}" if low == 0 else "")
+    if not isinstance(value, Tensor):
+        raise InputError(f"{name} is {show(value)}: give a tensor, {wanted}")
+    if value.dim() > 1 + over_time or value.numel() == 0 or not value.is_floating_point():
+        found = f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+        raise InputError(f"{name} is {found}: give a float tensor () or (C,), {wanted}")
+    wrong = value[~(value.isfinite() & (value >= low))]
+    if wrong.numel():
+        raise InputError(f"{name} holds {wrong.flatten()[0].item():g}: give {wanted}")
+
+
+def check_factors(name: str, value: Any) -> None:
+    """Raise InputError for what is no sequence of numbers above 0, one or more."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) == 0:
+        raise InputError(f"{name} is {show(value)}: give factors above 0, one or more")
+    for factor in value:
+        check_number(f"one of {name}", factor, 0, above=True)

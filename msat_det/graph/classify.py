@@ -1,0 +1,83 @@
+"""The verdict on every node of a traced graph, but for shapes (DESIGN §4)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+from torch.fx.node import Node
+
+from msat_det.base.errors import InputError
+from msat_det.graph import ops
+from msat_det.graph.graph import Graph, is_mask, module_of, source_of, where
+from msat_det.graph.ops import Kind
+
+
+def classify(graph: Graph) -> None:
+    """Give every node its verdict, but for shapes. Raises InputError, naming the node, for an unknown operation."""
+    data: set[Node] = set()  # nodes whose value depends on an input tensor
+    masks: set[Node] = set()  # those of them that come to true or false, or to whole numbers: no sum of them is one
+    for node in graph.nodes:
+        node.meta["source"] = source_of(node)
+        if node.op in ("placeholder", "get_attr", "output"):
+            node.meta["op"] = node.op
+            if node.op == "placeholder":
+                data.add(node)
+            kinds = {"placeholder": Kind.INPUT, "get_attr": Kind.SHAPE, "output": Kind.OUTPUT}
+            node.meta["kind"] = kinds[node.op]
+            continue
+        module = module_of(graph, node)
+        name = node.meta["op"] = ops.canonical(node, module)
+        entering = [n for n in node.all_input_nodes if n in data]
+        node.meta["kind"] = kind = _verdict(graph, node, name, module, entering)
+        if kind is not Kind.SHAPE:
+            data.add(node)
+            if is_mask(node):
+                masks.add(node)
+            if not masks.isdisjoint([node, *entering]) or _condition(node, name) in data:
+                node.meta["kind"] = kind = Kind.DIFFERENTIAL
+        if kind is Kind.SPIKING:
+            node.meta["activation"] = ops.activation_of(name, node, module, _on_first_input(graph, node))
+
+
+def _verdict(graph: Graph, node: Node, name: str, module: nn.Module | None, entering: list[Node]) -> Kind:
+    known = module is None or type(module).__module__.startswith(("torch.nn", "torchvision.ops"))
+    if not entering or (known and name in ops.SHAPE) or (name == "getattr" and node.args[1] in ops.SHAPE_ATTRIBUTES):
+        return Kind.SHAPE
+    if known and name in ops.POINTWISE:
+        if any(n.op != "get_attr" for n in node.all_input_nodes if n is not entering[0]):
+            raise InputError(f"{where(node)}: the other arguments of '{name}' must be numbers or parameters")
+        return Kind.SPIKING
+    if known and (name in ops.LINEAR or (name in ops.LINEAR_IN_ONE and _enters_once(node, name, entering))):
+        return Kind.LINEAR
+    if known and name in ops.DIFFERENTIAL:
+        return Kind.DIFFERENTIAL
+    raise InputError(
+        f"{where(node)}: operation '{name}' is not known to the converter: replace it, move it out of the dense part, "
+        "or add it to msat_det/graph/ops.py"
+    )
+
+
+def _condition(node: Node, name: str) -> Any:
+    """What a ``where`` or ``masked_fill`` chooses by."""
+    if name not in ops.CHOICES:
+        return None
+    position = 0 if name == "where" and node.op == "call_function" else 1
+    return node.args[position] if len(node.args) > position else node.kwargs.get("condition", node.kwargs.get("mask"))
+
+
+def _enters_once(node: Node, name: str, entering: list[Node]) -> bool:
+    times = pytree.tree_leaves((node.args, node.kwargs)).count(entering[0])
+    return len(entering) == times == 1 and (name != "truediv" or node.args[0] is entering[0])
+
+
+def _on_first_input(graph: Graph, node: Node) -> Callable[[Tensor], Tensor]:
+    """A call site's function of its input alone; parameters that it reads from the graph are looked up once."""
+
+    def fixed(value: Any) -> Any:
+        return fx.map_arg(value, graph.attribute)
+
+    if node.op == "call_module":
+        return graph.module.get_submodule(node.target)
+    rest, kwargs = fixed(node.args[1:]), fixed({k: v for k, v in node.kwargs.items() if k != "input"})
+    return lambda x: graph.call(node, (x, *rest), kwargs)

@@ -1,0 +1,131 @@
+"""A traced graph made functional: nothing writes in place, defaults and no-ops gone, batch norm folded (DESIGN §4)."""
+
+import operator
+
+import torch
+from torch import nn
+from torch.fx.node import Node
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from msat_det.base.errors import InputError
+from msat_det.graph import ops
+from msat_det.graph.graph import Graph, module_of, where
+
+# Nodes whose output may share memory with their input: writing into one in place changes the other.
+_VIEWS = {
+    *("view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand"),
+    *("getitem", "chunk", "split", "unbind", "select", "narrow", "movedim", "detach", "contiguous", "identity"),
+    *("viewas", "reshapeas", "expandas", "unfold", "diagonal", "ravel", "getattr"),
+    *("to", "float", "type", "typeas", "pos", "einsum"),  # of what already is as it should be
+}
+
+
+def functionalise(graph: Graph) -> None:
+    """Give in-place calls their functional form: later uses of what they overwrote become uses of their result."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    inplace = {
+        node for node in graph.nodes if node.op.startswith("call") and ops.is_inplace(node, module_of(graph, node))
+    }
+    bases: dict[Node, Node] = {}
+    for node in graph.nodes:
+        module = module_of(graph, node)
+        name = ops.canonical(node, module)
+        if node.op.startswith("call") and name in _VIEWS and node.all_input_nodes:
+            bases[node] = bases.get(node.all_input_nodes[0], node.all_input_nodes[0])
+        if node not in inplace or name in ops.NEUTRAL:
+            continue
+        target = node.args[0]
+        if not isinstance(target, Node):
+            continue
+        if name == "setitem" or target.op == "get_attr":
+            what = "a part of a tensor" if name == "setitem" else f"the network's own state '{target.target}'"
+            raise InputError(f"{where(node)} writes into {what} in place: write it as a new tensor (cat, where, add)")
+        base = bases.get(target, target)
+        family = [base, *(view for view, of in bases.items() if of is base)]
+        if any(user is not node and order[user] > order[node] for a in family if a is not target for user in a.users):
+            raise InputError(f"{where(node)} writes into a view in place: use the out-of-place form there")
+        target.replace_all_uses_with(node, lambda user, after=node: order[user] > order[after])
+        _make_functional(graph, node, module)
+
+
+def _make_functional(graph: Graph, node: Node, module: nn.Module | None) -> None:
+    if module is not None:
+        module.inplace = False
+        return
+    if "inplace" in node.kwargs:
+        node.update_kwarg("inplace", False)
+    elif node.op == "call_method":
+        node.target = node.target.rstrip("_")
+    elif node.target.__module__ == "_operator":
+        node.target = getattr(operator, node.target.__name__.removeprefix("i"))  # also right for sizes, plain numbers
+    elif node.target.__name__.endswith("_"):
+        functional = node.target.__name__.rstrip("_")
+        node.target = getattr(torch, functional, None) or getattr(nn.functional, functional)
+    else:
+        node.args = (*node.args[:-1], False)
+
+
+def free_views(graph: Graph) -> None:
+    """Let ``view`` copy where it must: a simulation keeps images in another memory format than the network's author."""
+    for node in graph.nodes:
+        if node.op == "call_method" and node.target == "view" and not isinstance(node.args[1], torch.dtype):
+            node.target = "reshape"
+
+
+def drop_defaults(graph: Graph) -> None:
+    """Remove the placeholders (and fx's checks) of parameters that keep their defaults: those are part of the trace."""
+
+    def erase(node: Node) -> None:
+        for user in list(node.users):
+            erase(user)
+        graph.module.graph.erase_node(node)
+
+    for node in graph.nodes:
+        if node.op == "placeholder" and node.target not in graph.inputs:
+            erase(node)
+
+
+def drop_neutral(graph: Graph) -> None:
+    for node in graph.nodes:
+        name = ops.canonical(node, module_of(graph, node)) if node.op.startswith("call") else ""
+        neutral = name in ops.NEUTRAL or (name == "getattr" and node.args[1] == "data")
+        if neutral:
+            node.replace_all_uses_with(node.all_input_nodes[0])
+        if neutral or name == "assert":
+            graph.module.graph.erase_node(node)
+
+
+def fold_batch_norm(graph: Graph) -> None:
+    """Fold BatchNorm and FrozenBatchNorm into the convolution or linear layer right before them, call by call."""
+    folded: dict[tuple[str, str], str] = {}
+    for node in graph.nodes:
+        norm = module_of(graph, node)
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm | FrozenBatchNorm2d):
+            continue
+        source = node.args[0]
+        layer = module_of(graph, source)
+        if (
+            norm.running_mean is None
+            or not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
+            or len(source.users) > 1
+        ):
+            continue  # an affine map per channel: it runs as it is
+        pair = (source.target, node.target)
+        if pair not in folded:
+            fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
+            folded[pair] = f"{source.target}_folded{len(folded)}"
+            graph.module.add_submodule(folded[pair], fuse(layer, _as_batch_norm(norm)))
+        source.target = folded[pair]
+        node.replace_all_uses_with(source)
+        graph.module.graph.erase_node(node)
+
+
+def _as_batch_norm(norm: nn.Module) -> nn.Module:
+    if not isinstance(norm, FrozenBatchNorm2d):
+        return norm
+    plain = nn.BatchNorm2d(norm.weight.numel(), eps=norm.eps).eval()
+    plain.load_state_dict(
+        {k: getattr(norm, k) for k in ("weight", "bias", "running_mean", "running_var")}, strict=False
+    )
+    return plain

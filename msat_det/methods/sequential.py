@@ -1,0 +1,42 @@
+"""Converting one call site after the other, each on what the spiking layers before it send."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.fx.node import Node
+
+from msat_det.graph.graph import elements
+from msat_det.methods.observe import Observation
+from msat_det.spiking.engine import Run
+from msat_det.spiking.kernels import Scan
+from msat_det.spiking.neurons import Neuron
+from msat_det.spiking.plan import Plan, Setup
+
+MEMORY_BYTES = 1 << 29
+
+
+def layer_by_layer(
+    observation: Observation, images: int, T: int, decide: Callable[[Node, Tensor], Neuron]
+) -> dict[str, Neuron]:
+    """Convert one call site after the other, each on what the spiking layers before it send.
+
+    decide: gets a call site and its input currents (T, B, C, …) on the first ``images`` calibration images, or one
+    timestep (1, B, C, …) where they are constant in time, and returns its Neuron. A layer's activations over all T
+    timesteps are in memory at once, and copies of them; where they would pass half a gigabyte, which makes about five
+    with the copies, fewer images are taken.
+    """
+    largest = 4 * T * max(map(elements, observation.graph.sites))
+    batch = observation.first(min(images, max(1, MEMORY_BYTES // largest)))
+    graph = observation.graph
+    with torch.inference_mode():
+        run = Run(Setup(graph, Plan(graph), {}, observation.fanout), batch, decide=decide)
+        run.advance(0, T)
+    return run.neurons
+
+
+def run_alone(neuron: Neuron, currents: Tensor, T: int) -> Tensor:
+    """The output sum (B, C, …) over T timesteps of one population on its own; ``currents`` as ``decide`` gets them."""
+    scan = Scan(neuron, currents[0], torch.zeros(currents.shape[2:]), with_output=True)
+    scan.run(currents, 0, T)
+    return scan.state.o

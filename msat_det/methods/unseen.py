@@ -1,0 +1,80 @@
+"""Channels in which the calibration images gave no activation: they get a threshold from their layer's.
+
+Silence in calibration does not say that a channel is dead: that its weights alone can say.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.fx.node import Node
+
+from msat_det.graph.graph import Graph
+from msat_det.spiking.neurons import OVERFLOW
+
+if TYPE_CHECKING:
+    from msat_det.methods.observe import Observation
+
+# Of the layer's largest threshold θ: even where it overflows, an unseen channel's error stays below γ·θ/n.
+SHARE = 1 / OVERFLOW
+_NAMED = 3  # call sites in the note
+
+
+def dead_channels(graph: Graph, node: Node) -> Tensor:
+    """Which channels of a call site are 0 whatever the image, (C,) bool: their row of weights is 0, and f(bias)."""
+    source = node.all_input_nodes[0]
+    none = torch.zeros_like(node.meta["maximum"], dtype=torch.bool)
+    if source.op != "call_module" or source.meta["op"] not in ("linear", "conv1d", "conv2d", "conv3d"):
+        return none
+    layer = graph.module.get_submodule(source.target)
+    bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
+    shape = [-1 if d == node.meta["axis"] else 1 for d in range(len(node.meta["shape"]) + 1)]
+    activation = node.meta["activation"].fn(bias.reshape(shape))
+    if activation.numel() != none.numel():  # bounds that differ by position
+        return none
+    return ((layer.weight.flatten(1) == 0).all(1) & (activation.flatten() == 0)).cpu()
+
+
+def unseen_channels(observation: Observation) -> dict[str, int]:
+    """How many channels of each call site no calibration image has activated, dead ones left out: {name: number}."""
+    found = {}
+    for node in observation.graph.sites:
+        silent = observation.sites[node.name].maximum == 0
+        if silent.any():
+            found[node.name] = int((silent & ~dead_channels(observation.graph, node)).sum())
+    return {name: number for name, number in found.items() if number}
+
+
+def with_unseen(theta: Tensor, observation: Observation, node: Node) -> Tensor:
+    """Thresholds () or (C,) of which those that are 0 get SHARE of the layer's largest; 0 is left to dead channels.
+
+    Where the whole layer was silent its largest input current stands for the largest activation.
+    """
+    if (theta > 0).all():
+        return theta
+    dead = dead_channels(observation.graph, node)
+    layer = theta.max() if theta.any() else torch.tensor(observation.drives[node.name] or 1.0)
+    return torch.where((theta > 0) | (dead if theta.dim() else dead.all()), theta, SHARE * layer)
+
+
+def unseen_note(observation: Observation) -> str:
+    """One line on the channels that calibration has not seen, or nothing."""
+    found = unseen_channels(observation)
+    if not found:
+        return ""
+    largest = sorted(found, key=lambda name: -found[name])
+    names = ", ".join(f"{name}: {found[name]}" for name in largest[:_NAMED]) + (", …" if len(found) > _NAMED else "")
+    count, sites = sum(found.values()), len(found)
+    return (
+        f"calibration saw no activation in {count} channel{'s' * (count > 1)} of {sites} call site{'s' * (sites > 1)} "
+        f"({names}): their thresholds are set by their layer's; give more, or more varied, calibration images"
+    )
+
+
+def tell_unseen(observation: Observation) -> None:
+    """The same on stderr, for a command."""
+    if note := unseen_note(observation):
+        print(f"warning: {note}", file=sys.stderr)
