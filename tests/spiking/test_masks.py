@@ -14,8 +14,8 @@ import msat_det
 OPTIONS = {
     "constant": {"scale": "channel", "initial": "half", "signed": True, "gamma": 7},
     "msat": {"variant": "normalised", "scale": "channel", "rounding": "track", "signed": True, "gamma": 7},
-    "delta": {},
 }
+pytestmark = pytest.mark.filterwarnings("ignore:calibration saw no activation")
 
 
 class Chosen(nn.Module):
@@ -52,6 +52,16 @@ def test_choices_converge_and_can_be_saved(choose: Callable, method: str, tmp_pa
     assert errors[1] < min(0.01, errors[0] / 5)
     snn.save(tmp_path / "a")
     assert torch.equal(msat_det.load(tmp_path / "a").run(images(4), 16)[16], outputs[16])
+
+
+@pytest.mark.parametrize("choose", CHOICES.values(), ids=CHOICES)
+def test_choices_under_delta_coding_are_as_fine_as_its_levels(choose: Callable) -> None:
+    net, errors = randomise(Chosen(choose)), []
+    expected = net(images(4))
+    for bits in (7, 14):
+        got = msat_det.convert(net, images(4), "delta", bits=bits).run(images(4), 8)[8]
+        errors.append(((got - expected).norm() / expected.norm()).item())
+    assert errors[1] < min(0.001, errors[0] / 50)
 
 
 def test_a_mask_is_that_of_the_running_mean_at_every_timestep() -> None:
