@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import Node
 
 from msat_det.base.errors import InputError
+from msat_det.graph.channels import channels
 from msat_det.graph.inputs import AS_IT_TAKES, MISFIT, Batch, as_input, kind, name_of, reason
 from msat_det.graph.ops import Kind
 
@@ -68,7 +69,7 @@ class Graph:
                 f"the calibration's images are {sizes}, and of another size they do not go through: {error}"
             ) from error
         for node, known in zip(graph.sites, self.sites, strict=True):
-            if _channels(node) != _channels(known):
+            if channels(node.meta["shape"], node.meta["axis"]) != channels(known.meta["shape"], known.meta["axis"]):
                 raise InputError(
                     f"{where(node)} has a channel for each position: give images of the calibration's size"
                 )
@@ -182,11 +183,6 @@ class Graph:
         with torch.inference_mode():
             *_, (_, outputs) = self.walk(batch)
         return outputs
-
-
-def _channels(site: Node) -> int:
-    axis = site.meta.get("axis", 1)
-    return 1 if axis is None else site.meta["shape"][axis - 1]
 
 
 def _check_kind(placeholder: Node, value: Tensor) -> None:

@@ -11,7 +11,11 @@ from torch import Tensor, nn
 
 import msat_det
 
-OPTIONS = {"method": "constant", "scale": "channel", "initial": "half", "signed": True, "gamma": 7}
+OPTIONS = {
+    "constant": {"scale": "channel", "initial": "half", "signed": True, "gamma": 7},
+    "msat": {"variant": "normalised", "scale": "channel", "rounding": "track", "signed": True, "gamma": 7},
+}
+pytestmark = pytest.mark.filterwarnings("ignore:calibration saw no activation")
 
 
 class Chosen(nn.Module):
@@ -38,15 +42,26 @@ CHOICES = {
 }
 
 
+@pytest.mark.parametrize("method", OPTIONS)
 @pytest.mark.parametrize("choose", CHOICES.values(), ids=CHOICES)
-def test_choices_converge_and_can_be_saved(choose: Callable, tmp_path: Path) -> None:
+def test_choices_converge_and_can_be_saved(choose: Callable, method: str, tmp_path: Path) -> None:
     net = randomise(Chosen(choose))
-    snn = msat_det.convert(net, images(4), **OPTIONS)
+    snn = msat_det.convert(net, images(4), method, **OPTIONS[method])
     outputs, expected = snn.run(images(4), 256, (16, 256)), net(images(4))
     errors = [((outputs[t] - expected).norm() / expected.norm()).item() for t in outputs]
     assert errors[1] < min(0.01, errors[0] / 5)
     snn.save(tmp_path / "a")
     assert torch.equal(msat_det.load(tmp_path / "a").run(images(4), 16)[16], outputs[16])
+
+
+@pytest.mark.parametrize("choose", CHOICES.values(), ids=CHOICES)
+def test_choices_under_delta_coding_are_as_fine_as_its_levels(choose: Callable) -> None:
+    net, errors = randomise(Chosen(choose)), []
+    expected = net(images(4))
+    for bits in (7, 14):
+        got = msat_det.convert(net, images(4), "delta", bits=bits).run(images(4), 8)[8]
+        errors.append(((got - expected).norm() / expected.norm()).item())
+    assert errors[1] < min(0.001, errors[0] / 50)
 
 
 def test_a_mask_is_that_of_the_running_mean_at_every_timestep() -> None:

@@ -59,6 +59,39 @@ def test_calibration_with_several_sizes_serves_every_method() -> None:
             assert ((snn.run(x, 64)[64] - net(x)).norm() / net(x).norm()).item() < 0.5, method
 
 
+class Tokens(nn.Module):
+    """A head as detectors have it: positions first, so that another size is another first dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.head(F.relu(self.conv(x)))
+        return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, 3).sigmoid()
+
+
+def test_positions_may_become_more() -> None:
+    net = randomise(Tokens())
+    snn = msat_det.convert(net, images(4), "constant", **OPTIONS)
+    x = images(2, seed=9, size=17)
+    got, expected = snn.run(x, 128)[128], net(x)
+    assert got.shape == (2, 2 * 15 * 15, 3)
+    assert (got - expected).norm() < 0.05 * expected.norm()
+
+
+class Mixed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x.transpose(1, 2))
+
+
+def test_neurons_by_position_are_refused_at_another_size() -> None:
+    snn = msat_det.convert(Mixed(), images(2, channels=4)[:, :, :, 0], "constant", scale="channel")
+    snn.graph.sites[0].meta["axis"] = 1  # as if positions had thresholds of their own
+    with pytest.raises(InputError, match=r"'relu'.*a channel for each position: give images of the calibration's size"):
+        snn.run(torch.zeros(2, 4, 20), 4)
+
+
 class Flat(nn.Module):
     def __init__(self):
         super().__init__()
