@@ -256,3 +256,42 @@ def test_events_are_counted_with_their_fanout(compiled: bool, layout: str, monke
     assert 0 < expected[0, 0] < 180
     assert torch.equal(kernels.count_events(y, reach), expected)
     assert torch.equal(kernels.count_events(y, torch.ones(4, 1, 1))[:, 1], expected[:, 0])
+
+
+@needs_kernel
+@pytest.mark.parametrize("kind", ["relu", "relu6", "identity", "leakyrelu", "imbalanced"])
+@pytest.mark.parametrize("variant", ["constant", "reference", "normalised"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_overflows_are_those_of_the_step(kind: str, variant: str, options: dict) -> None:
+    """Currents of tens of thresholds, of both signs."""
+    if kind == "imbalanced" and (options.get("reset") or options.get("signed")):
+        pytest.skip("no such neuron")
+    activation = LEAKY if kind == "imbalanced" else ACTIVATIONS.get(kind, LEAKY)
+    neuron = Neuron(THETAS, activation, adaptive=VARIANTS[variant], imbalanced=kind == "imbalanced", **options)
+    currents = 8 * currents_for(mean=0.9) * torch.rand(STEPS, *SHAPE, generator=torch.Generator().manual_seed(3))
+    currents[STEPS // 2 :] -= 7.0
+    s, y, v = reference(neuron, currents)
+    if not (kind == "relu6" or neuron.gamma > 3):
+        assert (s.abs() > neuron.gamma).any()
+    kept = ~ties(neuron, currents)
+    assert kept.float().mean() > 0.9
+    scan = Scan(neuron, currents[0], fanout(), with_output=False)
+    assert scan._struct is not None
+    got = scanned(scan, currents, 4)
+    assert ((got - y).abs() <= 1e-4 * y.abs() + 1e-3)[:, kept].all()
+    assert ((scan.state.v - v).abs() <= 1e-3)[kept].all()
+    if kept.all():
+        assert torch.equal(scan.counts, counts(s))
+
+
+@pytest.mark.parametrize("kernel", [pytest.param(True, marks=needs_kernel), False], ids=["kernel", "plain"])
+def test_a_value_beyond_its_window_is_so_many_pairs(kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Temporal switch coding with windows of 4: 3 fits into one, 4 fills it, 9 takes three."""
+    if not kernel:
+        monkeypatch.setattr(kernels, "library", lambda: None)
+    neuron = Neuron(torch.tensor(0.7), RELU, gamma=4, window=4)
+    x = 0.7 * torch.tensor([[0.2, 3.0, 4.0, 9.0, 8.0]]).add(0.1)
+    scan = Scan(neuron, x, torch.tensor([1.0, 10, 100, 1000, 10000]), True)
+    y = scan.run(x[None], 0, 1)
+    assert torch.allclose(y[0, 0] / 0.7, torch.tensor([0.0, 3, 4, 9, 8]))
+    assert scan.counts[0].tolist() == [24, 89430, 0 + 1 + 1 + 3 + 2, 10 + 100 + 3000 + 20000]

@@ -471,3 +471,87 @@ def test_confidence_does_not_depend_on_the_batch() -> None:
     for b, image in enumerate((21, 22, 23)):
         alone, *_ = run(n, currents[:, b : b + 1], Chances(7, [image], 1))
         assert torch.equal(together[:, b : b + 1], alone)
+
+
+# ---- overflow
+
+
+def test_a_neuron_that_cannot_keep_up_empties_itself() -> None:
+    assert spikes_of(neuron(1.0), [2.0] * 17) == [1] * 14 + [16, 1, 1]
+    assert spikes_of(neuron(1.0, gamma=2), [4.0] * 17) == [2] * 14 + [32, 2, 2]
+    assert spikes_of(neuron(1.0, rounding="track"), [2.0] * 17) == [1] * 14 + [16, 1, 1]
+    assert spikes_of(neuron(1.0, IDENTITY), [-2.0] * 17) == [-1] * 14 + [-16, -1, -1]
+    assert spikes_of(neuron(1.0, stages=(1.0, 0.5)), [8.0, 6.9, 0.0, 0.0]) == [1, 1, 1, 1]  # 14.9, 13.9 … θ
+    assert spikes_of(neuron(1.0, stages=(1.0, 0.5)), [8.0, 9.25, 0.0]) == [1, 32, 0]  # of half the height
+    assert spikes_of(neuron(1.0, RELU6, gamma=1), [50.0, 50.0, 0.0]) == [1, 1, 16]  # of 3 · 6
+    assert spikes_of(neuron(0.1, RELU6, gamma=1), [50.0, 50.0, 0.0]) == [60, 60, 60]
+
+
+def test_a_signed_neuron_takes_back_at_once_what_it_has_given_too_much() -> None:
+    signed = neuron(1.0, signed=True, gamma=1)
+    assert spikes_of(signed, [40.0, -10.5, -9.0]) == [40, -1, -19]
+    assert spikes_of(signed, [40.0, -900.0]) == [40, -40]
+    assert spikes_of(signed, [3.0, 3.0, 3.0, -90.0, 0.0]) == [1, 1, 1, -1, -1]  # no more than three: one after another
+    assert spikes_of(neuron(1.0, signed=True, gamma=1, rounding="track"), [40.0, -900.0]) == [40, -40]
+
+
+def test_an_overflow_of_an_adaptive_threshold_is_of_full_height() -> None:
+    """θ(t) may be next to nothing: the paper's form on θ_max = 300."""
+    _, y, _ = run(neuron(300.0, adaptive=Msat()), torch.full((40, 1, 1), 1000.0))
+    late = y.flatten() > 301
+    assert late.any()
+    assert ((y.flatten()[late] / 300) % 1).abs().max() == 0
+    assert 1000 * 40 - y.sum() < OVERFLOW * 300
+
+
+FAMILIES = {
+    "plain": {},
+    "half": {"initial": 0.5},
+    "signed": {"signed": True, "initial": 0.5},
+    "bursts": {"gamma": 3, "signed": True, "rounding": "track"},
+    "reset to zero": {"reset": "zero"},
+    "reset to zero, signed": {"reset": "zero", "signed": True, "gamma": 2, "initial": 0.5},
+    "stages": {"stages": (4.0, 2.0, 0.5), "rounding": "track", "gamma": 2},
+    "window": {"gamma": 8, "window": 8},
+    "lossy": {"confidence": 0.5, "drop": "lossy"},
+}
+
+
+@pytest.mark.parametrize("adaptive", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("options", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize("activation", [RELU, RELU6, LEAKY, SILU], ids=lambda a: a.name)
+def test_the_error_falls_as_one_over_n_for_any_input(
+    options: dict, adaptive: Msat | None, activation: Activation
+) -> None:
+    """Activations from a hundredth to a hundred thresholds, at once or in gusts, after a start of another sign."""
+    theta, T = 0.3, 600
+    levels = torch.tensor([-30.0, -3.0, -0.3, 0.003, 0.03, 0.1, 0.3, 0.5, 1.0, 3.0, 30.0])
+    currents = levels.expand(T, 1, 1, -1).clone()
+    gusts = torch.where((torch.arange(T) % 7 == 3).reshape(-1, 1, 1, 1), 7 * currents, 0.0)
+    currents = torch.cat((currents, gusts, currents), 2)
+    currents[:20, :, 2] *= -1
+    n = neuron(theta, activation, adaptive=adaptive, **options)
+    chances = Chances(0, [0], 0)
+    _, y, _ = run(n, currents.double(), chances)
+    wanted = T * activation.fn(currents.double().sum(0) / T)
+    bound = OVERFLOW * n.gamma * theta + theta * max(n.stages)
+    lost = currents[:16].clamp(min=0).sum(0) if n.confidence < 1 else 0.0
+    behind = wanted - y.sum(0)
+    assert (behind <= bound + lost + 1e-6).all()
+    ahead = -behind[:, :2]  # what an unsigned neuron has sent in a gust or a start it can't take back
+    gust = 7 * levels.clamp(min=0) * 2
+    assert (ahead <= bound + gust + 1e-6).all()
+
+
+@pytest.mark.parametrize("gamma", [1, 3])
+def test_an_imbalanced_neuron_follows_leaky_relu_of_the_mean_whatever_comes(gamma: int) -> None:
+    """Gusts of both signs: without its sums of input and output it would add up what each sign should have weighed."""
+    n = replace(neuron(0.5, LEAKY, gamma=gamma), imbalanced=True)
+    generator = torch.Generator().manual_seed(0)
+    currents = (
+        torch.randn(400, 2, 3, 20, generator=generator) * 20 * (torch.rand(400, 2, 3, 20, generator=generator) < 0.1)
+    )
+    currents += torch.linspace(-4, 4, 20)
+    _, y, _ = run(n, currents.double())
+    wanted = 400 * F.leaky_relu(currents.double().mean(0), 0.1)
+    assert (y.sum(0) - wanted).abs().max() <= OVERFLOW * gamma * 0.5 + 0.5

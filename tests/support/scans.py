@@ -21,7 +21,7 @@ OPTIONS = {
     "reset to zero, signed": {"reset": "zero", "signed": True, "gamma": 2},
     "bias": {"bias": torch.tensor([0.1, -0.2, 0.0, 0.3]), "gamma": 2},
 }
-ACTIVATIONS = {a.name: a for a in (RELU, replace(RELU6, upper=1.37), IDENTITY)}
+ACTIVATIONS = {a.name: a for a in (RELU, replace(RELU6, upper=1.37, fn=lambda x: x.clamp(0, 1.37)), IDENTITY)}
 THETAS = torch.tensor([0.6, 1.0, 0.0, 2.3])  # the third channel is dead
 SHAPE = (2, 4, 5, 9)  # 180 neurons: full groups of the kernel and a rest
 STEPS = 19
