@@ -212,7 +212,7 @@ def read_parts(root: Path) -> None:
         found = parts.found(label, t)
         assert set(found) == set(ids)
         check_detections([one for one in found.values() if isinstance(one, Detections)], classes)
-    assert parts.costs("m", 4).shape == (3,)
+    assert parts.costs("m", 4).shape == (5,)
 
 
 def read_unfinished(root: Path) -> None:

@@ -301,7 +301,7 @@ def parts() -> list[Case]:
         {"logits": torch.rand(2, 5)},
     ):
         tensors = {f"{key}/{name}": tensor.clone() for key in ("float/0", "m/4") for name, tensor in found.items()}
-        tensors["m/4/costs"] = torch.rand(3, dtype=torch.float64)
+        tensors["m/4/costs"] = torch.rand(5, dtype=torch.float64)
         first = safetensors.torch.save(tensors, {"ids": '["1", 2]', "corrupt": "[]"})
         last = safetensors.torch.save({}, {"ids": "[]", "corrupt": '["no image 3"]'})
         cases.append({"00000000.safetensors": first, "00000001.safetensors": last})
@@ -317,8 +317,9 @@ def run_configuration() -> bytes:
 
 def run_directory() -> list[Case]:
     """What a finished run leaves and its page is made from."""
-    costs = {"spikes_per_neuron": None, "sops_per_mac": 1.0, "energy_ratio": 1.0}
+    costs = {"spikes_per_neuron": None, "sops_per_mac": 1.0, "energy_ratio": 1.0, "energy_ratio_int8": 3.0}
     row = {"map": 40.0, "map50": 60.0, "spikes_per_neuron": 1.5, "sops_per_mac": 0.5, "energy_ratio": 0.4}
+    row |= {"events_per_neuron": 1.2, "energy_ratio_int8": 1.2}
     summary = {"float": {"map": 50.0, "map50": 70.0, **costs}, "images": 2, "seed": 0, "corrupt_images": ["no image 3"]}
     summary |= {"methods": {"m": {"2": row, "4": row}}, "energy": {"source": "a paper"}, "commit": "abc"}
     box = [1.0, 1.0, 5.0, 6.5, "dog", 0.9]
