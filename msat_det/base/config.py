@@ -135,7 +135,7 @@ class Sim:
 
     T: number of timesteps; null: the largest of record.
     record: timesteps at which the outputs are read and evaluated, 1 to T; null: powers of two up to T.
-    chunk: timesteps that a layer runs before the next layer does; null: chosen by the simulator.
+    chunk: timesteps that a layer runs before the next one does (delta coding: one); null: chosen by the simulator.
     """
 
     T: int | None = None

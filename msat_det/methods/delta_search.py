@@ -64,31 +64,65 @@ def fit_delta(observation: Observation, wanted: Wanted, make: Callable[[Node], N
 
     make: a call site → the neuron whose θ (C,), terms, zone and bias are fitted.
     """
-    weights = sensitivity(observation.graph, observation.first(min(4, wanted.images)))
-    floats = _float_sites(observation, wanted.images)
-    found: list[Fitted] = []
-    price = wanted.price
-    while True:
-        found.append(_fit_once(observation, replace(wanted, price=price), make, weights, floats))
-        if wanted.budget is None:
-            return found[-1].neurons
-        within = [f for f in found if f.spent <= wanted.budget]
-        if len(found) == PASSES or any(f.spent >= (1 - CLOSE) * wanted.budget for f in within):
-            best = max(within, key=lambda f: f.spent) if within else min(found, key=lambda f: f.spent)
-            return best.neurons
-        price = next_price(found, wanted.budget * (1 - CLOSE / 2))
+    network = _Network(observation, wanted, make)
+    found = [network.fit(wanted.price)]
+    while not _done(found, wanted.budget):
+        found.append(network.fit(next_price(found, wanted.budget * (1 - CLOSE / 2))))
+    within = [f for f in found if wanted.budget is None or f.spent <= wanted.budget]
+    best = max(within, key=lambda f: f.spent) if within else min(found, key=lambda f: f.spent)
+    return best.neurons
 
 
-def _float_sites(observation: Observation, images: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Of each call site the activations of the float network, sampled, and the mean of its input, (C,)."""
-    found, inputs = {}, {}
-    with torch.inference_mode():
-        for node, value in observation.graph.walk(observation.first(images)):
-            if any("activation" in user.meta for user in node.users):
-                inputs[node] = value.mean(_dims(value))
-            if "activation" in node.meta:
-                found[node.name] = sampled(value), inputs[node.all_input_nodes[0]]
-    return found
+def _done(found: list[Fitted], budget: float | None) -> bool:
+    """Whether the budget is met, or no price will meet it."""
+    close = budget is not None and any((1 - CLOSE) * budget <= f.spent <= budget for f in found)
+    stuck = len(found) > 1 and found[-1].spent == found[-2].spent
+    return budget is None or close or stuck or len(found) == PASSES
+
+
+class _Network:
+    """What every pass through the network needs: the calibration images, the float activations, the sensitivities."""
+
+    def __init__(self, observation: Observation, wanted: Wanted, make: Callable[[Node], Neuron]):
+        self.graph, self.fanout, self.wanted, self.make = observation.graph, observation.fanout, wanted, make
+        self.batch = observation.first(wanted.images)
+        self.weights = sensitivity(self.graph, observation.first(min(4, wanted.images)))
+        self.activations: dict[str, Tensor] = {}  # of call sites, sampled
+        self.means: dict[str, Tensor] = {}  # (C,) of their inputs
+        with torch.inference_mode():
+            for node, value in self.graph.walk(self.batch):
+                self.means |= {user.name: value.mean(_dims(value)) for user in node.users if "activation" in user.meta}
+                if "activation" in node.meta:
+                    self.activations[node.name] = sampled(value)
+
+    def fit(self, price: float) -> Fitted:
+        """One pass at a fixed price: a float forward in which every activation is quantised."""
+        result, inputs = Fitted({}, price), self.graph.bind(self.batch)
+        values, last = {}, last_uses(self.graph.nodes)
+        with torch.inference_mode():
+            for node in self.graph.nodes[:-1]:
+                if node.op == "placeholder":
+                    values[node] = inputs[node.target]
+                elif "activation" in node.meta:
+                    values[node] = self._fit_site(node, values[node.all_input_nodes[0]], result)
+                else:
+                    values[node] = self.graph.evaluate(node, values)
+                for done in last[node]:
+                    values.pop(done, None)
+        return result
+
+    def _fit_site(self, node: Node, X: Tensor, result: Fitted) -> Tensor:
+        """Fit one call site on its input sums, and return what it sends in the first timestep."""
+        bias = self.means[node.name] - X.mean(_dims(X)) if self.wanted.correct else None
+        plain = replace(self.make(node), bias=bias)
+        reach = self.fanout.spikes.get(node, torch.zeros(node.meta["shape"])).float()
+        price = result.price * reach.flatten(1).mean(1) / self.fanout.total
+        own, activation = sampled(target(plain, X)), self.activations[node.name]
+        neuron = result.neurons[node.name] = cheapest(plain, own, activation, self.weights[node.name], price)
+        scan = Corrections(neuron, X, reach)
+        scan.step(X, 0, wanted=False)
+        result.spent += scan.counts[:, 1].mean().item() / self.fanout.total
+        return scan.output
 
 
 def _dims(value: Tensor) -> list[int]:
@@ -99,53 +133,6 @@ def sampled(value: Tensor) -> Tensor:
     """(C, N) some of the elements (B, C, …), the same for every value of a shape."""
     rows = value.transpose(0, 1).flatten(1)
     return rows[:, :: max(1, rows.numel() // SAMPLE)]
-
-
-def _fit_once(
-    observation: Observation,
-    wanted: Wanted,
-    make: Callable[[Node], Neuron],
-    weights: dict[str, Tensor],
-    floats: dict[str, tuple[Tensor, Tensor]],
-) -> Fitted:
-    """One pass through the network at a fixed price: a float forward in which every activation is quantised."""
-    graph, result = observation.graph, Fitted({}, wanted.price)
-    inputs, values, last = graph.bind(observation.first(wanted.images)), {}, last_uses(graph.nodes)
-    with torch.inference_mode():
-        for node in graph.nodes[:-1]:
-            if node.op == "placeholder":
-                values[node] = inputs[node.target]
-            elif "activation" in node.meta:
-                values[node] = _fit_site(observation, wanted, node, make(node), values, weights, floats, result)
-            else:
-                values[node] = graph.evaluate(node, values)
-            for done in last[node]:
-                values.pop(done, None)
-    return result
-
-
-def _fit_site(
-    observation: Observation,
-    wanted: Wanted,
-    node: Node,
-    plain: Neuron,
-    values: dict[Node, Tensor],
-    weights: dict[str, Tensor],
-    floats: dict[str, tuple[Tensor, Tensor]],
-    result: Fitted,
-) -> Tensor:
-    """Fit one call site, and return what it sends in the first timestep."""
-    X, (activation, mean) = values[node.all_input_nodes[0]], floats[node.name]
-    bias = mean - X.mean(_dims(X)) if wanted.correct else None
-    plain = replace(plain, bias=bias)
-    reach = observation.fanout.spikes.get(node, torch.zeros(node.meta["shape"])).float()
-    each = reach.flatten(1).mean(1) / observation.fanout.total
-    neuron = cheapest(plain, sampled(target(plain, X)), activation, weights[node.name], wanted.price * each)
-    result.neurons[node.name] = neuron
-    scan = Corrections(neuron, X, reach)
-    scan.step(X, 0, wanted=False)
-    result.spent += scan.counts[:, 1].mean().item() / observation.fanout.total
-    return scan.output
 
 
 def cheapest(plain: Neuron, own: Tensor, activation: Tensor, weight: Tensor, price: Tensor) -> Neuron:

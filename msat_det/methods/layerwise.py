@@ -101,7 +101,7 @@ def calibration(options: Calibration, observation: Observation, T: int) -> Neuro
 
     def decide(node: Node, currents: Tensor) -> Neuron:
         goal = goals.pop(node.name)[: currents.shape[1]]  # a layer too large for memory is run on fewer images
-        made = neuron(options, node, _mmse(options, observation, node, goal, T))
+        made = neuron(options, node, mmse(options, observation, node, goal, T))
         if options.correct == "none":
             return made
         if options.correct == "bias-t":
@@ -156,7 +156,7 @@ def bias_over_time(made: Neuron, currents: Tensor, goal: Tensor, T: int, passes:
     return torch.where(made.theta > 0, bias, torch.zeros_like(bias))
 
 
-def _mmse(options: Calibration, observation: Observation, node: Node, goal: Tensor, T: int) -> Tensor:
+def mmse(options: Calibration, observation: Observation, node: Node, goal: Tensor, T: int) -> Tensor:
     """The threshold, of ``grid`` equal steps up to the statistic that the options name, with the least error."""
     top = threshold(options, observation, node)
     rows = rows_by_channel(goal.abs(), node.meta["axis"])

@@ -11,8 +11,8 @@ def variant(observation: Observation, analog: tuple[str, ...], spiking_linear: b
     """The observation of the same network with call sites ``analog`` kept analog and, where asked for, linear outputs
     made to spike and weights of eight bits (what was observed is the float network all the same).
 
-    Methods with the same setting share one, and all of them the statistics of the added neurons, which
-    are observed in one more pass over the calibration images.
+    Methods with the same setting share one, and all of them the statistics of the added neurons, which are observed in
+    one more pass over the calibration images.
 
     Raises InputError for a name that is no call site, and if none would be left.
     """

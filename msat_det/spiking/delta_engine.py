@@ -23,8 +23,8 @@ from msat_det.spiking.plan import Setup
 class DeltaRun:
     """One batch from rest to T, as ``engine.Run`` is under rate coding; a chunk is one timestep.
 
-    values: of every node on the sums so far. changed: the nodes whose value the running timestep has changed.
-    keeps: whether another timestep follows, for which values and input sums must stay.
+    values: of every node on the sums so far; constants: of those that no spike enters. sent: the running timestep's
+    events of call sites, where a convolution asks for them. scans, pools: as there.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class DeltaRun:
 
     def _advance(self, t: int) -> None:
         changed: set[Node] = set()
-        keeps = t + 1 < self.T
+        keeps = t + 1 < self.T  # whether another timestep follows, for which values must stay
         for node in self.plan.body:
             moved = t == 0 or not changed.isdisjoint(node.all_input_nodes)
             if node.meta["kind"] is Kind.SPIKING:

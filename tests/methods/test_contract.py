@@ -197,7 +197,10 @@ def terms(neuron: Any, y: Tensor) -> Tensor:
     stages = torch.tensor([neuron.stage(t) for t in range(len(y))]).reshape(-1, *([1] * (y.dim() - 1)))
     theta = neuron.theta.reshape(-1, *([1] * (y.dim() - 3))) * stages
     size = torch.where(theta > 0, y / theta, y).abs().round().long()
-    found = torch.zeros_like(size)
+    found, top = torch.zeros_like(size), 2 ** (neuron.bits - 1)
+    while (size >= 1.5 * top).any() and neuron.coding == "delta":  # what lies beyond takes the top level again
+        found += size >= 1.5 * top
+        size = torch.where(size >= 1.5 * top, size - top, size)
     while size.any():
         odd = size % 2
         found += odd

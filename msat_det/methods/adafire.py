@@ -1,0 +1,116 @@
+"""AdaFire: how long a burst each layer may send, chosen under a budget of spikes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.utils._pytree as pytree
+from torch.fx.node import Node
+
+from msat_det.graph.graph import Batch
+from msat_det.methods.fitted import at
+from msat_det.methods.layerwise import Calibration, mmse
+from msat_det.methods.observe import Observation
+from msat_det.methods.options import require
+from msat_det.methods.registry import RATE, Neurons, method, neuron
+from msat_det.spiking.network import SpikingNetwork, layer_by_layer, run_alone
+from msat_det.spiking.neurons import Neuron
+
+FRONT = 2000  # points of the front that are kept
+
+
+@dataclass(frozen=True)
+class AdaFire(Calibration):
+    """bursts: γ that are tried beside 1. budget: spikes per neuron up to T on the calibration images, one number or one
+    for each T and those above it; None: as many as lessen the error. images: of the search, the first ones.
+    """
+
+    scale: Literal["layer", "channel"] = "channel"
+    images: int = 4
+    bursts: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+    budget: float | dict[int, float] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.bursts) and min(self.bursts) >= 2, "bursts", self.bursts, "whole numbers of at least 2")
+        numbers = self.budget.values() if isinstance(self.budget, dict) else [self.budget]
+        require(all(n is None or n > 0 for n in numbers), "budget", self.budget, "numbers above 0")
+
+
+@method("adafire", AdaFire, needs_t=True, codings=RATE, stays_off="its bursts are chosen anew for each T")
+def adafire(options: AdaFire, observation: Observation, T: int) -> Neurons:
+    """Bursts of a γ for each call site: each γ is tried with all other sites at 1, and a Pareto dynamic programme takes
+    the sum of changes that lessens the error of the outputs most within the budget of spikes.
+
+    "Adaptive calibration: a unified conversion framework of spiking neural networks", AAAI 2025. θ per channel has the
+    least squared error of the clipped, floored rate, and a bias takes the mean error off, as ``calibration`` has it.
+    What is lessened is the squared error of the outputs, of classifiers too.
+    """
+    goals = {n.name: v for n, v in observation.graph.walk(observation.first(options.images)) if "activation" in n.meta}
+    plain = {}
+    for node in observation.graph.sites:
+        plain[node.name] = neuron(options, node, mmse(options, observation, node, goals[node.name], T), gamma=1)
+    bursts = choose(_tries(options, observation, plain, T), at(options.budget, T))
+
+    def decide(node: Node, currents: torch.Tensor) -> Neuron:
+        made, goal = replace(plain[node.name], gamma=bursts[node.name]), goals[node.name][: currents.shape[1]]
+        error = (goal - run_alone(made, currents, T) / T).mean([0, *range(2, goal.dim())])
+        return made if options.correct == "none" else replace(made, bias=error)
+
+    return layer_by_layer(observation, options.images, T, decide)
+
+
+@dataclass(frozen=True)
+class Try:
+    """One γ of one call site: spikes per neuron of the whole network, and its outputs' relative squared error."""
+
+    gamma: int
+    spikes: float
+    error: float
+
+
+def _tries(options: AdaFire, observation: Observation, plain: Neurons, T: int) -> dict[str, list[Try]]:
+    """Every γ of every call site, the others at 1; a site's first try is γ = 1."""
+    batch = observation.first(options.images)
+
+    def measure(gamma: int, name: str) -> Try:
+        neurons = plain | {name: replace(plain[name], gamma=gamma)}
+        return Try(gamma, *_measured(SpikingNetwork(observation.graph, neurons, observation.fanout), batch, T))
+
+    first = measure(1, next(iter(plain)))
+    return {name: [first, *(measure(gamma, name) for gamma in options.bursts)] for name in plain}
+
+
+def _measured(snn: SpikingNetwork, batch: Batch, T: int) -> tuple[float, float]:
+    pairs = zip(pytree.tree_leaves(snn.run(batch, T)[T]), pytree.tree_leaves(snn.graph(batch)), strict=True)
+    error = sum(((a - b).square().mean() / b.square().mean().clamp(min=1e-30)).item() for a, b in pairs)
+    return snn.counts[T].spikes_per_neuron, error
+
+
+def choose(tries: dict[str, Sequence[Try]], budget: float | None) -> dict[str, int]:
+    """The γ of each call site whose changes add up to the least error within the budget (spikes per neuron).
+
+    A dynamic programme over the sites that keeps, of all choices so far, those that no other beats in both sums.
+    """
+    first = next(iter(tries.values()))[0]
+    front = [(first.spikes, first.error, ())]
+    for each in tries.values():
+        grown = [
+            (s + t.spikes - first.spikes, e + t.error - first.error, (*g, t.gamma)) for s, e, g in front for t in each
+        ]
+        front = _front(grown)
+    within = [point for point in front if budget is None or point[0] <= budget] or front[:1]
+    return dict(zip(tries, min(within, key=lambda point: point[1])[2], strict=True))
+
+
+def _front(points: list[tuple[float, float, tuple[int, ...]]]) -> list[tuple[float, float, tuple[int, ...]]]:
+    """Those that no other beats, by spikes; of too many an even choice with both ends."""
+    found: list[tuple[float, float, tuple[int, ...]]] = []
+    for point in sorted(points):
+        if not found or point[1] < found[-1][1]:
+            found.append(point)
+    if len(found) <= FRONT:
+        return found
+    step = (len(found) - 1) / (FRONT - 1)
+    return [found[round(i * step)] for i in range(FRONT)]
