@@ -230,8 +230,9 @@ def _dense_costs(fanout: FanOut, sites: dict[str, Tensor]) -> dict[str, Cost]:
     """Of the 8-bit control: every layer's multiply-adds, once."""
     none = {name: torch.zeros(len(counts), dtype=torch.float64) for name, counts in sites.items()}
     costs = {name: _cost(spikes=zeros, events=zeros, sops=zeros) for name, zeros in none.items()}
+    each = next(iter(none.values()), _none())
     layers = fanout.macs.items()
-    return costs | {node.name: _cost(sops=macs, analog=macs, float_macs=macs) for node, macs in layers}
+    return costs | {node.name: _cost(sops=each + macs, analog=macs, float_macs=macs) for node, macs in layers}
 
 
 def _energy(price: Prices, cost: Cost) -> Tensor:
