@@ -14,7 +14,8 @@ from msat_det.methods.layerwise import Calibration, mmse
 from msat_det.methods.observe import Observation
 from msat_det.methods.options import require
 from msat_det.methods.registry import RATE, Neurons, method, neuron
-from msat_det.spiking.network import SpikingNetwork, layer_by_layer, run_alone
+from msat_det.methods.sequential import layer_by_layer, run_alone
+from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.neurons import Neuron
 
 FRONT = 2000  # points of the front that are kept

@@ -7,6 +7,7 @@ from msat_det.methods.observe import Observation
 from msat_det.methods.options import Options, require
 from msat_det.methods.registry import Neurons, method, neuron, neurons, threshold
 from msat_det.methods.thresholds import balanced, least_error, mean
+from msat_det.methods.unseen import with_unseen
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def int8(options: Int8, observation: Observation, T: int) -> Neurons:
     found = {}
     for node in observation.graph.sites:
         steps = 255 if node.meta["activation"].rectified else 127
-        theta = threshold(options, observation, node) / steps
+        theta = threshold(options, observation, node, share=1.0) / steps
         found[node.name] = replace(neuron(options, node, theta), gamma=steps, dense=True, zone=ONCE)
     return found
 
@@ -78,7 +79,7 @@ def dcgs(options: Dcgs, observation: Observation, T: int) -> Neurons:
     stages = options.stages if options.varying else tuple(1 / n for n in range(1, T + 1))
     for node in observation.graph.sites:
         theta = options.factor * least_error(observation.sites[node.name], T * 2**options.bits)
-        found[node.name] = neuron(options, node, theta, stages=stages)
+        found[node.name] = neuron(options, node, with_unseen(theta, observation, node, share=1.0), stages=stages)
     return found
 
 
@@ -103,7 +104,7 @@ def h_mt(options: Hmt, observation: Observation, T: int) -> Neurons:
     found = {}
     for node in observation.graph.sites:
         theta = options.factor * least_error(observation.sites[node.name], T * (2**options.bits - 1))
-        top = theta * 2 ** (options.bits - 1) / (2**options.bits - 1)
+        top = with_unseen(theta, observation, node) * 2 ** (options.bits - 1) / (2**options.bits - 1)
         found[node.name] = neuron(options, node, top)
     return found
 
@@ -135,8 +136,9 @@ def ltb(options: Ltb, observation: Observation, T: int) -> Neurons:
         site = observation.sites[node.name]
         theta = options.factor * balanced(site, options.updates)
         activity = mean(site)
-        first = activity.argmax()
-        latency += 0.5 * (theta[first] / activity[first].clamp(min=1e-12)).item()
-        found[node.name] = neuron(options, node, theta)
+        if activity.any():  # of a layer that calibration has left silent no time is known
+            first = activity.argmax()
+            latency += 0.5 * (theta.flatten()[first] / activity.flatten()[first]).item()
+        found[node.name] = neuron(options, node, with_unseen(theta, observation, node))
     late = max(0, min(int(latency), T - 4)) if options.late else 0
     return {name: replace(made, late=late) for name, made in found.items()}

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from msat_det.graph.channels import Axis, mean_by_channel, rows_by_channel
 from msat_det.graph.graph import last_uses
 from msat_det.methods.observe import Observation
 from msat_det.methods.search import next_price
@@ -73,6 +74,7 @@ def fit_delta(observation: Observation, wanted: Wanted, make: Callable[[Node], N
     return best.neurons
 
 
+<<<<<<< HEAD
 def _done(found: list[Fitted], budget: float | None) -> bool:
     """Whether the budget is met, or no price will meet it."""
     close = budget is not None and any((1 - CLOSE) * budget <= f.spent <= budget for f in found)
@@ -123,24 +125,87 @@ class _Network:
         scan.step(X, 0, wanted=False)
         result.spent += scan.counts[:, 1].mean().item() / self.fanout.total
         return scan.output
+=======
+def _float_sites(observation: Observation, images: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Of each call site the activations of the float network, sampled, and the mean of its input, (C,) or ()."""
+    found, means = {}, {}
+    with torch.inference_mode():
+        for node, value in observation.graph.walk(observation.first(images)):
+            for user in node.users:
+                if "activation" in user.meta and user.all_input_nodes[0] is node:
+                    means[user.name] = mean_by_channel(value, user.meta["axis"])
+            if "activation" in node.meta:
+                found[node.name] = sampled(value, node.meta["axis"]), means[node.name]
+    return found
+>>>>>>> w11
 
 
-def _dims(value: Tensor) -> list[int]:
-    return [0, *range(2, value.dim())]
-
-
-def sampled(value: Tensor) -> Tensor:
-    """(C, N) some of the elements (B, C, …), the same for every value of a shape."""
-    rows = value.transpose(0, 1).flatten(1)
+def sampled(value: Tensor, axis: Axis) -> Tensor:
+    """(C, N) some of the elements (B, …) of each channel, the same for every value of a shape."""
+    rows = rows_by_channel(value, axis)
     return rows[:, :: max(1, rows.numel() // SAMPLE)]
 
 
+<<<<<<< HEAD
+=======
+def _fit_once(
+    observation: Observation,
+    wanted: Wanted,
+    make: Callable[[Node], Neuron],
+    weights: dict[str, Tensor],
+    floats: dict[str, tuple[Tensor, Tensor]],
+) -> Fitted:
+    """One pass through the network at a fixed price: a float forward in which every activation is quantised."""
+    graph, result = observation.graph, Fitted({}, wanted.price)
+    inputs, values, last = graph.bind(observation.first(wanted.images)), {}, last_uses(graph.nodes)
+    with torch.inference_mode():
+        for node in graph.nodes[:-1]:
+            if node.op == "placeholder":
+                values[node] = inputs[node.target]
+            elif "activation" in node.meta:
+                values[node] = _fit_site(observation, wanted, node, make(node), values, weights, floats, result)
+            else:
+                values[node] = graph.evaluate(node, values)
+            for done in last[node]:
+                values.pop(done, None)
+    return result
+
+
+def _fit_site(
+    observation: Observation,
+    wanted: Wanted,
+    node: Node,
+    plain: Neuron,
+    values: dict[Node, Tensor],
+    weights: dict[str, Tensor],
+    floats: dict[str, tuple[Tensor, Tensor]],
+    result: Fitted,
+) -> Tensor:
+    """Fit one call site, and return what it sends in the first timestep."""
+    X, (activation, mean), axis = values[node.all_input_nodes[0]], floats[node.name], node.meta["axis"]
+    bias = mean - mean_by_channel(X, axis) if wanted.correct else None
+    plain = replace(plain, bias=bias)
+    reach = observation.fanout.spikes.get(node, torch.zeros(node.meta["shape"])).float()
+    each = rows_by_channel(reach.unsqueeze(0), axis).mean(1) / observation.fanout.total
+    neuron = cheapest(plain, sampled(target(plain, X), axis), activation, weights[node.name], wanted.price * each)
+    result.neurons[node.name] = neuron
+    scan = Corrections(neuron, X, reach)
+    scan.step(X, 0, wanted=False)
+    result.spent += scan.counts[:, 1].mean().item() / observation.fanout.total
+    return scan.output
+
+
+>>>>>>> w11
 def cheapest(plain: Neuron, own: Tensor, activation: Tensor, weight: Tensor, price: Tensor) -> Neuron:
     """The θ of each channel and the terms and zone of the site with the least cost.
 
-    own: (C, N) what the neuron is to send; activation: (C, N) what it should be. weight: (C,) of a squared error;
-    price: (C,) of a spike.
+    own: (C, N) what the neuron is to send; activation: (C, N) what it should be. weight: of a squared error, (C,), or
+    () where no channels are known; price: (C,) of a spike. A channel that nothing comes into keeps its θ: none is
+    better than another; so do terms and zone of such a site.
     """
+    idle = ~(own.any(1) | activation.any(1))
+    if idle.all():
+        return replace(plain, theta=plain.theta.expand(weight.shape))
     theta = plain.theta.expand(len(own))
     candidates = [theta * factor for factor in FACTORS]
     best: tuple[float, Neuron] = (math.inf, plain)
@@ -151,6 +216,7 @@ def cheapest(plain: Neuron, own: Tensor, activation: Tensor, weight: Tensor, pri
         terms = int(totals.argmin())
         if totals[terms] < best[0]:
             found = torch.stack(candidates).gather(0, pick[terms][None]).squeeze(0)
+            found = torch.where(idle, theta, found).reshape(weight.shape)
             best = totals[terms].item(), replace(plain, theta=found, terms=(terms + 1,), zone=(zone,))
     return best[1]
 

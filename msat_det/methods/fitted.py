@@ -15,7 +15,7 @@ from msat_det.methods.layerwise import LayerByLayer
 from msat_det.methods.observe import Observation
 from msat_det.methods.options import require
 from msat_det.methods.registry import RATE, Neurons, method, neuron, threshold
-from msat_det.methods.search import Goal, anytime_candidates, fit, stage_candidates
+from msat_det.methods.search import FADING, Goal, anytime_candidates, fit, stage_candidates
 from msat_det.spiking.formats.plan import load_plan
 from msat_det.spiking.neurons import Neuron
 
@@ -124,8 +124,9 @@ def _fit(
 class DeltaFit(LayerByLayer):
     """budget: operations over the float network's multiply-adds that the calibration images may take at t = 1 (an
     energy ratio of .18 is about .8 of them), one number or one for each T and those above it; None: as the price says.
-    price: what all multiply-adds of the float network are worth in relative squared error of the outputs. correct: take
-    the mean error off that each channel's input inherits. plan: as of ``msat-fit``.
+    price: what all multiply-adds of the float network are worth in relative squared error of the outputs; beyond
+    32 timesteps an error weighs by them, so that it falls with T. correct: take the mean error off that each channel's
+    input inherits. plan: as of ``msat-fit``.
     """
 
     scale: Literal["layer", "channel"] = "channel"
@@ -152,7 +153,8 @@ def delta_fit(options: DeltaFit, observation: Observation, T: int) -> Neurons:
     Ours; see ``methods.delta_search``. What is fitted is the first timestep, and later ones correct it."""
     if options.plan:
         return load_plan(options.plan).neurons(observation.graph)
-    wanted = Wanted(at(options.price, T), at(options.budget, T), options.images, options.correct == "bias")
+    price = at(options.price, T) / max(1.0, T / FADING)
+    wanted = Wanted(price, at(options.budget, T), options.images, options.correct == "bias")
 
     def make(node: Node) -> Neuron:
         return neuron(options, node, threshold(options, observation, node))

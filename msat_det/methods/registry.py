@@ -11,7 +11,7 @@ from msat_det.base.errors import InputError
 from msat_det.base.names import Names
 from msat_det.methods.observe import Observation
 from msat_det.methods.options import Options, parse
-from msat_det.methods.unseen import with_unseen
+from msat_det.methods.unseen import SHARE, with_unseen
 from msat_det.spiking.neurons import Neuron
 
 Neurons = dict[str, Neuron]
@@ -65,12 +65,20 @@ def parse_options(name: str, values: dict[str, Any]) -> Options:
     return options
 
 
+<<<<<<< HEAD
 def threshold(options: Options, observation: Observation, node: Node) -> Tensor:
     """θ of one call site, on the network's device: factor × the statistic that the options name; see ``unseen`` for
     channels without one."""
     site = observation.sites[node.name]
     found = options.factor * site.scale(options.percentile, options.values, options.scale)
     return with_unseen(found, observation, node).to(observation.graph.device or "cpu")
+=======
+def threshold(options: Options, observation: Observation, node: Node, share: float = SHARE) -> Tensor:
+    """θ of one call site: factor × the statistic that the options name; of channels without one see ``with_unseen``."""
+    site = observation.sites[node.name]
+    found = options.factor * site.scale(options.percentile, options.values, options.scale)
+    return with_unseen(found, observation, node, share)
+>>>>>>> w11
 
 
 def neuron(options: Options, node: Node, theta: Tensor, **changes: Any) -> Neuron:

@@ -9,7 +9,8 @@ STEPS = 32  # candidates, four to the octave, from the maximum down
 
 
 def least_error(site: Site, levels: int) -> Tensor:
-    """(C,) the top θ of ``levels`` equal steps that clips and rounds a channel's |f(x)| with the least squared error.
+    """(C,), or () where no channels are known, the top θ of ``levels`` equal steps that clips and rounds a channel's
+    |f(x)| with the least squared error.
 
     By the observed histogram, where Huang et al. 2025 (DCGS) take pre-activations for normal ones.
     """
@@ -22,11 +23,11 @@ def least_error(site: Site, levels: int) -> Tensor:
         error = ((sent - values).square() * shares).sum(1)
         best = torch.where(error < least, theta, best)
         least = torch.minimum(error, least)
-    return best
+    return _of(site, best)
 
 
 def balanced(site: Site, updates: int, rate: float = 1.0) -> Tensor:
-    """(C,) θ after ``updates`` steps θ ← θ + 2·rate·E[(|f(x)| − θ)⁺] from 0 (local threshold balancing).
+    """(C,) or () θ after ``updates`` steps θ ← θ + 2·rate·E[(|f(x)| − θ)⁺] from 0 (local threshold balancing).
 
     Every step sees the expectation over all calibration images in place of one batch's mean.
     """
@@ -38,13 +39,18 @@ def balanced(site: Site, updates: int, rate: float = 1.0) -> Tensor:
     for _ in range(updates):
         first = torch.searchsorted(values, theta, right=True)[:, None]
         theta = theta + 2 * rate * (beyond.gather(1, first).squeeze(1) - theta * above.gather(1, first).squeeze(1))
-    return theta.float().minimum(site.maximum)
+    return _of(site, theta.float().minimum(site.maximum))
 
 
 def mean(site: Site) -> Tensor:
-    """(C,) the mean of |f(x)|."""
+    """(C,) or () the mean of |f(x)|."""
     values, shares = site.levels()
-    return (values * shares).sum(1).float()
+    return _of(site, (values * shares).sum(1).float())
+
+
+def _of(site: Site, values: Tensor) -> Tensor:
+    """Values (C,) as a neuron has them: () where no channels are known."""
+    return values.squeeze(0) if site.axis is None else values
 
 
 def _seen(site: Site) -> tuple[Tensor, Tensor]:

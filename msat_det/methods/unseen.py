@@ -43,16 +43,17 @@ def unseen_channels(observation: Observation) -> dict[str, int]:
     return {name: number for name, number in found.items() if number}
 
 
-def with_unseen(theta: Tensor, observation: Observation, node: Node) -> Tensor:
-    """Thresholds () or (C,) of which those that are 0 get SHARE of the layer's largest; 0 is left to dead channels.
+def with_unseen(theta: Tensor, observation: Observation, node: Node, share: float = SHARE) -> Tensor:
+    """Thresholds () or (C,) of which those that are 0 get ``share`` of the layer's largest; 0 is left to dead channels.
 
+    share: 1 where no overflow is sent beyond θ, and its levels are fine enough for what is small.
     Where the whole layer was silent its largest input current stands for the largest activation.
     """
     if (theta > 0).all():
         return theta
     dead = dead_channels(observation.graph, node)
     layer = theta.max() if theta.any() else torch.tensor(observation.drives[node.name] or 1.0)
-    return torch.where((theta > 0) | (dead if theta.dim() else dead.all()), theta, SHARE * layer)
+    return torch.where((theta > 0) | (dead if theta.dim() else dead.all()), theta, share * layer)
 
 
 def unseen_note(observation: Observation) -> str:

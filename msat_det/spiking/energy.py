@@ -187,7 +187,7 @@ def count(
     """
     dense = any(neuron.dense for neuron in neurons.values())
     price, price8 = prices(table), prices(INT8)
-    costs = _dense_costs(fanout, sites) if dense else _costs(graph, neurons, fanout, sites, pools, t)
+    costs = _dense_costs(graph, fanout, sites) if dense else _costs(graph, neurons, fanout, sites, pools, t)
     total = {item.name: sum((getattr(c, item.name) for c in costs.values()), _none()) for item in fields(Cost)}
     whole = Cost(**total)
     return Counts(
@@ -226,12 +226,14 @@ def _costs(
     return costs
 
 
-def _dense_costs(fanout: FanOut, sites: dict[str, Tensor]) -> dict[str, Cost]:
+def _dense_costs(graph: Graph, fanout: FanOut, sites: dict[str, Tensor]) -> dict[str, Cost]:
     """Of the 8-bit control: every layer's multiply-adds, once."""
-    none = {name: torch.zeros(len(counts), dtype=torch.float64) for name, counts in sites.items()}
-    costs = {name: _cost(spikes=zeros, events=zeros, sops=zeros) for name, zeros in none.items()}
+    costs = {}
+    for node in graph.sites:
+        each = torch.zeros(len(sites[node.name]), dtype=torch.float64)
+        costs[node.name] = _cost(spikes=each, events=each, sops=each, float_traffic=READ_AND_WRITE * elements(node))
     layers = fanout.macs.items()
-    return costs | {node.name: _cost(sops=macs, analog=macs, float_macs=macs) for node, macs in layers}
+    return costs | {node.name: _cost(sops=each + macs, analog=macs, float_macs=macs) for node, macs in layers}
 
 
 def _energy(price: Prices, cost: Cost) -> Tensor:

@@ -50,6 +50,15 @@ def test_a_silent_channel_gets_a_share_of_its_layers_threshold() -> None:
     assert SHARE * OVERFLOW == 1
 
 
+@pytest.mark.parametrize(("method", "over"), [("int8", 255), ("dcgs", 128)])
+def test_a_silent_channel_has_its_layers_threshold_where_nothing_passes_it(method: str, over: int) -> None:
+    observation = seen(Two([0.1, -50.0, 0.2, -50.0]))
+    site = observation.graph.sites[0].name
+    theta = spiking_network(method, {}, observation, 8).neurons[site].theta
+    assert theta[[1, 3]].tolist() == pytest.approx([theta.max().item()] * 2)
+    assert theta.max().item() * over == pytest.approx(observation.sites[site].maximum.max().item(), rel=0.05)
+
+
 def test_dead_is_what_the_weights_say() -> None:
     """A row of zeros and a bias that the activation turns to 0: that neuron never fires, and nobody is warned of it."""
     observation = seen(Two([0.1, -0.3, 0.5, -50.0], weightless=(1, 2)))
