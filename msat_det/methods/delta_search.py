@@ -74,7 +74,6 @@ def fit_delta(observation: Observation, wanted: Wanted, make: Callable[[Node], N
     return best.neurons
 
 
-<<<<<<< HEAD
 def _done(found: list[Fitted], budget: float | None) -> bool:
     """Whether the budget is met, or no price will meet it."""
     close = budget is not None and any((1 - CLOSE) * budget <= f.spent <= budget for f in found)
@@ -90,12 +89,14 @@ class _Network:
         self.batch = observation.first(wanted.images)
         self.weights = sensitivity(self.graph, observation.first(min(4, wanted.images)))
         self.activations: dict[str, Tensor] = {}  # of call sites, sampled
-        self.means: dict[str, Tensor] = {}  # (C,) of their inputs
+        self.means: dict[str, Tensor] = {}  # (C,) or () of their inputs
         with torch.inference_mode():
             for node, value in self.graph.walk(self.batch):
-                self.means |= {user.name: value.mean(_dims(value)) for user in node.users if "activation" in user.meta}
+                for user in node.users:
+                    if "activation" in user.meta and user.all_input_nodes[0] is node:
+                        self.means[user.name] = mean_by_channel(value, user.meta["axis"])
                 if "activation" in node.meta:
-                    self.activations[node.name] = sampled(value)
+                    self.activations[node.name] = sampled(value, node.meta["axis"])
 
     def fit(self, price: float) -> Fitted:
         """One pass at a fixed price: a float forward in which every activation is quantised."""
@@ -115,29 +116,17 @@ class _Network:
 
     def _fit_site(self, node: Node, X: Tensor, result: Fitted) -> Tensor:
         """Fit one call site on its input sums, and return what it sends in the first timestep."""
-        bias = self.means[node.name] - X.mean(_dims(X)) if self.wanted.correct else None
+        axis = node.meta["axis"]
+        bias = self.means[node.name] - mean_by_channel(X, axis) if self.wanted.correct else None
         plain = replace(self.make(node), bias=bias)
         reach = self.fanout.spikes.get(node, torch.zeros(node.meta["shape"])).float()
-        price = result.price * reach.flatten(1).mean(1) / self.fanout.total
-        own, activation = sampled(target(plain, X)), self.activations[node.name]
+        price = result.price * rows_by_channel(reach.unsqueeze(0), axis).mean(1) / self.fanout.total
+        own, activation = sampled(target(plain, X), axis), self.activations[node.name]
         neuron = result.neurons[node.name] = cheapest(plain, own, activation, self.weights[node.name], price)
         scan = Corrections(neuron, X, reach)
         scan.step(X, 0, wanted=False)
         result.spent += scan.counts[:, 1].mean().item() / self.fanout.total
         return scan.output
-=======
-def _float_sites(observation: Observation, images: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Of each call site the activations of the float network, sampled, and the mean of its input, (C,) or ()."""
-    found, means = {}, {}
-    with torch.inference_mode():
-        for node, value in observation.graph.walk(observation.first(images)):
-            for user in node.users:
-                if "activation" in user.meta and user.all_input_nodes[0] is node:
-                    means[user.name] = mean_by_channel(value, user.meta["axis"])
-            if "activation" in node.meta:
-                found[node.name] = sampled(value, node.meta["axis"]), means[node.name]
-    return found
->>>>>>> w11
 
 
 def sampled(value: Tensor, axis: Axis) -> Tensor:
@@ -146,56 +135,6 @@ def sampled(value: Tensor, axis: Axis) -> Tensor:
     return rows[:, :: max(1, rows.numel() // SAMPLE)]
 
 
-<<<<<<< HEAD
-=======
-def _fit_once(
-    observation: Observation,
-    wanted: Wanted,
-    make: Callable[[Node], Neuron],
-    weights: dict[str, Tensor],
-    floats: dict[str, tuple[Tensor, Tensor]],
-) -> Fitted:
-    """One pass through the network at a fixed price: a float forward in which every activation is quantised."""
-    graph, result = observation.graph, Fitted({}, wanted.price)
-    inputs, values, last = graph.bind(observation.first(wanted.images)), {}, last_uses(graph.nodes)
-    with torch.inference_mode():
-        for node in graph.nodes[:-1]:
-            if node.op == "placeholder":
-                values[node] = inputs[node.target]
-            elif "activation" in node.meta:
-                values[node] = _fit_site(observation, wanted, node, make(node), values, weights, floats, result)
-            else:
-                values[node] = graph.evaluate(node, values)
-            for done in last[node]:
-                values.pop(done, None)
-    return result
-
-
-def _fit_site(
-    observation: Observation,
-    wanted: Wanted,
-    node: Node,
-    plain: Neuron,
-    values: dict[Node, Tensor],
-    weights: dict[str, Tensor],
-    floats: dict[str, tuple[Tensor, Tensor]],
-    result: Fitted,
-) -> Tensor:
-    """Fit one call site, and return what it sends in the first timestep."""
-    X, (activation, mean), axis = values[node.all_input_nodes[0]], floats[node.name], node.meta["axis"]
-    bias = mean - mean_by_channel(X, axis) if wanted.correct else None
-    plain = replace(plain, bias=bias)
-    reach = observation.fanout.spikes.get(node, torch.zeros(node.meta["shape"])).float()
-    each = rows_by_channel(reach.unsqueeze(0), axis).mean(1) / observation.fanout.total
-    neuron = cheapest(plain, sampled(target(plain, X), axis), activation, weights[node.name], wanted.price * each)
-    result.neurons[node.name] = neuron
-    scan = Corrections(neuron, X, reach)
-    scan.step(X, 0, wanted=False)
-    result.spent += scan.counts[:, 1].mean().item() / observation.fanout.total
-    return scan.output
-
-
->>>>>>> w11
 def cheapest(plain: Neuron, own: Tensor, activation: Tensor, weight: Tensor, price: Tensor) -> Neuron:
     """The θ of each channel and the terms and zone of the site with the least cost.
 

@@ -147,22 +147,13 @@ def ftbc(options: Ftbc, observation: Observation, T: int) -> Neurons:
 
 
 def bias_over_time(made: Neuron, currents: Tensor, goal: Tensor, T: int, passes: int = 10) -> Tensor:
-<<<<<<< HEAD
-    """(T, C) what to add to the currents (T, B, C, …), so that the mean output of each channel is that of ``goal``."""
-    dims = [1, *range(3, goal.dim() + 1)]
-    wanted, bias = goal.unsqueeze(0).mean(dims), goal.new_zeros(T, goal.shape[1])
-    for _ in range(passes):
-        scan = Scan(replace(made, bias=bias), currents[0], currents.new_zeros(currents.shape[2:]), with_output=False)
-        bias = bias + (wanted - scan.run(currents, 0, T).mean(dims)) / 2
-=======
     """(T, C) what to add to the currents (T, B, …), so that the mean output of each channel is that of ``goal``."""
     wanted = mean_by_channel(goal, made.axis).reshape(-1)
-    bias = torch.zeros(T, len(wanted))
+    bias = goal.new_zeros(T, len(wanted))
     for _ in range(passes):
-        scan = Scan(replace(made, bias=bias), currents[0], torch.zeros(currents.shape[2:]), with_output=False)
+        scan = Scan(replace(made, bias=bias), currents[0], currents.new_zeros(currents.shape[2:]), with_output=False)
         sent = torch.stack([mean_by_channel(y, made.axis) for y in scan.run(currents, 0, T)])
         bias = bias + (wanted - sent.reshape(T, -1)) / 2
->>>>>>> w11
     return torch.where(made.theta > 0, bias, torch.zeros_like(bias))
 
 

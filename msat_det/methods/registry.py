@@ -65,20 +65,12 @@ def parse_options(name: str, values: dict[str, Any]) -> Options:
     return options
 
 
-<<<<<<< HEAD
-def threshold(options: Options, observation: Observation, node: Node) -> Tensor:
-    """θ of one call site, on the network's device: factor × the statistic that the options name; see ``unseen`` for
-    channels without one."""
-    site = observation.sites[node.name]
-    found = options.factor * site.scale(options.percentile, options.values, options.scale)
-    return with_unseen(found, observation, node).to(observation.graph.device or "cpu")
-=======
 def threshold(options: Options, observation: Observation, node: Node, share: float = SHARE) -> Tensor:
-    """θ of one call site: factor × the statistic that the options name; of channels without one see ``with_unseen``."""
+    """θ of one call site, on the network's device: factor × the statistic that the options name; of channels without
+    one see ``with_unseen``."""
     site = observation.sites[node.name]
     found = options.factor * site.scale(options.percentile, options.values, options.scale)
-    return with_unseen(found, observation, node, share)
->>>>>>> w11
+    return with_unseen(found, observation, node, share).to(observation.graph.device or "cpu")
 
 
 def neuron(options: Options, node: Node, theta: Tensor, **changes: Any) -> Neuron:

@@ -203,14 +203,9 @@ class Scan:
     def _run_kernel(self, x: Tensor, t0: int, steps: int, in_place: bool) -> Tensor:
         n = self.neuron
         if n.bias is not None and n.bias.dim() == 2:
-<<<<<<< HEAD
-            x = x + torch.stack([per_channel(n.bias_at(t0 + k), x[0], n.axis) for k in range(steps)]).unsqueeze(1)
-        constant, images = x.shape[0] == 1 and steps > 1, x.shape[1]
-=======
             bias = torch.stack([n.bias_at(t0 + k) for k in range(steps)]).to(x)
             x = x + bias.reshape(steps, *(-1 if d == n.axis else 1 for d in range(x.dim() - 1)))
-        constant = x.shape[0] == 1 and steps > 1
->>>>>>> w11
+        constant, images = x.shape[0] == 1 and steps > 1, x.shape[1]
         flat = x.flatten(0, 1)
         if not flat.is_contiguous(memory_format=self._format):
             flat = flat.contiguous(memory_format=self._format)
