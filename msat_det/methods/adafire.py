@@ -8,6 +8,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch.fx.node import Node
 
+from msat_det.graph.channels import mean_by_channel
 from msat_det.graph.graph import Batch
 from msat_det.methods.fitted import at
 from msat_det.methods.layerwise import Calibration, mmse
@@ -56,7 +57,7 @@ def adafire(options: AdaFire, observation: Observation, T: int) -> Neurons:
 
     def decide(node: Node, currents: torch.Tensor) -> Neuron:
         made, goal = replace(plain[node.name], gamma=bursts[node.name]), goals[node.name][: currents.shape[1]]
-        error = (goal - run_alone(made, currents, T) / T).mean([0, *range(2, goal.dim())])
+        error = mean_by_channel(goal - run_alone(made, currents, T) / T, made.axis)
         return made if options.correct == "none" else replace(made, bias=error)
 
     return layer_by_layer(observation, options.images, T, decide)
