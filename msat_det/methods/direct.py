@@ -100,7 +100,8 @@ def tsc(options: Options, observation: Observation, T: int) -> Neurons:
     current at the opening spike and takes it off at the closing one, and the current enters the potential in every
     timestep. What a neuron receives in a window depends only on those distances: Σ w·θ·d + T·b. So one simulated step
     stands for the window: d = clamp(floor(V/θ), 0, T) timesteps open (−T..T in a bipolar, tracking neuron), each worth
-    θ/T of the window's mean.
+    θ/T of the window's mean. A value beyond the window, above what calibration has seen, is not clipped but sent by
+    several pairs of spikes at once, each of them counted.
     """
     found = neurons(options, observation)
     return {name: replace(n, theta=n.theta / T, gamma=T, window=T) for name, n in found.items()}

@@ -54,9 +54,9 @@ def totals(rows: Rows) -> str:
 
 def _cells(rows: Rows, labels: list[str]) -> list[list[str]]:
     heads = ["node", "source", "kind", "neuron", *(f"θ {label}" for label in labels)]
-    table = [[*heads, "dead channels", "multiply-adds", "analog share"]]
+    table = [[*heads, "unseen channels", "multiply-adds", "analog share"]]
     for row in rows:
-        dead = f"{row['dead_channels']}/{row['shape'][0]}" if "dead_channels" in row else ""
+        dead = f"{row['dead_channels']}/{row.get('channels', row['shape'][0])}" if "dead_channels" in row else ""
         share = f"{100 * row['analog_macs'] / row['macs']:.1f} %" if row["macs"] else ""
         table.append(
             [row["node"], short_source(row["source"]), row["kind"], row.get("activation", "")]

@@ -11,8 +11,9 @@ def node_table(graph: Graph, fanout: FanOut, neurons: dict[str, Neuron]) -> list
     """One dict per node, in execution order.
 
     node, op, source line, kind, shape of one image's output, macs (multiply-adds of one float forward) and analog_macs
-    (those paid at full price in every timestep); for a call site also its activation, its number of neurons, its dead
-    channels (maximum 0 on the calibration images) and, where it has a neuron, the range of its thresholds above 0.
+    (those paid at full price in every timestep); for a call site also its activation, its numbers of neurons, of
+    channels (1 where they are not known) and of dead_channels, those that no calibration image has activated, and,
+    where it has a neuron, the range of its thresholds above 0.
     """
     table = []
     for node in graph.nodes:
@@ -36,6 +37,7 @@ def _site(node: Node, neuron: Neuron | None) -> dict:
     entry = {
         "activation": node.meta["activation"].name,
         "neurons": elements(node),
+        "channels": len(node.meta["maximum"]),
         "dead_channels": int((node.meta["maximum"] == 0).sum()),
     }
     if neuron is None:

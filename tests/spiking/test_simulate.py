@@ -233,7 +233,9 @@ def test_nan_in_an_image_names_the_call_site(name: str, method: str) -> None:
 def test_a_threshold_that_makes_nan_names_its_call_site() -> None:
     snn = spiking_network("constant", {}, observed("plain"), 8)
     for bad in (float("nan"), float("inf")):
-        snn.neurons["features_1_2"] = replace(snn.neurons["features_1_2"], theta=torch.tensor(bad))
+        spoilt = replace(snn.neurons["features_1_2"])
+        object.__setattr__(spoilt, "theta", torch.tensor(bad))  # which ``Neuron`` itself refuses
+        snn.neurons["features_1_2"] = spoilt
         with pytest.raises(InputError, match="'features_1_2'"):
             snn.run(images(), 8)
 
