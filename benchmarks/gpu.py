@@ -27,9 +27,9 @@ from torch import Tensor
 from benchmarks import gpu_networks
 from benchmarks.gpu_networks import Bench, precision
 from benchmarks.timing import ratio
+from msat_det.base.settings import shared_data
 from msat_det.data import ImageFiles
 from msat_det.graph.ops import Activation
-from msat_det.run.arguments import shared_data
 from msat_det.run.batches import load_batches
 from msat_det.spiking import kernels
 from msat_det.spiking.kernels import Scan
