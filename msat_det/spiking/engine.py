@@ -244,7 +244,8 @@ class Differential:
         return d
 
     def _differences(self, env: ChunkValues, t0: int, steps: int, images: int) -> Tensor:
-        device = env[self.inputs[0]].device
+        moving = self.inputs or [n for n in self.node.all_input_nodes if n in env.moving]  # of masks alone: no means
+        device = env[moving[0]].device
         n = torch.arange(t0 + 1, t0 + steps + 1, dtype=torch.float32, device=device).repeat_interleave(images)
         values: dict[Node, Tensor] = {}
         for source in self.inputs:

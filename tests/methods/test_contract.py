@@ -86,7 +86,11 @@ def observed_dimly(network: str) -> Observation:
 LONGER = {"spike-norm": 8}
 
 
-@every_pair
+# int8 is the usual quantisation, which clips; dcgs sends at most θ·Σ1/n; delta coding stays within its zone.
+CLIPS = ("int8", "dcgs", *OTHER)
+
+
+@pytest.mark.parametrize(("method", "network"), [(m, n) for m, n in PAIRS if m not in CLIPS])
 def test_what_calibration_has_not_seen_converges(method: str, network: str) -> None:
     """Channels without any activation in calibration, and activations five times those that were seen."""
     observation, x = observed_dimly(network), images()
@@ -159,8 +163,9 @@ def test_counts_are_those_of_brute_force(method: str, network: str) -> None:
         neuron, reach = snn.neurons[site], brute.reach[site]
         bursts, burst_ops, events, event_ops = counts.sites[site].unbind(1)
         fired = (y != 0).double().sum(0)
-        assert torch.equal(events, summed(fired))
-        assert torch.equal(event_ops, summed(fired * reach))
+        whole = pairs(neuron, y) if neuron.window else fired
+        assert torch.equal(events, summed(whole))
+        assert torch.equal(event_ops, summed(whole * reach))
         if neuron.graded and neuron.gamma > 1:  # the height differs, so that a burst's size does not show
             assert (events <= bursts).all()
             assert (bursts <= neuron.gamma * events).all()
@@ -180,6 +185,13 @@ def test_counts_are_those_of_brute_force(method: str, network: str) -> None:
 def summed(x: Tensor) -> Tensor:
     """(B, C, …) → (B,)."""
     return x.flatten(1).sum(1)
+
+
+def pairs(neuron: Any, y: Tensor) -> Tensor:
+    """(T, B, C, …) outputs of temporal coding → pairs of spikes (B, C, …): a value beyond its window takes several."""
+    stages = torch.tensor([neuron.stage(t) for t in range(len(y))]).reshape(-1, *([1] * (y.dim() - 1)))
+    full = neuron.gamma * neuron.theta.reshape(-1, *([1] * (y.dim() - 3))) * stages
+    return (y.abs() / full - 1e-4).ceil().clamp(min=0).double().sum(0)
 
 
 def sizes(neuron: Any, y: Tensor) -> Tensor:

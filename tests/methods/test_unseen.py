@@ -108,7 +108,8 @@ def test_what_lies_behind_other_layers_is_not_called_dead() -> None:
     assert not dead_channels(observation.graph, observation.graph.sites[0]).any()
 
 
-@pytest.mark.parametrize("method", METHODS)
+# int8 is the usual quantisation, which clips what is above its range; dcgs sends at most θ·Σ1/n.
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("int8", "dcgs")])
 def test_a_layer_that_calibration_left_silent_wakes_up(method: str) -> None:
     """Biases of −2 on dark pictures: nothing passes; bright pictures do."""
     net = Two([-2.0] * 4)

@@ -83,7 +83,7 @@ def test_a_layer_that_only_hands_on_is_told_to_look_before_itself() -> None:
     observation = observed("plain")
     good = spiking_network("constant", FINE, observation, 32)
     first, *others = (node.name for node in good.graph.sites)
-    low = {first: replace(good.neurons[first], theta=good.neurons[first].theta / 20)}
+    low = {first: replace(good.neurons[first], theta=good.neurons[first].theta / 8)}
     bad = SpikingNetwork(good.graph, good.neurons | low, good.fanout)
     books = [ledger(snn, BATCHES, 32) for snn in (good, bad)]
     findings = Patient("constant", FINE, observation, BATCHES, books[1], bad.graph, 32).diagnose()
@@ -94,7 +94,7 @@ def test_a_layer_that_only_hands_on_is_told_to_look_before_itself() -> None:
         assert finding.cause.startswith(INHERITED)
         assert (finding.mend, finding.change) == (f"look at {first} first", {})
         well, ill = ({entry.site: entry.total for entry in book.entries}[finding.site] for book in books)
-        assert well < 0.3 * ill
+        assert well < 0.35 * ill  # what a clipped layer does to the next is bounded by the overflow rule
 
 
 def test_where_nothing_helps_that_is_what_is_said() -> None:

@@ -232,8 +232,9 @@ def test_nan_in_an_image_names_the_call_site(name: str, method: str) -> None:
 
 def test_a_threshold_that_makes_nan_names_its_call_site() -> None:
     snn = spiking_network("constant", {}, observed("plain"), 8)
+    sound = snn.neurons["features_1_2"]
     for bad in (float("nan"), float("inf")):
-        spoilt = replace(snn.neurons["features_1_2"])
+        spoilt = replace(sound)
         object.__setattr__(spoilt, "theta", torch.tensor(bad))  # which ``Neuron`` itself refuses
         snn.neurons["features_1_2"] = spoilt
         with pytest.raises(InputError, match="'features_1_2'"):
@@ -261,7 +262,7 @@ def test_bad_requests() -> None:
     for record in ([0, 4], [9], [], [-1]):
         with pytest.raises(InputError, match="recorded timesteps"):
             snn.run(images(), 8, record=record)
-    with pytest.raises(InputError, match="recorded timesteps"):
+    with pytest.raises(InputError, match="T is 0: give a whole number"):
         snn.run(images(), 0)
     neurons = dict(snn.neurons)
     del neurons["features_1_2"]
