@@ -86,8 +86,8 @@ def observed_dimly(network: str) -> Observation:
 LONGER = {"spike-norm": 8}
 
 
-# int8 is the usual quantisation, which clips; dcgs sends at most θ·Σ1/n; delta coding stays within its zone.
-CLIPS = ("int8", "dcgs", *OTHER)
+# int8 is the usual quantisation, which clips; dcgs sends at most θ·Σ1/n.
+CLIPS = ("int8", "dcgs")
 
 
 @pytest.mark.parametrize(("method", "network"), [(m, n) for m, n in PAIRS if m not in CLIPS])
@@ -95,10 +95,15 @@ def test_what_calibration_has_not_seen_converges(method: str, network: str) -> N
     """Channels without any activation in calibration, and activations five times those that were seen."""
     observation, x = observed_dimly(network), images()
     assert any((site.maximum == 0).any() for site in observation.sites.values())
-    options = {"images": 2} if issubclass(METHODS[method].options, LayerByLayer) else {}
+    name = OTHER.get(method, method)
+    options = {"images": 2} if issubclass(METHODS[name].options, LayerByLayer) else {}
+    options |= {"coding": "delta"} if method in OTHER else {}
     expected, times = build(network)(x), [t * LONGER.get(method, 1) for t in (128, 1024)]
-    made = {t: spiking_network(method, options, observation, t) for t in times}
+    made = {t: spiking_network(name, options, observation, t) for t in times}
     before, after = (error(snn.run(x, t)[t], expected) for t, snn in made.items())
+    if method in OTHER:  # the error that a level leaves stays, .07 to .85 here; it must not grow
+        assert after < 1.02 * before
+        return
     assert after < 0.05
     assert after < 0.3 * before or after < 0.02
 
