@@ -1,7 +1,8 @@
 """msat-det: run a detector as a spiking neural network.
 
-``msat_det.convert(net, calibration_batches, method="msat", …)`` gives a ``SpikingNetwork``; its ``run(images, T,
-record)`` gives {t: the network's outputs, as running means}.
+``msat_det.convert(net, calibration_batches)`` gives a ``SpikingNetwork``; its ``run(images, T, record)`` gives {t: the
+network's outputs after t timesteps}, its ``detect(photographs, T)`` the boxes. ``msat_det.METHODS`` holds the methods,
+``msat_det.describe(name)`` says what one does.
 """
 
 import importlib
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from msat_det.base.errors import CalibrationWarning, InputError
     from msat_det.measure.anytime import fit_rule
     from msat_det.methods import METHODS
-    from msat_det.methods.api import convert, observe
+    from msat_det.methods.api import convert, describe, observe
     from msat_det.models.detector import Detections, Detector
     from msat_det.models.importers.torchvision import TorchvisionDetector
     from msat_det.spiking.network import SpikingNetwork, load, save
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 _MODULES = {
     **dict.fromkeys(("CalibrationWarning", "InputError"), "msat_det.base.errors"),
     **dict.fromkeys(("SpikingNetwork", "load", "save"), "msat_det.spiking.network"),
-    **dict.fromkeys(("convert", "observe"), "msat_det.methods.api"),
+    **dict.fromkeys(("convert", "describe", "observe"), "msat_det.methods.api"),
     **dict.fromkeys(("Detections", "Detector"), "msat_det.models.detector"),
     "METHODS": "msat_det.methods",
     "TorchvisionDetector": "msat_det.models.importers.torchvision",
@@ -37,6 +38,7 @@ __all__ = [
     "SpikingNetwork",
     "TorchvisionDetector",
     "convert",
+    "describe",
     "fit_rule",
     "load",
     "observe",

@@ -81,6 +81,8 @@ def of_method(method: Method) -> str:
     texts = [paragraphs(cls.__doc__, names_of(cls)) for cls in own if not cls.__doc__.startswith(f"{cls.__name__}(")]
     made = "Made anew for each recorded t." if method.needs_t else ""
     common = {item.name: item.default for item in fields(Options)}
+    if method.base:
+        return f"### {method.name}\n\n{_plain(str(method))}."
     parts = [f"### {method.name}", paragraphs(method.make.__doc__), made, "\n".join(texts)]
     return "\n\n".join(filter(None, [*parts, defaults(method.options, common)]))
 

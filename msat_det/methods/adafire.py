@@ -40,7 +40,10 @@ class AdaFire(Calibration):
         require(all(n is None or n > 0 for n in numbers), "budget", self.budget, "numbers above 0")
 
 
-@method("adafire", AdaFire, needs_t=True, codings=RATE, stays_off="its bursts are chosen anew for each T")
+CHOSEN = "its bursts are chosen anew for each T"
+
+
+@method("adafire", AdaFire, needs_t=True, codings=RATE, stays_off=CHOSEN, source="AAAI 2025")
 def adafire(options: AdaFire, observation: Observation, T: int) -> Neurons:
     """Bursts of a γ for each call site: each γ is tried with all other sites at 1, and a Pareto dynamic programme takes
     the sum of changes that lessens the error of the outputs most within the budget of spikes.

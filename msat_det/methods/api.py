@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from msat_det.base.errors import CalibrationWarning, InputError
 from msat_det.graph.inputs import Batch, calibration_batches, whole
 from msat_det.graph.prepare import unwrap
+from msat_det.methods import DEFAULT, find_method
 from msat_det.methods import observe as core
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import Observation
@@ -22,7 +23,7 @@ from msat_det.spiking.network import SpikingNetwork
 def convert(
     network: nn.Module | Detector | Observation,
     calibration: Batch | Iterable[Batch | Sequence[Tensor]] = (),
-    method: str = "msat",
+    method: str = DEFAULT,
     T: int = 32,
     seed: int = 0,
     **options: Any,
@@ -31,7 +32,19 @@ def convert(
 
     network, calibration: see ``observe``; or what ``observe`` gave, so that several methods share one pass over the
         calibration images.
-    method: a name of ``METHODS``; options: of that method. T: for the methods that are made for one timestep.
+    method: a name of ``METHODS``, each told in a line by ``describe``; the default needs no fit and keeps the float
+        network's boxes at t = 1 (docs/delta.md), ``msat`` is the paper's. T: for the methods that are made for one
+        timestep.
+    options: of that method, by name. Those that any method takes, with what most of them start from:
+        coding="rate" (the value is the mean of what is sent) or "delta" (the sum: only corrections are sent);
+        levels="unary" (bursts of up to gamma=1 spikes) or "binary" (up to terms=3 of bits=7 powers of two);
+        scale="layer" or "channel", percentile=100.0, values="all" or "nonzero": the statistic of the activations that a
+        threshold is; factor=1.0: on it; stages=[1.0]: on it in each timestep, the last one held;
+        signed=False: True lets a neuron take back what it has sent, margin=0.5 thresholds of error later;
+        initial="zero" or "half" a threshold, rounding=None, "fixed" once or "track" in every timestep;
+        zone=0.5: of the smallest level, what delta coding leaves alone; weights="float" or "int8";
+        analog=[]: names of call sites that stay analog; spiking_linear=False: True for neurons on linear outputs, too;
+        confidence="none", "estimate" or a share, drop="keep" or "lossy": the paper's eq. 18.
     Raises InputError for what cannot be converted, naming node, source line and mend. Warns (CalibrationWarning) of
     channels that no calibration image has activated.
     """
@@ -40,6 +53,14 @@ def convert(
     if note := unseen_note(observation):
         warnings.warn(note, CalibrationWarning, stacklevel=2)
     return spiking_network(method, options, observation, T, seed)
+
+
+def describe(method: str) -> str:
+    """What a method does and who published it, in a line; of a preset also the options that it stands for.
+
+    Raises InputError for an unknown name, with the nearest one.
+    """
+    return f"{method}: {find_method(method)}"
 
 
 def observe(network: nn.Module | Detector, calibration: Batch | Iterable[Batch | Sequence[Tensor]]) -> Observation:

@@ -39,7 +39,7 @@ class Int8(Options):
     weights: Literal["float", "int8"] = "int8"
 
 
-@method("int8", Int8, codings=("delta",))
+@method("int8", Int8, codings=("delta",), source="the usual control")
 def int8(options: Int8, observation: Observation, T: int) -> Neurons:
     """The control: the float network after post-training quantisation, weights and activations of eight bits.
 
@@ -66,7 +66,7 @@ class Dcgs(Options):
     zone: tuple[float, ...] = (0.75,)
 
 
-@method("dcgs", Dcgs, codings=("delta",))
+@method("dcgs", Dcgs, codings=("delta",), source="Huang et al. 2025")
 def dcgs(options: Dcgs, observation: Observation, T: int) -> Neurons:
     """Differential coding with weights 1/n: one signed level a timestep, the nearest power of two below a channel's θ.
 
@@ -94,7 +94,10 @@ class Hmt(Options):
     terms: tuple[int, ...] = (8,)
 
 
-@method("h-mt", Hmt, needs_t=True, codings=("rate",), stays_off="at T = 1 it is as fine as 8 bits already")
+H_MT_STAYS = "at T = 1 it is as fine as 8 bits already"
+
+
+@method("h-mt", Hmt, needs_t=True, codings=("rate",), stays_off=H_MT_STAYS, source="AAAI 2026")
 def h_mt(options: Hmt, observation: Observation, T: int) -> Neurons:
     """Half-start multi-threshold neurons: s = clamp(⌊v/θ⌋, 0, 2^N − 1), v(−1) = θ/2, sent as the binary digits of s.
 
@@ -123,7 +126,7 @@ class Ltb(Options):
         require(self.updates >= 1, "updates", self.updates, "a whole number above 0")
 
 
-@method("ltb", Ltb, needs_t=True, codings=("rate",))
+@method("ltb", Ltb, needs_t=True, codings=("rate",), source="CVPR 2025")
 def ltb(options: Ltb, observation: Observation, T: int) -> Neurons:
     """Local threshold balancing: IF with v(−1) = θ/2, θ from 0 by θ ← θ + 2·E[(z − θ)·[z > θ]], and a late readout.
 

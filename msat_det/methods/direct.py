@@ -10,7 +10,7 @@ from msat_det.methods.registry import RATE, Neurons, method, neurons
 from msat_det.spiking.neurons import Msat
 
 
-@method("constant", Options)
+@method("constant", Options, source="the usual control")
 def constant(options: Options, observation: Observation, T: int) -> Neurons:
     """θ = factor × scale: the control that every adaptive result is shown against."""
     return neurons(options, observation)
@@ -24,7 +24,7 @@ class PNorm(Options):
     values: Literal["all", "nonzero"] = "nonzero"
 
 
-@method("p-norm", PNorm)
+@method("p-norm", PNorm, source="Rueckauer et al. 2017")
 def p_norm(options: PNorm, observation: Observation, T: int) -> Neurons:
     """θ = 99.9th percentile of the non-zero activations of a layer, soft reset.
 
@@ -42,7 +42,7 @@ class ChannelNorm(Options):
     imbalanced: bool = True
 
 
-@method("channel-norm", ChannelNorm)
+@method("channel-norm", ChannelNorm, source="Kim et al. 2020 (Spiking-YOLO)")
 def channel_norm(options: ChannelNorm, observation: Observation, T: int) -> Neurons:
     """θ = maximum activation of each channel; leaky ReLU with slope a fires −1 at −θ/a.
 
@@ -63,7 +63,7 @@ class Burst(Options):
     gamma: int = 5
 
 
-@method("burst", Burst)
+@method("burst", Burst, source="Li & Zeng 2022")
 def burst(options: Burst, observation: Observation, T: int) -> Neurons:
     """Up to γ = 5 spikes a step, soft reset, θ at a percentile; max pooling is exact under every method here.
 
@@ -80,7 +80,7 @@ class Opt(Options):
     percentile: float = 99.9
 
 
-@method("opt", Opt, needs_t=True, codings=RATE)
+@method("opt", Opt, needs_t=True, codings=RATE, source="Deng & Gu 2021")
 def opt(options: Opt, observation: Observation, T: int) -> Neurons:
     """Activation clipped at the threshold θ, bias shifted by θ/(2T).
 
@@ -91,7 +91,7 @@ def opt(options: Opt, observation: Observation, T: int) -> Neurons:
     return {name: replace(n, bias=n.theta / (2 * T)) for name, n in found.items()}
 
 
-@method("tsc", Options, needs_t=True, codings=RATE)
+@method("tsc", Options, needs_t=True, codings=RATE, source="Han & Roy 2020")
 def tsc(options: Options, observation: Observation, T: int) -> Neurons:
     """Temporal switch coding: a value in a window of T timesteps is the distance from an opening to a closing spike.
 
@@ -146,7 +146,7 @@ class MsatOptions(Options):
 TABLE_2 = {"vgg16": (0.03, 1.0, 1.0), "resnet20": (0.3, 0.5, 0.5)}
 
 
-@method("msat", MsatOptions)
+@method("msat", MsatOptions, source="the MSAT paper")
 def msat(options: MsatOptions, observation: Observation, T: int) -> Neurons:
     """The multi-stage adaptive threshold, MSAT paper eqs. 15-18 and Algorithm 1, on the layer's maximum activation."""
     alpha, tau_mp, tau_rd = TABLE_2[options.parameters]

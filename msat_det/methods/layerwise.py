@@ -39,7 +39,7 @@ class SpikeNorm(LayerByLayer):
         check_number("option window", self.window, 1, whole=True)
 
 
-@method("spike-norm", SpikeNorm, codings=RATE)
+@method("spike-norm", SpikeNorm, codings=RATE, source="Sengupta et al. 2019")
 def spike_norm(options: SpikeNorm, observation: Observation, T: int) -> Neurons:
     """θ = the largest weighted input sum of a timestep that the spiking layers before produce; reset to zero.
 
@@ -55,7 +55,7 @@ class Rmp(SpikeNorm):
     factor: float = 0.8
 
 
-@method("rmp", Rmp, codings=RATE)
+@method("rmp", Rmp, codings=RATE, source="Han et al. 2020")
 def rmp(options: Rmp, observation: Observation, T: int) -> Neurons:
     """Soft reset (residual membrane potential), spike-norm's thresholds times a factor.
 
@@ -89,7 +89,7 @@ class Calibration(LayerByLayer):
         check_number("option grid", self.grid, 1, whole=True)
 
 
-@method("calibration", Calibration, needs_t=True, codings=RATE)
+@method("calibration", Calibration, needs_t=True, codings=RATE, source="Li et al. 2021")
 def calibration(options: Calibration, observation: Observation, T: int) -> Neurons:
     """θ with the least squared error of the clipped, floored rate at T, then a correction layer after layer.
 
@@ -129,7 +129,7 @@ class Ftbc(LayerByLayer):
         require(self.passes >= 1, "passes", self.passes, "a whole number above 0")
 
 
-@method("ftbc", Ftbc, needs_t=True, codings=RATE)
+@method("ftbc", Ftbc, needs_t=True, codings=RATE, source="ECCV 2024")
 def ftbc(options: Ftbc, observation: Observation, T: int) -> Neurons:
     """A bias for each channel and timestep, layer after layer, that makes the mean output right in every timestep.
 

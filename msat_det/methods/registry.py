@@ -1,8 +1,10 @@
 """The registry of conversion methods, and the neurons that the options common to all of them describe (DESIGN §5)."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, make_dataclass, replace
+from typing import Any, get_type_hints
 
 from torch import Tensor
 from torch.fx.node import Node
@@ -21,7 +23,8 @@ RATE = ("rate",)
 @dataclass(frozen=True)
 class Method:
     """A registered method. needs_t: it is made anew for each recorded t. stays_off: why its error need not fall with
-    T, where it need not. codings: those that it makes neurons for."""
+    T, where it need not. codings: those that it makes neurons for. source: who published it. preset: values of its
+    options that stand in place of their defaults (``preset``), of the method named ``base``. about: what it does."""
 
     name: str
     options: type[Options]
@@ -29,6 +32,14 @@ class Method:
     needs_t: bool
     stays_off: str = ""
     codings: tuple[str, ...] = ("rate", "delta")
+    source: str = "ours"
+    preset: Mapping[str, Any] = field(default_factory=dict)
+    base: str = ""
+    about: str = ""
+
+    def __str__(self) -> str:
+        values = ", ".join(f"{key}: {list(v) if isinstance(v, tuple) else v}" for key, v in self.preset.items())
+        return f"{self.about} [{self.source}]" + (f" = {self.base} with {values}" if self.base else "")
 
 
 METHODS: Names[Method] = Names("method")
@@ -40,14 +51,28 @@ def method(
     needs_t: bool = False,
     stays_off: str = "",
     codings: tuple[str, ...] = ("rate", "delta"),
+    source: str = "ours",
 ) -> Callable:
-    """Register a function (options, observation, T) → {call site: Neuron} under a name."""
+    """Register a function (options, observation, T) → {call site: Neuron} under a name. What it does is said by the
+    first sentence of its docstring."""
 
     def register(make: Callable[[Any, Observation, int], Neurons]) -> Callable:
-        METHODS[name] = Method(name, options, make, needs_t, stays_off, codings)
+        text = " ".join((inspect.getdoc(make) or "").replace("`", "").split())
+        about = re.split(r"\. (?=[A-Zθ\"])", text)[0].rstrip(".")
+        METHODS[name] = Method(name, options, make, needs_t, stays_off, codings, source, about=about)
         return make
 
     return register
+
+
+def preset(name: str, base: str, about: str, codings: tuple[str, ...] = RATE, **values: Any) -> None:
+    """Register a recipe: the method ``base`` with other defaults, ``values`` of its options, under its own name."""
+    own = METHODS[base].options
+    hints = get_type_hints(own)
+    defaults = [(key, hints[key], field(default=value)) for key, value in values.items()]
+    options = make_dataclass(re.sub(r"\W", "_", name), defaults, bases=(own,), frozen=True)
+    known = {"name": name, "base": base, "about": about, "codings": codings, "preset": values, "source": "ours"}
+    METHODS[name] = replace(METHODS[base], options=options, **known)
 
 
 def find_method(name: str) -> Method:

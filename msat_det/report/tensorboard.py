@@ -22,6 +22,7 @@ from msat_det.data import Sample
 from msat_det.graph.graph import Batch
 from msat_det.measure.ledger import BINS, RESIDUAL
 from msat_det.measure.rows import DISPLAY, CurveRow
+from msat_det.methods import find_method
 from msat_det.models.detector import Detections
 from msat_det.report.boxes import MAX_BOXES, MIN_SCORE
 from msat_det.report.style import COLOURS
@@ -81,7 +82,8 @@ def add_hyperparameters(writer: "SummaryWriter", config: Config, rows: list[Curv
         if entry["label"] not in last:
             continue
         row = last[entry["label"]]
-        given = {key: value for key, value in (run | entry).items() if value is not None} | {"t": row.t}
+        options = dict(find_method(entry["method"]).preset) | entry
+        given = {key: value for key, value in (run | options).items() if value is not None} | {"t": row.t}
         plain = {
             key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in given.items()
         }

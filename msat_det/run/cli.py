@@ -209,11 +209,12 @@ def export(argv: list[str]) -> None:
 
 @once
 def list_names(argv: list[str]) -> None:
-    """``msat-det list KIND``: the names in one registry, one a line."""
+    """``msat-det list KIND``: the names in one registry, one a line, and what each method does."""
     if len(argv) != 1 or argv[0] not in REGISTRIES:
         raise InputError(f"list takes one of {', '.join(REGISTRIES)}")
     module, registry = REGISTRIES[argv[0]]
-    print("\n".join(getattr(importlib.import_module(module), registry)))
+    things = getattr(importlib.import_module(module), registry)
+    print("\n".join(f"{name:18} {thing}" if argv[0] == "methods" else name for name, thing in things.items()))
 
 
 @functools.partial(guarded, again="the same command goes on from here")

@@ -37,7 +37,7 @@ def run(config: Config, task: Task = "detection") -> list[CurveRow]:
             rows = compute(config, task, directory)
         ranks.wait()
     if rows and ranks.rank() == 0:
-        tell(directory, rows)
+        tell(directory, config, rows)
     return rows
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from msat_det.base.config import Config, method_options
 from msat_det.data import Dataset, Sample
 from msat_det.measure.accuracy import VocEvaluator, make_evaluator
+from msat_det.measure.arrival import lost_notes
 from msat_det.measure.differences import difference_rows, difference_table
 from msat_det.measure.examination import examine
 from msat_det.measure.exits import exit_rows, exit_table
@@ -162,8 +163,8 @@ def show_boxes(directory: RunDirectory, board: Any, outcome: Outcome) -> None:
             add_boxes(board, label, sample, found[t][sample.id], names, t)
 
 
-def tell(directory: RunDirectory, rows: list[CurveRow]) -> None:
-    """A short table on the terminal, what it is not about, and where the files are."""
+def tell(directory: RunDirectory, config: Config, rows: list[CurveRow]) -> None:
+    """A short table on the terminal, what it is not about, why a method is at zero, and where the files are."""
     _, facts = read_summary(directory.path)
     names = list(rows[0].accuracies)
     width = max(len(row.method) for row in rows)
@@ -178,4 +179,6 @@ def tell(directory: RunDirectory, rows: list[CurveRow]) -> None:
         print(f"{row.method:{width}} {t:>4} {accuracies}  {costs}")
     for text in left_out(facts):
         print(f"warning: {text}", file=sys.stderr)
+    for text in lost_notes(config, rows):
+        print(f"note: {text}", file=sys.stderr)
     print(f"all files are in {directory.path}")

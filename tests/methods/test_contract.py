@@ -83,7 +83,9 @@ def observed_dimly(network: str) -> Observation:
 
 
 # Charge that a reset to zero has lost is sent once it makes OVERFLOW thresholds, which takes its time.
-LONGER = {"spike-norm": 8}
+# Of thresholds down to a quarter and bursts of 15 what overflows is sent in fifteens.
+LONGER = {"spike-norm": 8, "staged-4": 4}
+COARSE = {"delta-2": 2}  # its levels lie twice as far apart as delta's
 
 
 # int8 is the usual quantisation, which clips; dcgs sends at most θ·Σ1/n.
@@ -105,7 +107,7 @@ def test_what_calibration_has_not_seen_converges(method: str, network: str) -> N
         assert after < 1.02 * before
         return
     assert after < 0.05
-    assert after < 0.3 * before or after < 0.02
+    assert after < 0.3 * before or after < 0.02 * COARSE.get(method, 1)
 
 
 @every_pair

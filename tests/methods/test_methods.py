@@ -2,6 +2,7 @@
 
 import functools
 import re
+from dataclasses import asdict, fields
 from typing import Any
 
 import pytest
@@ -9,11 +10,14 @@ import torch
 import torch.nn.functional as F
 from support.networks import build, images, observed, randomise
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+import msat_det
 from msat_det.base.errors import InputError
-from msat_det.methods import METHODS, find_method, parse_options
+from msat_det.methods import DEFAULT, METHODS, find_method, parse_options
 from msat_det.methods.convert import head_sites, spiking_network
 from msat_det.methods.observe import Observation, observe
+from msat_det.methods.options import Options
 from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.neurons import Msat, Neuron
 
@@ -40,6 +44,58 @@ def test_every_row_of_table_1_is_there() -> None:
     for name, method in METHODS.items():
         assert method.name == name
         assert method.make.__doc__
+
+
+def test_presets_are_what_the_configurations_spelled_out() -> None:
+    """A label of a configuration is a contract: what has it as its name is the same recipe (configs/real)."""
+    half = {"scale": "channel", "percentile": 99.9, "initial": "half", "signed": True}
+    tracked = {"scale": "channel", "percentile": 99.9, "signed": True, "rounding": "track"}
+    spelled = {
+        "delta-2": ("delta", {"bits": 6, "terms": 2}),
+        "delta-3": ("delta", {"bits": 7, "terms": 3}),
+        "signed": ("constant", half),
+        "signed-b3": ("constant", half | {"gamma": 3}),
+        "signed-b7": ("constant", half | {"gamma": 7, "factor": 0.5}),
+        "staged-4": ("constant", tracked | {"gamma": 15, "stages": [2, 1, 0.5, 0.25]}),
+        "msat-signed-b3": ("msat", tracked | {"variant": "normalised", "gamma": 3}),
+    }
+    assert set(spelled) == {name for name, method in METHODS.items() if method.base}
+    for name, (base, options) in spelled.items():
+        assert asdict(parse_options(name, {})) == asdict(parse_options(base, options))
+        assert METHODS[name].make is METHODS[base].make
+    assert asdict(parse_options("signed-b7", {"gamma": 3})) == asdict(parse_options("signed-b3", {"factor": 0.5}))
+    with pytest.raises(InputError, match="method signed-b3 has no option 'gama': did you mean gamma"):
+        parse_options("signed-b3", {"gama": 2})
+
+
+def test_every_method_says_what_it_does_and_who_published_it() -> None:
+    for name in METHODS:
+        text = msat_det.describe(name)
+        assert re.fullmatch(rf"{re.escape(name)}: .{{20,}} \[.+\].*", text)
+    assert msat_det.describe("msat-fit") == (
+        "msat-fit: The multi-stage threshold fitted for one T: scale per channel, stages and, if asked, eqs. 16 and 17 "
+        "per call site, by eq. 14 under a budget of spikes [ours]"
+    )
+    with pytest.raises(InputError, match="did you mean burst"):
+        msat_det.describe("bursts")
+
+
+def test_help_of_convert_shows_every_common_option_with_its_default() -> None:
+    text = " ".join(msat_det.convert.__doc__.split())
+    for item in fields(Options):
+        value = item.default
+        if isinstance(value, tuple):
+            value = value[0] if len(value) == 1 and item.name in ("terms", "zone") else list(value)
+        shown = f'"{value}"' if isinstance(value, str) else value
+        assert f"{item.name}={shown}" in text, item.name
+
+
+def test_the_default_needs_no_fit_and_finds_what_the_float_network_finds() -> None:
+    snn = msat_det.convert(build("yolo"), images())
+    assert METHODS[DEFAULT].needs_t is False
+    outputs = snn.run(images(), 1)[1]
+    for got, expected in zip(pytree.tree_leaves(outputs), pytree.tree_leaves(build("yolo")(images())), strict=True):
+        assert (got - expected).norm() < 0.1 * expected.norm()
 
 
 BAD = {

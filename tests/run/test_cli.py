@@ -1,5 +1,6 @@
 """The commands as a shell meets them: exit status, one line on stderr, plain help."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -66,9 +67,18 @@ def test_command_names(capsys: pytest.CaptureFixture) -> None:
 @pytest.mark.parametrize("kind", cli.REGISTRIES)
 def test_list_prints_a_registry(kind: str, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["list", kind]) == 0
-    names = capsys.readouterr().out.splitlines()
-    assert names
-    assert all(name and " " not in name for name in names)
+    module, registry = cli.REGISTRIES[kind]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(getattr(importlib.import_module(module), registry))
+    assert kind == "methods" or all(" " not in line for line in lines)
+
+
+def test_list_says_what_a_method_does_and_who_published_it(capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["list", "methods"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    norm = "θ = 99.9th percentile of the non-zero activations of a layer, soft reset [Rueckauer et al. 2017]"
+    assert lines["p-norm"] == norm
+    assert lines["delta-3"].endswith("[ours] = delta with bits: 7, terms: [3]")
 
 
 def test_list_of_nothing(capsys: pytest.CaptureFixture) -> None:
