@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from torch.fx.node import Node
 
 from msat_det.graph.channels import Axis, channels, rows_by_channel
+from msat_det.graph.facts import amend, facts
 from msat_det.graph.graph import Batch, Graph
 from msat_det.graph.ops import Kind
 
@@ -34,17 +35,17 @@ _PRODUCTS = {"matmul", "bmm", "mm"}
 
 
 def label_channels(graph: Graph, batch: Batch) -> None:
-    """Note in every node's ``meta["axis"]`` the dimension of its channels, see ``Axis``; of a tuple one for each part.
+    """Find every node's ``axis``, the dimension of its channels, see ``Axis``; of a tuple one for each part.
 
     batch: one image, for the values of sizes.
     """
     labels = _Labels(graph, pytree.tree_leaves(batch)[0].device)
     left = {node: len(node.users) for node in graph.nodes}
     for node, value in graph.walk(batch):
-        if node.meta["kind"] is Kind.SHAPE:
+        if facts(node).kind is Kind.SHAPE:
             labels.sizes[node] = value
-        elif node.meta["shape"] is not None:
-            node.meta["axis"] = labels.axis(node)
+        elif facts(node).shape is not None:
+            amend(node, axis=labels.axis(node))
         for used in node.all_input_nodes:
             left[used] -= 1
             if not left[used]:
@@ -61,8 +62,8 @@ class _Labels:
         self.moved: dict[Node, tuple[Any, int]] = {}
 
     def axis(self, node: Node) -> Axis | tuple[Axis, ...]:
-        op, last = node.meta["op"], len(node.meta["shape"])
-        inputs = [n for n in node.all_input_nodes if n.meta["kind"] is not Kind.SHAPE]
+        op, last = facts(node).op, len(facts(node).shape)
+        inputs = [n for n in node.all_input_nodes if facts(n).kind is not Kind.SHAPE]
         if node.op == "placeholder" or op in _FIRST or op.startswith("conv"):
             return 1 if last else None
         if op == "linear":
@@ -71,11 +72,11 @@ class _Labels:
             return None
         if op in _PRODUCTS:
             return _of_product(node, inputs)
-        axis, alike = inputs[0].meta["axis"], {(n.meta["axis"], len(n.meta["shape"])) for n in inputs}
+        axis, alike = facts(inputs[0]).axis, {(facts(n).axis, len(facts(n).shape)) for n in inputs}
         known = len(alike) == 1 and isinstance(axis, int)
         if op in _MOVING and not (op in _JOINING and known):
             return self.of_moved(node, inputs)
-        rank = len(inputs[0].meta["shape"])
+        rank = len(facts(inputs[0]).shape)
         if not known or rank < last:
             return None
         return axis if rank == last else _of_reduced(node, axis, rank)
@@ -98,10 +99,10 @@ class _Labels:
         if node in self.moved:
             numbers, more = self.moved[node]
             return pytree.tree_map(lambda x: torch.where(x > 0, x + count, x), numbers), count + more
-        parts, axis = node.meta["parts"], node.meta["axis"]
+        parts, axis = facts(node).parts, facts(node).axis
         if parts:  # of a node that calculates
             return tuple(torch.full((1, *shape), count + 1.0, device=self.device) for shape in parts), count + 1
-        shape = node.meta["shape"]
+        shape = facts(node).shape
         size = channels(shape, axis)
         numbers = torch.arange(count + 1, count + size + 1, dtype=torch.float32, device=self.device)
         shaped = numbers.reshape([-1 if d == axis else 1 for d in range(len(shape) + 1)])
@@ -110,20 +111,20 @@ class _Labels:
 
 def _of_product(node: Node, inputs: list[Node]) -> Axis:
     """Rows stay rows, columns columns; what is multiplied by a parameter on the right is a linear layer's output."""
-    last = len(node.meta["shape"])
+    last = len(facts(node).shape)
     left, right = (value if value in inputs else None for value in node.args[:2])
-    if any(len(n.meta["shape"]) != last for n in inputs):
+    if any(len(facts(n).shape) != last for n in inputs):
         return None
     if right is None:
         return last
-    if right.meta["axis"] != last - 1:  # columns, or a batch of matrices
-        return right.meta["axis"]
-    kept = last - 1 if left is None else left.meta["axis"]  # a parameter's rows are new channels
+    if facts(right).axis != last - 1:  # columns, or a batch of matrices
+        return facts(right).axis
+    kept = last - 1 if left is None else facts(left).axis  # a parameter's rows are new channels
     return None if kept == last else kept
 
 
 def _of_reduced(node: Node, axis: int, rank: int) -> Axis:
-    position = _REDUCED.get(node.meta["op"], 0)
+    position = _REDUCED.get(facts(node).op, 0)
     dims = node.args[position] if 0 < position < len(node.args) else node.kwargs.get("dim")
     dims = [dims] if isinstance(dims, int) else dims
     if not isinstance(dims, list | tuple) or not all(isinstance(d, int) for d in dims):

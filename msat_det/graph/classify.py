@@ -1,6 +1,6 @@
 """The verdict on every node of a traced graph, but for shapes (DESIGN §4)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch.utils._pytree as pytree
@@ -9,35 +9,39 @@ from torch.fx.node import Node
 
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
-from msat_det.graph.graph import Graph, is_mask, module_of, source_of, where
+from msat_det.graph.facts import Facts, Output, is_mask, state
+from msat_det.graph.graph import Graph, module_of, source_of, where
 from msat_det.graph.ops import Kind
 
+_KINDS = {"placeholder": Kind.INPUT, "get_attr": Kind.SHAPE, "output": Kind.OUTPUT}
 
-def classify(graph: Graph) -> None:
-    """Give every node its verdict, but for shapes. Raises InputError, naming the node, for an unknown operation."""
+
+def classify(graph: Graph, outputs: Mapping[Node, Output]) -> None:
+    """Give every node its facts, but for the axis of its channels.
+
+    outputs: what each node gives. Raises InputError, naming the node, for an unknown operation.
+    """
     data: set[Node] = set()  # nodes whose value depends on an input tensor
     masks: set[Node] = set()  # those of them that come to true or false, or to whole numbers: no sum of them is one
     for node in graph.nodes:
-        node.meta["source"] = source_of(node)
-        if node.op in ("placeholder", "get_attr", "output"):
-            node.meta["op"] = node.op
+        if node.op in _KINDS:
+            state(node, Facts(node.op, _KINDS[node.op], source_of(node), *outputs[node]))
             if node.op == "placeholder":
                 data.add(node)
-            kinds = {"placeholder": Kind.INPUT, "get_attr": Kind.SHAPE, "output": Kind.OUTPUT}
-            node.meta["kind"] = kinds[node.op]
             continue
         module = module_of(graph, node)
-        name = node.meta["op"] = ops.canonical(node, module)
+        name = ops.canonical(node, module)
         entering = [n for n in node.all_input_nodes if n in data]
-        node.meta["kind"] = kind = _verdict(graph, node, name, module, entering)
+        kind, activation = _verdict(graph, node, name, module, entering), None
         if kind is not Kind.SHAPE:
             data.add(node)
-            if is_mask(node):
+            if is_mask(outputs[node]):
                 masks.add(node)
             if not masks.isdisjoint([node, *entering]) or _condition(node, name) in data:
-                node.meta["kind"] = kind = Kind.DIFFERENTIAL
+                kind = Kind.DIFFERENTIAL
         if kind is Kind.SPIKING:
-            node.meta["activation"] = ops.activation_of(name, node, module, _on_first_input(graph, node))
+            activation = ops.activation_of(name, node, module, _on_first_input(graph, node))
+        state(node, Facts(name, kind, source_of(node), *outputs[node], activation=activation))
 
 
 def _verdict(graph: Graph, node: Node, name: str, module: nn.Module | None, entering: list[Node]) -> Kind:

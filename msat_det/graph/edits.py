@@ -1,12 +1,14 @@
 """Edits of the graph itself: call sites kept analog, and neurons on linear outputs (DESIGN §4)."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from torch.fx.node import Node
 
 from msat_det.base.errors import InputError
 from msat_det.base.names import hint
 from msat_det.graph import ops
+from msat_det.graph.facts import amend, facts, state
 from msat_det.graph.fanout import static_nodes
 from msat_det.graph.graph import Graph, closure
 from msat_det.graph.ops import Activation, Kind
@@ -18,8 +20,7 @@ def keep_analog(graph: Graph, name: str) -> None:
     if name not in sites:
         mend = hint(name, sites, "snn.coverage and coverage.json list them")
         raise InputError(f"option analog names {name!r}, which is no call site of the network: {mend}")
-    del sites[name].meta["activation"]
-    sites[name].meta["kind"] = Kind.DIFFERENTIAL
+    amend(sites[name], kind=Kind.DIFFERENTIAL, activation=None)
 
 
 def linear_carriers(graph: Graph) -> list[Node]:
@@ -29,12 +30,12 @@ def linear_carriers(graph: Graph) -> list[Node]:
 
 
 def _multiplies(node: Node) -> bool:
-    return node.meta["kind"] is Kind.LINEAR and node.meta["op"] in ops.MULTIPLYING
+    return facts(node).kind is Kind.LINEAR and facts(node).op in ops.MULTIPLYING
 
 
 def _feeds_another(node: Node) -> bool:
     def through(user: Node) -> Iterable[Node]:
-        return user.users if user.meta["kind"] is Kind.LINEAR and not _multiplies(user) else ()
+        return user.users if facts(user).kind is Kind.LINEAR and not _multiplies(user) else ()
 
     return any(map(_multiplies, closure(node.users, through)))
 
@@ -44,6 +45,6 @@ def add_identity(graph: Graph, node: Node) -> Node:
     with graph.module.graph.inserting_after(node):
         site = graph.module.graph.create_node("call_function", ops.identity, (node,), name=f"{node.name}_identity")
     activation = Activation("identity", ops.identity)
-    site.meta = node.meta | {"op": "identity", "kind": Kind.SPIKING, "activation": activation}
+    state(site, replace(facts(node), op="identity", kind=Kind.SPIKING, activation=activation))
     node.replace_all_uses_with(site, lambda user: user is not site)
     return site

@@ -14,6 +14,7 @@ from torch.fx.node import Node
 
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
+from msat_det.graph.facts import facts, is_site
 from msat_det.graph.graph import Graph, elements
 from msat_det.graph.ops import Kind
 
@@ -56,7 +57,7 @@ class FanOut:
         if found is not None and found.device == device:
             return found
         if (node, device) not in self._copies:
-            found = torch.zeros(node.meta["shape"]) if found is None else found
+            found = torch.zeros(facts(node).shape) if found is None else found
             self._copies[node, device] = found.to(device)
         return self._copies[node, device]
 
@@ -79,8 +80,8 @@ class FanOut:
 
 def is_event_source(node: Node) -> bool:
     """Whether the node emits spikes: a neuron, or the differences of a max pooling."""
-    kind = node.meta["kind"]
-    return kind is Kind.SPIKING or (kind is Kind.DIFFERENTIAL and node.meta["op"] in HOMOGENEOUS)
+    kind = facts(node).kind
+    return kind is Kind.SPIKING or (kind is Kind.DIFFERENTIAL and facts(node).op in HOMOGENEOUS)
 
 
 @torch.inference_mode(False)
@@ -94,16 +95,16 @@ def fan_out(graph: Graph, batch: Tensor | tuple | list | dict) -> FanOut:
 
 
 def _fan_out(graph: Graph, batch: Tensor | tuple | list | dict) -> FanOut:
-    shapes = {node: value for node, value in graph.walk(batch) if node.meta["kind"] is Kind.SHAPE}
+    shapes = {node: value for node, value in graph.walk(batch) if facts(node).kind is Kind.SHAPE}
     static = static_nodes(graph)
     analog = _analog_masks(graph, shapes, static)
     result = FanOut()
     for node in graph.nodes:
         if _is_evaluated(node, static):
             result.evaluations += elements(node)
-        if node.meta.get("op") not in ops.MULTIPLYING or node.meta["kind"] not in (Kind.LINEAR, Kind.DIFFERENTIAL):
+        if facts(node).op not in ops.MULTIPLYING or facts(node).kind not in (Kind.LINEAR, Kind.DIFFERENTIAL):
             continue
-        if node.meta["kind"] is Kind.DIFFERENTIAL:  # a product of two branches
+        if facts(node).kind is Kind.DIFFERENTIAL:  # a product of two branches
             result.macs[node] = _product_macs(graph, node, shapes)
             result.analog[node] = result.macs[node]
             continue
@@ -125,18 +126,18 @@ def as_spikes_lie(reach: Tensor) -> Tensor:
 
 def _is_evaluated(node: Node, static: set[Node]) -> bool:
     cheap = ops.MULTIPLYING | HOMOGENEOUS | ops.COMPARISONS | ops.CHOICES | (ops.POINTWISE - ops.CURVED)
-    return node.meta["kind"] is Kind.DIFFERENTIAL and node not in static and node.meta["op"] not in cheap
+    return facts(node).kind is Kind.DIFFERENTIAL and node not in static and facts(node).op not in cheap
 
 
 def _data_inputs(node: Node) -> list[Node]:
-    return [n for n in node.all_input_nodes if n.meta["kind"] is not Kind.SHAPE]
+    return [n for n in node.all_input_nodes if facts(n).kind is not Kind.SHAPE]
 
 
 def static_nodes(graph: Graph) -> set[Node]:
     """Nodes whose value does not change in time: nothing spiking comes before them."""
     static: set[Node] = set()
     for node in graph.nodes:
-        if node.meta["kind"] is not Kind.SPIKING and all(n in static for n in node.all_input_nodes):
+        if not is_site(node) and all(n in static for n in node.all_input_nodes):
             static.add(node)
     return static
 
@@ -164,12 +165,12 @@ def _analog_masks(graph: Graph, shapes: dict, static: set[Node]) -> dict[Node, T
     generator = torch.Generator().manual_seed(0)
     masks: dict[Node, Tensor] = {}
     for node in graph.nodes:
-        kind, shape = node.meta["kind"], node.meta.get("shape")
+        kind, shape = facts(node).kind, facts(node).shape
         if kind in (Kind.SHAPE, Kind.OUTPUT):
             continue
         if node in static or is_event_source(node):
             masks[node] = _filled(node, 0.0)
-        elif kind is Kind.DIFFERENTIAL or node.meta["op"] in ops.MULTIPLYING:
+        elif kind is Kind.DIFFERENTIAL or facts(node).op in ops.MULTIPLYING:
             masks[node] = _filled(node, 1.0)
         else:
             inputs = _data_inputs(node)
@@ -192,14 +193,14 @@ def _any(mask: Tensor | tuple) -> bool:
 
 
 def _filled(node: Node, value: float) -> Tensor | tuple:
-    if node.meta.get("parts"):
-        return tuple(torch.full((1, *shape), value) for shape in node.meta["parts"])
-    return torch.full((1, *node.meta["shape"]), value)
+    if facts(node).parts:
+        return tuple(torch.full((1, *shape), value) for shape in facts(node).parts)
+    return torch.full((1, *facts(node).shape), value)
 
 
 def _multiply_adds(graph: Graph, node: Node, source: Node, shapes: dict) -> Tensor:
     """(1, C, …) multiply-adds that each element of the node's input takes part in."""
-    shape, op = source.meta["shape"], node.meta["op"]
+    shape, op = facts(source).shape, facts(node).op
     if op == "linear":
         features = _parameter(graph, node, "weight", 1, shapes).shape[0]
         return torch.full((1, *shape), float(features))
@@ -212,7 +213,7 @@ def _multiply_adds(graph: Graph, node: Node, source: Node, shapes: dict) -> Tens
         return torch.full((1, *shape), float(rows))
     if op == "einsum":
         return _vjp(lambda x: _on_ones(graph, node, shapes, {source: x}), shape, None)
-    raise InputError(f"cannot count the multiply-adds of operation '{op}' at {node.meta['source']}")
+    raise InputError(f"cannot count the multiply-adds of operation '{op}' at {facts(node).source}")
 
 
 def _parameter(graph: Graph, node: Node, name: str, position: int, shapes: dict) -> Tensor:
@@ -225,7 +226,7 @@ def _parameter(graph: Graph, node: Node, name: str, position: int, shapes: dict)
 def _convolution(graph: Graph, node: Node, shape: tuple, shapes: dict) -> Tensor:
     """One channel stands for all: taps that a position takes part in, times the output channels of its group."""
     weight = _parameter(graph, node, "weight", 1, shapes)
-    transposed = "transpose" in node.meta["op"]
+    transposed = "transpose" in facts(node).op
     defaults = {"stride": 1, "padding": 0, "dilation": 1} | ({"output_padding": 0} if transposed else {})
     order = ["stride", "padding", "output_padding", "groups", "dilation"] if transposed else _CONVOLUTION
     values = {}
@@ -234,7 +235,7 @@ def _convolution(graph: Graph, node: Node, shape: tuple, shapes: dict) -> Tensor
         values[name] = default if value is None else value
     groups = _parameter(graph, node, "groups", 6, shapes) or 1
     module = graph.module.get_submodule(node.target) if node.op == "call_module" else None
-    call = getattr(F, "conv" + ("_transpose" if transposed else "") + node.meta["op"][-2:])
+    call = getattr(F, "conv" + ("_transpose" if transposed else "") + facts(node).op[-2:])
     x = torch.ones(1, 1, *shape[1:], requires_grad=True)
     padded = x
     if module is not None and getattr(module, "padding_mode", "zeros") != "zeros":
@@ -248,16 +249,16 @@ def _convolution(graph: Graph, node: Node, shape: tuple, shapes: dict) -> Tensor
 
 
 def _product_macs(graph: Graph, node: Node, shapes: dict) -> int:
-    if node.meta["op"] == "einsum":
+    if facts(node).op == "einsum":
         return int(_on_ones(graph, node, shapes, {}).double().sum())
-    inner = node.all_input_nodes[0].meta["shape"][-1]
+    inner = facts(node.all_input_nodes[0]).shape[-1]
     return elements(node) * inner
 
 
 def _on_ones(graph: Graph, node: Node, shapes: dict, values: dict[Node, Tensor]) -> Tensor:
     """A product of tensors with 1 in place of all values but ``values``: each output counts its multiply-adds."""
     ones = {n: torch.ones(v.shape) for n, v in shapes.items() if isinstance(v, Tensor)}
-    ones |= {n: torch.ones(1, *n.meta["shape"]) for n in _data_inputs(node)}
+    ones |= {n: torch.ones(1, *facts(n).shape) for n in _data_inputs(node)}
     return _evaluate(graph, node, shapes | ones | values)
 
 
@@ -268,9 +269,9 @@ def _push(graph: Graph, node: Node, reach: Tensor, shapes: dict, static: set[Nod
     elif is_event_source(node):
         known = result.spikes.get(node)
         result.spikes[node] = reach[0].clone() if known is None else known + reach[0]
-    elif node.meta["kind"] is Kind.LINEAR and node.meta["op"] not in ops.MULTIPLYING:
+    elif facts(node).kind is Kind.LINEAR and facts(node).op not in ops.MULTIPLYING:
         for source in _data_inputs(node):
-            if source.meta.get("parts"):  # an element of a tuple: chunk, split, unbind
+            if facts(source).parts:  # an element of a tuple: chunk, split, unbind
                 origin = _data_inputs(source)[0]
                 pulled = _pull_part(graph, node, source, origin, reach, shapes)
                 _push(graph, origin, pulled, shapes, static, result)
@@ -280,14 +281,14 @@ def _push(graph: Graph, node: Node, reach: Tensor, shapes: dict, static: set[Nod
 
 def _pull(graph: Graph, node: Node, source: Node, reach: Tensor, shapes: dict) -> Tensor:
     """What each element of ``source`` reaches through one linear node: the sum of ``reach`` over what it touches."""
-    op, shape = node.meta["op"], source.meta["shape"]
+    op, shape = facts(node).op, facts(source).shape
     if op in _ELEMENTWISE:
         return reach.sum_to_size(1, *shape) if reach.shape[1:] != shape else reach
     if op in _REDUCING:
         return _vjp(lambda x: _evaluate(graph, node, shapes | {source: x}), shape, reach, unit=True)
     if op in _SPATIAL:
         return _pull_spatial(graph, node, source, reach, shapes)
-    values = {n: torch.zeros(1, *n.meta["shape"]) for n in _data_inputs(node) if n is not source}
+    values = {n: torch.zeros(1, *facts(n).shape) for n in _data_inputs(node) if n is not source}
     return _vjp(lambda x: _evaluate(graph, node, shapes | values | {source: x}), shape, reach)
 
 
@@ -295,7 +296,7 @@ def _pull_part(graph: Graph, node: Node, split: Node, origin: Node, reach: Tenso
     def both(x: Tensor) -> Tensor:
         return _evaluate(graph, node, shapes | {split: _evaluate(graph, split, shapes | {origin: x})})
 
-    return _vjp(both, origin.meta["shape"], reach)
+    return _vjp(both, facts(origin).shape, reach)
 
 
 def _vjp(fn, shape: tuple, reach: Tensor | None, unit: bool = False) -> Tensor:
@@ -317,7 +318,7 @@ def _vjp(fn, shape: tuple, reach: Tensor | None, unit: bool = False) -> Tensor:
 
 def _pull_spatial(graph: Graph, node: Node, source: Node, reach: Tensor, shapes: dict) -> Tensor:
     """Pooling and interpolation are separable: which outputs each row and each column touches decides."""
-    shape = source.meta["shape"]
+    shape = facts(source).shape
     pulled = reach
     for axis in range(1, len(shape)):
         length = shape[axis]

@@ -1,9 +1,6 @@
 """Trace the dense part of a network into a graph whose every node has a verdict (DESIGN §4).
 
-``trace`` gives a functional ``torch.fx`` graph with batch norm folded. Every node carries in ``node.meta``: ``kind``
-(``ops.Kind``), ``op`` (canonical name), ``source`` (file:line), ``shape`` (of one image's output, without the batch
-dimension; None for a value that no image enters; ``parts`` the shapes of a tuple's elements), ``dtype``, ``axis``
-(``channels.Axis``, the dimension of its channels); and spiking nodes ``activation`` (``ops.Activation``).
+``trace`` gives a functional ``torch.fx`` graph with batch norm folded; what is known of a node says ``facts``.
 """
 
 import copy
@@ -22,6 +19,7 @@ from torch.fx.node import Node
 
 from msat_det.base.errors import InputError
 from msat_det.graph.channels import channels
+from msat_det.graph.facts import Output, amend, facts, is_judged, is_mask, is_site, output_of
 from msat_det.graph.inputs import AS_IT_TAKES, MISFIT, Batch, as_input, kind, name_of, reason
 from msat_det.graph.ops import Kind
 
@@ -47,7 +45,7 @@ class Graph:
     @property
     def sites(self) -> list[Node]:
         """The call sites of pointwise activations, in execution order: each becomes a population of neurons."""
-        return [node for node in self.nodes if node.meta["kind"] is Kind.SPIKING]
+        return [node for node in self.nodes if is_site(node)]
 
     def copy(self) -> "Graph":
         """A graph of its own on the same weights; its nodes keep names and verdicts."""
@@ -56,20 +54,22 @@ class Graph:
     @property
     def sizes(self) -> dict[str, tuple[int, ...]]:
         """The shape of one image at each input, as the graph was measured with."""
-        return {node.target: node.meta["shape"] for node in self.nodes if node.op == "placeholder"}
+        return {node.target: facts(node).shape for node in self.nodes if node.op == "placeholder"}
 
     def at_size(self, batch: Batch) -> "Graph":
         """A copy that is measured with images of another size. Raises InputError where they don't go through it."""
         graph = self.copy()
         try:
-            measure(graph, batch)
+            outputs = measure(graph, batch)
         except InputError as error:
             sizes = ", ".join(map(str, self.sizes.values()))
             raise InputError(
                 f"the calibration's images are {sizes}, and of another size they do not go through: {error}"
             ) from error
+        for node, output in outputs.items():
+            amend(node, **output._asdict())
         for node, known in zip(graph.sites, self.sites, strict=True):
-            if channels(node.meta["shape"], node.meta["axis"]) != channels(known.meta["shape"], known.meta["axis"]):
+            if channels(facts(node).shape, facts(node).axis) != channels(facts(known).shape, facts(known).axis):
                 raise InputError(
                     f"{where(node)} has a channel for each position: give images of the calibration's size"
                 )
@@ -114,7 +114,7 @@ class Graph:
             values = dict(zip(self.inputs, values, strict=True))
         ready = {name: as_input(f"input '{name}'", value, self.device) for name, value in values.items()}
         for node in self.nodes:
-            if node.op == "placeholder" and "dtype" in node.meta:
+            if node.op == "placeholder" and is_judged(node):
                 _check_kind(node, ready[node.target])
         if len({len(value) for value in ready.values()}) > 1:
             raise InputError(f"the inputs hold {[len(v) for v in ready.values()]} images: give as many for each")
@@ -186,7 +186,7 @@ class Graph:
 
 
 def _check_kind(placeholder: Node, value: Tensor) -> None:
-    shape, dtype = placeholder.meta["shape"], placeholder.meta["dtype"]
+    shape, dtype = facts(placeholder).shape, facts(placeholder).dtype
     if value.dim() - 1 != len(shape) or value.dtype != dtype:
         raise InputError(
             f"input '{placeholder.target}' is {kind(value)}, where the first images were {shape} of {name_of(dtype)}: "
@@ -212,12 +212,12 @@ def closure(start: Iterable[Node], onward: Callable[[Node], Iterable[Node]]) -> 
 
 def before_output(graph: Graph) -> set[Node]:
     """The output, the last call sites before it, and all that lies between them: no other neuron's spikes do."""
-    return closure([graph.nodes[-1]], lambda n: () if n.meta["kind"] is Kind.SPIKING else n.all_input_nodes)
+    return closure([graph.nodes[-1]], lambda n: () if is_site(n) else n.all_input_nodes)
 
 
 def elements(node: Node) -> int:
     """The number of elements of a node's output for one image: of a call site, its neurons."""
-    return torch.Size(node.meta["shape"]).numel()
+    return torch.Size(facts(node).shape).numel()
 
 
 def last_uses(nodes: list[Node]) -> dict[Node, list[Node]]:
@@ -232,41 +232,33 @@ def last_uses(nodes: list[Node]) -> dict[Node, list[Node]]:
 
 def where(node: Node) -> str:
     """``node 'name' (file:line: code)`` for messages."""
-    return f"node '{node.name}' ({node.meta.get('source') or source_of(node)})"
+    return f"node '{node.name}' ({facts(node).source if is_judged(node) else source_of(node)})"
 
 
 def module_of(graph: Graph, node: Node) -> nn.Module | None:
     return graph.module.get_submodule(node.target) if node.op == "call_module" else None
 
 
-def is_mask(node: Node) -> bool:
-    """Whether it gives no real numbers: in a simulation that is a value by itself, never a part of a sum."""
-    return not node.meta.get("dtype", torch.float32).is_floating_point
-
-
 def mean_inputs(node: Node, moving: set[Node]) -> list[Node]:
     """The inputs on whose running means a differential node acts: those that change in time, masks apart."""
-    return [n for n in node.all_input_nodes if n in moving and n.meta["kind"] is not Kind.SHAPE and not is_mask(n)]
+    known = ((n, facts(n)) for n in node.all_input_nodes if n in moving)
+    return [n for n, it in known if it.kind is not Kind.SHAPE and not is_mask(it)]
 
 
-def measure(graph: Graph, batch: Batch) -> None:
-    """Note what every node gives for one image of this batch: shape, parts and dtype. Raises InputError."""
-    moving: set[Node] = set()
+def measure(graph: Graph, batch: Batch) -> dict[Node, Output]:
+    """What every node gives for one image of this batch. Raises InputError."""
+    outputs: dict[Node, Output] = {}
     with torch.inference_mode():
         for node, value in graph.walk(batch):
-            node.meta["shape"] = node.meta["parts"] = None
-            if node.op == "placeholder" or (node.op != "output" and not moving.isdisjoint(node.all_input_nodes)):
-                moving |= note(node, value)
+            outputs[node] = output_of(value) if is_entered(node, outputs) else Output()
+    return outputs
 
 
-def note(node: Node, value: Any) -> set[Node]:
-    """Note the shapes and the dtype that a node gives; an empty set if it gives nothing that an image enters."""
-    tensors = [part for part in pytree.tree_leaves(value) if isinstance(part, Tensor)]
-    for part in tensors:
-        node.meta["shape"], node.meta["dtype"] = tuple(part.shape[1:]), part.dtype
-    if tensors and not isinstance(value, Tensor):
-        node.meta["parts"] = tuple(tuple(part.shape[1:]) for part in tensors)
-    return {node} if tensors else set()
+def is_entered(node: Node, outputs: Mapping[Node, Output]) -> bool:
+    """Whether an image enters a node's value, by what the nodes before it give."""
+    if node.op == "output":
+        return False
+    return node.op == "placeholder" or any(outputs[n].shape is not None for n in node.all_input_nodes)
 
 
 def source_of(node: Node) -> str:

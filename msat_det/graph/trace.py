@@ -14,6 +14,7 @@ from msat_det.base.errors import InputError
 from msat_det.graph import ops
 from msat_det.graph.axes import label_channels
 from msat_det.graph.classify import classify
+from msat_det.graph.facts import facts
 from msat_det.graph.functional import drop_defaults, drop_neutral, fold_batch_norm, free_views, functionalise
 from msat_det.graph.graph import TORCH, Graph, device_of, measure, where
 from msat_det.graph.inputs import AS_IT_TAKES, MISFIT, Batch, as_input, name_of, reason
@@ -46,8 +47,7 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
-    measure(graph, values)
-    classify(graph)
+    classify(graph, measure(graph, values))
     with torch.inference_mode():
         _check_batch(graph, values)
         _check_outputs(graph, values, expected)
@@ -119,7 +119,7 @@ def _check_batch(graph: Graph, batch: Any) -> None:
     more = pytree.tree_map(lambda x: torch.cat((x, (x / 2).to(x.dtype))), batch)
     size = pytree.tree_leaves(batch)[0].shape[0]
     for (node, once), (_, both) in zip(graph.walk(batch), graph.walk(more), strict=True):
-        if node.meta["kind"] in (Kind.SHAPE, Kind.OUTPUT):
+        if facts(node).kind in (Kind.SHAPE, Kind.OUTPUT):
             continue
         for a, b in zip(pytree.tree_leaves(once), pytree.tree_leaves(both), strict=True):
             if not isinstance(a, Tensor):
@@ -131,13 +131,13 @@ def _check_batch(graph: Graph, batch: Any) -> None:
             alike = a.dim() > 0 and a.shape[0] == size and b.shape[0] == 2 * size
             if not alike or _difference(a, b[:size]) > _TOLERANCE:
                 raise InputError(f"{where(node)} mixes the images of a batch: keep dimension 0 for images alone")
-        if not isinstance(once, Tensor) and node.meta["kind"] is Kind.DIFFERENTIAL:
+        if not isinstance(once, Tensor) and facts(node).kind is Kind.DIFFERENTIAL:
             raise InputError(f"{where(node)} gives several tensors: take a form that gives one (amax, say, for max)")
 
 
 def _is_broken(node: Node, value: Tensor) -> bool:
     """NaN anywhere, or infinity where only weights can have made it; a mask may well hold -inf."""
-    return bool(value.isnan().any() or (node.meta["op"] in ops.MULTIPLYING and value.isinf().any()))
+    return bool(value.isnan().any() or (facts(node).op in ops.MULTIPLYING and value.isinf().any()))
 
 
 def _check_outputs(graph: Graph, batch: Any, expected: Any) -> None:

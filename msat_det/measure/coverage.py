@@ -11,7 +11,7 @@ def coverage(observation: Observation, networks: dict[str, SpikingNetwork]) -> l
     A network whose options changed its graph (``analog``, ``spiking_linear``) has rows of its own behind these, marked
     with its label as ``method``.
     """
-    table = node_table(observation.graph, observation.fanout, {})
+    table = node_table(observation.graph, observation.fanout, {}, observation.maxima)
     shared = table[:]
     for row in shared:
         if "activation" in row:

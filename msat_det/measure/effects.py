@@ -13,6 +13,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx.node import Node
 
+from msat_det.graph.facts import facts
 from msat_det.graph.graph import Batch, Graph, before_output
 from msat_det.spiking.network import SpikingNetwork
 
@@ -39,7 +40,7 @@ def silent_outputs(graph: Graph, batch: Batch) -> Any:
     inputs = graph.bind(batch)
     first = next(iter(inputs.values()))
     size, device = len(first), first.device
-    values: dict[Node, Any] = {node: torch.zeros(size, *node.meta["shape"], device=device) for node in graph.sites}
+    values: dict[Node, Any] = {node: torch.zeros(size, *facts(node).shape, device=device) for node in graph.sites}
     values |= {node: inputs[node.target] for node in graph.nodes if node.op == "placeholder"}
     needed = before_output(graph)
     for node in graph.nodes:

@@ -9,6 +9,7 @@ import torch.utils._pytree as pytree
 from torch.fx.node import Node
 
 from msat_det.graph.channels import mean_by_channel
+from msat_det.graph.facts import is_site
 from msat_det.graph.graph import Batch
 from msat_det.methods.fitted import at
 from msat_det.methods.layerwise import Calibration, mmse
@@ -52,7 +53,7 @@ def adafire(options: AdaFire, observation: Observation, T: int) -> Neurons:
     least squared error of the clipped, floored rate, and a bias takes the mean error off, as ``calibration`` has it.
     What is lessened is the squared error of the outputs, of classifiers too.
     """
-    goals = {n.name: v for n, v in observation.graph.walk(observation.first(options.images)) if "activation" in n.meta}
+    goals = {n.name: v for n, v in observation.graph.walk(observation.first(options.images)) if is_site(n)}
     plain = {}
     for node in observation.graph.sites:
         plain[node.name] = neuron(options, node, mmse(options, observation, node, goals[node.name], T), gamma=1)

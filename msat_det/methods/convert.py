@@ -27,7 +27,8 @@ def spiking_network(
     parsed = parse_options(name, options)
     observation = variant(observation, parsed.analog, parsed.spiking_linear, parsed.weights == "int8")
     neurons = find_method(name).make(parsed, observation, T)
-    snn = SpikingNetwork(observation.graph, neurons, observation.fanout, seed, chunk, detector=observation.detector)
+    given = {"detector": observation.detector, "maxima": observation.maxima}
+    snn = SpikingNetwork(observation.graph, neurons, observation.fanout, seed, chunk, **given)
     if parsed.confidence != "none":
         _set_confidence(snn, parsed.confidence, observation)
     return snn if snn.device.type == "cpu" else snn.to(snn.device)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from msat_det.graph.facts import facts
 from msat_det.methods.observe import Observation
 from msat_det.methods.options import Options, require
 from msat_det.methods.registry import Neurons, method, neuron, neurons, threshold
@@ -48,7 +49,7 @@ def int8(options: Int8, observation: Observation, T: int) -> Neurons:
     """
     found = {}
     for node in observation.graph.sites:
-        steps = 255 if node.meta["activation"].rectified else 127
+        steps = 255 if facts(node).activation.rectified else 127
         theta = threshold(options, observation, node, share=1.0) / steps
         found[node.name] = replace(neuron(options, node, theta), gamma=steps, dense=True, zone=ONCE)
     return found

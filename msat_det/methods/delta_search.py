@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from msat_det.graph.channels import Axis, mean_by_channel, rows_by_channel
+from msat_det.graph.facts import facts, is_site
 from msat_det.graph.graph import last_uses
 from msat_det.methods.observe import Observation
 from msat_det.methods.search import next_price
@@ -93,10 +94,10 @@ class _Network:
         with torch.inference_mode():
             for node, value in self.graph.walk(self.batch):
                 for user in node.users:
-                    if "activation" in user.meta and user.all_input_nodes[0] is node:
-                        self.means[user.name] = mean_by_channel(value, user.meta["axis"])
-                if "activation" in node.meta:
-                    self.activations[node.name] = sampled(value, node.meta["axis"])
+                    if is_site(user) and user.all_input_nodes[0] is node:
+                        self.means[user.name] = mean_by_channel(value, facts(user).axis)
+                if is_site(node):
+                    self.activations[node.name] = sampled(value, facts(node).axis)
 
     def fit(self, price: float) -> Fitted:
         """One pass at a fixed price: a float forward in which every activation is quantised."""
@@ -106,7 +107,7 @@ class _Network:
             for node in self.graph.nodes[:-1]:
                 if node.op == "placeholder":
                     values[node] = inputs[node.target]
-                elif "activation" in node.meta:
+                elif is_site(node):
                     values[node] = self._fit_site(node, values[node.all_input_nodes[0]], result)
                 else:
                     values[node] = self.graph.evaluate(node, values)
@@ -116,10 +117,10 @@ class _Network:
 
     def _fit_site(self, node: Node, X: Tensor, result: Fitted) -> Tensor:
         """Fit one call site on its input sums, and return what it sends in the first timestep."""
-        axis = node.meta["axis"]
+        axis = facts(node).axis
         bias = self.means[node.name] - mean_by_channel(X, axis) if self.wanted.correct else None
         plain = replace(self.make(node), bias=bias)
-        reach = self.fanout.spikes.get(node, torch.zeros(node.meta["shape"])).float()
+        reach = self.fanout.spikes.get(node, torch.zeros(facts(node).shape)).float()
         price = result.price * rows_by_channel(reach.unsqueeze(0), axis).mean(1) / self.fanout.total
         own, activation = sampled(target(plain, X), axis), self.activations[node.name]
         neuron = result.neurons[node.name] = cheapest(plain, own, activation, self.weights[node.name], price)

@@ -9,6 +9,7 @@ from torch.fx.node import Node
 
 from msat_det.base.checks import check_number
 from msat_det.graph.channels import rows_by_channel
+from msat_det.graph.facts import facts
 from msat_det.graph.graph import elements
 from msat_det.methods.delta_search import Wanted, fit_delta
 from msat_det.methods.layerwise import LayerByLayer
@@ -107,8 +108,8 @@ def _fit(
         if options.budget_of == "spikes":
             return torch.tensor(1.0 / neurons)
         reach = observation.fanout.reach(node, observation.graph.device or torch.device("cpu"))
-        each = rows_by_channel(reach.float().unsqueeze(0), node.meta["axis"]).mean(1)
-        return (each if node.meta["axis"] else each[0]) / observation.fanout.total
+        each = rows_by_channel(reach.float().unsqueeze(0), facts(node).axis).mean(1)
+        return (each if facts(node).axis else each[0]) / observation.fanout.total
 
     def make(node: Node, unit: Tensor) -> Neuron:
         return neuron(options, node, threshold(options, observation, node).expand_as(unit))

@@ -9,6 +9,7 @@ from torch.fx.node import Node
 
 from msat_det.base.checks import check_number
 from msat_det.graph.channels import mean_by_channel, rows_by_channel
+from msat_det.graph.facts import facts, is_site
 from msat_det.methods.observe import Observation
 from msat_det.methods.options import Options, require
 from msat_det.methods.registry import RATE, Neurons, method, neuron, threshold
@@ -68,7 +69,7 @@ def rmp(options: Rmp, observation: Observation, T: int) -> Neurons:
 def _by_input_sums(options: SpikeNorm, observation: Observation, reset: str) -> Neurons:
     def decide(node: Node, currents: Tensor) -> Neuron:
         theta = options.factor * currents.amax().clamp(min=0.0)
-        if not node.meta["activation"].rectified or theta == 0:  # nothing came in
+        if not facts(node).activation.rectified or theta == 0:  # nothing came in
             theta = threshold(options, observation, node)
         return neuron(options, node, theta, reset=reset)
 
@@ -97,7 +98,7 @@ def calibration(options: Calibration, observation: Observation, T: int) -> Neuro
     (MMSE threshold), 16 (bias: the mean error of each channel) and 18 (initial potential: T times that error; per
     channel here, the paper's is per neuron).
     """
-    goals = {n.name: v for n, v in observation.graph.walk(observation.first(options.images)) if "activation" in n.meta}
+    goals = {n.name: v for n, v in observation.graph.walk(observation.first(options.images)) if is_site(n)}
 
     def decide(node: Node, currents: Tensor) -> Neuron:
         goal = goals.pop(node.name)[: currents.shape[1]]  # a layer too large for memory is run on fewer images
@@ -107,7 +108,7 @@ def calibration(options: Calibration, observation: Observation, T: int) -> Neuro
         if options.correct == "bias-t":
             return replace(made, bias=bias_over_time(made, currents, goal, T))
         mean = run_alone(made, currents, T) / T
-        error = mean_by_channel(goal - mean, node.meta["axis"])
+        error = mean_by_channel(goal - mean, facts(node).axis)
         if options.correct == "bias":
             return replace(made, bias=error)
         return replace(made, initial=made.initial + T * error / made.theta.clamp(min=1e-12))
@@ -136,7 +137,7 @@ def ftbc(options: Ftbc, observation: Observation, T: int) -> Neurons:
     "FTBC: forward temporal bias correction for optimizing ANN-SNN conversion", ECCV 2024: ten times b(t) += ½ · (mean
     activation − mean output at t). Thresholds as the options say; ``calibration`` takes it as ``correct: bias-t``.
     """
-    goals = {n.name: v for n, v in observation.graph.walk(observation.first(options.images)) if "activation" in n.meta}
+    goals = {n.name: v for n, v in observation.graph.walk(observation.first(options.images)) if is_site(n)}
 
     def decide(node: Node, currents: Tensor) -> Neuron:
         goal = goals.pop(node.name)[: currents.shape[1]]
@@ -160,7 +161,7 @@ def bias_over_time(made: Neuron, currents: Tensor, goal: Tensor, T: int, passes:
 def mmse(options: Calibration, observation: Observation, node: Node, goal: Tensor, T: int) -> Tensor:
     """The threshold, of ``grid`` equal steps up to the statistic that the options name, with the least error."""
     top = threshold(options, observation, node)
-    rows = rows_by_channel(goal.abs(), node.meta["axis"])
+    rows = rows_by_channel(goal.abs(), facts(node).axis)
     rows = rows if top.dim() else rows.reshape(1, -1)
     best, least = rows.new_zeros(len(rows)), rows.new_full((len(rows),), float("inf"))
     half = 0.5 if options.initial == "half" else 0.0

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from msat_det.base.checks import check_percentile
 from msat_det.base.errors import InputError
 from msat_det.graph.channels import Axis, channels
+from msat_det.graph.facts import facts
 from msat_det.graph.fanout import FanOut, fan_out
 from msat_det.graph.graph import Batch, Graph, where
 from msat_det.graph.trace import trace
@@ -113,10 +114,10 @@ class Observation:
     detector: Detector | None = None
     variants: dict[tuple, "Observation"] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        for node in self.graph.sites:
-            if node.name in self.sites:
-                node.meta["maximum"] = self.sites[node.name].maximum  # itself, as ranks add to it in place
+    @property
+    def maxima(self) -> dict[str, Tensor]:
+        """The largest |f(x)| of each channel of every call site of the graph, (C,)."""
+        return {node.name: self.sites[node.name].maximum for node in self.graph.sites if node.name in self.sites}
 
     @cached_property
     def drives(self) -> dict[str, float]:
@@ -172,9 +173,9 @@ def observe_sites(
 
 
 def _empty(node: Node) -> Site:
-    if not node.meta["shape"]:
+    if not facts(node).shape:
         raise InputError(f"{where(node)} has no channel dimension: its output must be (batch, channels, …)")
-    return Site.empty(channels(node.meta["shape"], node.meta["axis"]), node.meta["axis"])
+    return Site.empty(channels(facts(node).shape, facts(node).axis), facts(node).axis)
 
 
 def _observe_batch(graph: Graph, batch: Batch, sites: dict[str, Site]) -> None:

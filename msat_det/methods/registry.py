@@ -11,6 +11,7 @@ from torch.fx.node import Node
 
 from msat_det.base.errors import InputError
 from msat_det.base.names import Names
+from msat_det.graph.facts import facts
 from msat_det.methods.observe import Observation
 from msat_det.methods.options import Options, parse
 from msat_det.methods.unseen import SHARE, with_unseen
@@ -118,9 +119,9 @@ def neuron(options: Options, node: Node, theta: Tensor, **changes: Any) -> Neuro
         "rounding": options.rounding or ("track" if options.varying else "fixed"),
         "stages": options.stages,
         "drop": options.drop,
-        "axis": node.meta["axis"],
+        "axis": facts(node).axis,
     }
-    return Neuron(theta, node.meta["activation"], **(common | changes))
+    return Neuron(theta, facts(node).activation, **(common | changes))
 
 
 def neurons(options: Options, observation: Observation, **changes: Any) -> Neurons:

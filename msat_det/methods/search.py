@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from msat_det.graph.channels import channels, mean_by_channel
+from msat_det.graph.facts import facts, is_site
 from msat_det.graph.graph import elements
 from msat_det.methods.observe import Observation
 from msat_det.methods.sensitivity import sensitivity
@@ -173,8 +174,8 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.T = max(self.goal.times)
-        self.axis = self.node.meta["axis"]
-        self.positions = elements(self.node) // channels(self.node.meta["shape"], self.axis)
+        self.axis = facts(self.node).axis
+        self.positions = elements(self.node) // channels(facts(self.node).shape, self.axis)
         self.shortened: dict[int, Tensor] = {0: self.currents}
 
     def simulate(self, neuron: Neuron) -> tuple[Scan, list[Tensor]]:
@@ -302,4 +303,4 @@ def _adaptive(neuron: Neuron, m: Msat) -> Neuron:
 
 
 def _is_site(node: Node) -> bool:
-    return "activation" in node.meta
+    return is_site(node)

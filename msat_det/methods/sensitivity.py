@@ -5,6 +5,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from msat_det.graph.channels import mean_by_channel
+from msat_det.graph.facts import facts, is_site
 from msat_det.graph.graph import Batch, Graph
 
 
@@ -17,7 +18,7 @@ def sensitivity(graph: Graph, batch: Batch, seed: int = 0, draws: int = 2) -> di
     Hutchinson's method: E[(Jᵀr)²] over ``draws`` random signs r per image of ``batch``.
     """
     generator = torch.Generator().manual_seed(seed)
-    axes = {node.name: node.meta["axis"] for node in graph.sites}
+    axes = {node.name: facts(node).axis for node in graph.sites}
     images = pytree.tree_leaves(batch)[0].shape[0]
     found: dict[str, Tensor] = {}
     with torch.enable_grad():
@@ -41,7 +42,7 @@ def _run(graph: Graph, batch: Batch) -> tuple[dict[str, Tensor], list[Tensor]]:
         value.requires_grad_(value.is_floating_point())
     sites: dict[str, Tensor] = {}
     for node, value in graph.walk(batch):
-        if "activation" in node.meta:
+        if is_site(node):
             sites[node.name] = value
     return sites, [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor) and leaf.requires_grad]
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from msat_det.graph.channels import channels
+from msat_det.graph.facts import facts
 from msat_det.graph.graph import Graph
 from msat_det.methods.observe import Observation
 from msat_det.spiking.neurons import OVERFLOW
@@ -21,13 +23,14 @@ _NAMED = 3  # call sites in the note
 def dead_channels(graph: Graph, node: Node) -> Tensor:
     """Which channels of a call site are 0 whatever the image, (C,) bool: their row of weights is 0, and f(bias)."""
     source = node.all_input_nodes[0]
-    none = torch.zeros_like(node.meta["maximum"], dtype=torch.bool)
-    if source.op != "call_module" or source.meta["op"] not in ("linear", "conv1d", "conv2d", "conv3d"):
+    axis, rank = facts(node).axis, len(facts(node).shape) + 1
+    none = torch.zeros(channels(facts(node).shape, axis), dtype=torch.bool)
+    if source.op != "call_module" or facts(source).op not in ("linear", "conv1d", "conv2d", "conv3d"):
         return none
     layer = graph.module.get_submodule(source.target)
     bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
-    shape = [-1 if d == node.meta["axis"] else 1 for d in range(len(node.meta["shape"]) + 1)]
-    activation = node.meta["activation"].fn(bias.reshape(shape))
+    shape = [-1 if d == axis else 1 for d in range(rank)]
+    activation = facts(node).activation.fn(bias.reshape(shape))
     if activation.numel() != none.numel():  # bounds that differ by position
         return none
     return ((layer.weight.flatten(1) == 0).all(1) & (activation.flatten() == 0)).cpu()

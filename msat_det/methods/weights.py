@@ -7,6 +7,7 @@ from torch import Tensor, fx
 from torch.fx.node import Node
 
 from msat_det.graph import ops
+from msat_det.graph.facts import facts
 from msat_det.graph.graph import Graph
 
 LARGEST = 127
@@ -17,10 +18,10 @@ def with_int8_weights(graph: Graph) -> Graph:
     module = copy.deepcopy(graph.module)
     found = Graph(fx.GraphModule(module, copy.deepcopy(graph.module.graph)), graph.inputs, graph.structure)
     for node in found.nodes:
-        if node.meta.get("op") in ops.MULTIPLYING:
+        if facts(node).op in ops.MULTIPLYING:
             for owner, name in _weights(found, node):
                 value = getattr(owner, name)
-                axis = 1 if "transpose" in node.meta["op"] else 0
+                axis = 1 if "transpose" in facts(node).op else 0
                 rounded = rounded_weights(value.detach(), axis)
                 setattr(owner, name, torch.nn.Parameter(rounded, False) if name in owner._parameters else rounded)
     return found

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import Node
 
 from msat_det.graph import ops
+from msat_det.graph.facts import facts, is_site
 from msat_det.graph.fanout import is_event_source
 from msat_det.graph.graph import Batch
 from msat_det.graph.ops import Kind
@@ -50,7 +51,7 @@ class DeltaRun:
 
     def _updated(self, node: Node) -> nn.Conv2d | None:
         """The convolution that a node is, where its value can be updated by the events of a call site."""
-        if node.op != "call_module" or node.meta["op"] != "conv2d" or node.args[0].meta["kind"] is not Kind.SPIKING:
+        if node.op != "call_module" or facts(node).op != "conv2d" or facts(node.args[0]).kind is not Kind.SPIKING:
             return None
         conv = self.graph.module.get_submodule(node.target)
         return conv if isinstance(conv, nn.Conv2d) and events.crossover(conv) > 0 and conv.groups == 1 else None
@@ -65,7 +66,7 @@ class DeltaRun:
         keeps = t + 1 < self.T  # whether another timestep follows, for which values must stay
         for node in self.plan.body:
             moved = t == 0 or not changed.isdisjoint(node.all_input_nodes)
-            if node.meta["kind"] is Kind.SPIKING:
+            if is_site(node):
                 observed = self.tap is not None or self.watch is not None
                 if moved or observed or not self.scans[node].rests(t):
                     self._spike(node, t, keeps)
@@ -89,7 +90,7 @@ class DeltaRun:
         if self.watch is not None:
             self.watch(node.name, scan, sums.unsqueeze(0))
         asked = self.tap is not None or (t > 0 and node in self.asked)
-        own = not keeps and source in self.plan.moving and len(source.users) == 1 and source.meta["op"] in ops.FRESH
+        own = not keeps and source in self.plan.moving and len(source.users) == 1 and facts(source).op in ops.FRESH
         y = scan.step(sums, t, asked, own)
         refuse_nan(node, scan.counts, t + 1)
         self.values[node] = scan.output
@@ -108,7 +109,7 @@ class DeltaRun:
                 return
         before = self.values.get(node)
         value = self.values[node] = self.graph.evaluate(node, self.values)
-        if node.meta["kind"] is Kind.DIFFERENTIAL and is_event_source(node) and node in self.fanout.spikes:
+        if facts(node).kind is Kind.DIFFERENTIAL and is_event_source(node) and node in self.fanout.spikes:
             change = value if before is None else value - before
             self.pools[node] = self.pools.get(node, 0) + count_events(change, self.fanout.reach(node, self.device))
 

@@ -14,8 +14,9 @@ from torch.fx.node import Node
 
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
+from msat_det.graph.facts import facts, is_mask, is_site
 from msat_det.graph.fanout import HOMOGENEOUS
-from msat_det.graph.graph import Graph, elements, is_mask, mean_inputs, module_of, where
+from msat_det.graph.graph import Graph, elements, mean_inputs, module_of, where
 from msat_det.graph.inputs import Batch
 from msat_det.graph.ops import Kind
 from msat_det.spiking.kernels import Scan, count_events, events, fused_pool, keep_freed_memory, pool_in_triton
@@ -63,8 +64,8 @@ class Run:
         self.static = self.graph.settled(self.plan.static, batch)
         self.chunk = setup.chunk or self._choose_chunk()
         for node in self.plan.body:  # states made between activations would leave holes in memory
-            if node.meta["kind"] is Kind.SPIKING and node.name in self.neurons:
-                shape = (self.size, *node.meta["shape"])
+            if is_site(node) and node.name in self.neurons:
+                shape = (self.size, *facts(node).shape)
                 layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
                 self.scans[node] = self._population(node, torch.empty(shape, device=self.device, memory_format=layout))
 
@@ -87,7 +88,7 @@ class Run:
 
     def _linear(self, node: Node, env: "ChunkValues") -> Any:
         """A linear node on a chunk of spikes: a convolution by its events where they are few."""
-        if node.op == "call_module" and node.args and node.meta["op"] == "conv2d":
+        if node.op == "call_module" and node.args and facts(node).op == "conv2d":
             value = events.convolution(self.graph.module.get_submodule(node.target), env[node.args[0]])
             if value is not None:
                 return value
@@ -97,7 +98,7 @@ class Run:
         """Run timesteps t0 … t0 + steps − 1 of the whole body, layer by layer."""
         env = ChunkValues(self.static, steps)
         for node in self.plan.body:
-            kind = node.meta["kind"]
+            kind = facts(node).kind
             if kind is Kind.SPIKING:
                 value = self._scan(node, env, t0, steps)
             elif kind is Kind.DIFFERENTIAL:
@@ -121,7 +122,7 @@ class Run:
         scan = self.scans[node]
         if self.watch is not None:
             self.watch(node.name, scan, x)
-        own = not constant and len(source.users) == 1 and source.meta["op"] in ops.FRESH
+        own = not constant and len(source.users) == 1 and facts(source).op in ops.FRESH
         y = scan.run(x, t0, steps, in_place=own)
         if self.device.type == "cpu":  # elsewhere it would wait for the device: ``spikes`` looks then
             refuse_nan(node, scan.counts, t0 + steps)
@@ -186,7 +187,7 @@ class ChunkValues:
         if node in self.moving:
             return self.moving[node]
         value = self.static[node]
-        if node.meta["kind"] is Kind.SHAPE or not isinstance(value, Tensor):
+        if facts(node).kind is Kind.SHAPE or not isinstance(value, Tensor):
             return value
         self.moving[node] = value.repeat(self.steps, *([1] * (value.dim() - 1)))
         return self.moving[node]
@@ -204,7 +205,7 @@ class ShapeValues(dict):
 
     def __missing__(self, node: Node) -> Any:
         value = self.chunk.moving.get(node, self.chunk.static.get(node))
-        if node in self.chunk.moving or node.meta["kind"] is Kind.SHAPE or not isinstance(value, Tensor):
+        if node in self.chunk.moving or facts(node).kind is Kind.SHAPE or not isinstance(value, Tensor):
             return value
         return value[:1].expand(self.chunk.steps * value.shape[0], *value.shape[1:])
 
@@ -222,7 +223,7 @@ class Differential:
         self.window = window_of(node, module_of(graph, node))
         self.fused: Any = None
         self.counted: Tensor | int = 0
-        self.homogeneous = node.meta["op"] in HOMOGENEOUS
+        self.homogeneous = facts(node).op in HOMOGENEOUS
         self.inputs = mean_inputs(node, moving)
         self.sums: dict[Node, Tensor] = {}
         self.last: Tensor | None = None
@@ -263,7 +264,7 @@ class Differential:
             return values[node] if node in values else env[node]
 
         g = self.graph.call(self.node, fx.map_arg(self.node.args, value), fx.map_arg(self.node.kwargs, value))
-        if is_mask(self.node):
+        if is_mask(facts(self.node)):
             return g
         total = g if self.homogeneous else g * _column(n, g)
         rows = total.unflatten(0, (steps, images))

@@ -6,7 +6,7 @@ computed once per batch; what no neuron follows is linear in the spikes and eval
 """
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from msat_det.base.errors import InputError
+from msat_det.graph.facts import facts
 from msat_det.graph.fanout import FanOut, fan_out
 from msat_det.graph.graph import Graph
 from msat_det.graph.inputs import Batch, recorded
@@ -24,7 +25,7 @@ from msat_det.models.given import pictures
 from msat_det.spiking.delta_engine import DeltaRun
 from msat_det.spiking.energy import Counts, count
 from msat_det.spiking.engine import Run
-from msat_det.spiking.formats.native import read_network, write_network
+from msat_det.spiking.formats.native import Saved, read_network, write_network
 from msat_det.spiking.kernels import Scan
 from msat_det.spiking.neurons import Neuron, check_fit
 from msat_det.spiking.nodes import node_table
@@ -37,7 +38,8 @@ class SpikingNetwork:
     graph: as ``graph.trace.trace`` gives it. neurons: {call site name: Neuron}, one for each of ``graph.sites``.
     fanout: as ``graph.fanout.fan_out`` gives it. seed: of the spike confidence's masks. chunk: timesteps that a layer
     runs at once; None chooses it by the size of the activations. detector: what the network is a part of, if anything.
-    energy: what its operations cost, see ``spiking.energy.prices``. counts: of the last run, see ``run``.
+    energy: what its operations cost, see ``spiking.energy.prices``. maxima: {call site name: (C,) the largest float
+    activation of each channel on the calibration images}, where they are known. counts: of the last run, see ``run``.
     """
 
     def __init__(
@@ -49,14 +51,15 @@ class SpikingNetwork:
         chunk: int | None = None,
         detector: Detector | None = None,
         energy: str = "45nm",
+        maxima: Mapping[str, Tensor] | None = None,
     ):
         missing = [node.name for node in graph.sites if node.name not in neurons]
         if missing:
             raise InputError(f"no neuron for call site {missing[0]}: a method must give one for each of graph.sites")
         for node in graph.sites:
-            check_fit(node.name, neurons[node.name], node.meta["shape"])
+            check_fit(node.name, neurons[node.name], facts(node).shape)
         self.graph, self.neurons, self.fanout, self.seed, self.chunk = graph, neurons, fanout, seed, chunk
-        self.detector, self.energy = detector, energy
+        self.detector, self.energy, self.maxima = detector, energy, dict(maxima or {})
         self.counts: dict[int, Counts] = {}
         self.plan = Plan(graph)
         self._resized: tuple[Graph, FanOut] | None = None  # for the images of another size that came last
@@ -159,7 +162,8 @@ class SpikingNetwork:
 
     def _on(self, graph: Graph, neurons: dict[str, Neuron], fanout: FanOut) -> "SpikingNetwork":
         """A network like this one. Pickling is refused by ``Graph``: ``save`` writes what ``msat_det.load`` reads."""
-        return SpikingNetwork(graph, neurons, fanout, self.seed, self.chunk, detector=self.detector, energy=self.energy)
+        own = self.seed, self.chunk, self.detector, self.energy, self.maxima
+        return SpikingNetwork(graph, neurons, fanout, *own)
 
     @property
     def setup(self) -> Setup:
@@ -182,7 +186,7 @@ class SpikingNetwork:
 
     def save(self, path: str | Path) -> None:
         """Write the network into one file, which ``load`` reads. Raises InputError for what can't be saved."""
-        write_network(path, self.setup, self.detector, self.energy)
+        write_network(path, Saved(self.setup, self.detector, self.energy, self.maxima))
 
     @property
     def coding(self) -> str:
@@ -195,7 +199,7 @@ class SpikingNetwork:
     @property
     def coverage(self) -> list[dict]:
         """What every node became, one dict a node; see ``spiking.nodes.node_table``."""
-        return node_table(self.graph, self.fanout, self.neurons)
+        return node_table(self.graph, self.fanout, self.neurons, self.maxima)
 
 
 def _moved(neuron: Neuron, device: torch.device | str) -> Neuron:
@@ -214,6 +218,7 @@ def load(path: str | Path, detector: Detector | None = None) -> SpikingNetwork:
     detector: in place of the saved one; needed for boxes where the network belongs to a detector of one's own class.
     Raises InputError for anything but a whole, sound file.
     """
-    setup, detector, energy = read_network(path, detector)
+    saved = read_network(path, detector)
+    setup = saved.setup
     made = setup.graph, dict(setup.neurons), setup.fanout, setup.seed, setup.chunk
-    return SpikingNetwork(*made, detector=detector, energy=energy)
+    return SpikingNetwork(*made, saved.detector, saved.energy, saved.maxima)

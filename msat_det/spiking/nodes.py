@@ -1,45 +1,53 @@
 """The coverage table: what every node of the traced network became (DESIGN §4)."""
 
+from collections.abc import Mapping
+
+from torch import Tensor
 from torch.fx.node import Node
 
+from msat_det.graph.channels import channels
+from msat_det.graph.facts import facts, is_site
 from msat_det.graph.fanout import FanOut
 from msat_det.graph.graph import Graph, elements
 from msat_det.spiking.neurons import Neuron
 
 
-def node_table(graph: Graph, fanout: FanOut, neurons: dict[str, Neuron]) -> list[dict]:
+def node_table(graph: Graph, fanout: FanOut, neurons: Mapping[str, Neuron], maxima: Mapping[str, Tensor]) -> list[dict]:
     """One dict per node, in execution order.
 
-    node, op, source line, kind, shape of one image's output, macs (multiply-adds of one float forward) and analog_macs
-    (those paid at full price in every timestep); for a call site also its activation, its numbers of neurons, of
-    channels (1 where they are not known) and of dead_channels, those that no calibration image has activated, and,
-    where it has a neuron, the range of its thresholds above 0.
+    maxima: see ``SpikingNetwork``. A row: node, op, source line, kind, shape of one image's output, inputs, macs
+    (multiply-adds of one float forward) and analog_macs (those paid at full price in every timestep); for a call site
+    also its activation, its numbers of neurons and of channels (1 where they are not known), where the maxima are
+    known of dead_channels, those that no calibration image has activated, and, where it has a neuron, the range of its
+    thresholds above 0.
     """
     table = []
     for node in graph.nodes:
+        known = facts(node)
         entry = {
             "node": node.name,
-            "op": node.meta["op"],
-            "source": node.meta["source"],
-            "kind": node.meta["kind"].value,
-            "shape": list(node.meta["shape"]) if node.meta.get("shape") is not None else None,
+            "op": known.op,
+            "source": known.source,
+            "kind": known.kind.value,
+            "shape": None if known.shape is None else list(known.shape),
             "inputs": [entering.name for entering in node.all_input_nodes],
             "macs": fanout.macs.get(node, 0),
             "analog_macs": fanout.analog.get(node, 0),
         }
-        if "activation" in node.meta:
-            entry |= _site(node, neurons.get(node.name))
+        if is_site(node):
+            entry |= _site(node, neurons.get(node.name), maxima.get(node.name))
         table.append(entry)
     return table
 
 
-def _site(node: Node, neuron: Neuron | None) -> dict:
+def _site(node: Node, neuron: Neuron | None, maximum: Tensor | None) -> dict:
     entry = {
-        "activation": node.meta["activation"].name,
+        "activation": facts(node).activation.name,
         "neurons": elements(node),
-        "channels": len(node.meta["maximum"]),
-        "dead_channels": int((node.meta["maximum"] == 0).sum()),
+        "channels": channels(facts(node).shape, facts(node).axis),
     }
+    if maximum is not None:
+        entry["dead_channels"] = int((maximum == 0).sum())
     if neuron is None:
         return entry
     alive = neuron.theta[neuron.theta > 0]

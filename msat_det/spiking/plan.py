@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from torch.fx.node import Node
 
 from msat_det.graph import ops
+from msat_det.graph.facts import facts, is_site
 from msat_det.graph.fanout import FanOut, is_event_source, static_nodes
 from msat_det.graph.graph import Graph, before_output, closure, last_uses
 from msat_det.graph.ops import Kind
@@ -28,11 +29,11 @@ class Plan:
     def __post_init__(self) -> None:
         nodes = self.graph.nodes
         self.moving = set(nodes) - static_nodes(self.graph)
-        pays = {n for n in nodes if n.meta.get("op") in ops.MULTIPLYING}
+        pays = {n for n in nodes if facts(n).op in ops.MULTIPLYING}
         # a max pooling that no neuron follows is simulated only where a paying layer follows: its spikes count
-        timed = [n for n in nodes if n.meta["kind"] is Kind.SPIKING or (is_pool(n) and closure([n], _users) & pays)]
+        timed = [n for n in nodes if is_site(n) or (is_pool(n) and closure([n], _users) & pays)]
         needed = closure(timed, lambda n: n.all_input_nodes)
-        sizes = {n for n in nodes if n.meta["kind"] is Kind.SHAPE and n.op != "get_attr"}  # they differ by chunk
+        sizes = {n for n in nodes if facts(n).kind is Kind.SHAPE and n.op != "get_attr"}  # they differ by chunk
         self.body = [n for n in nodes if n in needed and (n in self.moving or n in sizes)]
         self.static = [n for n in nodes if n not in self.moving and n.op != "output"]
         self.last = last_uses(self.body)
@@ -59,4 +60,4 @@ def _users(node: Node) -> Iterable[Node]:
 
 
 def is_pool(node: Node) -> bool:
-    return is_event_source(node) and node.meta["kind"] is Kind.DIFFERENTIAL
+    return is_event_source(node) and facts(node).kind is Kind.DIFFERENTIAL

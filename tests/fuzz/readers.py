@@ -24,6 +24,7 @@ from msat_det.base.files import bytes_of
 from msat_det.data import VOC_CLASSES, ClassFolders, CocoDetection, Dataset, ImageFiles, Target, VocDetection, images
 from msat_det.data.images import WHOLE, read_image
 from msat_det.data.unpack import unpack
+from msat_det.graph.facts import facts
 from msat_det.graph.trace import trace
 from msat_det.measure.parts import Parts
 from msat_det.methods import parse_options
@@ -232,10 +233,10 @@ def read_plan(root: Path) -> None:
 def read_network(root: Path) -> None:
     """A saved network, and one blank image through it for two timesteps."""
     snn = msat_det.load(root / "kept.msat")
-    inputs = {node.target: node.meta for node in snn.graph.nodes if node.op == "placeholder"}
-    if snn.graph.inputs != ["x"] or inputs["x"]["shape"] != (3, 8, 8) or inputs["x"]["dtype"] != torch.float32:
+    inputs = {node.target: facts(node) for node in snn.graph.nodes if node.op == "placeholder"}
+    if snn.graph.inputs != ["x"] or (inputs["x"].shape, inputs["x"].dtype) != ((3, 8, 8), torch.float32):
         return
-    if sum(math.prod(node.meta["shape"] or ()) for node in snn.graph.nodes) < 100_000:
+    if sum(math.prod(facts(node).shape or ()) for node in snn.graph.nodes) < 100_000:
         snn.run(torch.rand(1, 3, 8, 8), 2, (2,))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from msat_det import load
 from msat_det.base.errors import InputError
 from msat_det.graph.channels import channels, mean_by_channel, rows_by_channel
+from msat_det.graph.facts import facts
 from msat_det.graph.ops import Activation
 from msat_det.graph.trace import trace
 from msat_det.methods import METHODS
@@ -23,7 +24,6 @@ from msat_det.spiking.formats.plan import read_neurons, write_neurons
 from msat_det.spiking.kernels import Scan, library
 from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.neurons import Msat, Neuron, new_state, step
-from msat_det.spiking.nodes import node_table
 
 SIDE = 6
 RELU = Activation("relu", torch.relu, rectified=True)
@@ -94,8 +94,8 @@ def test_the_axis_is_followed(name: str) -> None:
     carry, axis = CARRIED[name]
     graph = trace(Behind(carry), images(2, size=SIDE))
     site = graph.sites[-1]
-    assert site.meta["axis"] == axis
-    assert channels(site.meta["shape"], axis) == (1 if axis is None else site.meta["shape"][axis - 1])
+    assert facts(site).axis == axis
+    assert channels(facts(site).shape, axis) == (1 if axis is None else facts(site).shape[axis - 1])
 
 
 def test_layers_set_the_axis() -> None:
@@ -116,10 +116,10 @@ def test_layers_set_the_axis() -> None:
             return mixed, maps, product, F.relu(self.batch(mixed.transpose(1, 2))), rows
 
     graph = trace(randomise(Net()), images(2, size=SIDE))
-    assert [(n.meta["op"], n.meta["axis"]) for n in graph.sites] == [
+    assert [(facts(n).op, facts(n).axis) for n in graph.sites] == [
         ("gelu", 2), ("relu", 2), ("relu", 1), ("relu", 2), ("relu", 2), ("relu", 1),
     ]  # fmt: skip
-    assert graph.nodes[0].meta["axis"] == 1
+    assert facts(graph.nodes[0]).axis == 1
 
 
 # ---- that a position has no threshold of its own
@@ -315,7 +315,7 @@ def test_the_axis_is_saved(name: str, tmp_path: Path) -> None:
     again = load(tmp_path / "net.safetensors")
     assert [n.axis for n in again.neurons.values()] == [CARRIED[name][1]]
     assert torch.equal(again.run(x, 8)[8], snn.run(x, 8)[8])
-    own, loaded = (node_table(s.graph, s.fanout, s.neurons)[-2]["dead_channels"] for s in (snn, again))
+    own, loaded = (s.coverage[-2]["dead_channels"] for s in (snn, again))
     assert own == loaded
 
 
@@ -323,7 +323,7 @@ def test_a_file_from_before_axes_has_its_channels_in_dimension_1() -> None:
     """Position by position, as it was written; its plan fits the network still."""
     observation = observe(randomise(Behind(CARRIED["YuNet"][0])), [images(4, size=SIDE)])
     (site,), graph = observation.graph.sites, observation.graph
-    old = Neuron(torch.rand(SIDE * SIDE) + 0.5, site.meta["activation"], axis=1)
+    old = Neuron(torch.rand(SIDE * SIDE) + 0.5, facts(site).activation, axis=1)
     sites, tensors = write_neurons({site.name: old}, graph)
     sites = json.loads(json.dumps(sites))
     del sites[site.name]["neuron"]["axis"]

@@ -17,6 +17,7 @@ from torchvision.ops import DropBlock2d, StochasticDepth, stochastic_depth
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from msat_det.base.errors import InputError
+from msat_det.graph.facts import facts
 from msat_det.graph.graph import Graph
 from msat_det.graph.ops import Kind
 from msat_det.graph.trace import trace
@@ -91,7 +92,7 @@ RELU6 = {
 @pytest.mark.parametrize("inplace", [False, True])
 def test_relu_in_every_spelling(body: Callable, inplace: bool) -> None:
     (site,) = layer(body, act=nn.ReLU(inplace)).sites
-    activation = site.meta["activation"]
+    activation = facts(site).activation
     assert (activation.name, activation.rectified, activation.upper) == ("relu", True, float("inf"))
 
 
@@ -99,18 +100,18 @@ def test_relu_in_every_spelling(body: Callable, inplace: bool) -> None:
 @pytest.mark.parametrize("module", [nn.ReLU6(), nn.ReLU6(inplace=True), nn.Hardtanh(0, 6)], ids=str)
 def test_relu6_in_every_spelling(body: Callable, module: nn.Module) -> None:
     (site,) = layer(body, act=module).sites
-    activation = site.meta["activation"]
+    activation = facts(site).activation
     assert (activation.name, activation.rectified, activation.upper) == ("relu6", True, 6.0)
 
 
 def test_other_clamps_keep_their_bounds() -> None:
-    upper = layer(lambda net, x: x.clamp(0, 2.5)).sites[0].meta["activation"]
+    upper = facts(layer(lambda net, x: x.clamp(0, 2.5)).sites[0]).activation
     assert (upper.rectified, upper.upper) == (True, 2.5)
-    two_sided = layer(lambda net, x: x.clamp(-1, 2)).sites[0].meta["activation"]
+    two_sided = facts(layer(lambda net, x: x.clamp(-1, 2)).sites[0]).activation
     assert not two_sided.rectified
     assert two_sided.fn(torch.tensor([-3.0, 0.5, 3.0])).tolist() == [-1, 0.5, 2]
     by_channel = layer(lambda net, x: torch.clamp(x, max=net.most), most=parameter(4))
-    assert not by_channel.sites[0].meta["activation"].rectified
+    assert not facts(by_channel.sites[0]).activation.rectified
 
 
 def parameter(channels: int) -> nn.Parameter:
@@ -141,10 +142,10 @@ POINTWISE = {
 def test_other_activations_are_sites_with_their_function(module: nn.Module, function: Callable, curved: bool) -> None:
     for graph in (layer(lambda net, x: net.act(x), act=module), layer(lambda net, x: function(x))):
         (site,) = graph.sites
-        assert not site.meta["activation"].rectified
-        assert site.meta["activation"].curved == curved
+        assert not facts(site).activation.rectified
+        assert facts(site).activation.curved == curved
     x = torch.linspace(-4, 4, 36).reshape(1, 4, 9)
-    assert torch.allclose(layer(lambda net, x: net.act(x), act=module).sites[0].meta["activation"].fn(x), module(x))
+    assert torch.allclose(facts(layer(lambda net, x: net.act(x), act=module).sites[0]).activation.fn(x), module(x))
 
 
 def test_a_shared_module_is_a_site_at_every_call() -> None:
@@ -193,7 +194,7 @@ NORMS = {"batch norm": nn.BatchNorm2d(4), "frozen": FrozenBatchNorm2d(4), "no af
 @pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
 def test_batch_norm_is_folded(norm: nn.Module) -> None:
     graph = layer(lambda net, x: net.norm(x).relu(), norm=norm)
-    assert [node.meta["op"] for node in graph.nodes] == ["placeholder", "conv2d", "relu", "conv2d", "output"]
+    assert [facts(node).op for node in graph.nodes] == ["placeholder", "conv2d", "relu", "conv2d", "output"]
 
 
 def test_a_shared_convolution_is_folded_by_call() -> None:
@@ -211,12 +212,12 @@ def test_a_shared_convolution_is_folded_by_call() -> None:
             return [first, second, F.relu(self.norms[0](self.conv(first))), self.conv(second)]
 
     graph = traced(Heads())
-    assert "batchnorm2d" not in [node.meta["op"] for node in graph.nodes]
+    assert "batchnorm2d" not in [facts(node).op for node in graph.nodes]
 
 
 def test_linear_with_batch_norm_is_folded() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 36, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2))
-    assert [n.meta["op"] for n in traced(net, images(3, size=6)).nodes if n.meta["op"] == "batchnorm1d"] == []
+    assert [facts(n).op for n in traced(net, images(3, size=6)).nodes if facts(n).op == "batchnorm1d"] == []
 
 
 @pytest.mark.parametrize(
@@ -231,7 +232,7 @@ def test_linear_with_batch_norm_is_folded() -> None:
 )
 def test_batch_norm_that_cannot_be_folded_stays_linear(body: Callable) -> None:
     graph = layer(body, norm=nn.BatchNorm2d(4), up=nn.ConvTranspose2d(4, 4, 2, 2))
-    assert [node.meta["kind"] for node in graph.nodes if node.meta["op"] == "batchnorm2d"] == [Kind.LINEAR]
+    assert [facts(node).kind for node in graph.nodes if facts(node).op == "batchnorm2d"] == [Kind.LINEAR]
 
 
 class DropPath(nn.Module):
@@ -261,7 +262,7 @@ def test_dropout_goes() -> None:
         block=DropBlock2d(0.5, 3),
         path=DropPath(),
     )
-    assert [node.meta["op"] for node in graph.nodes] == ["placeholder", "conv2d", "relu", "conv2d", "output"]
+    assert [facts(node).op for node in graph.nodes] == ["placeholder", "conv2d", "relu", "conv2d", "output"]
 
 
 LINEAR = {
@@ -319,10 +320,10 @@ def test_linear_operations_are_linear(body: Callable) -> None:
         mask=nn.Buffer(torch.arange(144).reshape(12, 12) % 3 > 0),
         square=nn.Parameter(torch.arange(16.0).reshape(4, 4) / 8 - 1),
     )
-    kinds = {node.meta["kind"] for node in graph.nodes}
+    kinds = {facts(node).kind for node in graph.nodes}
     assert kinds <= {Kind.INPUT, Kind.LINEAR, Kind.SPIKING, Kind.SHAPE, Kind.OUTPUT}
-    assert graph.nodes[1].meta["kind"] is Kind.LINEAR
-    assert graph.nodes[-2].meta["kind"] is Kind.LINEAR
+    assert facts(graph.nodes[1]).kind is Kind.LINEAR
+    assert facts(graph.nodes[-2]).kind is Kind.LINEAR
     a, b = (torch.randn(2, 4, 12, 12, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
     of_sum, of_none, of_a, of_b = (behind(graph, graph.sites[0], x) for x in (a + b, 0 * a, a, b))
     assert torch.allclose(of_sum + of_none, of_a + of_b, atol=1e-5 * of_sum.abs().max().item())
@@ -363,7 +364,7 @@ def squared_in_place(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("body", DIFFERENTIAL.values(), ids=DIFFERENTIAL)
 def test_the_rest_is_differential(body: Callable) -> None:
     graph = layer(lambda net, x: body(net, x.relu()))
-    assert [node.meta["kind"] for node in graph.nodes].count(Kind.DIFFERENTIAL) == 1
+    assert [facts(node).kind for node in graph.nodes].count(Kind.DIFFERENTIAL) == 1
 
 
 MASKS = {
@@ -385,7 +386,7 @@ MASKS = {
 @pytest.mark.parametrize(("body", "ops"), MASKS.values(), ids=MASKS)
 def test_what_a_mask_touches_is_differential(body: Callable, ops: list[str]) -> None:
     graph = layer(lambda net, x: body(x.relu()))
-    assert [node.meta["op"] for node in graph.nodes if node.meta["kind"] is Kind.DIFFERENTIAL] == ops
+    assert [facts(node).op for node in graph.nodes if facts(node).kind is Kind.DIFFERENTIAL] == ops
 
 
 def test_buffers_spread_over_the_image_are_followed() -> None:
@@ -396,7 +397,7 @@ def test_buffers_spread_over_the_image_are_followed() -> None:
         return F.conv2d(F.pad(x.relu(), (1, 1, 1, 1), "reflect"), kernel, stride=2, groups=x.shape[1])
 
     graph = layer(blur, kernel=nn.Buffer(torch.arange(9.0).reshape(1, 1, 3, 3) / 36))
-    assert [node.meta["op"] for node in graph.nodes if node.meta["kind"] is Kind.LINEAR].count("conv2d") == 3
+    assert [facts(node).op for node in graph.nodes if facts(node).kind is Kind.LINEAR].count("conv2d") == 3
 
 
 def test_the_data_of_a_tensor_is_itself() -> None:
@@ -414,7 +415,7 @@ def test_a_choice_by_another_input_is_differential() -> None:
             return torch.where(seen, self.conv(x).relu(), 0.5)
 
     graph = trace(randomise(Chosen()), (images(), images(channels=1) > 0))
-    assert [node.meta["op"] for node in graph.nodes if node.meta["kind"] is Kind.DIFFERENTIAL] == ["where"]
+    assert [facts(node).op for node in graph.nodes if facts(node).kind is Kind.DIFFERENTIAL] == ["where"]
 
 
 def test_outputs_keep_their_structure() -> None:
@@ -506,15 +507,15 @@ def test_a_network_that_writes_into_its_input_leaves_the_callers_images() -> Non
 
 def test_every_node_says_where_it_comes_from() -> None:
     graph = layer(lambda net, x: net.block(x), block=nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 1)))
-    assert all("test_graph.py:" in n.meta["source"] for n in graph.nodes if n.op.startswith("call"))
+    assert all("test_graph.py:" in facts(n).source for n in graph.nodes if n.op.startswith("call"))
     resnet = trace(torchvision.models.resnet18(num_classes=2), images(size=32))
     assert all(
-        re.search(r"torchvision.models.resnet\.py:\d+: \w", n.meta["source"])
+        re.search(r"torchvision.models.resnet\.py:\d+: \w", facts(n).source)
         for n in resnet.nodes
         if n.op.startswith("call")
     )
     assert len(resnet.sites) == 17
-    assert not [n for n in resnet.nodes if n.meta["op"].startswith("batchnorm")]
+    assert not [n for n in resnet.nodes if facts(n).op.startswith("batchnorm")]
 
 
 def assert_input_error(call: Callable[[], Any], *parts: str) -> None:

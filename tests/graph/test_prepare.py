@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, 
 from torch.optim.swa_utils import AveragedModel
 
 from msat_det.base.errors import InputError
+from msat_det.graph.facts import facts
 from msat_det.graph.prepare import prepared
 from msat_det.graph.trace import trace
 
@@ -42,7 +43,7 @@ def test_wrappers_come_off(wrap: Callable[[nn.Module], nn.Module]) -> None:
     net = network()
     graph = trace(wrap(copy.deepcopy(net)), images())
     assert torch.allclose(graph(images()), outputs(net), atol=1e-5)
-    assert [node.meta["op"] for node in graph.nodes] == ["placeholder", "conv2d", "relu", "conv2d", "linear", "output"]
+    assert [facts(node).op for node in graph.nodes] == ["placeholder", "conv2d", "relu", "conv2d", "linear", "output"]
 
 
 class Scaled(nn.Module):
@@ -87,7 +88,7 @@ def test_weights_are_what_is_made_of_them(make: Callable[[nn.Sequential], object
     assert torch.allclose(outputs(bare), expected, atol=1e-6)
     assert {type(module) for module in bare.modules()} == {nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Linear}
     assert not any(module._forward_pre_hooks for module in bare.modules())
-    ops = [node.meta["op"] for node in trace(net, images()).nodes]
+    ops = [facts(node).op for node in trace(net, images()).nodes]
     assert ops == ["placeholder", "conv2d", "relu", "conv2d", "linear", "output"]
     # the network itself goes on as it was
     assert torch.equal(outputs(net.eval()), expected)
@@ -107,7 +108,7 @@ def test_synchronised_batch_norm_is_folded() -> None:
     net = build("plain")
     graph = trace(nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(net)), images())
     assert torch.allclose(graph(images()), outputs(net), atol=1e-5)
-    assert not [node for node in graph.nodes if "norm" in node.meta["op"]]
+    assert not [node for node in graph.nodes if "norm" in facts(node).op]
 
 
 def swish(x: Tensor) -> Tensor:

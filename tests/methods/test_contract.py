@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from msat_det.base.errors import InputError
+from msat_det.graph.facts import facts
 from msat_det.methods import METHODS
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.layerwise import LayerByLayer
@@ -114,11 +115,11 @@ def test_what_calibration_has_not_seen_converges(method: str, network: str) -> N
 def test_every_site_has_a_neuron_with_a_sound_threshold(method: str, network: str) -> None:
     snn, observation = converted(method, network), observed(network)
     assert list(snn.neurons) == [site.name for site in snn.graph.sites]
-    own = [site.name for site in snn.graph.sites if site.meta["activation"].name != "identity"]  # the control adds some
+    own = [site.name for site in snn.graph.sites if facts(site).activation.name != "identity"]  # the control adds some
     assert own == list(observation.sites)
     for site in snn.graph.sites:
-        neuron, channels = snn.neurons[site.name], site.meta["shape"][0]
-        assert neuron.activation is site.meta["activation"]
+        neuron, channels = snn.neurons[site.name], facts(site).shape[0]
+        assert neuron.activation is facts(site).activation
         assert neuron.theta.shape in ((), (channels,))
         assert neuron.theta.isfinite().all()
         assert (neuron.theta > 0).all()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from msat_det.base.errors import InputError
+from msat_det.graph.facts import facts
 from msat_det.methods import fitted
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import Observation, observe
@@ -59,7 +60,7 @@ def test_sensitivity_foretells_what_small_errors_do_to_the_outputs() -> None:
                 value.add_(noise * torch.randn(value.shape, generator=generator))
         pairs = zip(value.values(), goal, strict=True)
         got += sum(((a - b).square().mean((1, 2, 3)) / b.var((1, 2, 3), correction=0)).mean() for a, b in pairs) / 40
-    shape = observation.graph.sites[0].meta["shape"]
+    shape = facts(observation.graph.sites[0]).shape
     foretold = noise**2 * weights[name].sum() * shape[1] * shape[2]
     assert got.item() == pytest.approx(foretold.item(), rel=0.25)
 
@@ -70,13 +71,13 @@ def bench_of(observation: Observation, T: int, index: int = 1, **changes: object
     values = dict(observation.graph.walk(images(4, seed=3)))
     currents = values[node.all_input_nodes[0]].expand(T, *values[node].shape).clone()
     goal = replace(Goal([T], stage_candidates(T), [], 1e-3, lambda node: torch.tensor(1.0), False, 4), **changes)
-    return Bench(node, currents, values[node], goal, torch.ones(node.meta["shape"][0]))
+    return Bench(node, currents, values[node], goal, torch.ones(facts(node).shape[0]))
 
 
 def neuron_of(bench: Bench, theta: float, **changes: object) -> Neuron:
-    channels = bench.node.meta["shape"][0]
+    channels = facts(bench.node).shape[0]
     common = dict(signed=True, gamma=15, rounding="track")
-    return Neuron(torch.full((channels,), theta), bench.node.meta["activation"], **(common | changes))
+    return Neuron(torch.full((channels,), theta), facts(bench.node).activation, **(common | changes))
 
 
 @pytest.mark.parametrize("stages", [(1.0,), (4.0, 2.0, 1.0), (1000.0,) * 4 + (5.0, 1.0)])
@@ -92,7 +93,7 @@ def test_a_trial_measures_the_error_and_the_spikes_of_a_neuron(site: str, consta
     trial = bench.try_(neuron)
     rate = run_alone(neuron, bench.currents, 6) / 6
     torch.testing.assert_close(trial.error, (rate - bench.wanted).square().mean((0, 2, 3)))
-    scan = Scan(neuron, bench.currents[0], torch.zeros(bench.node.meta["shape"]), with_output=True)
+    scan = Scan(neuron, bench.currents[0], torch.zeros(facts(bench.node).shape), with_output=True)
     scan.run(bench.currents, 0, 6)
     total = trial.spikes.sum().item() * bench.positions
     assert total == pytest.approx(scan.counts[:, 0].mean().item(), rel=1e-4)
@@ -208,7 +209,7 @@ def test_a_plan_stands_for_the_search(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_one_pass_spends_what_the_network_then_spends() -> None:
     observation = observed("bottleneck")
     weights = sensitivity(observation.graph, observation.first(2))
-    neurons = sum(torch.Size(n.meta["shape"]).numel() for n in observation.graph.sites)
+    neurons = sum(torch.Size(facts(n).shape).numel() for n in observation.graph.sites)
     goal = Goal([4], stage_candidates(4), [], 1e-3, lambda node: torch.tensor(1 / neurons), False, 8)
     result = fit_once(observation, goal, lambda node, unit: maker(observation, node), weights)
     snn = SpikingNetwork(observation.graph, result.neurons, observation.fanout)
@@ -218,7 +219,7 @@ def test_one_pass_spends_what_the_network_then_spends() -> None:
 
 def maker(observation: Observation, node: object) -> Neuron:
     theta = observation.sites[node.name].scale(99.9)
-    return Neuron(theta, node.meta["activation"], signed=True, gamma=15, rounding="track")
+    return Neuron(theta, facts(node).activation, signed=True, gamma=15, rounding="track")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 import msat_det
 from msat_det.base.errors import InputError
+from msat_det.graph.facts import is_site
 from msat_det.methods import DEFAULT, METHODS, find_method, parse_options
 from msat_det.methods.convert import head_sites, spiking_network
 from msat_det.methods.observe import Observation, observe
@@ -32,10 +33,7 @@ def neurons(method: str, network: str = "plain", T: int = 16, **options: Any) ->
 def float_activations(network: str) -> list[Tensor]:
     """The activations of every call site on the calibration images, (B, C, …)."""
     observation = observed(network)
-    parts = [
-        [value for node, value in observation.graph.walk(batch) if "activation" in node.meta]
-        for batch in observation.batches
-    ]
+    parts = [[value for node, value in observation.graph.walk(batch) if is_site(node)] for batch in observation.batches]
     return [torch.cat(values) for values in zip(*parts, strict=True)]
 
 
@@ -337,7 +335,7 @@ def site_errors(network: str, method: str, options: dict, T: int) -> list[Tensor
         sums[site] = sums.get(site, 0) + y.sum(0)
 
     snn.run(batch, T, tap=tap)
-    floats = [value for node, value in observation.graph.walk(batch) if "activation" in node.meta]
+    floats = [value for node, value in observation.graph.walk(batch) if is_site(node)]
     return [(a - s / T).mean((0, 2, 3)) for a, s in zip(floats, sums.values(), strict=True)]
 
 
@@ -390,9 +388,7 @@ def two_neurons() -> Observation:
 def test_confidence_estimate_by_hand() -> None:
     """The share of early spikes (t < 16) that belong to neurons whose float activation is positive."""
     observation = two_neurons()
-    floats = [
-        v.flatten().tolist() for node, v in observation.graph.walk(torch.ones(1, 1, 1, 1)) if "activation" in node.meta
-    ]
+    floats = [v.flatten().tolist() for node, v in observation.graph.walk(torch.ones(1, 1, 1, 1)) if is_site(node)]
     assert floats == [[1.5, 1.0], [0.5, 0.0]]
     # layer thresholds: 1.5 and .5. The first layer fires 1.5 in channel 0 at every t, in channel 1 at t = 1, 2, 4, 5 …
     # (potentials 1, 2→.5, 1.5→0, 1, …): each such 1.5 lifts channel 1 of the second layer

@@ -1,6 +1,7 @@
 """Activation statistics: percentiles against torch.quantile, streaming, the rules of DESIGN §5, bad input."""
 
 import functools
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from msat_det.base.errors import InputError
 from msat_det.graph.trace import trace
+from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import FLOOR, Cached, Observation, Site, observe
 
 BOUND = 1 / 64  # of a percentile's relative error, as observe.py states it
@@ -148,6 +150,20 @@ def test_a_traced_graph_can_be_observed_again() -> None:
     assert again.graph is graph
     for a, b in zip(again.sites.values(), fresh.sites.values(), strict=True):
         assert torch.equal(a.histogram, b.histogram)
+
+
+def test_what_looks_at_a_graph_leaves_it_alone(tmp_path: Path) -> None:
+    """Nothing is noted in it by observing, converting, running, showing or saving."""
+    graph = trace(build("bottleneck"), images())
+    before = {node: dict(node.meta) for node in graph.nodes}
+    observation = observe(graph, [images()])
+    for options in ({}, {"spiking_linear": True}, {"coding": "delta"}, {"analog": [graph.sites[0].name]}):
+        snn = spiking_network("constant", options, observation, 4)
+        snn.run(images(), 4)
+        snn.run(images(size=24), 4)
+        assert snn.coverage
+        snn.save(tmp_path / "a")
+    assert {node: dict(node.meta) for node in graph.nodes} == before
 
 
 def test_first_images_across_batches() -> None:

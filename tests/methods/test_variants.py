@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from msat_det.base.config import Model
 from msat_det.base.errors import InputError
 from msat_det.graph.edits import linear_carriers
+from msat_det.graph.facts import facts
 from msat_det.measure.coverage import coverage
 from msat_det.methods import METHODS
 from msat_det.methods.convert import spiking_network
@@ -47,7 +48,7 @@ def test_spiking_linear_leaves_no_analog_multiply_adds() -> None:
     assert [n.name for n in observation.graph.sites] == before
     assert error(snn, observation, 64) < error(snn, observation, 16) / 2
     for node in snn.graph.sites:
-        if node.meta["op"] == "identity":
+        if facts(node).op == "identity":
             assert torch.equal(snn.neurons[node.name].theta, maximum(observation, node.name))
 
 
@@ -67,7 +68,7 @@ def test_analog_sites_act_on_means_and_are_paid_for() -> None:
     snn = converted(observation, analog=(name,))
     assert name not in snn.neurons
     node = next(n for n in snn.graph.nodes if n.name == name)
-    assert node.meta["kind"].value == "differential"
+    assert facts(node).kind.value == "differential"
     reader = next(iter(node.users))
     assert snn.fanout.analog[reader] == snn.fanout.macs[reader]
     assert observation.fanout.analog.get(next(n for n in observation.graph.nodes if n.name == reader.name), 0) == 0
@@ -81,7 +82,7 @@ def test_curved_analog_sites_count_an_evaluation_a_step() -> None:
     observation = observe(net, [images(4)])
     silu = observation.graph.sites[1]
     snn = converted(observation, analog=silu.name)
-    size = torch.Size(silu.meta["shape"]).numel()
+    size = torch.Size(facts(silu).shape).numel()
     assert observation.fanout.evaluations == 0
     assert snn.fanout.evaluations == size
     # all that is analog: evaluations, and the last layer at full price
@@ -174,7 +175,7 @@ def test_functional_activations_in_a_copied_graph() -> None:
 
     observation = observe(randomise(Net()), [images(4)])
     snn = converted(observation, spiking_linear=True)
-    assert [n.meta["op"] for n in snn.graph.sites] == ["prelu", "identity", "relu"]
+    assert [facts(n).op for n in snn.graph.sites] == ["prelu", "identity", "relu"]
     assert error(snn, observation, 64) < error(snn, observation, 16) / 2
 
 

@@ -19,6 +19,7 @@ from msat_det.base.errors import InputError
 from msat_det.base.settings import PROJECT
 from msat_det.data import VOC_CLASSES, build_dataset
 from msat_det.data.voc_xml import read_voc_xml
+from msat_det.graph.facts import facts
 from msat_det.graph.trace import trace
 from msat_det.measure.accuracy import evaluate
 from msat_det.models import build_detector, demo
@@ -162,7 +163,7 @@ def test_classifier_accuracy() -> None:
 def test_converter_takes_the_network(name: str) -> None:
     graph = trace(build_detector(Model(name)).net, torch.rand(2, 3, 160, 160))
     assert len(graph.sites) >= 12
-    assert {site.meta["activation"].name for site in graph.sites} == {"relu"}
+    assert {facts(site).activation.name for site in graph.sites} == {"relu"}
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -15,6 +15,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 
 from msat_det.data import Sample, make_target
+from msat_det.graph.facts import facts
 from msat_det.methods.convert import spiking_network
 from msat_det.report.tensorboard import (
     add_boxes,
@@ -89,10 +90,10 @@ def test_histograms_have_a_step_for_each_call_site(tmp_path: Path) -> None:
     thresholds, residuals = (board.Histograms(f"{name}/if") for name in ("threshold", "residual"))
     assert [event.step for event in thresholds] == [event.step for event in residuals] == list(range(len(sites)))
     for event, site in zip(thresholds, sites, strict=True):
-        assert event.histogram_value.num == site.meta["shape"][0]
+        assert event.histogram_value.num == facts(site).shape[0]
         assert event.histogram_value.max == pytest.approx(snn.neurons[site.name].theta.max().item())
     for event, site in zip(residuals, sites, strict=True):
-        assert event.histogram_value.num == torch.Size(site.meta["shape"]).numel()
+        assert event.histogram_value.num == torch.Size(facts(site).shape).numel()
         assert -0.2 < event.histogram_value.min < event.histogram_value.max < 0.2
 
 

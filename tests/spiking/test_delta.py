@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from msat_det.base.errors import InputError
+from msat_det.graph.facts import facts
 from msat_det.graph.fanout import fan_out
 from msat_det.graph.graph import Graph
 from msat_det.graph.ops import Activation
@@ -80,8 +81,8 @@ def test_the_sums_become_the_float_network(name: str, kernel: bool, monkeypatch:
 def test_what_leaves_a_node_sums_to_its_function_of_the_sums_that_enter(function: Callable) -> None:
     graph = trace(randomise(Follow(function)), images())
     first, second = graph.sites
-    fine = Neuron(torch.tensor(1e-5), second.meta["activation"], gamma=10**8, coding="delta")
-    coarse = Neuron(torch.tensor(0.7), first.meta["activation"], coding="delta", gamma=2)
+    fine = Neuron(torch.tensor(1e-5), facts(second).activation, gamma=10**8, coding="delta")
+    coarse = Neuron(torch.tensor(0.7), facts(first).activation, coding="delta", gamma=2)
     snn = SpikingNetwork(graph, {first.name: coarse, second.name: fine}, fan_out(graph, images(1)))
     spikes = Spikes()
     snn.run(images(), 4, tap=spikes)

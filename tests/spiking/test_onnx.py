@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 import msat_det
 from msat_det.base.errors import InputError
 from msat_det.base.settings import PROJECT
+from msat_det.graph.facts import facts
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import observe
 from msat_det.run import export
@@ -93,7 +94,7 @@ def exported(zoo: SpikingNetwork, tmp_path_factory: pytest.TempPathFactory) -> t
 def test_every_kind_of_neuron_agrees(zoo: SpikingNetwork, exported: tuple[Agreement, Path]) -> None:
     found, _ = exported
     assert found.holds, str(found)
-    assert found.decisions == 8 * 2 * sum(torch.Size(n.meta["shape"]).numel() for n in zoo.graph.sites)
+    assert found.decisions == 8 * 2 * sum(torch.Size(facts(n).shape).numel() for n in zoo.graph.sites)
     assert found.ties < 1e-3 * found.decisions
     tracked = [zoo.neurons[n.name].tracking for n in zoo.graph.sites]
     assert sum(tracked) == 3

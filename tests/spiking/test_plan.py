@@ -11,6 +11,7 @@ import torch
 from support.networks import images, observed
 
 from msat_det.base.errors import InputError
+from msat_det.graph.facts import facts
 from msat_det.methods import METHODS
 from msat_det.methods.convert import spiking_network
 from msat_det.spiking.formats.archive import read_archive, write_archive
@@ -21,7 +22,7 @@ from msat_det.spiking.neurons import Msat, Neuron
 GRAPH = observed("residual").graph
 SITES = [node.name for node in GRAPH.sites]
 FIRST = SITES[0]
-CHANNELS = GRAPH.sites[0].meta["shape"][0]
+CHANNELS = facts(GRAPH.sites[0]).shape[0]
 
 
 def plan_of(**changes: object) -> tuple[dict, dict]:
@@ -50,7 +51,7 @@ def test_neurons_come_back_from_a_file_as_they_were(method: str, tmp_path: Path)
     assert list(found) == SITES
     for name, neuron in found.items():
         assert_equal(neuron, snn.neurons[name])
-        assert neuron.activation is next(n for n in snn.graph.sites if n.name == name).meta["activation"]
+        assert neuron.activation is facts(next(n for n in snn.graph.sites if n.name == name)).activation
     expected = snn.run(images(), 8)[8]
     assert torch.equal(SpikingNetwork(snn.graph, found, snn.fanout).run(images(), 8)[8], expected)
 
@@ -66,7 +67,7 @@ def test_every_field_is_kept() -> None:
     assert set(other) == {item.name for item in fields(Neuron)} - {"activation", "imbalanced"}
     sites, tensors = plan_of(**other)
     got = read_neurons(json.loads(json.dumps(sites)), tensors, GRAPH)[FIRST]
-    assert_equal(got, Neuron(activation=GRAPH.sites[0].meta["activation"], **other))
+    assert_equal(got, Neuron(activation=facts(GRAPH.sites[0]).activation, **other))
 
 
 def test_a_bias_over_time_is_kept_and_no_other_shape() -> None:

@@ -5,6 +5,8 @@ import copy
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,8 @@ import msat_det
 from msat_det.base.errors import InputError
 from msat_det.base.settings import PROJECT
 from msat_det.data.images import read_image
+from msat_det.graph.edits import add_identity, linear_carriers
+from msat_det.graph.facts import facts
 from msat_det.methods.convert import spiking_network
 from msat_det.models import build_detector
 from msat_det.models.detector import Detections
@@ -96,6 +100,40 @@ def test_coverage_and_settings_come_back(tmp_path: Path) -> None:
     assert not any(module.training for module in loaded.graph.module.modules())
     loaded.save(tmp_path / "b")  # a loaded network can be saved again
     assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
+
+
+@pytest.mark.parametrize("network", ["yolo", "bottleneck", "residual"])
+def test_a_loaded_graph_is_known_as_the_traced_one(network: str, tmp_path: Path) -> None:
+    """Kinds, shapes, types and channels of every node, so that what can be done to the one can be done to the other."""
+    snn = spiking_network("constant", {}, observed(network), T)
+    snn.save(tmp_path / "a")
+    loaded = msat_det.load(tmp_path / "a")
+    for node, copied in zip(snn.graph.nodes, loaded.graph.nodes, strict=True):
+        assert replace(facts(copied), activation=None) == replace(facts(node), activation=None)
+    added = [node.name for node in map(partial(add_identity, loaded.graph), linear_carriers(loaded.graph))]
+    assert all(facts(n).axis == 1 for n in loaded.graph.sites if n.name in added)
+    assert bool(added) == (network == "bottleneck")
+
+
+def test_a_network_without_maxima_can_be_saved(tmp_path: Path) -> None:
+    snn = converted("constant")
+    bare = SpikingNetwork(snn.graph, snn.neurons, snn.fanout)
+    bare.save(tmp_path / "a")
+    assert msat_det.load(tmp_path / "a").coverage == bare.coverage
+    assert [row for row in snn.coverage if "dead_channels" in row]
+    assert not [row for row in bare.coverage if "dead_channels" in row]
+
+
+def test_a_file_from_before_axes_were_written_takes_its_neurons(tmp_path: Path) -> None:
+    snn = converted("constant")
+    snn.save(tmp_path / "a")
+    document, tensors = read_archive(tmp_path / "a", "network")
+    for entry in document["graph"]["nodes"]:
+        del entry["axis"]
+    write_archive(tmp_path / "b", "network", document, tensors)
+    older = msat_det.load(tmp_path / "b")
+    assert [facts(node).axis for node in older.graph.sites] == [1] * len(snn.graph.sites)
+    assert older.coverage == snn.coverage
 
 
 def same(snn: SpikingNetwork, batch: object, path: Path) -> SpikingNetwork:
@@ -266,6 +304,11 @@ CHANGES = {
     "circle": evil(1, args=[{"node": "yolo"}]),
     "itself": lambda d: d["graph"]["nodes"][1].update(args=[{"node": d["graph"]["nodes"][1]["name"]}]),
     "unknown node": evil(1, args=[{"node": "nowhere"}]),
+    "axis 0": evil(1, axis=0),
+    "axis beyond": evil(1, axis=4),
+    "axis as a text": evil(1, axis="1"),
+    "axis as a truth": evil(1, axis=True),
+    "axes": evil(1, axis={"tuple": [1, 1]}),
     "unknown tag": evil(1, args=[{"import": "os"}]),
     "two tags": evil(1, args=[{"node": "x", "tuple": []}]),
     "code as a name": evil(0, name="x): __import__('os').system('true') #"),

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from msat_det.base.errors import InputError
+from msat_det.graph.facts import amend, facts
 from msat_det.graph.fanout import fan_out
 from msat_det.graph.ops import Activation
 from msat_det.graph.trace import trace
@@ -149,8 +150,8 @@ def test_what_leaves_a_node_means_its_function_of_what_means_enter(function: Cal
     """Σ over time of a node's output / n is g(Σ of its input / n) at every n, to 1e-5 (DESIGN §4)."""
     graph = trace(randomise(Follow(function)), images())
     first, second = graph.sites
-    fine = Neuron(torch.tensor(1e-5), second.meta["activation"], gamma=10**8)
-    coarse = Neuron(torch.tensor(0.7), first.meta["activation"], initial=0.5, signed=True)
+    fine = Neuron(torch.tensor(1e-5), facts(second).activation, gamma=10**8)
+    coarse = Neuron(torch.tensor(0.7), facts(first).activation, initial=0.5, signed=True)
     snn = SpikingNetwork(graph, {first.name: coarse, second.name: fine}, fan_out(graph, images(1)), chunk=chunk)
     spikes = Spikes()
     snn.run(images(), 7, tap=spikes)
@@ -337,11 +338,11 @@ def test_curved_activations_cost_an_evaluation_in_every_step() -> None:
         net = randomise(nn.Sequential(nn.Conv2d(3, 4, 3), activation(), nn.Conv2d(4, 2, 1)))
         snn = convert(net, images())
         site = snn.graph.sites[0]
-        curved = replace(site.meta["activation"], curved=False)
+        curved = replace(facts(site).activation, curved=False)
         costs = []
-        for act in (site.meta["activation"], curved):
+        for act in (facts(site).activation, curved):
             snn.neurons[site.name] = replace(snn.neurons[site.name], activation=act)
-            site.meta["activation"] = act
+            amend(site, activation=act)
             snn.run(images(), 6)
             costs.append(snn.counts[6].energy)
         return (costs[0] - costs[1]) / 4.6

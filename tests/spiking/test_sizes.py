@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 import msat_det
 from msat_det.base.errors import InputError
+from msat_det.graph.facts import amend
 from msat_det.graph.fanout import fan_out
 from msat_det.graph.trace import trace
 from msat_det.methods.convert import spiking_network
@@ -87,7 +88,7 @@ class Mixed(nn.Module):
 
 def test_neurons_by_position_are_refused_at_another_size() -> None:
     snn = msat_det.convert(Mixed(), images(2, channels=4)[:, :, :, 0], "constant", scale="channel")
-    snn.graph.sites[0].meta["axis"] = 1  # as if positions had thresholds of their own
+    amend(snn.graph.sites[0], axis=1)  # as if positions had thresholds of their own
     with pytest.raises(InputError, match=r"'relu'.*a channel for each position: give images of the calibration's size"):
         snn.run(torch.zeros(2, 4, 20), 4)
 

@@ -6,6 +6,7 @@ finds every node's shape anew, and with it whatever does not fit.
 
 import keyword
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from msat_det.base.files import one_line, show
 from msat_det.graph import ops
 from msat_det.graph.classify import classify
 from msat_det.graph.edits import keep_analog
-from msat_det.graph.graph import Graph, note
+from msat_det.graph.facts import Facts, Output, amend, facts, output_of
+from msat_det.graph.graph import Graph, is_entered
 from msat_det.graph.ops import Activation, Kind
 from msat_det.spiking.formats import known
 from msat_det.spiking.formats.archive import finite
@@ -56,12 +58,13 @@ def write_graph(graph: Graph) -> tuple[dict[str, Any], dict[str, Tensor]]:
             [encode(a, node.name) for a in node.args],
             {k: encode(v, node.name) for k, v in node.kwargs.items()},
         )
-        nodes.append(entry | {"args": args, "kwargs": kwargs, "source": str(node.meta["source"])[:500]})
+        told = {"axis": encode(facts(node).axis, node.name), "source": facts(node).source[:500]}
+        nodes.append(entry | {"args": args, "kwargs": kwargs} | told)
     leaves = pytree.tree_unflatten(range(graph.structure.num_leaves), graph.structure)
     inputs = {n.target: n for n in graph.nodes if n.op == "placeholder"}
     document = {
         "inputs": [
-            [name, list(inputs[name].meta["shape"]), encode(inputs[name].meta["dtype"], name)] for name in graph.inputs
+            [name, list(facts(inputs[name]).shape), encode(facts(inputs[name]).dtype, name)] for name in graph.inputs
         ],
         "outputs": encode(leaves, "output"),
         "layers": layers,
@@ -71,7 +74,7 @@ def write_graph(graph: Graph) -> tuple[dict[str, Any], dict[str, Tensor]]:
     }
     again = read_graph(document, tensors)
     for node, copy in zip(graph.nodes, again.nodes, strict=True):
-        if any(node.meta.get(key) != copy.meta.get(key) for key in ("kind", "op", "shape", "parts")):
+        if _kept(node) != _kept(copy):
             raise InputError(f"node '{node.name}' would not be the same after loading: it can't be saved")
     return document, tensors
 
@@ -106,9 +109,9 @@ class _Reading:
         module = fx.GraphModule({name: attributes[name] for name in used}, graph).eval()
         inputs = {name: (shape, DTYPES[dtype["dtype"]]) for name, shape, dtype in self.document["inputs"]}
         found = Graph(module, list(inputs), self._structure())
-        self._infer(found, inputs)
+        outputs = self._infer(found, inputs)
         self._fill(module, {name: layers[name] for name in used & layers.keys()}, constants)
-        self._judge(found, [entry["source"] for entry in entries])
+        self._judge(found, outputs)
         return found
 
     def _layer(self, entry: dict) -> nn.Module:
@@ -152,8 +155,8 @@ class _Reading:
             raise InputError("the outputs are not numbered in their order")
         return structure
 
-    def _infer(self, graph: Graph, inputs: dict[str, tuple]) -> None:
-        """Run the graph on the meta device; note what each node gives for one image."""
+    def _infer(self, graph: Graph, inputs: dict[str, tuple]) -> dict[fx.Node, Output]:
+        """Run the graph on the meta device: what each node gives for one image."""
         env: dict[fx.Node, Any] = {}
         given = [n.target for n in graph.nodes if n.op == "placeholder"]
         if (
@@ -162,7 +165,7 @@ class _Reading:
             or [n.op for n in graph.nodes].index("output") != len(graph.nodes) - 1
         ):
             raise InputError("the inputs and outputs are not those of its nodes")
-        moving: set[fx.Node] = set()
+        outputs: dict[fx.Node, Output] = {}
         with torch.device("meta"), torch.inference_mode():
             for node in graph.nodes:
                 if node.op == "placeholder":
@@ -177,10 +180,11 @@ class _Reading:
                     value = graph.evaluate(node, env)
                 env[node] = value
                 self._bound(node, value)
-                node.meta["shape"] = node.meta["parts"] = None
-                if node.op == "placeholder" or (moving & set(node.all_input_nodes) and node.op != "output"):
+                entered = is_entered(node, outputs)
+                outputs[node] = output_of(value) if entered else Output()
+                if entered:
                     _check_images(node, value)
-                    moving |= note(node, value)
+        return outputs
 
     def _bound(self, node: fx.Node, value: Any) -> None:
         for part in pytree.tree_leaves(value):
@@ -219,22 +223,36 @@ class _Reading:
         for name in constants.keys() & {n.target for n in module.graph.nodes}:
             setattr(module, name, ready(name))
 
-    def _judge(self, graph: Graph, sources: list[Any]) -> None:
+    def _judge(self, graph: Graph, outputs: dict[fx.Node, Output]) -> None:
         """The verdicts, as ``trace`` and ``methods.variants`` gave them."""
-        classify(graph)
-        for node, source in zip(graph.nodes, sources, strict=True):
-            node.meta["source"] = one_line(source)[:500]
+        classify(graph, outputs)
+        for node, entry in zip(graph.nodes, self.document["nodes"], strict=True):
+            amend(node, source=one_line(entry["source"])[:500], axis=_axis(node, entry))
             if node.target is ops.identity:
-                node.meta |= {"kind": Kind.SPIKING, "activation": Activation("identity", ops.identity)}
-            if node.meta["kind"] is Kind.DIFFERENTIAL and node.meta["parts"] is not None:
+                amend(node, kind=Kind.SPIKING, activation=Activation("identity", ops.identity))
+            if facts(node).kind is Kind.DIFFERENTIAL and facts(node).parts is not None:
                 raise InputError(f"node '{node.name}' gives several tensors")
         for name in self.document["analog"]:
             keep_analog(graph, name)
         for node in graph.nodes:
-            if node.meta["kind"] not in (Kind.SHAPE, Kind.OUTPUT) and node.meta["shape"] is None:
+            if facts(node).kind not in (Kind.SHAPE, Kind.OUTPUT) and facts(node).shape is None:
                 raise InputError(f"node '{node.name}' gives no tensor")
-        if not graph.sites or not all(node.meta["shape"] for node in graph.sites):
+        if not graph.sites or not all(facts(node).shape for node in graph.sites):
             raise InputError("the network has no call site, or one without channels")
+
+
+def _axis(node: fx.Node, entry: dict) -> Any:
+    """The dimension of a node's channels: of files from before they were written None, but where neurons tell it."""
+    axis, shapes = decode(entry.get("axis"), {}), facts(node).parts or (facts(node).shape or (),)
+    for one, shape in zip(axis if isinstance(axis, tuple) else [axis] * len(shapes), shapes, strict=True):
+        if not (one is None or (type(one) is int and 1 <= one <= len(shape))):
+            raise InputError(f"node '{node.name}' has its channels along {show(one)}, no dimension of its output")
+    return axis
+
+
+def _kept(node: fx.Node) -> Facts:
+    """What a file must give back; a function of one's own has no equal."""
+    return replace(facts(node), source="", activation=None)
 
 
 def _check_images(node: fx.Node, value: Any) -> None:
@@ -248,7 +266,7 @@ def _is_name(name: Any) -> bool:
 
 
 def _is_kept_analog(node: fx.Node) -> bool:
-    return node.meta["kind"] is Kind.DIFFERENTIAL and node.meta["op"] in ops.POINTWISE
+    return facts(node).kind is Kind.DIFFERENTIAL and facts(node).op in ops.POINTWISE
 
 
 def _is_channels_last(tensor: Tensor) -> bool:

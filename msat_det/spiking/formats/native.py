@@ -3,6 +3,8 @@
 The file is safetensors with a JSON document in its header (``archive``). Loading runs no code from it, and no network.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from msat_det.base.errors import InputError
 from msat_det.base.files import show
 from msat_det.graph import ops
 from msat_det.graph.channels import channels
+from msat_det.graph.facts import amend, facts
 from msat_det.graph.fanout import FanOut, as_spikes_lie, is_event_source
 from msat_det.graph.graph import Graph
 from msat_det.models.detector import Detector
@@ -29,28 +32,42 @@ _FORM = 1  # raised when older files can no longer be read
 _KEYS = {"form", "graph", "sites", "fanout", "detector", "seed", "chunk", "energy"}
 
 
-def write_network(path: str | Path, setup: Setup, detector: Detector | None, energy: str) -> None:
+@dataclass(frozen=True)
+class Saved:
+    """What a file holds. maxima: see ``SpikingNetwork``; none where the network was made without them. energy: the name
+    of a table of prices."""
+
+    setup: Setup
+    detector: Detector | None
+    energy: str
+    maxima: Mapping[str, Tensor]
+
+
+def write_network(path: str | Path, net: Saved) -> None:
     """Write a network. A detector of ours goes with it; a user's own class doesn't, and is handed in at loading.
 
     Raises InputError for what can't be saved: an operation or layer that ``formats.known`` does not list, layers with
     hooks, outputs in classes of one's own, an energy table that is a file.
     """
-    if not is_known(energy):
-        raise InputError(f"energy is {energy}, a file: set snn.energy to a table by name, and the file after loading")
+    if not is_known(net.energy):
+        raise InputError(
+            f"energy is {net.energy}, a file: set snn.energy to a table by name, and the file after loading"
+        )
+    setup = net.setup
     graph, tensors = write_graph(setup.graph)
     sites, thresholds = write_neurons(setup.neurons, setup.graph)
     fanout, reach = _write_fanout(setup.fanout)
-    stored, priors = write_detector(detector)
-    seen = {f"maximum/{n.name}": n.meta["maximum"] for n in setup.graph.sites if "maximum" in n.meta}
+    stored, priors = write_detector(net.detector)
+    seen = {f"maximum/{name}": maximum for name, maximum in net.maxima.items()}
     document = {
         **{"form": _FORM, "graph": graph, "sites": sites, "fanout": fanout, "detector": stored},
-        **{"seed": setup.seed, "chunk": setup.chunk, "energy": energy},
+        **{"seed": setup.seed, "chunk": setup.chunk, "energy": net.energy},
     }
     write_archive(path, KIND, document, tensors | thresholds | reach | priors | seen)
 
 
-def read_network(path: str | Path, detector: Detector | None = None) -> tuple[Setup, Detector | None, str]:
-    """What ``write_network`` wrote: the network's setup, its detector and its table of energies.
+def read_network(path: str | Path, detector: Detector | None = None) -> Saved:
+    """What ``write_network`` wrote.
 
     detector: in place of the saved one. Raises InputError for anything but a whole, sound file.
     """
@@ -61,9 +78,7 @@ def read_network(path: str | Path, detector: Detector | None = None) -> tuple[Se
         raise InputError(f"{path}: {error}") from error
 
 
-def _read(
-    document: dict[str, Any], tensors: dict[str, Tensor], detector: Detector | None
-) -> tuple[Setup, Detector | None, str]:
+def _read(document: dict[str, Any], tensors: dict[str, Tensor], detector: Detector | None) -> Saved:
     if document.get("form") != _FORM or set(document) != _KEYS:
         raise InputError(f"a saved network has form {_FORM} and {', '.join(sorted(_KEYS))}: save it with this version")
     if not _is_whole(document["seed"], -(2**40)) or not (document["chunk"] is None or _is_whole(document["chunk"], 1)):
@@ -73,18 +88,27 @@ def _read(
     graph = read_graph(document["graph"], tensors)
     neurons = read_neurons(document["sites"], tensors, graph)
     fanout = _read_fanout(document["fanout"], tensors, graph)
-    for node in graph.sites:
-        axis = node.meta["axis"] = neurons[node.name].axis
-        maximum = tensors.get(f"maximum/{node.name}")
-        if maximum is None or maximum.shape != (channels(node.meta["shape"], axis),):
-            raise InputError(f"maximum of call site {node.name} is missing or not of its channels: save it again")
-        node.meta["maximum"] = finite(node.name, maximum)
+    if not any("axis" in entry for entry in document["graph"]["nodes"]):  # files from before hold the neurons' alone
+        for node in graph.sites:
+            amend(node, axis=neurons[node.name].axis)
     if detector is None and document["detector"] is not None:
-        inputs = {n.target: n.meta["shape"] for n in graph.nodes if n.op == "placeholder"}
+        inputs = {n.target: facts(n).shape for n in graph.nodes if n.op == "placeholder"}
         shapes = [inputs[name] for name in graph.inputs]
         detector = read_detector(document["detector"], tensors, graph.module, shapes)
     setup = Setup(graph, Plan(graph), neurons, fanout, document["seed"], document["chunk"])
-    return setup, detector, document["energy"]
+    return Saved(setup, detector, document["energy"], _read_maxima(tensors, graph))
+
+
+def _read_maxima(tensors: dict[str, Tensor], graph: Graph) -> dict[str, Tensor]:
+    if not any(name.startswith("maximum/") for name in tensors):
+        return {}
+    maxima = {}
+    for node in graph.sites:
+        maximum = tensors.get(f"maximum/{node.name}")
+        if maximum is None or maximum.shape != (channels(facts(node).shape, facts(node).axis),):
+            raise InputError(f"maximum of call site {node.name} is missing or not of its channels: save it again")
+        maxima[node.name] = finite(node.name, maximum)
+    return maxima
 
 
 def _is_whole(value: Any, least: int) -> bool:
@@ -115,7 +139,7 @@ def _read_fanout(values: Any, tensors: dict[str, Tensor], graph: Graph) -> FanOu
         reach = tensors.get(f"reach/{node.name}")
         if reach is None:
             continue
-        shape = node.meta["shape"]
+        shape = facts(node).shape
         fits = is_event_source(node) and reach.dim() == len(shape)
         if not fits or any(have not in (1, want) for have, want in zip(reach.shape, shape, strict=True)):
             raise InputError(f"fanout of node '{node.name}' does not fit its shape: save it again")
@@ -126,7 +150,7 @@ def _read_fanout(values: Any, tensors: dict[str, Tensor], graph: Graph) -> FanOu
 
 
 def _counts(values: Any, key: str, graph: Graph) -> dict[Node, Any]:
-    nodes = {node.name: node for node in graph.nodes if node.meta["op"] in ops.MULTIPLYING}
+    nodes = {node.name: node for node in graph.nodes if facts(node).op in ops.MULTIPLYING}
     if not isinstance(values, dict) or not set(values) <= set(nodes):
         raise InputError(f"fanout.{key} counts for a node that does not multiply: save it again")
     return {nodes[name]: _count(value, f"{key} of node '{name}'") for name, value in values.items()}

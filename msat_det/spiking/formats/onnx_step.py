@@ -14,8 +14,9 @@ from torch.fx.node import Node
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import one_line, write_whole
+from msat_det.graph.facts import facts, is_mask, is_site
 from msat_det.graph.fanout import HOMOGENEOUS
-from msat_det.graph.graph import is_mask, mean_inputs
+from msat_det.graph.graph import mean_inputs
 from msat_det.graph.ops import Kind
 from msat_det.spiking.delta import delta_step
 from msat_det.spiking.network import SpikingNetwork
@@ -58,7 +59,7 @@ class Step(nn.Module):
         super().__init__()
         self.snn, self.plan, self.net = snn, snn.plan, snn.graph.module
         self.delta = snn.coding == "delta"
-        self.sites = [node for node in self.plan.body if node.meta["kind"] is Kind.SPIKING]
+        self.sites = [node for node in self.plan.body if is_site(node)]
         for node in self.sites:
             neuron = snn.neurons[node.name]
             if neuron.late:
@@ -73,13 +74,13 @@ class Step(nn.Module):
         self.outputs = _output_names(snn)
 
     def _slots(self, node: Node) -> list[Slot]:
-        shape = node.meta["shape"]
-        if node.meta["kind"] is Kind.SPIKING:
+        shape = facts(node).shape
+        if is_site(node):
             kept = set(self.snn.neurons[node.name].keeps) | ({"o"} if node in self.plan.readout_sites else set())
             return [Slot(node, name, shape) for name in ("v", "o", "x", "mean", "before") if name in kept]
-        if node.meta["kind"] is Kind.DIFFERENTIAL and not self.delta:
-            sums = [Slot(node, "sum", n.meta["shape"], n) for n in mean_inputs(node, self.plan.moving)]
-            return sums if is_mask(node) else [*sums, Slot(node, "last", shape)]
+        if facts(node).kind is Kind.DIFFERENTIAL and not self.delta:
+            sums = [Slot(node, "sum", facts(n).shape, n) for n in mean_inputs(node, self.plan.moving)]
+            return sums if is_mask(facts(node)) else [*sums, Slot(node, "last", shape)]
         return []
 
     def blank(self, images: int) -> list[Tensor]:
@@ -112,10 +113,10 @@ class Step(nn.Module):
         env, coming, sent = dict(static), {}, {}
         for node in plan.body:
             own = {slot: states[slot] for slot in self._slots(node)}
-            if node.meta["kind"] is Kind.SPIKING:
+            if is_site(node):
                 sent[node], after = self.spike(node, env[node.all_input_nodes[0]], t, own)
                 env[node] = after[self._sum(node)] if self.delta else sent[node]
-            elif node.meta["kind"] is Kind.DIFFERENTIAL and not self.delta:
+            elif facts(node).kind is Kind.DIFFERENTIAL and not self.delta:
                 env[node], after = self._difference(node, env, n, own)
             else:
                 env[node], after = graph.evaluate(node, env), {}
@@ -144,7 +145,7 @@ class Step(nn.Module):
         """A differential node, see ``simulate.Differential``."""
         last = next((slot for slot in own if slot.field == "last"), None)
         coming = {slot: value + env[slot.source] for slot, value in own.items() if slot is not last}
-        homogeneous = node.meta["op"] in HOMOGENEOUS
+        homogeneous = facts(node).op in HOMOGENEOUS
         means = {slot.source: total if homogeneous else total / n for slot, total in coming.items()}
         g = self.snn.graph.evaluate(node, env | means)
         if last is None:
@@ -175,8 +176,8 @@ def export_step(module: Step, images: int = 1) -> Any:
     """
     require_packages()
     graph = module.snn.graph
-    inputs = {n.target: n.meta for n in graph.nodes if n.op == "placeholder"}
-    examples = [torch.zeros(images, *inputs[k]["shape"], dtype=inputs[k]["dtype"]) for k in graph.inputs]
+    inputs = {n.target: facts(n) for n in graph.nodes if n.op == "placeholder"}
+    examples = [torch.zeros(images, *inputs[k].shape, dtype=inputs[k].dtype) for k in graph.inputs]
     states = [slot.name for slot in module.slots]
     sent = [f"{node.name}.sent" for node in module.sites]
     try:
@@ -198,8 +199,8 @@ def export_step(module: Step, images: int = 1) -> Any:
 def _describe(program: Any, module: Step) -> None:
     """Say in the model's metadata what a host needs: the names of its states, the timesteps of a step, the protocol."""
     window = next((n.window for n in module.snn.neurons.values() if n.window), 1)
-    facts = {"states": [slot.name for slot in module.slots], "timesteps_per_step": window}
-    program.model.metadata_props["msat_det"] = json.dumps(facts)
+    needs = {"states": [slot.name for slot in module.slots], "timesteps_per_step": window}
+    program.model.metadata_props["msat_det"] = json.dumps(needs)
     program.model.doc_string = PROTOCOL
 
 

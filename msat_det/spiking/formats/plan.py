@@ -16,6 +16,7 @@ from msat_det.base.errors import InputError
 from msat_det.base.files import show
 from msat_det.base.typed import LARGEST, LONGEST, Ranges, Reader
 from msat_det.graph.channels import channels
+from msat_det.graph.facts import facts
 from msat_det.graph.graph import Graph
 from msat_det.graph.ops import Activation
 from msat_det.spiking.formats.archive import finite, read_archive, write_archive
@@ -82,7 +83,7 @@ def write_neurons(neurons: dict[str, Neuron], graph: Graph) -> tuple[dict[str, A
     for node in graph.sites:
         if node.name in neurons:
             fields_ = _plain(neurons[node.name], _prefix(node.name), tensors)
-            size = channels(node.meta["shape"], neurons[node.name].axis)
+            size = channels(facts(node).shape, neurons[node.name].axis)
             sites[node.name] = {"channels": size, "neuron": fields_}
     read_neurons(sites, tensors, graph)
     return sites, tensors
@@ -105,11 +106,11 @@ def read_neurons(sites: Any, tensors: dict[str, Tensor], graph: Graph) -> dict[s
         entry = sites.get(name)
         if not isinstance(entry, dict) or set(entry) != {"channels", "neuron"}:
             raise InputError(f"no neuron for call site {name}: use the plan of this network")
-        size = _channels(name, node.meta["shape"], entry["neuron"])
+        size = _channels(name, facts(node).shape, entry["neuron"])
         if type(entry["channels"]) is not int or entry["channels"] != size:
             wrong = show(entry["channels"])
             raise InputError(f"call site {name} has {size} channels, the plan {wrong}: use the plan of this network")
-        neurons[name] = _Reader(name, tensors, size, node.meta["activation"]).neuron(entry["neuron"])
+        neurons[name] = _Reader(name, tensors, size, facts(node).activation).neuron(entry["neuron"])
     return neurons
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from torch import nn
 from torch.fx.node import Node
 
+from msat_det.graph.facts import facts
+
 LARGEST = 32  # elements of a window that fit a kernel's registers
 
 
@@ -31,7 +33,7 @@ class Window:
 
 def window_of(node: Node, module: nn.Module | None) -> Window | None:
     """What a max pooling's node pools over, or None where it is no such pooling of numbers."""
-    if node.meta["op"] != "maxpool2d":
+    if facts(node).op != "maxpool2d":
         return None
     names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
     if module is None:

@@ -1,0 +1,78 @@
+"""What is known of a node of a traced graph: said once by ``trace``, a reader or an edit of the graph, read by all."""
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch.fx.node import Node
+
+from msat_det.graph.channels import Axis
+from msat_det.graph.ops import Activation, Kind
+
+_KEY = "facts"  # of Node.meta, which goes along when a graph is copied
+Shape = tuple[int, ...]
+
+
+class Output(NamedTuple):
+    """What a node gives for one image. shape: without the batch dimension, of a tuple the last element's; None for a
+    value that no image enters. parts: the shapes of a tuple's elements. dtype: None where there is no shape."""
+
+    shape: Shape | None = None
+    parts: tuple[Shape, ...] | None = None
+    dtype: torch.dtype | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """op: canonical name (``ops``). kind: the verdict. source: file:line: code. shape, parts, dtype: see ``Output``.
+    axis: the dimension of its channels, of a tuple one for each element. activation: what a spiking node computes."""
+
+    op: str
+    kind: Kind
+    source: str
+    shape: Shape | None = None
+    parts: tuple[Shape, ...] | None = None
+    dtype: torch.dtype | None = None
+    axis: Axis | tuple[Axis, ...] = None
+    activation: Activation | None = None
+
+
+def facts(node: Node) -> Facts:
+    """What is known of a node of a graph that has been judged."""
+    return node.meta[_KEY]
+
+
+def is_judged(node: Node) -> bool:
+    """Whether it has its facts: while a graph is made its nodes have none yet."""
+    return _KEY in node.meta
+
+
+def state(node: Node, known: Facts) -> None:
+    """Give a new node its facts."""
+    node.meta[_KEY] = known
+
+
+def amend(node: Node, **changes: Any) -> None:
+    """Change what is known of a node: for what makes or edits a graph, never for what looks at one."""
+    node.meta[_KEY] = replace(facts(node), **changes)
+
+
+def is_site(node: Node) -> bool:
+    """Whether it is a call site of a pointwise activation, which a population of neurons replaces."""
+    return facts(node).kind is Kind.SPIKING
+
+
+def is_mask(known: Output | Facts) -> bool:
+    """Whether a node gives no real numbers: in a simulation that is a value by itself, never a part of a sum."""
+    return known.dtype is not None and not known.dtype.is_floating_point
+
+
+def output_of(value: Any) -> Output:
+    """What a node's value, which an image enters, tells of its output."""
+    tensors = [part for part in pytree.tree_leaves(value) if isinstance(part, Tensor)]
+    if not tensors:
+        return Output()
+    parts = None if isinstance(value, Tensor) else tuple(tuple(part.shape[1:]) for part in tensors)
+    return Output(tuple(tensors[-1].shape[1:]), parts, tensors[-1].dtype)
