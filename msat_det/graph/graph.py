@@ -152,17 +152,11 @@ class Graph:
             "a traced network is neither pickled nor copied as it is: keep a converted one by snn.save(path)"
         )
 
-    def settled(self, nodes: Iterable[Node], batch: Batch) -> dict[Node, Any]:
-        """The values of ``nodes``, which need no others, with images as simulations keep them (channels last)."""
-        inputs, values = self.bind(batch), {}
+    def settled(self, nodes: Iterable[Node], inputs: Mapping[str, Tensor]) -> dict[Node, Any]:
+        """The values of ``nodes``, which need no others, on these inputs."""
+        values: dict[Node, Any] = {}
         for node in nodes:
-            if node.op == "placeholder":
-                value = inputs[node.target]
-                if value.dim() == 4:
-                    value = value.contiguous(memory_format=torch.channels_last)
-            else:
-                value = self.evaluate(node, values)
-            values[node] = value
+            values[node] = inputs[node.target] if node.op == "placeholder" else self.evaluate(node, values)
         return values
 
     def walk(self, batch: Batch) -> Iterator[tuple[Node, Any]]:

@@ -7,25 +7,25 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.fx.node import Node
 
 from msat_det.graph import ops
 from msat_det.graph.facts import facts, is_site
-from msat_det.graph.fanout import is_event_source
 from msat_det.graph.graph import Batch
-from msat_det.graph.ops import Kind
 from msat_det.spiking.engine import fetched, refuse_nan
 from msat_det.spiking.kernels import count_events, events, keep_freed_memory
 from msat_det.spiking.kernels.delta import Corrections
-from msat_det.spiking.plan import Setup
+from msat_det.spiking.plan import Setup, is_pool
+from msat_det.spiking.walk import Values, advance, readout, simulated
 
 
-class DeltaRun:
-    """One batch from rest to T, as ``engine.Run`` is under rate coding; a chunk is one timestep.
+class DeltaRun(Values):
+    """One batch from rest to T, as ``engine.Run`` is under rate coding; a chunk is one timestep, ``t``.
 
-    values: of every node on the sums so far; constants: of those that no spike enters. sent: the running timestep's
-    events of call sites, where a convolution asks for them. scans, pools: as there.
+    values: of every node on the sums so far; constants: of those that no spike enters. changed: nodes whose value is
+    another than a timestep ago. sent: the running timestep's events of call sites, where a convolution asks for them.
+    scans, pools: as there.
     """
 
     def __init__(
@@ -39,50 +39,58 @@ class DeltaRun:
         self.graph, self.plan, self.neurons, self.fanout = setup.graph, setup.plan, setup.neurons, setup.fanout
         self.tap, self.watch = tap, watch
         keep_freed_memory()
-        self.chunk, self.T = 1, T
-        self.device = next(iter(self.graph.bind(batch).values())).device
-        self.values: dict[Node, Any] = self.graph.settled(self.plan.static, batch)
+        self.chunk, self.T, self.t = 1, T, 0
+        inputs = simulated(self.graph, batch)
+        self.device = next(iter(inputs.values())).device
+        self.values: dict[Node, Any] = self.graph.settled(self.plan.static, inputs)
         self.constants = dict(self.values)
         self.scans: dict[Node, Corrections] = {}
         self.pools: dict[Node, Tensor] = {}
         self.sent: dict[Node, Tensor] = {}
+        self.changed: set[Node] = set()
         self.updated = {node: self._updated(node) for node in self.plan.body}
         self.asked = {node.args[0] for node, conv in self.updated.items() if conv}
 
     def _updated(self, node: Node) -> nn.Conv2d | None:
         """The convolution that a node is, where its value can be updated by the events of a call site."""
-        if node.op != "call_module" or facts(node).op != "conv2d" or facts(node.args[0]).kind is not Kind.SPIKING:
+        if node.op != "call_module" or facts(node).op != "conv2d" or not is_site(node.args[0]):
             return None
         conv = self.graph.module.get_submodule(node.target)
         return conv if isinstance(conv, nn.Conv2d) and events.crossover(conv) > 0 and conv.groups == 1 else None
 
     def advance(self, t0: int, steps: int) -> None:
         """Run timesteps t0 … t0 + steps − 1, one after the other."""
-        for t in range(t0, t0 + steps):
-            self._advance(t)
+        for self.t in range(t0, t0 + steps):
+            self.changed.clear()
+            advance(self.plan, self)
+            self.sent.clear()
 
-    def _advance(self, t: int) -> None:
-        changed: set[Node] = set()
-        keeps = t + 1 < self.T  # whether another timestep follows, for which values must stay
-        for node in self.plan.body:
-            moved = t == 0 or not changed.isdisjoint(node.all_input_nodes)
-            if is_site(node):
-                observed = self.tap is not None or self.watch is not None
-                if moved or observed or not self.scans[node].rests(t):
-                    self._spike(node, t, keeps)
-                    if self.scans[node].sent or t == 0:
-                        changed.add(node)
-            elif moved:
-                self._evaluate(node, t)
-                changed.add(node)
-            for done in self.plan.last[node]:
-                self.sent.pop(done, None)
-                if not keeps and done not in self.plan.readout_sites:
-                    self.values.pop(done, None)
-        self.sent.clear()
+    @property
+    def keeps(self) -> bool:
+        """Whether another timestep follows, for which values must stay."""
+        return self.t + 1 < self.T
 
-    def _spike(self, node: Node, t: int, keeps: bool) -> None:
-        source = node.all_input_nodes[0]
+    def keep(self, node: Node, value: Any) -> None:
+        self.values[node] = value
+
+    def drop(self, node: Node) -> None:
+        self.sent.pop(node, None)
+        if not self.keeps and node not in self.plan.readout_sites:
+            self.values.pop(node, None)
+
+    def _moved(self, node: Node) -> bool:
+        return self.t == 0 or not self.changed.isdisjoint(node.all_input_nodes)
+
+    def spike(self, node: Node) -> Tensor:
+        observed = self.tap is not None or self.watch is not None
+        if self._moved(node) or observed or not self.scans[node].rests(self.t):
+            self._step(node)
+            if self.scans[node].sent or self.t == 0:
+                self.changed.add(node)
+        return self.scans[node].output
+
+    def _step(self, node: Node) -> None:
+        source, t = node.all_input_nodes[0], self.t
         sums = self.values[source]
         if node not in self.scans:
             self.scans[node] = Corrections(self.neurons[node.name], sums, self.fanout.reach(node, self.device))
@@ -90,28 +98,31 @@ class DeltaRun:
         if self.watch is not None:
             self.watch(node.name, scan, sums.unsqueeze(0))
         asked = self.tap is not None or (t > 0 and node in self.asked)
-        own = not keeps and source in self.plan.moving and len(source.users) == 1 and facts(source).op in ops.FRESH
-        y = scan.step(sums, t, asked, own)
+        fresh = len(source.users) == 1 and facts(source).op in ops.FRESH
+        y = scan.step(sums, t, asked, not self.keeps and source in self.plan.moving and fresh)
         refuse_nan(node, scan.counts, t + 1)
-        self.values[node] = scan.output
         if y is not None:
             self.sent[node] = y
         if self.tap is not None:
             self.tap(node.name, (y if y is not None else torch.zeros_like(sums)).unsqueeze(0))
 
-    def _evaluate(self, node: Node, t: int) -> None:
+    def linear(self, node: Node) -> Any:
         """A node that is no neuron, on the sums."""
+        if not self._moved(node):
+            return self.values[node]
+        self.changed.add(node)
         conv, source = self.updated[node], node.args[0] if node.args else None
-        if conv is not None and t > 0 and self.scans[source].sent <= events.crossover(conv) * self.sent[source].numel():
+        few = conv is not None and self.t > 0
+        if few and self.scans[source].sent <= events.crossover(conv) * self.sent[source].numel():
             update = events.update(conv, self.sent[source])
             if update is not None:
-                self.values[node] += update
-                return
-        before = self.values.get(node)
-        value = self.values[node] = self.graph.evaluate(node, self.values)
-        if facts(node).kind is Kind.DIFFERENTIAL and is_event_source(node) and node in self.fanout.spikes:
+                return self.values[node].add_(update)
+        value = self.graph.evaluate(node, self.values)
+        if is_pool(node) and node in self.fanout.spikes:
+            before = self.values.get(node)
             change = value if before is None else value - before
             self.pools[node] = self.pools.get(node, 0) + count_events(change, self.fanout.reach(node, self.device))
+        return value
 
     def spikes(self, t: int) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
         """See ``engine.fetched``."""
@@ -119,7 +130,5 @@ class DeltaRun:
 
     def readout(self, t: int) -> Any:
         """The network's outputs on the sums after t timesteps."""
-        env = self.constants | {node: self.scans[node].output for node in self.plan.readout_sites}
-        for node in self.plan.readout:
-            env[node] = self.graph.evaluate(node, env)
-        return self.graph.restructure(fx.map_arg(self.graph.nodes[-1].args[0], env.__getitem__))
+        outputs = {node: self.scans[node].output for node in self.plan.readout_sites}
+        return readout(self.plan, self.constants, outputs)

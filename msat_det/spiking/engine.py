@@ -9,13 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.fx.node import Node
 
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
 from msat_det.graph.facts import facts, is_mask, is_site
-from msat_det.graph.fanout import HOMOGENEOUS
 from msat_det.graph.graph import Graph, elements, mean_inputs, module_of, where
 from msat_det.graph.inputs import Batch
 from msat_det.graph.ops import Kind
@@ -24,6 +23,7 @@ from msat_det.spiking.kernels.window import window_of
 from msat_det.spiking.masks import image_key
 from msat_det.spiking.neurons import Chances, Neuron
 from msat_det.spiking.plan import Setup, is_pool
+from msat_det.spiking.walk import Values, advance, readout, simulated, weighed
 
 # A timestep at batch 16 in ms an image with 1 / 2 / 4 / 8 timesteps a chunk: SSD-MobileNet, MSAT 21.0 / 18.3 / 16.2 /
 # 15.2; YOLO Nano, signed bursts 14.7 / 11.5 / 9.8 / 9.2.
@@ -53,7 +53,8 @@ class Run:
         self.graph, self.plan, self.fanout, self.seed = setup.graph, setup.plan, setup.fanout, setup.seed
         self.neurons, self.tap, self.watch, self.decide = dict(setup.neurons), tap, watch, decide
         keep_freed_memory()
-        first = next(iter(self.graph.bind(batch).values()))
+        inputs = simulated(self.graph, batch)
+        first = next(iter(inputs.values()))
         self.size, self.device = first.shape[0], first.device
         self.chances = [image_key(i) for i in (range(self.size) if images is None else images)]
         if len(self.chances) != self.size:
@@ -61,7 +62,7 @@ class Run:
         self.scans: dict[Node, Scan] = {}
         self.sums: dict[Node, Differential] = {}
         self.late, self.early = 0, {}
-        self.static = self.graph.settled(self.plan.static, batch)
+        self.static = self.graph.settled(self.plan.static, inputs)
         self.chunk = setup.chunk or self._choose_chunk()
         for node in self.plan.body:  # states made between activations would leave holes in memory
             if is_site(node) and node.name in self.neurons:
@@ -82,39 +83,15 @@ class Run:
         typical = 4 * self.size * sum(s * s for s in sites) / max(sum(sites), 1)
         return int(min(max(CHUNK_BYTES / max(typical, 1), 1), LONGEST_CHUNK))
 
-    def _call(self, node: Node, env: dict[Node, Any]) -> Any:
-        args = fx.map_arg(node.args, env.__getitem__)
-        return self.graph.call(node, args, fx.map_arg(node.kwargs, env.__getitem__))
-
-    def _linear(self, node: Node, env: "ChunkValues") -> Any:
-        """A linear node on a chunk of spikes: a convolution by its events where they are few."""
-        if node.op == "call_module" and node.args and facts(node).op == "conv2d":
-            value = events.convolution(self.graph.module.get_submodule(node.target), env[node.args[0]])
-            if value is not None:
-                return value
-        return self._call(node, env)
-
     def advance(self, t0: int, steps: int) -> None:
         """Run timesteps t0 … t0 + steps − 1 of the whole body, layer by layer."""
-        env = ChunkValues(self.static, steps)
-        for node in self.plan.body:
-            kind = facts(node).kind
-            if kind is Kind.SPIKING:
-                value = self._scan(node, env, t0, steps)
-            elif kind is Kind.DIFFERENTIAL:
-                value = self._differential(node, env, t0, steps)
-            elif kind is Kind.SHAPE:
-                value = self._call(node, env.shapes())
-            else:
-                value = self._linear(node, env)
-            env.moving[node] = value
-            for done in self.plan.last[node]:
-                env.moving.pop(done, None)
+        advance(self.plan, Chunk(self, t0, steps))
 
-    def _scan(self, node: Node, env: "ChunkValues", t0: int, steps: int) -> Tensor:
-        source = node.all_input_nodes[0]
+    def scan(self, node: Node, values: "Chunk") -> Tensor:
+        """The population of a call site over a chunk."""
+        t0, steps, source = values.t0, values.steps, node.all_input_nodes[0]
         constant = source not in self.plan.moving
-        x = self.static[source].unsqueeze(0) if constant else env[source].unflatten(0, (steps, self.size))
+        x = self.static[source].unsqueeze(0) if constant else values[source].unflatten(0, (steps, self.size))
         if node.name not in self.neurons:
             self.neurons[node.name] = self.decide(node, x)
         if node not in self.scans or (t0 == 0 and not self.scans[node].takes(x[0])):
@@ -130,11 +107,12 @@ class Run:
             self.tap(node.name, y)
         return y.flatten(0, 1)
 
-    def _differential(self, node: Node, env: "ChunkValues", t0: int, steps: int) -> Tensor:
+    def differential(self, node: Node, values: "Chunk") -> Tensor:
+        """A differential node over a chunk."""
         if node not in self.sums:
             reach = self.fanout.reach(node, self.device) if is_pool(node) and node in self.fanout.spikes else None
             self.sums[node] = Differential(node, self.graph, self.plan.moving, reach)
-        return self.sums[node].run(env, t0, steps, self.size)
+        return self.sums[node].run(values)
 
     def spikes(self, t: int) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
         """See ``fetched``."""
@@ -147,13 +125,12 @@ class Run:
 
     def readout(self, t: int) -> Any:
         """The network's outputs on the running means over the first t timesteps, or since ``forget``."""
-        env, since = dict(self.static), t - self.late
-        for node in self.plan.readout_sites:
-            o = self.scans[node].state.o
-            env[node] = (o - self.early[node]) / since if self.early else o / t
-        for node in self.plan.readout:
-            env[node] = self._call(node, env)
-        return self.graph.restructure(fx.map_arg(self.graph.nodes[-1].args[0], env.__getitem__))
+        sums = {node: self.scans[node].state.o for node in self.plan.readout_sites}
+        if self.early:
+            means = {node: (o - self.early[node]) / (t - self.late) for node, o in sums.items()}
+        else:
+            means = {node: o / t for node, o in sums.items()}
+        return readout(self.plan, self.static, means)
 
 
 def fetched(
@@ -177,11 +154,36 @@ def refuse_nan(node: Node, counts: Tensor, t: int) -> None:
         raise InputError(f"{where(node)}: the potential is NaN by timestep {t}: look at its input and the options")
 
 
-class ChunkValues:
-    """Values of nodes in a chunk: what moves has K·B rows; what is constant in time is repeated to fit, on demand."""
+class Chunk(Values):
+    """The values of a run over timesteps t0 … t0 + steps − 1: what moves has K·B rows; what is constant in time is
+    repeated to fit, on demand."""
 
-    def __init__(self, static: dict[Node, Any], steps: int):
-        self.static, self.steps, self.moving = static, steps, {}
+    def __init__(self, run: Run, t0: int, steps: int):
+        self.run, self.t0, self.steps = run, t0, steps
+        self.static, self.moving = run.static, {}
+
+    def spike(self, node: Node) -> Tensor:
+        return self.run.scan(node, self)
+
+    def differ(self, node: Node) -> Tensor:
+        return self.run.differential(node, self)
+
+    def size(self, node: Node) -> Any:
+        return self.run.graph.evaluate(node, ShapeValues(self))
+
+    def linear(self, node: Node) -> Any:
+        """A linear node on a chunk of spikes: a convolution by its events where they are few."""
+        if node.op == "call_module" and node.args and facts(node).op == "conv2d":
+            value = events.convolution(self.run.graph.module.get_submodule(node.target), self[node.args[0]])
+            if value is not None:
+                return value
+        return self.run.graph.evaluate(node, self)
+
+    def keep(self, node: Node, value: Any) -> None:
+        self.moving[node] = value
+
+    def drop(self, node: Node) -> None:
+        self.moving.pop(node, None)
 
     def __getitem__(self, node: Node) -> Any:
         if node in self.moving:
@@ -192,14 +194,11 @@ class ChunkValues:
         self.moving[node] = value.repeat(self.steps, *([1] * (value.dim() - 1)))
         return self.moving[node]
 
-    def shapes(self) -> "ShapeValues":
-        return ShapeValues(self)
-
 
 class ShapeValues(dict):
     """The same for nodes that read sizes only: a constant value is shown with K·B rows without being copied."""
 
-    def __init__(self, chunk: ChunkValues):
+    def __init__(self, chunk: Chunk):
         super().__init__()
         self.chunk = chunk
 
@@ -223,7 +222,6 @@ class Differential:
         self.window = window_of(node, module_of(graph, node))
         self.fused: Any = None
         self.counted: Tensor | int = 0
-        self.homogeneous = facts(node).op in HOMOGENEOUS
         self.inputs = mean_inputs(node, moving)
         self.sums: dict[Node, Tensor] = {}
         self.last: Tensor | None = None
@@ -232,41 +230,33 @@ class Differential:
     def counts(self) -> Tensor:
         return self.counted if self.fused is None else self.fused.counts
 
-    def run(self, env: ChunkValues, t0: int, steps: int, images: int) -> Tensor:
-        """d of timesteps t0 … t0 + steps − 1, (steps·B, C, …)."""
-        if self.window is not None and pool_in_triton(env[self.inputs[0]]):
-            x = env[self.inputs[0]]
-            if t0 == 0:
+    def run(self, values: Chunk) -> Tensor:
+        """d over a chunk, (steps·B, C, …)."""
+        steps, images = values.steps, values.run.size
+        if self.window is not None and pool_in_triton(values[self.inputs[0]]):
+            x = values[self.inputs[0]]
+            if values.t0 == 0:
                 self.fused = fused_pool(self.window, x[:images], self.reach)
-            return self.fused.run(x, t0, steps)
-        d = self._differences(env, t0, steps, images)
+            return self.fused.run(x, values.t0, steps)
+        d = self._differences(values, steps, images)
         if self.reach is not None:
             self.counted = self.counted + count_events(d, self.reach).unflatten(0, (steps, images)).sum(0)
         return d
 
-    def _differences(self, env: ChunkValues, t0: int, steps: int, images: int) -> Tensor:
-        moving = self.inputs or [n for n in self.node.all_input_nodes if n in env.moving]  # of masks alone: no means
-        device = env[moving[0]].device
-        n = torch.arange(t0 + 1, t0 + steps + 1, dtype=torch.float32, device=device).repeat_interleave(images)
-        values: dict[Node, Tensor] = {}
+    def _differences(self, values: Chunk, steps: int, images: int) -> Tensor:
+        n = torch.arange(values.t0 + 1, values.t0 + steps + 1, dtype=torch.float32, device=values.run.device)
+        running: dict[Node, Tensor] = {}
         for source in self.inputs:
-            x = env[source].unflatten(0, (steps, images))
+            x = values[source].unflatten(0, (steps, images))
             sums, before = torch.empty_like(x), self.sums.get(source)
             for k in range(steps):
                 torch.add(x[k], 0.0 if before is None else before, out=sums[k])
                 before = sums[k]
             self.sums[source] = _alone(sums)
-            values[source] = sums.flatten(0, 1)
-            if not self.homogeneous:
-                values[source] = values[source] / _column(n, values[source])
-
-        def value(node: Node) -> Any:
-            return values[node] if node in values else env[node]
-
-        g = self.graph.call(self.node, fx.map_arg(self.node.args, value), fx.map_arg(self.node.kwargs, value))
+            running[source] = sums.flatten(0, 1)
+        total = weighed(self.graph, self.node, values, running, n.repeat_interleave(images))
         if is_mask(facts(self.node)):
-            return g
-        total = g if self.homogeneous else g * _column(n, g)
+            return total
         rows = total.unflatten(0, (steps, images))
         difference = torch.empty_like(rows)
         torch.sub(rows[0], 0.0 if self.last is None else self.last, out=difference[0])
@@ -278,7 +268,3 @@ class Differential:
 def _alone(rows: Tensor) -> Tensor:
     """The last of these rows, in memory of its own."""
     return rows[-1].clone() if len(rows) > 1 else rows[0]
-
-
-def _column(n: Tensor, like: Tensor) -> Tensor:
-    return n.reshape(-1, *([1] * (like.dim() - 1)))

@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.fx.node import Node
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import one_line, write_whole
 from msat_det.graph.facts import facts, is_mask, is_site
-from msat_det.graph.fanout import HOMOGENEOUS
 from msat_det.graph.graph import mean_inputs
 from msat_det.graph.ops import Kind
 from msat_det.spiking.delta import delta_step
 from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.neurons import State, initial_potential, step
+from msat_det.spiking.walk import Values, advance, readout, weighed
 
 # What the model says of itself.
 PROTOCOL = """\
@@ -70,10 +70,11 @@ class Step(nn.Module):
                 )
             if neuron.confidence < 1:
                 raise InputError(f"call site {node.name} drops spikes at random: export without option confidence")
-        self.slots = [slot for node in self.plan.body for slot in self._slots(node)]
+        self.slots = [slot for node in self.plan.body for slot in self.slots_of(node)]
         self.outputs = _output_names(snn)
 
-    def _slots(self, node: Node) -> list[Slot]:
+    def slots_of(self, node: Node) -> list[Slot]:
+        """The states that a node keeps from one step to the next."""
         shape = facts(node).shape
         if is_site(node):
             kept = set(self.snn.neurons[node.name].keeps) | ({"o"} if node in self.plan.readout_sites else set())
@@ -106,30 +107,15 @@ class Step(nn.Module):
 
     def run(self, inputs: dict[str, Tensor], t: Tensor, states: dict[Slot, Tensor]) -> tuple[Tensor, ...]:
         """The step on states that have begun."""
-        plan, graph, n = self.plan, self.snn.graph, t + 1
-        static: dict[Node, Any] = {}
-        for node in plan.static:
-            static[node] = inputs[node.target] if node.op == "placeholder" else graph.evaluate(node, static)
-        env, coming, sent = dict(static), {}, {}
-        for node in plan.body:
-            own = {slot: states[slot] for slot in self._slots(node)}
-            if is_site(node):
-                sent[node], after = self.spike(node, env[node.all_input_nodes[0]], t, own)
-                env[node] = after[self._sum(node)] if self.delta else sent[node]
-            elif facts(node).kind is Kind.DIFFERENTIAL and not self.delta:
-                env[node], after = self._difference(node, env, n, own)
-            else:
-                env[node], after = graph.evaluate(node, env), {}
-            coming |= after
-        means = dict(static)
-        for node in plan.readout_sites:
-            means[node] = coming[self._sum(node)] if self.delta else coming[self._sum(node)] / n
-        for node in plan.readout:
-            means[node] = graph.evaluate(node, means)
-        outputs = pytree.tree_leaves(fx.map_arg(graph.nodes[-1].args[0], means.__getitem__))
-        return (*outputs, *(coming[slot] for slot in self.slots), *(sent[node] for node in self.sites))
+        static = self.snn.graph.settled(self.plan.static, inputs)
+        values = _Timestep(self, static, t, states)
+        advance(self.plan, values)
+        sums = {node: values.coming[self.sum(node)] for node in self.plan.readout_sites}
+        means = sums if self.delta else {node: total / (t + 1) for node, total in sums.items()}
+        outputs = pytree.tree_leaves(readout(self.plan, static, means))
+        return (*outputs, *(values.coming[slot] for slot in self.slots), *(values.sent[node] for node in self.sites))
 
-    def _sum(self, node: Node) -> Slot:
+    def sum(self, node: Node) -> Slot:
         """The output sum of a call site."""
         return next(slot for slot in self.slots if slot.node is node and slot.field == "o")
 
@@ -139,19 +125,45 @@ class Step(nn.Module):
         *_, y = (delta_step if self.delta else step)(self.snn.neurons[node.name], state, x, t)
         return y, {slot: getattr(state, slot.field) for slot in own}
 
-    def _difference(
-        self, node: Node, env: dict[Node, Any], n: Tensor, own: dict[Slot, Tensor]
-    ) -> tuple[Tensor, dict[Slot, Tensor]]:
-        """A differential node, see ``simulate.Differential``."""
-        last = next((slot for slot in own if slot.field == "last"), None)
-        coming = {slot: value + env[slot.source] for slot, value in own.items() if slot is not last}
-        homogeneous = facts(node).op in HOMOGENEOUS
-        means = {slot.source: total if homogeneous else total / n for slot, total in coming.items()}
-        g = self.snn.graph.evaluate(node, env | means)
-        if last is None:
-            return g, coming
-        coming[last] = g if homogeneous else g * n
-        return coming[last] - own[last], coming
+
+class _Timestep(Values):
+    """The values of one step. states: those that come in; coming: the next ones; sent: what each call site sends."""
+
+    def __init__(self, step: Step, static: dict[Node, Any], t: Tensor, states: dict[Slot, Tensor]):
+        self.step, self.graph, self.t, self.states = step, step.snn.graph, t, states
+        self.values: dict[Node, Any] = dict(static)
+        self.coming: dict[Slot, Tensor] = {}
+        self.sent: dict[Node, Tensor] = {}
+
+    def _own(self, node: Node) -> dict[Slot, Tensor]:
+        return {slot: self.states[slot] for slot in self.step.slots_of(node)}
+
+    def spike(self, node: Node) -> Tensor:
+        self.sent[node], after = self.step.spike(node, self.values[node.all_input_nodes[0]], self.t, self._own(node))
+        self.coming |= after
+        return after[self.step.sum(node)] if self.step.delta else self.sent[node]
+
+    def differ(self, node: Node) -> Tensor:
+        if self.step.delta:
+            return self.linear(node)
+        own = self._own(node)
+        sums = {slot: value + self.values[slot.source] for slot, value in own.items() if slot.source}
+        self.coming |= sums
+        by_source = {slot.source: total for slot, total in sums.items()}
+        total = weighed(self.graph, node, self.values, by_source, self.t + 1)
+        for last in own.keys() - sums.keys():  # of a mask there is none
+            self.coming[last] = total
+            return total - own[last]
+        return total
+
+    def linear(self, node: Node) -> Any:
+        return self.graph.evaluate(node, self.values)
+
+    def keep(self, node: Node, value: Any) -> None:
+        self.values[node] = value
+
+    def drop(self, node: Node) -> None:
+        self.values.pop(node, None)
 
 
 def _output_names(snn: SpikingNetwork) -> list[str]:
