@@ -1,4 +1,4 @@
-"""A traced graph made functional: nothing writes in place, defaults and no-ops gone, batch norm folded (DESIGN §4)."""
+"""A traced graph made functional: nothing writes in place, no-ops gone, batch norm folded (DESIGN §4)."""
 
 import operator
 
@@ -39,7 +39,11 @@ def functionalise(graph: Graph) -> None:
         if not isinstance(target, Node):
             continue
         if name == "setitem" or target.op == "get_attr":
-            what = "a part of a tensor" if name == "setitem" else f"the network's own state '{target.target}'"
+            what = (
+                "a part of a tensor (item assignment)"
+                if name == "setitem"
+                else f"the network's own state '{target.target}'"
+            )
             raise InputError(f"{where(node)} writes into {what} in place: write it as a new tensor (cat, where, add)")
         base = bases.get(target, target)
         family = [base, *(view for view, of in bases.items() if of is base)]
@@ -73,26 +77,13 @@ def free_views(graph: Graph) -> None:
             node.target = "reshape"
 
 
-def drop_defaults(graph: Graph) -> None:
-    """Remove the placeholders (and fx's checks) of parameters that keep their defaults: those are part of the trace."""
-
-    def erase(node: Node) -> None:
-        for user in list(node.users):
-            erase(user)
-        graph.module.graph.erase_node(node)
-
-    for node in graph.nodes:
-        if node.op == "placeholder" and node.target not in graph.inputs:
-            erase(node)
-
-
 def drop_neutral(graph: Graph) -> None:
     for node in graph.nodes:
         name = ops.canonical(node, module_of(graph, node)) if node.op.startswith("call") else ""
         neutral = name in ops.NEUTRAL or (name == "getattr" and node.args[1] == "data")
         if neutral:
             node.replace_all_uses_with(node.all_input_nodes[0])
-        if neutral or name == "assert":
+        if neutral:
             graph.module.graph.erase_node(node)
 
 

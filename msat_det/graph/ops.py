@@ -55,6 +55,12 @@ def hard_mish(x: Tensor) -> Tensor:
     return x / 2 * (x + 2).clamp(0, 2)
 
 
+def guard(found: int, traced: int) -> None:
+    """Raise ValueError unless a size, or what was decided by it, is as it was when the network was traced."""
+    if found != traced:
+        raise ValueError(f"the network was traced where this is {traced}, and takes another way where it is {found}")
+
+
 # Operations that multiply: their multiply-adds are what a network costs.
 CONVOLUTIONS = {"conv1d", "conv2d", "conv3d", "convtranspose1d", "convtranspose2d", "convtranspose3d"}
 MULTIPLYING = CONVOLUTIONS | {"linear", "matmul", "bmm", "mm", "einsum"}
@@ -105,12 +111,15 @@ DIFFERENTIAL = {
 }
 SHAPE = {"size", "dim", "numel"}  # of an image's tensor; any operation that no image enters is of this kind too
 SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
+# Of sizes alone, or of a parameter and sizes: no image enters them.
+SIZED = {"floordiv", "mod", "zeros", "ones", "full", "arange", "linspace", "guard"}
 RECTIFIED = {"relu", "relu6"}
 PIECEWISE_LINEAR = {"leakyrelu", "rrelu", "prelu", "hardtanh", "hardsigmoid", "hardshrink", "softshrink", "threshold"}
 CLAMPS = {"clamp", "clip", "clampmin", "clampmax"}
 CURVED = {"hardswish", "silu", "sigmoid", "tanh", "elu", "celu", "selu", "gelu", "mish", "softplus", "logsigmoid"}
 CURVED |= {"hardmish", "softsign", "tanhshrink"}
 POINTWISE = RECTIFIED | PIECEWISE_LINEAR | CLAMPS | CURVED
+KNOWN = POINTWISE | LINEAR | LINEAR_IN_ONE | DIFFERENTIAL | NEUTRAL
 
 # The names that Python's operators and some spellings hide behind.
 _ALIASES = {

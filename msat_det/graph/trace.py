@@ -1,27 +1,30 @@
 """Trace the dense part of a network into a graph whose every node has a verdict (DESIGN §4)."""
 
+import copy
 import inspect
 import traceback
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.fx.node import Node
-from torchvision.ops.misc import FrozenBatchNorm2d
 
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
 from msat_det.graph.axes import label_channels
 from msat_det.graph.classify import classify
 from msat_det.graph.facts import facts
-from msat_det.graph.functional import drop_defaults, drop_neutral, fold_batch_norm, free_views, functionalise
+from msat_det.graph.functional import drop_neutral, fold_batch_norm, free_views, functionalise
 from msat_det.graph.graph import TORCH, Graph, device_of, measure, where
 from msat_det.graph.inputs import AS_IT_TAKES, MISFIT, Batch, as_input, name_of, reason
+from msat_det.graph.number import drop_dead, free_number
 from msat_det.graph.ops import Kind
 from msat_det.graph.prepare import prepared
+from msat_det.graph.record import RECORD, DecidesByValues, record
 
 _TOLERANCE = 1e-4
+_IMAGES = 2  # that are traced: more would take time, and tell nothing new
 
 
 @torch.inference_mode(False)
@@ -35,49 +38,69 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     when the traced graph's outputs differ from the network's by more than 1e-4 of their largest magnitude.
     """
     net = prepared(net)
-    inputs, values, constants = _bind_signature(net, (batch,) if isinstance(batch, Tensor) else batch)
-    expected = _float_outputs(net, values)
-    module = _symbolic_trace(net, constants)
-    graph = Graph(module, inputs, pytree.tree_structure(expected))
-    drop_defaults(graph)
-    functionalise(graph)
+    inputs, values = _named(net, (batch,) if isinstance(batch, Tensor) else batch)
+    # other images behind these ones: neither a statistic over the batch nor another order of it leaves these alone
+    more = pytree.tree_map(lambda x: torch.cat((x, (x / 2).to(x.dtype))), values)
+    again = copy.deepcopy(net)
+    graph, expected = _recorded(net, values, inputs)
+    other, expected_more = _recorded(again, more, inputs)
+    for each in (graph, other):
+        functionalise(each)
+    module = graph.module
+    free_number(module.graph, other.module.graph, *(len(pytree.tree_leaves(batch)[0]) for batch in (values, more)))
     free_views(graph)
     drop_neutral(graph)
     fold_batch_norm(graph)
-    module.graph.eliminate_dead_code()
+    drop_dead(module.graph)
     module.delete_all_unused_submodules()
     module.recompile()
     classify(graph, measure(graph, values))
     with torch.inference_mode():
-        _check_batch(graph, values)
-        _check_outputs(graph, values, expected)
+        _check_batch(graph, (values, more), (expected, expected_more))
         label_channels(graph, pytree.tree_map(lambda value: value[:1], values))
     return graph
 
 
-def _bind_signature(net: nn.Module, batch: Any) -> tuple[list[str], tuple | dict, dict[str, Any]]:
-    """The names of the inputs that a batch gives, these as the network takes them, and the other defaults."""
+def _named(net: nn.Module, batch: Any) -> tuple[list[str], tuple | dict]:
+    """The names of the inputs that a batch gives, and these as the network takes them, two images at most."""
     signature = inspect.signature(net.forward)
-    parameters = signature.parameters
     try:
         bound = signature.bind(**batch) if isinstance(batch, dict) else signature.bind(*batch)
     except TypeError as error:
         raise InputError(f"the batch does not fit {type(net).__name__}.forward: {error}") from error
-    given = [name for name in parameters if name in bound.arguments]
-    variadic = [n for n, p in parameters.items() if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    if set(variadic) & set(given):
-        raise InputError(f"{type(net).__name__}.forward takes *{variadic[0]}: give its inputs names of their own")
-    defaults = {n: p.default for n, p in parameters.items() if n not in given and n not in variadic}
+    given: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            given |= value
+        elif kind is inspect.Parameter.VAR_POSITIONAL and len(value) != 1:
+            given |= {f"{name}_{i}": each for i, each in enumerate(value)}
+        else:
+            given[name] = value[0] if kind is inspect.Parameter.VAR_POSITIONAL else value
     device = device_of(net)
-    ready = {name: as_input(f"input '{name}'", bound.arguments[name], device) for name in given}
-    return given, ready if isinstance(batch, dict) else tuple(ready.values()), defaults
+    ready = {name: as_input(f"input '{name}'", value, device)[:_IMAGES] for name, value in given.items()}
+    return list(given), ready if isinstance(batch, dict) else tuple(ready.values())
 
 
-def _float_outputs(net: nn.Module, values: tuple | dict) -> Any:
-    own = pytree.tree_map(torch.clone, values)  # the network may write into its input
+def _recorded(net: nn.Module, values: tuple | dict, names: list[str]) -> tuple[Graph, Any]:
+    try:
+        module, outputs = record(net, _own(values), names)
+        return Graph(module, names, pytree.tree_structure(outputs)), outputs
+    except (*MISFIT, DecidesByValues) as error:
+        _check_runs(net, values)
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((TORCH, RECORD))]
+        place = f"{frames[-1].filename}:{frames[-1].lineno}: `{frames[-1].line}`"
+        raise InputError(
+            f"the dense part does not trace at {place} ({reason(error)}): what depends on the data's values belongs "
+            "outside the dense part, in preprocess or decode"
+        ) from error
+
+
+def _check_runs(net: nn.Module, values: tuple | dict) -> None:
+    own = _own(values)
     try:
         with torch.inference_mode():
-            return net(**own) if isinstance(own, dict) else net(*own)
+            _ = net(**own) if isinstance(own, dict) else net(*own)
     except MISFIT as error:
         given = ", ".join(f"{tuple(x.shape[1:])} {name_of(x.dtype)}" for x in pytree.tree_leaves(values))
         raise InputError(
@@ -85,54 +108,40 @@ def _float_outputs(net: nn.Module, values: tuple | dict) -> Any:
         ) from error
 
 
-class _Tracer(fx.Tracer):
-    """buffers: whether they are followed, too, as methods of theirs that take sizes of images need it."""
-
-    record_stack_traces = True
-
-    def __init__(self, buffers: bool):
-        super().__init__()
-        self.proxy_buffer_attributes = buffers
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, FrozenBatchNorm2d) or super().is_leaf_module(module, name)
+def _own(values: tuple | dict) -> Any:
+    return pytree.tree_map(torch.clone, values)  # the network may write into its input
 
 
-def _symbolic_trace(net: nn.Module, constants: dict[str, Any]) -> fx.GraphModule:
-    first: Exception | None = None
-    for buffers in (False, True):
-        try:
-            return fx.GraphModule(net, _Tracer(buffers).trace(net, concrete_args=constants or None))
-        except (*MISFIT, NameError) as error:
-            first = first or error
-    frames = [f for f in traceback.extract_tb(first.__traceback__) if not f.filename.startswith(TORCH)]
-    place = f"{frames[-1].filename}:{frames[-1].lineno}: `{frames[-1].line}`"
-    mend = "what depends on the data's values or shape belongs outside the dense part, in preprocess or decode"
-    if "instead found type 'Proxy'" in str(first):
-        mend = "a scripted function (torch.jit.script) can't be traced: call the plain one"
-    raise InputError(f"the dense part does not trace at {place} ({reason(first)}): {mend}") from first
-
-
-def _check_batch(graph: Graph, batch: Any) -> None:
-    """Make sure that each image of a batch goes its own way through every node, and none comes to NaN."""
-    # other images behind these ones: neither a statistic over the batch nor another order of it leaves these alone
-    more = pytree.tree_map(lambda x: torch.cat((x, (x / 2).to(x.dtype))), batch)
-    size = pytree.tree_leaves(batch)[0].shape[0]
-    for (node, once), (_, both) in zip(graph.walk(batch), graph.walk(more), strict=True):
-        if facts(node).kind in (Kind.SHAPE, Kind.OUTPUT):
-            continue
-        for a, b in zip(pytree.tree_leaves(once), pytree.tree_leaves(both), strict=True):
-            if not isinstance(a, Tensor):
-                continue
-            if a.is_floating_point() and _is_broken(node, a):
+def _check_batch(graph: Graph, batches: tuple[Any, Any], expected: tuple[Any, Any]) -> None:
+    """Make sure that the graph gives the network's outputs for a batch and for one of twice as many images, each of
+    which goes its own way through every node, and that none comes to NaN."""
+    size = pytree.tree_leaves(batches[0])[0].shape[0]
+    for (node, once), (_, both) in zip(*map(graph.walk, batches), strict=True):
+        kind = facts(node).kind
+        if kind is Kind.OUTPUT:
+            _check_outputs(once, expected[0], "is there randomness, state or autocast in the dense part?")
+            _check_outputs(both, expected[1], "does it do otherwise for another number of images?")
+        elif kind is not Kind.SHAPE:
+            for a, b in zip(pytree.tree_leaves(once), pytree.tree_leaves(both), strict=True):
+                _check_images(node, a, b, size)
+            if not isinstance(once, Tensor) and kind is Kind.DIFFERENTIAL:
                 raise InputError(
-                    f"{where(node)} gives NaN or infinite values: check the weights and the calibration images"
+                    f"{where(node)} gives several tensors: take a form that gives one (amax, say, for max)"
                 )
-            alike = a.dim() > 0 and a.shape[0] == size and b.shape[0] == 2 * size
-            if not alike or _difference(a, b[:size]) > _TOLERANCE:
-                raise InputError(f"{where(node)} mixes the images of a batch: keep dimension 0 for images alone")
-        if not isinstance(once, Tensor) and facts(node).kind is Kind.DIFFERENTIAL:
-            raise InputError(f"{where(node)} gives several tensors: take a form that gives one (amax, say, for max)")
+
+
+def _check_images(node: Node, a: Any, b: Any, size: int) -> None:
+    """Raise InputError unless ``b``, of twice as many images, holds the same for the first ones."""
+    if not isinstance(a, Tensor):
+        return
+    if a.is_floating_point() and _is_broken(node, a):
+        raise InputError(f"{where(node)} gives NaN or infinite values: check the weights and the calibration images")
+    alike = a.dim() > 0 and a.shape[0] == size and b.shape[0] == 2 * size
+    if not alike or _difference(a, b[:size]) > _TOLERANCE:
+        raise InputError(
+            f"{where(node)} mixes the images of a batch: keep dimension 0 for images alone, what mixes them belongs "
+            "outside the dense part"
+        )
 
 
 def _is_broken(node: Node, value: Tensor) -> bool:
@@ -140,13 +149,12 @@ def _is_broken(node: Node, value: Tensor) -> bool:
     return bool(value.isnan().any() or (facts(node).op in ops.MULTIPLYING and value.isinf().any()))
 
 
-def _check_outputs(graph: Graph, batch: Any, expected: Any) -> None:
-    wanted, got = pytree.tree_leaves(expected), pytree.tree_leaves(graph(batch))
-    for a, b in zip(wanted, got, strict=True):
+def _check_outputs(outputs: Any, expected: Any, mend: str) -> None:
+    for a, b in zip(pytree.tree_leaves(expected), pytree.tree_leaves(outputs), strict=True):
         if isinstance(a, Tensor) and not _difference(a, b) <= _TOLERANCE:
             raise InputError(
                 f"the traced graph's outputs differ from the network's by {_difference(a, b):.1e} of their magnitude "
-                "(1e-4 allowed): is there randomness, state or autocast in the dense part?"
+                f"(1e-4 allowed): {mend}"
             )
 
 

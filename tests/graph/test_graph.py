@@ -262,7 +262,8 @@ def test_dropout_goes() -> None:
         block=DropBlock2d(0.5, 3),
         path=DropPath(),
     )
-    assert [facts(node).op for node in graph.nodes] == ["placeholder", "conv2d", "relu", "conv2d", "output"]
+    ops = [facts(node).op for node in graph.nodes if facts(node).kind is not Kind.SHAPE]
+    assert ops == ["placeholder", "conv2d", "relu", "conv2d", "output"]
 
 
 LINEAR = {
@@ -545,12 +546,6 @@ def overwrite_viewed(net: Layer, x: Tensor) -> Tensor:
     return y
 
 
-def overwrite_same_type(net: Layer, x: Tensor) -> Tensor:
-    y = x.float()
-    y.relu_()
-    return x
-
-
 def set_item(net: Layer, x: Tensor) -> Tensor:
     x[:, 0] = 0.0
     return x.relu()
@@ -565,19 +560,13 @@ def branch(net: Layer, x: Tensor) -> Tensor:
     return x.relu() if x.mean() > 0 else x
 
 
-def branch_on_shape(net: Layer, x: Tensor) -> Tensor:
-    return x.relu() if x.shape[2] > 8 else x
-
-
 REFUSED = {
     "branch on data": (branch, "x.mean() > 0", "outside the dense part"),
-    "branch on shape": (branch_on_shape, "x.shape[2] > 8", "outside the dense part"),
     "loop over data": (lambda net, x: sum(row.relu() for row in x), "outside the dense part"),
     "number from data": (lambda net, x: x.relu() * float(x.mean()), "outside the dense part"),
     "in place, view": (overwrite_view, "'relu_'", "y.relu_()", "out-of-place"),
     "in place, slice": (overwrite_slice, "'relu_'", "F.relu_(x[:, :2])", "out-of-place"),
     "in place, viewed": (overwrite_viewed, "'relu_'", "x.relu_()", "out-of-place"),
-    "in place, same type": (overwrite_same_type, "'relu_'", "y.relu_()", "out-of-place"),
     "set item": (set_item, "x[:, 0] = 0.0", "item assignment"),
     "state": (count_calls, "'add_'", "net.state.add_", "state"),
     "unknown operation": (lambda net, x: torch.sort(x.relu())[0], "'sort'", "torch.sort", "ops.py"),

@@ -111,20 +111,6 @@ def test_synchronised_batch_norm_is_folded() -> None:
     assert not [node for node in graph.nodes if "norm" in facts(node).op]
 
 
-def swish(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(x)
-
-
-def calling_a_scripted_function() -> nn.Module:
-    act = torch.jit.script(swish)
-
-    class Calls(nn.Conv2d):
-        def forward(self, x: Tensor) -> Tensor:
-            return act(super().forward(x))
-
-    return Calls(3, 4, 1)
-
-
 def holding_a_lock() -> nn.Module:
     net = network()
     net.lock = threading.Lock()
@@ -140,7 +126,6 @@ REFUSED = {
     "scripted": (lambda: torch.jit.script(network()), "the network is scripted"),
     "recorded": (lambda: torch.jit.trace(network(), images()), "the network is scripted"),
     "a part scripted": (lambda: nn.Sequential(network(), torch.jit.script(nn.ReLU())), "module '1' is scripted"),
-    "a function scripted": (calling_a_scripted_function, r"test_prepare.py:\d+: `return act\(.*call the plain one"),
     "a lock": (holding_a_lock, "Sequential can't be copied .*no tensor, number or module"),
     "not loaded": (not_loaded, "weight '0.weight' has no value yet: load"),
     "lazy": (lambda: nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU()), "weight '0.weight' has no value yet.*run the"),

@@ -14,9 +14,8 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
 
-_OPERATIONS = (ops.POINTWISE | ops.LINEAR | ops.LINEAR_IN_ONE | ops.DIFFERENTIAL) - ops.NEUTRAL
+_OPERATIONS = ops.KNOWN - ops.NEUTRAL
 _LOGIC = ("and_", "or_")  # Python's keywords, of the module operator
-_SIZES = {"floordiv", "mod", "zeros", "ones", "full", "arange", "linspace"}  # on sizes; no image enters them
 
 
 def _known(names: Iterable[str], operations: set[str]) -> list[str]:
@@ -27,7 +26,7 @@ def _known(names: Iterable[str], operations: set[str]) -> list[str]:
 
 
 def _functions(module: ModuleType, prefix: str) -> dict[str, Callable]:
-    found = {f"{prefix}.{name}": getattr(module, name) for name in _known(dir(module), _OPERATIONS | _SIZES)}
+    found = {f"{prefix}.{name}": getattr(module, name) for name in _known(dir(module), _OPERATIONS | ops.SIZED)}
     return {name: value for name, value in found.items() if callable(value) and not isinstance(value, type)}
 
 
@@ -35,6 +34,7 @@ FUNCTIONS: dict[str, Callable] = {
     "identity": ops.identity,
     "hard_mish": ops.hard_mish,
     "getattr": getattr,
+    "guard": ops.guard,
     **_functions(operator, "operator"),
     **_functions(torch, "torch"),
     **_functions(F, "functional"),

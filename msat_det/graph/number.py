@@ -1,0 +1,63 @@
+"""The number of images made free in a recorded graph, by a second record of the network on more images.
+
+What a network makes of that number outside of PyTorch (``len(x)``, ``int(…)``, NumPy) is a plain number in a record.
+Where two records differ by one, it stands for a multiple of the number of images.
+"""
+
+import operator
+from typing import Any
+
+from torch import fx
+from torch.fx.node import Node
+
+from msat_det.graph import ops
+
+
+def free_number(graph: fx.Graph, other: fx.Graph, images: int, more: int) -> None:
+    """Put the number of images, times what is needed, for every plain number that differs from ``other``'s.
+
+    graph, other: records of one network on ``images`` and on ``more`` images. Guards that differ go: whether what they
+    asked for matters, the outputs tell. Nothing is done where the records call different things: what they give is
+    compared then, too.
+    """
+    for each in (graph, other):
+        drop_dead(each)
+    if [(n.op, str(n.target)) for n in graph.nodes] != [(n.op, str(n.target)) for n in other.nodes]:
+        return
+    recorded = list(graph.nodes)
+    placeholders = [node for node in recorded if node.op == "placeholder"]
+    with graph.inserting_after(placeholders[-1]):
+        number = graph.call_method("size", (placeholders[0], 0))
+    for node, twin in zip(recorded, other.nodes, strict=True):
+        if node.target is ops.guard and isinstance(node.args[1], bool) and node.args[1] != twin.args[1]:
+            graph.erase_node(node)
+            continue
+        free = _Freeing(node, number, images, more)
+        node.args, node.kwargs = free(node.args, twin.args), free(node.kwargs, twin.kwargs)
+    drop_dead(graph)
+
+
+def drop_dead(graph: fx.Graph) -> None:
+    """Remove what neither the output nor a guard needs."""
+    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or node.target is ops.guard)
+
+
+class _Freeing:
+    """Of the arguments of one node: ``number`` gives the number of images."""
+
+    def __init__(self, node: Node, number: Node, images: int, more: int):
+        self.node, self.number, self.images, self.more = node, number, images, more
+
+    def __call__(self, a: Any, b: Any) -> Any:
+        """An argument ``a`` that is ``b`` in the other record."""
+        if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+            return type(a)(map(self, a, b))
+        if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+            return {key: self(a[key], b[key]) for key in a}
+        if isinstance(a, slice) and isinstance(b, slice):
+            return slice(*map(self, (a.start, a.stop, a.step), (b.start, b.stop, b.step)))
+        if type(a) is type(b) is int and a != b and a % self.images == 0 and a // self.images * self.more == b:
+            with self.node.graph.inserting_before(self.node):
+                times = (self.number, a // self.images)
+                return self.number if a == self.images else self.node.graph.call_function(operator.mul, times)
+        return a

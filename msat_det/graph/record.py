@@ -1,0 +1,363 @@
+"""A network run once on images, and what it calls with them written down as a graph.
+
+The network runs as it is, on tensors: its own code decides where it goes, so decorated forwards, variable arguments,
+hooks, wrappers and control flow on sizes need nothing of their own. What PyTorch calls with a tensor that an image
+enters, or with a size of one, becomes a node; what it calls with parameters alone becomes a constant. A size is a plain
+number to the network and stays a node in the graph, so that other numbers and sizes of images go through it: where the
+network has decided by one, a guard asks that it would again.
+"""
+
+import linecache
+import math
+import operator
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from types import FrameType
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+from torch.fx.node import Node
+from torch.overrides import TorchFunctionMode
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from msat_det.graph import ops
+from msat_det.graph.graph import TORCH
+
+# What turns a tensor into something that Python can decide by.
+_VALUES = {"__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__", "item", "tolist", "numpy"}
+_VALUES |= {"__array__", "is_nonzero", "equal", "allclose", "nonzero", "argwhere", "unique", "masked_select"}
+_MADE = {"new_zeros": torch.zeros, "new_ones": torch.ones, "new_full": torch.full}
+_BLANK = {*_MADE, "zeros", "ones", "full", "zeros_like", "ones_like", "full_like"}  # of an image they take sizes alone
+_REFLECTED = {"__rsub__": operator.sub, "__rdiv__": operator.truediv, "__rtruediv__": operator.truediv}
+_REFLECTED |= {"__rpow__": operator.pow, "__rfloordiv__": operator.floordiv, "__rmatmul__": operator.matmul}
+_REFLECTED |= {"__rmod__": operator.mod}
+_BINARY = {
+    "add",
+    "sub",
+    "mul",
+    "matmul",
+    "pow",
+    "gt",
+    "ge",
+    "lt",
+    "le",
+    "eq",
+    "ne",
+    "floordiv",
+    "mod",
+    "and",
+    "or",
+    "xor",
+}
+_OPERATORS: dict[tuple[str, int], Callable] = {
+    **{(spelling, 2): getattr(operator, f"__{name}__") for name in _BINARY for spelling in (name, f"__{name}__")},
+    ("div", 2): operator.truediv,
+    ("remainder", 2): operator.mod,
+    ("__getitem__", 2): operator.getitem,
+    ("__setitem__", 3): operator.setitem,
+    ("neg", 1): operator.neg,
+    ("__invert__", 1): operator.invert,
+}
+
+
+RECORD = __file__
+
+
+class DecidesByValues(Exception):
+    """The network turns a tensor that an image enters into a number."""
+
+
+def record(net: nn.Module, values: tuple | dict[str, Tensor], names: list[str]) -> tuple[fx.GraphModule, Any]:
+    """The graph of what ``net`` does with ``values``, and what came out; constants that it makes are put into ``net``.
+
+    values: its inputs, which it may write into. names: of the placeholders, one an input.
+    Raises DecidesByValues, and whatever the network raises.
+    """
+    recorder = _Recorder(net)
+    for name, value in zip(names, pytree.tree_leaves(values), strict=True):
+        recorder.know(value, recorder.graph.placeholder(name))
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), recorder.calls(), recorder:
+        outputs = net(**values) if isinstance(values, dict) else net(*values)
+    recorder.graph.output(pytree.tree_map(recorder.argument, outputs))
+    recorder.done = True
+    return fx.GraphModule(net, recorder.graph), outputs
+
+
+class _Recorder(TorchFunctionMode):
+    """nodes: by the identity of tensors, which are kept for as long. done: sizes that the network has kept for its next
+    run are plain numbers from then on."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net, self.graph = net, fx.Graph()
+        self.paths = {id(module): path for path, module in net.named_modules(remove_duplicate=False)}
+        known = [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
+        self.nodes: dict[int, tuple[Tensor, Node]] = {}
+        self.constants = {id(tensor): (tensor, path) for path, tensor in reversed(known)}
+        self.done = False
+        self.blank: set[Node] = set()  # they hold nothing of an image, and have a size of it
+        self.memo: dict[Any, Node] = {}
+
+    def know(self, tensor: Tensor, node: Node) -> None:
+        self.nodes[id(tensor)] = tensor, node
+
+    def node_of(self, value: Any) -> Node | None:
+        return self.nodes[id(value)][1] if isinstance(value, Tensor) and id(value) in self.nodes else None
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        entering = [node for value in _leaves((args, kwargs)) if (node := self.node_of(value)) is not None]
+        sizes = [value for value in _leaves((args, kwargs)) if isinstance(value, Size)]
+        name = func.__self__.__name__ if func.__name__ == "__get__" else func.__name__
+        if not entering and not sizes:
+            return func(*args, **kwargs)
+        if entering and name in _VALUES:
+            raise DecidesByValues(f"'{name}' of a tensor that an image enters")
+        if not entering and ops.canonical_name(name) not in ops.KNOWN | ops.SIZED:
+            return func(*self.settle(args), **self.settle(kwargs))
+        if name == "__setitem__" and self.node_of(args[0]) in self.blank and self.blank.issuperset(entering):
+            self.forget(args[0])
+            return func(*self.settle(args), **self.settle(kwargs))
+        if name in ("shape", "size", "numel", "__len__"):
+            return self.size(args[0], name, args[1] if len(args) > 1 else kwargs.get("dim"))
+        result = func(*args, **kwargs)
+        if name == "__setitem__":
+            self.write(*_target(func, name, args, kwargs), args[0])
+        if any(isinstance(value, Tensor) for value in _leaves(result)):
+            self.write(*_target(func, name, args, kwargs), result)
+            if name in _BLANK or (entering and self.blank.issuperset(entering)):
+                self.blank |= {node for value in _leaves(result) if (node := self.node_of(value)) is not None}
+        return result
+
+    def write(self, op: str, target: Any, args: tuple, kwargs: dict, result: Any) -> None:
+        """Note a call and the tensors that it has given."""
+        node = self.create(op, target, self.argument(args), self.argument(kwargs))
+        if isinstance(result, Tensor):
+            self.know(result, node)
+        else:
+            self.write_parts(result, node)
+
+    def write_parts(self, result: Any, node: Node) -> None:
+        for index, part in result.items() if isinstance(result, dict) else enumerate(result):
+            if isinstance(part, Tensor):
+                self.know(part, self.create("call_function", operator.getitem, (node, index), {}))
+            elif isinstance(part, list | tuple | dict):
+                self.write_parts(part, self.create("call_function", operator.getitem, (node, index), {}))
+
+    def create(self, op: str, target: Any, args: tuple, kwargs: dict) -> Node:
+        node = self.graph.create_node(op, target, args, kwargs)
+        node.stack_trace = _place()
+        return node
+
+    def argument(self, value: Any) -> Any:
+        """A value as an argument of a node."""
+        if isinstance(value, Tensor):
+            return self.node_of(value) or self.constant(value)
+        if isinstance(value, Size):
+            return value.node()
+        if isinstance(value, torch.device):  # the graph goes where its images go
+            return self.once(getattr, next(iter(self.graph.nodes)), "device")
+        if isinstance(value, slice):
+            return slice(*map(self.argument, (value.start, value.stop, value.step)))
+        if isinstance(value, dict):
+            return {key: self.argument(part) for key, part in value.items()}
+        if isinstance(value, list | tuple):
+            parts = [self.argument(part) for part in value]
+            return parts if isinstance(value, list) else tuple(parts)
+        return value
+
+    def once(self, target: Callable | str, *args: Any) -> Node:
+        """The node of a call that gives the same wherever it stands; a text is a method's name."""
+        key = target, args
+        if key not in self.memo:
+            self.memo[key] = self.create(
+                "call_method" if isinstance(target, str) else "call_function", target, args, {}
+            )
+        return self.memo[key]
+
+    def constant(self, tensor: Tensor) -> Node:
+        if id(tensor) not in self.constants:
+            name = f"_constant{len(self.constants)}"
+            self.net.register_buffer(name, tensor.detach().clone())
+            self.constants[id(tensor)] = tensor, name
+        path = self.constants[id(tensor)][1]
+        if path not in self.memo:
+            self.memo[path] = self.create("get_attr", path, (), {})
+        return self.memo[path]
+
+    def size(self, tensor: Tensor, name: str = "shape", dim: int | None = None) -> Any:
+        """What a network asks for of a tensor's shape, as ``Size``."""
+        node, shape = self.node_of(tensor), tuple(tensor.shape)
+
+        def of(dim: int) -> Size:
+            return Size(shape[dim], self, lambda: self.once("size", node, dim))
+
+        if name == "numel":
+            return Size(math.prod(shape), self, lambda: self.once("numel", node))
+        if name == "__len__":
+            return of(0)
+        return torch.Size(map(of, range(len(shape)))) if dim is None else of(dim)
+
+    def guard(self, target: Callable, args: tuple, found: Any) -> None:
+        """Note that the network goes on from what it has found by calling ``target`` with sizes."""
+        if not self.done:
+            self.once(ops.guard, self.once(target, *map(self.argument, args)), found)
+
+    def settle(self, value: Any) -> Any:
+        """Arguments with plain numbers in place of sizes, which are guarded."""
+        if isinstance(value, Size):
+            return value.plain()
+        if isinstance(value, slice):
+            return slice(*map(self.settle, (value.start, value.stop, value.step)))
+        if isinstance(value, dict):
+            return {key: self.settle(part) for key, part in value.items()}
+        return type(value)(map(self.settle, value)) if type(value) in (list, tuple, torch.Size) else value
+
+    def forget(self, tensor: Tensor) -> None:
+        """Take a blank tensor, which the network goes on to write into, for a constant of its size."""
+        self.settle(self.size(tensor))
+        del self.nodes[id(tensor)]
+
+    def calls(self) -> ExitStack:
+        """While it is open, modules that the converter knows are single nodes."""
+
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if not _is_leaf(module) or id(module) not in self.paths:
+                return module._call_impl(*args, **kwargs)
+            if not any(self.node_of(value) for value in _leaves((args, kwargs))):
+                return module._call_impl(*args, **kwargs)
+            with torch._C.DisableTorchFunction():
+                result = module._call_impl(*args, **kwargs)
+            self.write("call_module", self.paths[id(module)], args, kwargs, result)
+            return result
+
+        def inline(function: Any, *args: Any, **kwargs: Any) -> Any:
+            return function._torchdynamo_inline(*args, **kwargs)
+
+        stack = ExitStack()
+        stack.enter_context(patch.object(nn.Module, "__call__", call))
+        stack.enter_context(patch.object(torch.jit.ScriptFunction, "__call__", inline))  # as it was before scripting
+        return stack
+
+
+class Size(int):
+    """A size of a tensor that an image enters: a plain number, and the node that gives it for other images."""
+
+    recorder: _Recorder
+    make: Callable[[], Node]
+
+    def __new__(cls, value: int, recorder: _Recorder, make: Callable[[], Node]) -> "Size":
+        size = super().__new__(cls, value)
+        size.recorder, size.make = recorder, make
+        return size
+
+    def node(self) -> Node:
+        return self.make()
+
+    def plain(self) -> int:
+        """The number alone, for good: other images must have the same."""
+        value = int.__int__(self)
+        if not self.recorder.done:
+            self.recorder.once(ops.guard, self.node(), value)
+        return value
+
+    def __hash__(self) -> int:
+        return hash(self.plain())
+
+    def __reduce__(self) -> tuple:
+        return int, (self.plain(),)
+
+
+def _arithmetic(target: Callable) -> tuple[Callable, Callable]:
+    def forward(self: Size, other: Any, reflected: bool = False) -> Any:
+        pair = (other, self) if reflected else (self, other)
+        if not isinstance(other, int):
+            return target(*(size.plain() if isinstance(size, Size) else size for size in pair))
+        number = target(*map(int.__int__, pair))
+        return Size(number, self.recorder, lambda: self.recorder.once(target, *map(self.recorder.argument, pair)))
+
+    return forward, lambda self, other: forward(self, other, True)
+
+
+def _comparison(target: Callable) -> Callable:
+    def compare(self: Size, other: Any) -> Any:
+        if not isinstance(other, int | float):
+            return target(int.__int__(self), other)
+        found = target(int.__int__(self), int.__int__(other) if isinstance(other, int) else other)
+        self.recorder.guard(target, (self, other), found)
+        return found
+
+    return compare
+
+
+def _plainly(name: str) -> Callable:
+    own = getattr(int, name)
+    return lambda self, *others: own(self.plain(), *others)
+
+
+for _name in ("add", "sub", "mul", "floordiv", "mod"):
+    _forward, _reflected = _arithmetic(getattr(operator, _name))
+    setattr(Size, f"__{_name}__", _forward)
+    setattr(Size, f"__r{_name}__", _reflected)
+for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+    setattr(Size, f"__{_name}__", _comparison(getattr(operator, _name)))
+for _name in ("bool", "int", "float", "index", "truediv", "rtruediv", "pow", "rpow", "divmod", "rdivmod", "neg", "abs"):
+    setattr(Size, f"__{_name}__", _plainly(f"__{_name}__"))
+for _name in ("round", "ceil", "floor", "trunc", "and", "rand", "or", "ror", "xor", "rxor", "lshift", "rshift"):
+    setattr(Size, f"__{_name}__", _plainly(f"__{_name}__"))
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _leaves(part)
+    elif isinstance(value, dict):
+        yield from _leaves(list(value.values()))
+    elif isinstance(value, slice):
+        yield from _leaves((value.start, value.stop, value.step))
+    else:
+        yield value
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    own = type(module).__module__.startswith("torch.nn.") and ops.canonical_name(type(module).__name__) in ops.KNOWN
+    return own or isinstance(module, FrozenBatchNorm2d)
+
+
+def _target(func: Callable, name: str, args: tuple, kwargs: dict) -> tuple[str, Any, tuple, dict]:
+    """A call as a node makes it: op, target and arguments."""
+    if func.__name__ == "__get__":
+        return "call_function", getattr, (args[0], name), {}
+    if not getattr(func, "__qualname__", "").startswith(("Tensor.", "TensorBase.")):
+        return "call_function", func, args, kwargs
+    if name in _MADE:  # of the image it takes type and place alone
+        kwargs = {"dtype": args[0].dtype, "device": args[0].device} | kwargs
+        return "call_function", _MADE[name], args[1:], kwargs
+    if name in _REFLECTED:
+        return "call_function", _REFLECTED[name], args[::-1], {}
+    if (name, len(args)) in _OPERATORS and not kwargs:
+        return "call_function", _OPERATORS[name, len(args)], args, {}
+    return "call_method", name, args, kwargs
+
+
+def _place() -> str:
+    """The line of the network that calls, as fx writes it; of a network of PyTorch's own containers the container's."""
+    frame: FrameType | None = sys._getframe(1)
+    inner = None
+    while frame is not None and frame.f_code is not record.__code__:
+        path = frame.f_code.co_filename
+        if path != __file__ and not path.startswith(TORCH):
+            return _line(frame)
+        if path != __file__ and path.startswith(f"{TORCH}nn"):
+            inner = inner or frame
+        frame = frame.f_back
+    return "" if inner is None else _line(inner)
+
+
+def _line(frame: FrameType) -> str:
+    path, number = frame.f_code.co_filename, frame.f_lineno
+    return f'File "{path}", line {number}, in {frame.f_code.co_name}\n    {linecache.getline(path, number).strip()}'

@@ -1,0 +1,242 @@
+"""The network runs as it is: sizes decide, wrappers, decorators and state go along, values of tensors do not."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.networks import images, randomise
+from torch import Tensor, nn
+
+from msat_det.base.errors import InputError
+from msat_det.graph.facts import facts
+from msat_det.graph.graph import Graph
+from msat_det.graph.ops import Kind
+from msat_det.graph.trace import trace
+
+
+class Net(nn.Module):
+    """A convolution, then what is under test, then another convolution."""
+
+    def __init__(self, body: Callable[["Net", Tensor], Tensor]):
+        super().__init__()
+        self.conv, self.after, self.body, self.seen = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1), body, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.body(self, self.conv(x)))
+
+
+def agrees(net: nn.Module, *batches: Tensor) -> Graph:
+    """The trace, which gives what the network does for batches of other numbers and sizes."""
+    graph = trace(randomise(net), images(4))
+    for x in (images(1, seed=5), images(5, seed=6), *batches):
+        at = graph if x.shape[2:] == images().shape[2:] else graph.at_size(x)
+        assert torch.allclose(at(x), net(x), atol=1e-5)
+    return graph
+
+
+def remember_the_shape(net: Net, x: Tensor) -> Tensor:
+    """As YOLO's heads keep their anchors; they are no part of what comes out."""
+    if net.seen != x.shape:
+        net.seen, net.grid = x.shape, x.new_ones(x.shape[2:])
+    return x.relu()
+
+
+def mask_of_regions(net: Net, x: Tensor) -> Tensor:
+    """As shifted windows number their regions, in place."""
+    mask = x.new_zeros(x.shape[-2:])
+    for number, rows in enumerate((slice(0, -4), slice(-4, None))):
+        mask[rows] = number
+    return x.relu() * mask
+
+
+@functools.lru_cache
+def table(height: int, width: int) -> Tensor:
+    return torch.linspace(0, 1, height * width).reshape(height, width)
+
+
+SIZES: dict[str, Callable[[Net, Tensor], Tensor]] = {
+    "branch": lambda net, x: x.relu() if x.shape[2] > 8 else x,
+    "branch on channels": lambda net, x: x if x.shape[1] != 4 else x.relu(),
+    "branch on the number of images": lambda net, x: x.relu() if len(x) else x,
+    "equal sizes": lambda net, x: x.relu() if x.shape == x.flip(1).shape and x.shape[0] == x.size(0) else x,
+    "dimensions": lambda net, x: x.relu() if x.dim() == 4 and x.ndim == 4 else x,
+    "type and place": lambda net, x: x.relu() if x.dtype is torch.float32 and x.device.type == "cpu" else x,
+    "loop over rows": lambda net, x: torch.stack([x[:, :, i].relu() for i in range(x.size(2))], 2),
+    "parts": lambda net, x: torch.cat([part.relu() for part in list(x.chunk(2, 1))], 1),
+    "length of parts": lambda net, x: torch.cat(x.split(2, 1)[: len(x.split(2, 1))], 1).relu(),
+    "unpacked": lambda net, x: (lambda a, b: torch.cat((b.relu(), a), 1))(*x.chunk(2, 1)),
+    "padded to a multiple": lambda net, x: F.pad(x.relu(), (0, (5 - x.shape[3] % 5) % 5)),
+    "mean by hand": lambda net, x: x.relu().flatten(2).sum(2)[..., None, None] / (x.shape[2] * x.shape[3]),
+    "scaled by the root": lambda net, x: x.relu() * x.shape[2] ** -0.5,
+    "zeros of a size": lambda net, x: x.relu() + torch.zeros(x.shape[0], 1, 1, 1),
+    "parameter for each image": lambda net, x: x.relu() + net.after.weight[:1].expand(x.shape[0], -1, -1, -1),
+    "positions": lambda net, x: x.relu() + torch.arange(x.shape[3], device=x.device, dtype=x.dtype),
+    "tensor of a size": lambda net, x: x.relu() / torch.tensor(x.shape[1]),
+    "number of elements": lambda net, x: x.relu() / (x.numel() // x.shape[0]),
+    "kept for the next time": remember_the_shape,
+    "cached": lambda net, x: x.relu() * table(*x.shape[2:]),
+    "numbered in place": mask_of_regions,
+    "same type in place": lambda net, x: x.float().relu_() + x,
+    "compiled by decorator": lambda net, x: torch.compile(F.relu)(x),
+}
+
+
+@pytest.mark.parametrize("body", SIZES.values(), ids=SIZES)
+def test_sizes_are_plain_numbers(body: Callable[[Net, Tensor], Tensor]) -> None:
+    graph = agrees(Net(body))
+    assert all(facts(site).activation.name == "relu" for site in graph.sites)
+    assert graph.sites
+
+
+FREE = ["unpacked", "padded to a multiple", "mean by hand", "positions", "branch on channels", "branch", "parts"]
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_other_sizes_go_through_where_the_network_goes_the_same_way(name: str) -> None:
+    agrees(Net(SIZES[name]), images(2, size=17))
+
+
+@pytest.mark.parametrize("name", ["branch", "scaled by the root", "numbered in place", "cached"])
+def test_another_way_at_another_size_is_refused(name: str) -> None:
+    graph = agrees(Net(SIZES[name]))
+    with pytest.raises(InputError, match=r"test_record.py:\d+.*takes another way"):
+        graph.at_size(images(size=7))
+
+
+def by_anything(forward: Callable) -> Callable:
+    def wrapped(*args: Any, **kwargs: Any) -> Tensor:
+        return forward(*args, **kwargs)
+
+    return wrapped
+
+
+class Decorated(Net):
+    forward = by_anything(Net.forward)
+
+
+class Variable(Net):
+    def forward(self, x: Tensor, *more: Any, **options: Any) -> Tensor:
+        return super().forward(x) if not more and not options else super().forward(more[0] + options["bias"])
+
+
+class Average(nn.Module):
+    """Of its author's own kind: it holds the network and calls it."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.shadow = net
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.shadow(*args, **kwargs)
+
+
+class Bent(torch.autograd.Function):
+    """An activation with a gradient of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.relu()
+
+
+def relu(net: Net, x: Tensor) -> Tensor:
+    return x.relu()
+
+
+FORWARDS = {
+    "decorated": lambda: Decorated(relu),
+    "variable arguments": lambda: Variable(relu),
+    "wrapped": lambda: Average(nn.DataParallel(Average(Net(relu)))),
+    "compiled in place": lambda: compiled(Net(relu)),
+    "own gradient": lambda: Net(lambda net, x: Bent.apply(x)),
+    "scripted function": lambda: Net(lambda net, x: torch.jit.script(scripted)(x)),
+}
+
+
+def scripted(x: Tensor) -> Tensor:
+    return x.relu()
+
+
+def compiled(net: nn.Module) -> nn.Module:
+    net.compile()
+    return net
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
+@pytest.mark.parametrize("make", FORWARDS.values(), ids=FORWARDS)
+def test_forwards_of_every_kind(make: Callable[[], nn.Module]) -> None:
+    net = make()
+    graph = trace(randomise(net), images())
+    plain = Net(relu)
+    plain.load_state_dict(dict(zip(plain.state_dict(), net.state_dict().values(), strict=True)))
+    assert torch.allclose(graph(images(5, seed=2)), plain(images(5, seed=2)), atol=1e-5)
+    assert [facts(node).op for node in graph.nodes] == ["placeholder", "conv2d", "relu", "conv2d", "output"]
+
+
+class Several(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, *images: Tensor, **more: Tensor) -> Tensor:
+        return sum(self.conv(image).relu() for image in (*images, *more.values()))
+
+
+def test_variable_arguments_are_inputs() -> None:
+    net, one, two = randomise(Several()), images(), images(seed=1)
+    by_position, by_name = trace(net, (one, two)), trace(net, {"left": one, "right": two})
+    assert (by_position.inputs, by_name.inputs) == (["images_0", "images_1"], ["left", "right"])
+    assert torch.allclose(by_position((two, one)), net(two, one), atol=1e-5)
+    assert torch.allclose(by_name({"left": one, "right": one}), net(one, one), atol=1e-5)
+
+
+def test_what_is_made_of_parameters_alone_is_a_constant() -> None:
+    def standardised(net: Net, x: Tensor) -> Tensor:
+        weight = net.after.weight.repeat(2, 1, 1, 1)
+        return F.conv2d(x.relu(), (weight - weight.mean()) / weight.std())
+
+    graph = agrees(Net(standardised))
+    assert [n.op for n in graph.nodes if facts(n).kind is Kind.SHAPE] == ["get_attr"]
+
+
+REFUSED = {
+    "branch": (lambda net, x: x.relu() if x.mean() > 0 else x, "'__bool__'"),
+    "number": (lambda net, x: x * x.max().item(), "'item'"),
+    "list": (lambda net, x: x * len(x.sum((1, 2, 3)).tolist()), "'tolist'"),
+    "numpy": (lambda net, x: x * torch.from_numpy(x.numpy()), "'numpy'"),
+    "comparison": (lambda net, x: x if torch.equal(x, x.relu()) else x.relu(), "'equal'"),
+    "where it is": (lambda net, x: x * len(torch.nonzero(x)), "'nonzero'"),
+}
+
+
+@pytest.mark.parametrize(("body", "what"), REFUSED.values(), ids=REFUSED)
+def test_values_of_tensors_may_not_decide(body: Callable, what: str) -> None:
+    with pytest.raises(InputError, match=rf"test_record.py:\d+: `.*{what} of a tensor.*outside the dense part"):
+        trace(Net(body), images())
+
+
+NUMBERS: dict[str, Callable[[Net, Tensor], Tensor]] = {
+    "of rows": lambda net, x: x.relu().reshape(int(x.shape[0]), -1).reshape(-1, 4, 12, 12),
+    "of channels": lambda net, x: x.relu().reshape(len(x), -1, len(x.flatten(2)[0, 0])).reshape(-1, 4, 12, 12),
+}
+
+
+@pytest.mark.parametrize("body", NUMBERS.values(), ids=NUMBERS)
+def test_plain_numbers_of_images_stay_free(body: Callable) -> None:
+    agrees(Net(body))
+
+
+FROZEN = {
+    "scaled by it": (lambda net, x: x.relu() * len(x), "'mul'"),
+    "scaled by its root": (lambda net, x: x.relu() * len(x) ** 0.5, "'mul'"),
+    "loop over images": (lambda net, x: torch.stack([x[i].relu() for i in range(len(x))]), "'getitem'"),
+    "branch": (lambda net, x: x.relu() if x.shape[0] > 2 else x, "'guard'"),
+}
+
+
+@pytest.mark.parametrize(("body", "what"), FROZEN.values(), ids=FROZEN)
+def test_the_number_of_images_may_not_decide(body: Callable, what: str) -> None:
+    with pytest.raises(InputError, match=rf"(node {what} .*test_record.py:\d+|another number of )"):
+        trace(Net(body), images())
