@@ -80,10 +80,11 @@ def of_method(method: Method) -> str:
     own = [cls for cls in method.options.__mro__ if issubclass(cls, Options) and cls is not Options]
     texts = [paragraphs(cls.__doc__, names_of(cls)) for cls in own if not cls.__doc__.startswith(f"{cls.__name__}(")]
     made = "Made anew for each recorded t." if method.needs_t else ""
+    clips = f"What lies beyond its range stays clipped: {method.clips}." if method.clips else ""
     common = {item.name: item.default for item in fields(Options)}
     if method.base:
         return f"### {method.name}\n\n{_plain(str(method))}."
-    parts = [f"### {method.name}", paragraphs(method.make.__doc__), made, "\n".join(texts)]
+    parts = [f"### {method.name}", paragraphs(method.make.__doc__), made, clips, "\n".join(texts)]
     return "\n\n".join(filter(None, [*parts, defaults(method.options, common)]))
 
 

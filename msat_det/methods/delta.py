@@ -38,9 +38,20 @@ class Int8(Options):
     coding: Literal["rate", "delta"] = "delta"
     spiking_linear: bool = True
     weights: Literal["float", "int8"] = "int8"
+    stages: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.levels == "unary", "levels", self.levels, "unary: a value is one number of eight bits")
 
 
-@method("int8", Int8, codings=("delta",), source="the usual control")
+@method(
+    "int8",
+    Int8,
+    codings=("delta",),
+    clips="it is a float network whose activations have eight bits",
+    source="the usual control",
+)
 def int8(options: Int8, observation: Observation, T: int) -> Neurons:
     """The control: the float network after post-training quantisation, weights and activations of eight bits.
 
@@ -66,6 +77,10 @@ class Dcgs(Options):
     terms: tuple[int, ...] = (1,)
     zone: tuple[float, ...] = (0.75,)
 
+    @property
+    def steps(self) -> int | None:
+        return None if self.varying else 1  # weights 1/n from the first timestep on
+
 
 @method("dcgs", Dcgs, codings=("delta",), source="Huang et al. 2025")
 def dcgs(options: Dcgs, observation: Observation, T: int) -> Neurons:
@@ -74,13 +89,13 @@ def dcgs(options: Dcgs, observation: Observation, T: int) -> Neurons:
     Huang et al., "Differential coding for training-free ANN-to-SNN conversion", 2025: m ← m + I + r_in − r_out, of
     λ_k = θ/2^(k−1), k = 1 … N, the largest with m ≥ .75·λ_k. A weight of 1/n on the n-th output is a stage of 1/n on θ.
     θ has the least error of T·2^N levels, here by the observed distribution. What is taken back may pass what was given
-    by a third, where the paper's neuron stops: the next timestep mends it.
+    by a third, where the paper's neuron stops: the next timestep mends it. An error of ``OVERFLOW`` bursts of all levels,
+    which only a value far beyond calibration makes, is sent at once.
     """
     found = {}
-    stages = options.stages if options.varying else tuple(1 / n for n in range(1, T + 1))
     for node in observation.graph.sites:
         theta = options.factor * least_error(observation.sites[node.name], T * 2**options.bits)
-        found[node.name] = neuron(options, node, with_unseen(theta, observation, node, share=1.0), stages=stages)
+        found[node.name] = neuron(options, node, with_unseen(theta, observation, node, share=1.0))
     return found
 
 

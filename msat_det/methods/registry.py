@@ -24,14 +24,16 @@ RATE = ("rate",)
 @dataclass(frozen=True)
 class Method:
     """A registered method. needs_t: it is made anew for each recorded t. stays_off: why its error need not fall with
-    T, where it need not. codings: those that it makes neurons for. source: who published it. preset: values of its
-    options that stand in place of their defaults (``preset``), of the method named ``base``. about: what it does."""
+    T, where it need not. clips: why what lies beyond its range stays clipped, where it does. codings: those that it
+    makes neurons for. source: who published it. preset: values of its options that stand in place of their defaults
+    (``preset``), of the method named ``base``. about: what it does."""
 
     name: str
     options: type[Options]
     make: Callable[[Any, Observation, int], Neurons]
     needs_t: bool
     stays_off: str = ""
+    clips: str = ""
     codings: tuple[str, ...] = ("rate", "delta")
     source: str = "ours"
     preset: Mapping[str, Any] = field(default_factory=dict)
@@ -40,7 +42,8 @@ class Method:
 
     def __str__(self) -> str:
         values = ", ".join(f"{key}: {list(v) if isinstance(v, tuple) else v}" for key, v in self.preset.items())
-        return f"{self.about} [{self.source}]" + (f" = {self.base} with {values}" if self.base else "")
+        about = f"{self.about} (clips: {self.clips})" if self.clips else self.about
+        return f"{about} [{self.source}]" + (f" = {self.base} with {values}" if self.base else "")
 
 
 METHODS: Names[Method] = Names("method")
@@ -51,6 +54,7 @@ def method(
     options: type[Options],
     needs_t: bool = False,
     stays_off: str = "",
+    clips: str = "",
     codings: tuple[str, ...] = ("rate", "delta"),
     source: str = "ours",
 ) -> Callable:
@@ -60,7 +64,7 @@ def method(
     def register(make: Callable[[Any, Observation, int], Neurons]) -> Callable:
         text = " ".join((inspect.getdoc(make) or "").replace("`", "").split())
         about = re.split(r"\. (?=[A-Zθ\"])", text)[0].rstrip(".")
-        METHODS[name] = Method(name, options, make, needs_t, stays_off, codings, source, about=about)
+        METHODS[name] = Method(name, options, make, needs_t, stays_off, clips, codings, source, about=about)
         return make
 
     return register
@@ -117,7 +121,8 @@ def neuron(options: Options, node: Node, theta: Tensor, **changes: Any) -> Neuro
         "gamma": 2**options.bits - 1 if binary else options.gamma,
         "initial": 0.5 if options.initial == "half" else 0.0,
         "rounding": options.rounding or ("track" if options.varying else "fixed"),
-        "stages": options.stages,
+        "stages": options.stages or (1.0,),
+        "steps": options.steps,
         "drop": options.drop,
         "axis": facts(node).axis,
     }

@@ -6,6 +6,8 @@ so that the sum of its output is g of the sum of its input, whatever g is: a tim
 each activation is replaced by its O. ``delta_step`` is the readable form of the neuron; ``delta_run`` the simulation.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -33,9 +35,13 @@ def delta_step(neuron: Neuron, state: State, X: Tensor, t: int | Tensor) -> tupl
     spikes that it takes (of a burst its size, else its terms), and the output s·θ(t), each (B, C, …).
     """
     before = target(neuron, X, t) - state.o
-    theta = _threshold(neuron, state, X, before, t)
+    theta, most = _threshold(neuron, state, X, before, t), neuron.overflow
+    if neuron.adaptive:  # θ(t) may be next to nothing, and the spikes beyond counting
+        full = threshold(neuron, X) * neuron.stage(t)
+        late = before.abs() >= most * full
+        theta, most = torch.where(late, full, theta), torch.where(late, 0.0, math.inf)
     terms = max(neuron.terms) if isinstance(t, Tensor) else at(neuron.terms, t)
-    s, spikes = quantise(before / theta, neuron.bits, terms, at(neuron.zone, t), neuron.gamma)
+    s, spikes = quantise(before / theta, neuron.bits, terms, at(neuron.zone, t), neuron.gamma, most=most)
     y = s * theta
     state.o = state.o + y
     if state.mean is not None:

@@ -3,41 +3,57 @@
 ``quantise`` is the readable form; ``kernels.delta`` is the same, fused with the neuron around it.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 MOST_BITS = 16
+# An error of that many full timesteps (γ·θ each) is not caught up with: the neuron sends it at once. Then what is still
+# to be sent never passes OVERFLOW·γ·θ, and the error of the mean over n timesteps falls as 1/n, whatever the input.
+OVERFLOW = 16
 
 SLACK = 1e-4
 NEAREST, BELOW = 1.5, 2.0  # of two neighbouring powers the nearer one, or the largest that is not above the value
 
 
 def quantise(
-    error: Tensor, bits: int | None, terms: int, zone: float, gamma: float = 1.0, ratio: float = NEAREST
+    error: Tensor,
+    bits: int | None,
+    terms: int,
+    zone: float,
+    gamma: float = 1.0,
+    ratio: float = NEAREST,
+    most: float | Tensor = math.inf,
 ) -> tuple[Tensor, Tensor]:
     """What is sent of an error in units of the threshold, and in how many spikes.
 
     bits None: a burst of up to γ single spikes, the error rounded to nearest. Otherwise up to ``terms`` terms ±2^k,
     0 ≤ k < bits, the largest first: each of what is left of the error d the power k = clamp(⌊log₂(|d|/ratio)⌋ + 1, 0,
-    bits − 1). Nothing where |d| ≤ zone, as ``edge`` has it. Returns (s, spikes), both of the error's shape; NaN where
-    it is not finite.
+    bits − 1). Nothing where |d| ≤ zone, as ``edge`` has it. An error of ``most`` or more is sent at once: a burst of any
+    length, or the top level as often as it takes. Returns (s, spikes), both of the error's shape; NaN where it is not
+    finite.
     """
     finite = error - error  # 0, and NaN of ∞ and NaN
     if bits is None:
-        size = torch.where(error.abs() > edge(zone), torch.floor(error.abs() + 0.5).clamp(max=gamma), 0.0)
+        size = torch.floor(error.abs() + 0.5)
+        size = torch.where(error.abs() >= most, size, size.clamp(max=gamma))
+        size = torch.where(error.abs() > edge(zone), size, 0.0)
         return size * torch.sign(error) + finite, size + finite
-    *_, last = [(finite, finite), *by_terms(error, bits, terms, zone, ratio)]
+    *_, last = [(finite, finite), *by_terms(error, bits, terms, zone, ratio, most)]
     return last
 
 
 def by_terms(
-    error: Tensor, bits: int, terms: int, zone: float, ratio: float = NEAREST
+    error: Tensor, bits: int, terms: int, zone: float, ratio: float = NEAREST, most: float | Tensor = math.inf
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What ``quantise`` gives with 1, 2, … up to ``terms`` terms."""
-    rest, sent = error, error - error
-    spikes = sent
+    top, size = 2.0 ** (bits - 1), error.abs()
+    over = (size >= most) & (size > edge(zone))
+    times = torch.where(over, torch.floor(size * (1 / top) + (0.5 if ratio == NEAREST else 0.0)), 0.0)
+    sent = times * top * torch.sign(error) + (error - error)
+    rest, spikes = error - sent, times + (error - error)
     for _ in range(terms):
         part = torch.where(rest.abs() > edge(zone), _power(rest, bits, ratio) * torch.sign(rest), 0.0)
         rest, sent, spikes = rest - part, sent + part, spikes + (part != 0)
@@ -60,10 +76,11 @@ def _power(rest: Tensor, bits: int, ratio: float) -> Tensor:
 
 
 def digits(size: Tensor, bits: int) -> Tensor:
-    """The number of binary digits that are 1 in whole numbers 0 … 2^bits − 1; a number that is not finite stays NaN."""
-    return quantise(size, bits, bits, 0.5, ratio=BELOW)[1]
+    """The number of binary digits that are 1 in whole numbers, the top level as often as it takes in those beyond
+    2^bits − 1; a number that is not finite stays NaN."""
+    return quantise(size, bits, bits, 0.5, ratio=BELOW, most=2.0**bits)[1]
 
 
 def leading(s: Tensor, bits: int, terms: int) -> Tensor:
-    """Whole numbers with all but their ``terms`` leading binary digits 0."""
-    return quantise(s, bits, terms, 0.5, ratio=BELOW)[0]
+    """Whole numbers with all but their ``terms`` leading binary digits 0, beside what lies beyond 2^bits − 1."""
+    return quantise(s, bits, terms, 0.5, ratio=BELOW, most=2.0**bits)[0]

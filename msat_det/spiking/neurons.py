@@ -17,13 +17,10 @@ from msat_det.base.checks import check_factors, check_number, check_values
 from msat_det.base.errors import InputError
 from msat_det.graph.channels import channels
 from msat_det.graph.ops import Activation
-from msat_det.spiking.levels import digits, leading
+from msat_det.spiking.levels import OVERFLOW, digits, leading
 from msat_det.spiking.masks import bernoulli
 
 DEAD = 1e30  # the threshold of a dead channel: never reached, and finite, so that nothing divides by zero
-# An error of that many full timesteps (γ·θ each) is not caught up with: the neuron sends it at once. Then what is still
-# to be sent never passes OVERFLOW·γ·θ, and the error of the mean over n timesteps falls as 1/n, whatever the input.
-OVERFLOW = 16
 EARLY = 16  # spike confidence applies to the first 16 timesteps
 SMALLEST = 1e-38  # θ(t): a tiny θ over e^88 would be 0
 WHOLE = 1e-4  # tolerance of floor(O/θ): an output sum of k thresholds is k, whatever the rounding of its float sum
@@ -73,6 +70,8 @@ class Neuron:
     coding: ``rate``, or ``delta`` (``delta.py``): the sum of the output is the value, and corrections of it are sent.
     bits: an event carries ±2^k·θ, k < bits; None: bursts of single spikes, at most γ. terms: such events in a timestep,
     over time; zone: errors below zone·θ are left alone, over time (under delta coding).
+    steps: so many of the smallest level are the scale of the activations, and the levels of the n-th timestep are no
+    coarser than 1/n of it, as the mean of n spikes is: stages have min(1, steps/n) besides (under delta coding).
     dense: the 8-bit control, whose values go to every connection as numbers. late: timesteps before its output counts
     in the network's outputs.
     Raises InputError for numbers out of these ranges, and for tensors that are not (), (C,) or finite.
@@ -97,6 +96,7 @@ class Neuron:
     bits: int | None = None
     terms: Sequence[int] = (1,)
     zone: Sequence[float] = (0.5,)
+    steps: int | None = None
     dense: bool = False
     late: int = 0
     axis: int | None = 1
@@ -113,7 +113,7 @@ class Neuron:
         check_number("a neuron's gamma", self.gamma, 1, whole=True)
         check_number("a neuron's confidence", self.confidence, 0, 1)
         check_factors("a neuron's stages", self.stages)
-        for key in ("window", "axis"):
+        for key in ("window", "axis", "steps"):
             if getattr(self, key) is not None:
                 check_number(f"a neuron's {key}", getattr(self, key), 1, whole=True)
 
@@ -133,7 +133,12 @@ class Neuron:
 
     @property
     def overflow(self) -> float:
-        """The spikes of height θ from which on all that are wanted are sent at once; of a window what it can hold."""
+        """The spikes of height θ from which on all that are wanted are sent at once; of a window what it can hold.
+
+        Under delta coding of height θ(t): with levels that become finer the error does. The 8-bit control clips.
+        """
+        if self.dense:
+            return math.inf
         return float(self.gamma if self.window else OVERFLOW * self.gamma)
 
     @property
@@ -163,7 +168,11 @@ class Neuron:
 
     def stage(self, t: int | Tensor) -> float | Tensor:
         """The factor on the threshold at timestep t."""
-        return at(self.stages, t)
+        factor = at(self.stages, t)
+        if self.steps is None or self.coding == "rate":
+            return factor
+        finer = self.steps / (t + 1)
+        return factor * (finer.clamp(max=1.0) if isinstance(finer, Tensor) else min(1.0, finer))
 
     def bias_at(self, t: int | Tensor) -> Tensor:
         """The bias (C,) at timestep t."""

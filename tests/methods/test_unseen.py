@@ -108,8 +108,7 @@ def test_what_lies_behind_other_layers_is_not_called_dead() -> None:
     assert not dead_channels(observation.graph, observation.graph.sites[0]).any()
 
 
-# int8 is the usual quantisation, which clips what is above its range; dcgs sends at most θ·Σ1/n.
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("int8", "dcgs")])
+@pytest.mark.parametrize("method", [name for name, made in METHODS.items() if not made.clips])
 def test_a_layer_that_calibration_left_silent_wakes_up(method: str) -> None:
     """Biases of −2 on dark pictures: nothing passes; bright pictures do."""
     net = Two([-2.0] * 4)
@@ -123,6 +122,34 @@ def test_a_layer_that_calibration_left_silent_wakes_up(method: str) -> None:
     assert (snn.neurons[site].theta > 0).all()
     left = ((snn.run(x, T)[T] - expected).norm() / (silent - expected).norm()).item()
     assert left < 0.03
+
+
+def test_the_one_method_that_clips_says_so_and_clips_at_its_range() -> None:
+    """The control: the float network with activations held at what calibration has seen, whatever T is."""
+    assert [name for name, made in METHODS.items() if made.clips] == ["int8"]
+    net = Two([0.1, 0.2, 0.3, 0.4])
+    observation, x = seen(net, 0.2), 3 * images(2)
+    snn = spiking_network("int8", {"weights": "float", "percentile": 100.0}, observation, 64)
+    first, second = (255 * snn.neurons[site.name].theta.reshape(-1, 1, 1) for site in observation.graph.sites)
+    held = torch.minimum(F.relu(net.second(torch.minimum(F.relu(net.first(x)), first))), second)
+    outputs = snn.run(x, 64, record=(1, 64))
+    assert torch.equal(outputs[1], outputs[64])
+    assert (outputs[1] - net.head(held)).norm() < 0.01 * net.head(held).norm()
+    assert (outputs[1] - net(x)).norm() > 0.2 * net(x).norm()
+
+
+@pytest.mark.parametrize("method", [name for name, made in METHODS.items() if "delta" in made.codings])
+def test_levels_under_delta_coding_are_never_coarser_than_a_mean_of_spikes(method: str) -> None:
+    """Whole thresholds would leave half of one for ever: O is a multiple of θ."""
+    observation = seen(Two([0.1, 0.2, 0.3, 0.4]))
+    snn = spiking_network(method, {"coding": "delta"}, observation, 4)
+    for neuron in snn.neurons.values():
+        top = 2 ** (neuron.bits - 1) if neuron.bits and method != "dcgs" else 1
+        expected = [1.0] * 3 if neuron.dense else [min(1.0, top / n) for n in (1, 100, 300)]
+        assert [neuron.stage(n - 1) for n in (1, 100, 300)] == expected
+        assert [neuron.stage(torch.tensor(n - 1)) for n in (1, 100, 300)] == pytest.approx(expected)
+    given = spiking_network(method, {"coding": "delta", "stages": [1.0]}, observation, 4)
+    assert all(tuple(neuron.stages) == (1.0,) for neuron in given.neurons.values())
 
 
 # ---- what is told

@@ -37,6 +37,21 @@ def test_terms_are_the_nearest_powers_of_two_of_what_is_left(
     assert sent(error, 6, terms) == expected
 
 
+@pytest.mark.parametrize(
+    ("error", "bits", "expected"),
+    [
+        (999.0, 6, (64, 2)),
+        (1000.0, 6, (1000, 32)),  # 31 · 32, then the term 8
+        (-1000.0, 6, (-1000, 32)),
+        (999.0, None, (5, 5)),
+        (1000.4, None, (1000, 1000)),
+        (-1000.4, None, (-1000, 1000)),
+    ],
+)
+def test_an_overflow_is_sent_at_once(error: float, bits: int | None, expected: tuple[float, float]) -> None:
+    assert sent(error, bits, 2, gamma=5, most=1000.0) == expected
+
+
 @pytest.mark.parametrize(("zone", "expected"), [(0.5, 1.0), (1.0, 0.0), (0.9, 1.0)])
 def test_errors_inside_the_zone_are_left_alone(zone: float, expected: float) -> None:
     assert sent(0.95, 6, 3, zone)[0] == expected
@@ -71,3 +86,6 @@ def test_binary_digits() -> None:
     assert digits(numbers, 8).tolist() == [n.bit_count() for n in range(256)]
     assert torch.equal(leading(numbers, 8, 8), numbers)
     assert leading(torch.tensor([0.0, 7, 255, -13]), 8, 2).tolist() == [0, 6, 192, -12]
+    beyond = torch.tensor([256.0, 300, 5000])  # the top level, 128, as often as it takes: 300 = 2 · 128 + 32 + 8 + 4
+    assert digits(beyond, 8).tolist() == [2, 5, 40]  # 5000 = 39 · 128 + 8
+    assert leading(beyond, 8, 1).tolist() == [256, 288, 5000]

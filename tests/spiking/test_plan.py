@@ -60,7 +60,7 @@ def test_every_field_is_kept() -> None:
     other = dict(
         theta=torch.rand(CHANNELS), signed=True, margin=0.75, gamma=3, initial=torch.rand(CHANNELS), rounding="track",
         stages=(2.0, 0.1), reset="zero", bias=torch.rand(CHANNELS), confidence=0.3, drop="lossy", window=2,
-        coding="delta", bits=6, terms=(2, 1), zone=(1.0, 0.5), dense=True, late=3,
+        coding="delta", bits=6, terms=(2, 1), zone=(1.0, 0.5), steps=4, dense=True, late=3,
         axis=1,
         adaptive=Msat(0.1, 2.0, 3.0, 4.0, 0.5, 0.6, -1.5, True, "depolarisation", False, False, True),
     )  # fmt: skip

@@ -34,6 +34,7 @@ _RANGES: Ranges = {
     (Neuron, "bits"): (1, MOST_BITS),
     (Neuron, "terms"): (0, LARGEST),
     (Neuron, "zone"): (0.5, math.inf),
+    (Neuron, "steps"): (1, LARGEST),
     (Neuron, "late"): (0, LARGEST),
     (Neuron, "axis"): (1, LARGEST),
     (Neuron, "stages"): (1e-30, math.inf),

@@ -240,6 +240,7 @@ class Scan:
                 *(ctypes.c_int64(number) for number in (c.B, c.N, c.period)),
                 ctypes.c_void_p(c.theta),
                 ctypes.c_float(stage),
+                ctypes.c_int32(n.bits),
                 ctypes.c_void_p(c.fanout),
                 ctypes.c_void_p(counts.data_ptr()),
             )

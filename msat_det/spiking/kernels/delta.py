@@ -20,7 +20,7 @@ from msat_det.spiking.levels import NEAREST, edge
 from msat_det.spiking.neurons import Neuron, State, at, per_channel, threshold
 
 _POINTERS = "x o y theta bias fanout counts".split()
-_FLOATS = "slope low high stage zone gamma per_ratio".split()
+_FLOATS = "slope low high stage zone gamma overflow per_ratio".split()
 
 
 class _Correct(ctypes.Structure):
@@ -128,7 +128,7 @@ class Corrections:
         pointers = {name: None if a is None else a.data_ptr() for name, a in self._arrays.items()}
         return _Correct(
             B=x.shape[0], N=size, period=period, slope=activation.slope or slope, low=low, high=high, gamma=n.gamma,
-            per_ratio=1 / NEAREST, bits=n.bits or 0, **pointers,
+            overflow=n.overflow, per_ratio=1 / NEAREST, bits=n.bits or 0, **pointers,
         )  # fmt: skip
 
     def _kernel(self, x: Tensor, t: int, wanted: bool, own: bool) -> Tensor | None:

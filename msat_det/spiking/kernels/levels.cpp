@@ -19,7 +19,7 @@ struct Correct {
     const float *fanout;        // (N,) multiply-adds that a spike reaches
     double *counts;             // (units, 4): spikes, spikes·fanout, Σ[s≠0], Σ[s≠0]·fanout
     float slope, low, high;     // f(x) = clamp(max(x, slope·x), low, high)
-    float stage, zone, gamma, per_ratio;
+    float stage, zone, gamma, overflow, per_ratio;  // overflow: errors from there on are sent whole
     int32_t bits, terms, first;  // bits 0: bursts; first: o is 0 and not read
 };
 
@@ -74,12 +74,25 @@ INLINE void group(const Correct &c, int64_t b, int64_t i, double (*counts)[LANES
 #pragma omp simd
         for (int j = 0; j < W; j++) {
             float size = std::floor(std::fabs(rest[j]) + .5f);
-            size = size < c.gamma ? size : c.gamma;
+            size = size < c.gamma || std::fabs(rest[j]) >= c.overflow ? size : c.gamma;
             size = std::fabs(rest[j]) > c.zone ? size : 0.f;
             sent[j] += to_float(to_bits(size) | (to_bits(rest[j]) & SIGN));
             spikes[j] += size;
         }
     } else {
+        if (c.terms > 0) {
+            const float highest = (float)(1 << top), per_highest = 1.f / highest;
+#pragma omp simd
+            for (int j = 0; j < W; j++) {
+                const float size = std::fabs(rest[j]);
+                float times = std::floor(size * per_highest + .5f);
+                times = size >= c.overflow && size > c.zone ? times : 0.f;
+                const float part = to_float(to_bits(times * highest) | (to_bits(rest[j]) & SIGN));
+                rest[j] -= part;
+                sent[j] += part;
+                spikes[j] += times;
+            }
+        }
         for (int32_t m = 0; m < c.terms; m++) {
 #pragma omp simd
             for (int j = 0; j < W; j++) {
@@ -136,16 +149,19 @@ int64_t correct_group() { return GROUP; }
 
 int64_t correct_struct_size() { return sizeof(Correct); }
 
-// The binary digits that are 1 in |y|/(stage·θ), y (B, N) whole multiples of it and θ as in Correct; counts: (B, 4) as there.
-void count_digits(const float *y, int64_t B, int64_t N, int64_t period, const float *theta, float stage,
+// The binary digits that are 1 in |y|/(stage·θ), y (B, N) whole multiples of it and θ as in Correct, the top one of
+// ``bits`` as often as it takes; counts: (B, 4) as there.
+void count_digits(const float *y, int64_t B, int64_t N, int64_t period, const float *theta, float stage, int32_t bits,
                   const float *fanout, double *counts) {
+    const uint32_t below = (1u << (bits - 1)) - 1;
 #pragma omp parallel for schedule(static)
     for (int64_t b = 0; b < B; b++) {
         double spikes = 0., reached = 0., events = 0., event_reach = 0.;
 #pragma omp simd reduction(+ : spikes, reached, events, event_reach)
         for (int64_t i = 0; i < N; i++) {
             const uint32_t size = (uint32_t)(std::fabs(y[b * N + i]) / (theta[i % period] * stage) + .5f);
-            const double digits = __builtin_popcount(size), event = size ? 1. : 0., reach = fanout[i];
+            const uint32_t number = (size >> (bits - 1)) + __builtin_popcount(size & below);
+            const double digits = number, event = size ? 1. : 0., reach = fanout[i];
             spikes += digits;
             reached += digits * reach;
             events += event;
