@@ -89,8 +89,8 @@ def dcgs(options: Dcgs, observation: Observation, T: int) -> Neurons:
     Huang et al., "Differential coding for training-free ANN-to-SNN conversion", 2025: m ← m + I + r_in − r_out, of
     λ_k = θ/2^(k−1), k = 1 … N, the largest with m ≥ .75·λ_k. A weight of 1/n on the n-th output is a stage of 1/n on θ.
     θ has the least error of T·2^N levels, here by the observed distribution. What is taken back may pass what was given
-    by a third, where the paper's neuron stops: the next timestep mends it. An error of ``OVERFLOW`` times all levels, which
-    only a value far beyond calibration makes, is sent at once.
+    by a third, where the paper's neuron stops: the next timestep mends it. An error of ``OVERFLOW`` times all levels,
+    which only a value far beyond calibration makes, is sent at once.
     """
     found = {}
     for node in observation.graph.sites:

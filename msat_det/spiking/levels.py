@@ -32,8 +32,8 @@ def quantise(
     bits None: a burst of up to γ single spikes, the error rounded to nearest. Otherwise up to ``terms`` terms ±2^k,
     0 ≤ k < bits, the largest first: each of what is left of the error d the power k = clamp(⌊log₂(|d|/ratio)⌋ + 1, 0,
     bits − 1). Nothing where |d| ≤ zone, as ``edge`` has it. An error of ``most`` or more is sent at once: a burst of
-    any length, or the top level as often as it takes. Returns (s, spikes), both of the error's shape; NaN where it is not
-    finite.
+    any length, or the top level as often as it takes. Returns (s, spikes), both of the error's shape; NaN where it is
+    not finite.
     """
     finite = error - error  # 0, and NaN of ∞ and NaN
     if bits is None:
