@@ -25,13 +25,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import gpu_networks
-from benchmarks.gpu_networks import Bench, precision
+from benchmarks.gpu_networks import Bench
+from benchmarks.gpu_parts import chunk_rows, convolution_rows, part_rows, reading_rows
 from benchmarks.timing import ratio
 from msat_det.base.settings import shared_data
 from msat_det.data import ImageFiles
 from msat_det.graph.ops import Activation
-from msat_det.run.batches import load_batches
+from msat_det.run.batches import load_batches, on_cpu
 from msat_det.spiking import kernels
+from msat_det.spiking.engine import LONGEST_CHUNK_GPU, images_at_once
 from msat_det.spiking.kernels import Scan
 from msat_det.spiking.neurons import Chances, Msat, Neuron, new_state, step
 
@@ -229,15 +231,15 @@ def scan_rows(clock: Clock) -> Iterator[dict]:
 
 def layout_rows(clock: Clock, name: str, bench: Bench) -> Iterator[dict]:
     """A float forward by memory layout and precision."""
-    graph, x = bench.observation.graph, bench.images(16 if clock.device.type == "cuda" else 2)
-    for kind in ("float32", "tf32"):
+    x = bench.images(16 if clock.device.type == "cuda" else 2)
+    for kind in ("float32", "tf32", "bf16", "fp16"):
         row: dict[str, Any] = {"network": name, "precision": kind, "batch": len(x)}
+        graph = bench.floating(kind)
         for layout, format in LAYOUTS.items():
             graph.module.to(memory_format=format)
             images = x.contiguous(memory_format=format)
-            with precision(kind):
-                graph(images)
-                row[f"{layout}_ms"] = 1e3 * clock.median(lambda images=images: graph(images), 0.3)
+            graph(images)
+            row[f"{layout}_ms"] = 1e3 * clock.median(lambda graph=graph, images=images: graph(images), 0.3)
         yield row
     graph.module.to(memory_format=torch.channels_last)
 
@@ -245,33 +247,37 @@ def layout_rows(clock: Clock, name: str, bench: Bench) -> Iterator[dict]:
 def step_rows(clock: Clock, name: str, bench: Bench, share: float) -> Iterator[dict]:
     """What a timestep costs in float forwards, within this share of the time that is left."""
     end = clock.left * (1 - share)
-    begun: set[str] = set()
     own = CASES[name] if clock.device.type == "cuda" else [(2, 4)]
-    for kind, cases in (("float32", own), ("tf32", own[:1])):
+    for kind, cases in (("float32", own), ("tf32", own[1:2]), ("bf16", own[1:2])):
         for batch, T in cases:
-            with precision(kind):
-                yield from case_rows(clock, name, bench, kind, batch, T, end, begun)
+            yield from case_rows(clock, name, bench, kind, batch, T, end)
 
 
-def case_rows(
-    clock: Clock, name: str, bench: Bench, kind: str, batch: int, T: int, end: float, begun: set[str]
-) -> Iterator[dict]:
+def case_rows(clock: Clock, name: str, bench: Bench, kind: str, batch: int, T: int, end: float) -> Iterator[dict]:
     row = {"network": name, "precision": kind, "batch": batch, "T": T}
-    graph = bench.observation.graph
     x = bench.images(batch).contiguous(memory_format=torch.channels_last)
+    graph = bench.floating(kind)
     graph(x)
     forward = clock.median(lambda: graph(x), 0.5)
+    # short enough for two chunks of the same length: what is compiled and found out once is not measured
+    short = min(T, 2 * min(max(images_at_once(graph) // batch, 1), LONGEST_CHUNK_GPU))
     for neuron in NEURONS:
-        if T * forward > LONGEST or clock.left - T * forward < end:
-            yield row | {"neuron": neuron, "left_out": f"{T * forward:.1f} s expected"}
-            continue
-        snn = bench.network(neuron, T)
+        snn = bench.network(neuron, T, kind)
+        run = lambda snn=snn: snn.run(x, T)  # noqa: E731
         try:
-            snn.run(x, min(T, 2 if neuron in begun else 16))
-            begun.add(neuron)
+            if clock.left < end:
+                yield row | {"neuron": neuron, "left_out": "no time left"}
+                continue
+            snn.run(x, short)
+            expected = clock.once(lambda snn=snn: snn.run(x, short)) * T / short
+            if expected > min(LONGEST, clock.left - end):
+                yield row | {"neuron": neuron, "left_out": f"{expected:.1f} s expected"}
+                continue
+            if expected < 0.5:
+                run(), run()  # the second one is captured
             if clock.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(clock.device)
-            seconds = clock.median(lambda snn=snn: snn.run(x, T), 0.5)
+            seconds = clock.median(run, 0.5)
             peak = torch.cuda.max_memory_allocated(clock.device) / 1e9 if clock.device.type == "cuda" else None
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
@@ -283,6 +289,7 @@ def case_rows(
             "float_ms": 1e3 * forward,
             "images_per_s": batch / seconds,
             "peak_gb": peak,
+            "replayed": bool(snn._replays.replay and snn._replays.replay.graphs),
         }
 
 
@@ -299,7 +306,11 @@ def rival_rows(clock: Clock, name: str, bench: Bench) -> Iterator[dict]:
 
     snn, x = bench.network("if", T), bench.images(batch)
     ours = clock.waiting(lambda: snn.run(x, T))
-    ours()
+    ours(), ours()
+    many = x.repeat(T, 1, 1, 1)
+    bench.observation.graph(many)
+    alone = clock.median(lambda: bench.observation.graph(many), 0.5)
+    yield {"network": name, "batch": batch, "T": T, "theirs": "all timesteps' float passes at once", "ms": 1e3 * alone}
     for implementation in ("triton", "cuda", "torch"):
         _selection._requested = implementation
         for cache in (_selection._selections, _selection._compiled_selections):
@@ -314,43 +325,71 @@ def rival_rows(clock: Clock, name: str, bench: Bench) -> Iterator[dict]:
             except (RuntimeError, ImportError, OSError) as error:
                 yield row | {"left_out": str(error).splitlines()[0][:120]}
                 continue
-            yield row | {"speed_ratio": measured.value, "low": measured.low, "high": measured.high}
+            times = {"theirs_ms": 1e3 * measured.seconds, "ours_ms": 1e3 * measured.baseline}
+            yield row | {"speed_ratio": measured.value, "low": measured.low, "high": measured.high} | times
     yield {"network": name, "theirs": "cupy", "left_out": "SpikingJelly 2.0 has no CuPy implementation of the IF node"}
 
 
 def image_rows(clock: Clock, name: str, bench: Bench) -> Iterator[dict]:
-    """Images a second from JPEG files to boxes on the CPU."""
+    """Images a second from JPEG files to boxes on the CPU, and milliseconds a batch of each stage by itself."""
     batch, T = IMAGES[name] if clock.device.type == "cuda" else (2, 4)
     if bench.model is None:
         yield {"network": name, "left_out": "no weights: set MSAT_SHARED_DATA"}
         return
-    with tempfile.TemporaryDirectory() as folder:
-        dataset = ImageFiles(photographs(Path(folder)))
-        ids = (dataset.ids * 64)[: 8 * batch]
+    with tempfile.TemporaryDirectory() as name_of_folder:
+        folder = photographs(Path(name_of_folder))
+        yield from ({"network": name} | row for row in reading_rows(clock.device, bench.model, folder, batch))
+        dataset = ImageFiles(folder)
+        ids = (dataset.ids * 64)[: 16 * batch]
         batches = [ids[i : i + batch] for i in range(0, len(ids), batch)]
         config = SimpleNamespace(strict=True, device=str(clock.device))
-        for neuron in ("if-signed-burst", "msat"):
-            snn, found = bench.network(neuron, T), 0
-            for turn in (1, len(batches)):  # the first time to warm up
+        load = lambda turn: load_batches(config, bench.model, dataset, batches, range(turn))  # noqa: E731
+        for neuron, kind in (("if-signed-burst", "float32"), ("msat", "float32"), ("if-signed-burst", "bf16")):
+            snn = bench.network(neuron, T, kind)
+            for turn in (3, len(batches)):  # the first time to warm up
                 start = time.perf_counter()
-                for loaded in load_batches(config, bench.model, dataset, batches, range(turn)):
-                    output = snn.run(loaded.inputs, T)[T]
-                    found = sum(len(one.boxes.cpu()) for one in bench.model.decode(output, loaded.metas))
+                for loaded in load(turn):
+                    found = on_cpu(bench.model.decode(snn.run(loaded.inputs, T)[T], loaded.metas))
                 seconds = time.perf_counter() - start
+            (loaded,) = load(1)
+            output = snn.run(loaded.inputs, T)[T]
+            simulate = clock.median(clock.waiting(lambda snn=snn, x=loaded.inputs: snn.run(x, T)), 0.3)
+            decode = clock.median(lambda y=output, metas=loaded.metas: on_cpu(bench.model.decode(y, metas)), 0.3)
             yield {
                 "network": name,
                 "neuron": neuron,
+                "precision": kind,
                 "batch": batch,
                 "T": T,
                 "images_per_s_from_jpeg": len(ids) / seconds,
-                "boxes_of_last_batch": found,
+                "simulate_ms": 1e3 * simulate,
+                "decode_ms": 1e3 * decode,
+                "boxes_of_last_batch": sum(len(one.boxes) for one in found),
             }
+
+
+def accuracy_rows(clock: Clock) -> Iterator[dict]:
+    """mAP of trained SSD-MobileNet by precision, from the command's own run; the first row is the float network's."""
+    from msat_det.run.arguments import load_config
+    from msat_det.run.experiment import run
+
+    file = Path(__file__).resolve().parents[1] / "configs/real/ssd_mobilenet_coco.yaml"
+    words = "--methods if-signed-b3,staged-4,msat-signed-b3 --sim.record 4,8 --calib.limit 24 --draw.images 1"
+    for kind in ("float32", "tf32", "bf16", "fp16"):
+        with tempfile.TemporaryDirectory() as folder:
+            given = ["--cfg", str(file), "--out", folder, "--device", str(clock.device), "--precision", kind]
+            start = time.perf_counter()
+            rows = run(load_config([*given, *words.split()]))
+            seconds = time.perf_counter() - start
+        for row in rows:
+            found = {"precision": kind, "method": row.method, "t": row.t, "spikes": row.spikes_per_neuron}
+            yield found | row.accuracies | {"seconds_of_run": seconds}
 
 
 def photographs(folder: Path) -> Path:
     """The shared data's, or noise of a photograph's size."""
-    if (shared_data() / "coco_calib64").is_dir():
-        return shared_data() / "coco_calib64"
+    if (shared_data() / "coco_val128/val2017").is_dir():
+        return shared_data() / "coco_val128/val2017"
     from torchvision.io import write_jpeg
 
     for number in range(64):
@@ -370,11 +409,16 @@ def parts(clock: Clock) -> dict[str, Callable[[], Iterator[dict]]]:
     def of(name: str, rows: Callable[..., Iterator[dict]], *rest: Any) -> Callable[[], Iterator[dict]]:
         return lambda: rows(clock, name, gpu_networks.load(name, clock.device), *rest)
 
+    gpu = clock.device.type == "cuda"
     found: dict[str, Callable[[], Iterator[dict]]] = {
         "kernels": lambda: kernel_rows(clock),
         "scan": lambda: scan_rows(clock),
+        "convolutions ssd300-vgg16": of("ssd300-vgg16", convolution_rows, (16, 64) if gpu else (1,)),
     }
     for name in CASES:
+        batches = [(16, 8), (1, 8)] if gpu else [(1, 2)]
+        found[f"parts {name}"] = of(name, part_rows, [(*case, neuron) for case in batches for neuron in ("if", "msat")])
+        found[f"chunks {name}"] = of(name, chunk_rows, [(batch, 16) for batch, _ in batches] if gpu else [(1, 2)])
         found[f"layout {name}"] = of(name, layout_rows)
         found[f"step {name}"] = of(name, step_rows, 0.5 if name == "ssd300-vgg16" else 0.4)
         if name in IMAGES:
@@ -383,6 +427,7 @@ def parts(clock: Clock) -> dict[str, Callable[[], Iterator[dict]]]:
             found[f"spikingjelly {name}"] = of(name, rival_rows)
         if name == "ssd300-vgg16":
             found["device"] = lambda: device_rows(clock)
+            found["accuracy"] = lambda: accuracy_rows(clock)
     return found
 
 
@@ -413,7 +458,6 @@ def main() -> int:
     device = torch.device(args.device)
     if device.type == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     file = args.json or (Path(os.environ["OUT"]) / "gpu.json" if os.environ.get("OUT") else None)
     clock, results, failed = Clock(device, args.seconds), {"machine": machine(device)}, 0
     print(shown(results["machine"]), flush=True)

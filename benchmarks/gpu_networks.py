@@ -1,8 +1,7 @@
 """The networks of the GPU's benchmark: random weights, observed where they lie."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks import networks
 from msat_det.base.config import Model
+from msat_det.graph.graph import Graph
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import Observation, observe
 from msat_det.models import build_detector
@@ -114,9 +114,15 @@ class Bench:
         generator = torch.Generator(device).manual_seed(1)
         return torch.randn(count, 3, self.size, self.size, device=device, generator=generator)
 
-    def network(self, neuron: str, T: int) -> SpikingNetwork:
+    def network(self, neuron: str, T: int, precision: str = "float32") -> SpikingNetwork:
         method, options = networks.NEURONS[neuron]
-        return spiking_network(method, options, self.observation, T)
+        snn = spiking_network(method, options, self.observation, T)
+        snn.precision = precision
+        return snn
+
+    def floating(self, precision: str = "float32") -> Graph:
+        """The float network with its convolutions in this precision."""
+        return replace(self.observation.graph, precision=precision)
 
 
 @lru_cache(1)  # more would add to the next one's memory
@@ -129,14 +135,3 @@ def load(name: str, device: torch.device) -> Bench:
     x = torch.randn(OBSERVED, 3, source.size, source.size, device=device)
     bench.observation = observe(net, [x])
     return bench
-
-
-@contextmanager
-def precision(name: str) -> Iterator[None]:
-    """``float32`` or ``tf32`` in convolutions and products; as it was afterwards."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import show, yaml_text
+from msat_det.base.names import PRECISIONS
 
 MOST_TIMESTEPS = 1 << 24  # potentials and running sums are float32, which counts no further
 MOST_THREADS = 1024
@@ -234,14 +235,16 @@ class Config:
 
     methods: the conversions to compare: a list of {label, method, …options of the method, record: own timesteps}.
     energy: what operations cost: a table in msat_det/spiking/energy_tables.yaml, or a file of the same form.
-    batch: images per batch.
+    batch: images per batch; where it is not given, a GPU evaluates as many as its free memory holds.
     seed: seed of subsets and of random masks.
     threads: CPU threads; null: as PyTorch finds it.
     device: where networks run: auto, cpu, cuda, cuda:N or mps; auto: a GPU where there is one.
+    precision: of the spiking networks' convolutions: float32, tf32, bf16 or fp16; the float network's is float32.
     out: run directory; null: runs/<name of the configuration file>.
     resume: go on where an interrupted run in the same directory stopped.
     strict: stop at a corrupt image instead of counting it and going on.
     command: the command line that asked for it, which the report shows; no key.
+    free_batch: whether nobody has given a batch; no key.
     """
 
     data: Data
@@ -258,16 +261,19 @@ class Config:
     seed: int = 0
     threads: int | None = None
     device: str = "auto"
+    precision: str = "float32"
     out: str | None = None
     resume: bool = False
     strict: bool = False
     command: str | None = field(default=None, compare=False, metadata={"key": False})
+    free_batch: bool = field(default=False, compare=False, metadata={"key": False})
 
     def __post_init__(self) -> None:
         _positive("batch", self.batch)
         _positive("threads", self.threads, MOST_THREADS)
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device):
             raise InputError(f"device is {self.device!r}: give auto, cpu, cuda, cuda:N or mps")
+        PRECISIONS.find(self.precision)
         if self.calib.root is None:
             if self.calib.kind == "images":
                 raise InputError("calib.root is missing: name a folder of calibration images with --calib.root DIR")
@@ -316,7 +322,7 @@ class Config:
 
     def values(self) -> dict:
         """All resolved values as plain ones, a mapping for each section."""
-        return {key: value for key, value in asdict(self).items() if key != "command"}
+        return {key: value for key, value in asdict(self).items() if key not in ("command", "free_batch")}
 
 
 def checked_method(entry: dict) -> dict:

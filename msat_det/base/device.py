@@ -1,20 +1,23 @@
 """Which device a command runs on."""
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from msat_det.base import ranks
 from msat_det.base.errors import InputError
 
 
 def find_device(name: str) -> torch.device:
     """The device called ``name``: auto (a GPU where there is one, which a line on stderr says), cpu, cuda, cuda:N, mps.
 
+    cuda, and auto where that is one, is the first GPU, and under torchrun one for each rank of a machine, in turn.
     Raises InputError where it is not there.
     """
     if name == "auto":
         found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        if found != "cpu":
+        if found != "cpu" and ranks.rank() == 0:
             print(f"msat-det: on {_described(found)}; --device cpu for the CPU", file=sys.stderr)
         name = found
     kind, _, number = name.partition(":")
@@ -26,8 +29,13 @@ def find_device(name: str) -> torch.device:
             raise InputError(f"device is {name}, and PyTorch sees no CUDA device here: give --device auto or cpu")
         if int(number or 0) >= count:
             raise InputError(f"device is {name}, and there are {count} here: give cuda:0 to cuda:{count - 1}")
-        return torch.device("cuda", int(number or torch.cuda.current_device()))
+        return torch.device("cuda", int(number or ranks.local_rank() % count))
     return torch.device(kind)
+
+
+def current(device: torch.device) -> AbstractContextManager:
+    """Within it a GPU's kernels are launched on this device, where it is a GPU: Triton takes the current one."""
+    return torch.cuda.device(device) if device.type == "cuda" and torch.cuda.is_available() else nullcontext()
 
 
 def _described(kind: str) -> str:

@@ -31,3 +31,7 @@ class Names(dict[str, T]):
             listed = f"the {self.what}s are {known}" if len(known) < 600 else f"`msat-det list {self.what}s` shows all"
             raise InputError(f"no {self.what} {show(name)}: {hint(name, self, listed)}")
         return self[name]
+
+
+# of convolutions, potentials are float32 in all of them
+PRECISIONS = Names("precision", {name: name for name in ("float32", "tf32", "bf16", "fp16")})

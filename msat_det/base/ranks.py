@@ -31,6 +31,16 @@ def rank() -> int:
     return int(os.environ["RANK"]) if count() > 1 else 0
 
 
+def local_rank() -> int:
+    """This process's number among those of its machine; 0 outside torchrun."""
+    return int(os.environ["LOCAL_RANK"]) if count() > 1 else 0
+
+
+def local_count() -> int:
+    """The number of ranks on this machine; 1 outside torchrun."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if count() > 1 else 1
+
+
 def share(items: Sequence[T]) -> Sequence[T]:
     """Every count()-th of the items: those that are this rank's to do."""
     return items[rank() :: count()]

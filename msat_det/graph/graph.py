@@ -8,7 +8,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,10 +18,12 @@ from torch import Tensor, fx, nn
 from torch.fx.node import Node
 
 from msat_det.base.errors import InputError
+from msat_det.graph import ops
 from msat_det.graph.channels import channels
 from msat_det.graph.facts import Output, amend, facts, is_judged, is_mask, is_site, output_of
 from msat_det.graph.inputs import AS_IT_TAKES, MISFIT, Batch, as_input, kind, name_of, reason
 from msat_det.graph.ops import Kind
+from msat_det.graph.precision import arithmetic
 
 TORCH = str(Path(torch.__file__).parent) + os.sep  # its frames stand between a network's line and its operation
 
@@ -31,12 +33,13 @@ class Graph:
     """A traced network.
 
     module: runs it in float. inputs: names of its placeholders in the order of a batch. structure: how the leaves of
-    its output stand in the network's own tuples, lists and dicts.
+    its output stand in the network's own tuples, lists and dicts. precision: of its convolutions, see ``precision``.
     """
 
     module: fx.GraphModule
     inputs: list[str]
     structure: pytree.TreeSpec
+    precision: str = "float32"
 
     @property
     def nodes(self) -> list[Node]:
@@ -49,7 +52,7 @@ class Graph:
 
     def copy(self) -> "Graph":
         """A graph of its own on the same weights; its nodes keep names and verdicts."""
-        return Graph(fx.GraphModule(self.module, copy.deepcopy(self.module.graph)), self.inputs, self.structure)
+        return replace(self, module=fx.GraphModule(self.module, copy.deepcopy(self.module.graph)))
 
     @property
     def sizes(self) -> dict[str, tuple[int, ...]]:
@@ -122,6 +125,14 @@ class Graph:
 
     def call(self, node: Node, args: tuple, kwargs: dict) -> Any:
         """Evaluate one node on values."""
+        if not is_judged(node) or facts(node).op not in ops.MULTIPLYING:
+            return self._call(node, args, kwargs)
+        first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        with arithmetic(self.precision, None if first is None else first.device):
+            value = self._call(node, args, kwargs)
+        return value if first is None else value.to(first.dtype)  # potentials stay float32
+
+    def _call(self, node: Node, args: tuple, kwargs: dict) -> Any:
         if node.op == "call_module":
             return self.module.get_submodule(node.target)(*args, **kwargs)
         if node.op == "call_method":

@@ -88,8 +88,8 @@ def record(net: nn.Module, values: tuple | dict[str, Tensor], names: list[str]) 
 
 
 class _Recorder(TorchFunctionMode):
-    """nodes: by the identity of tensors, which are kept for as long. done: sizes that the network has kept for its next
-    run are plain numbers from then on."""
+    """nodes: by the identity of tensors, which are kept for as long. pauses: within a module that is a single node.
+    done: sizes that the network has kept for its next run are plain numbers from then on."""
 
     def __init__(self, net: nn.Module):
         super().__init__()
@@ -98,7 +98,7 @@ class _Recorder(TorchFunctionMode):
         known = [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
         self.nodes: dict[int, tuple[Tensor, Node]] = {}
         self.constants = {id(tensor): (tensor, path) for path, tensor in reversed(known)}
-        self.done = False
+        self.done = self.pauses = False
         self.blank: set[Node] = set()  # they hold nothing of an image, and have a size of it
         self.memo: dict[Any, Node] = {}
 
@@ -110,6 +110,8 @@ class _Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        if self.pauses:
+            return func(*args, **kwargs)
         entering = [node for value in _leaves((args, kwargs)) if (node := self.node_of(value)) is not None]
         sizes = [value for value in _leaves((args, kwargs)) if isinstance(value, Size)]
         name = func.__self__.__name__ if func.__name__ == "__get__" else func.__name__
@@ -230,8 +232,11 @@ class _Recorder(TorchFunctionMode):
                 return module._call_impl(*args, **kwargs)
             if not any(self.node_of(value) for value in _leaves((args, kwargs))):
                 return module._call_impl(*args, **kwargs)
-            with torch._C.DisableTorchFunction():
+            before, self.pauses = self.pauses, True  # this recorder alone: the caller may have modes of his own
+            try:
                 result = module._call_impl(*args, **kwargs)
+            finally:
+                self.pauses = before
             self.write("call_module", self.paths[id(module)], args, kwargs, result)
             return result
 

@@ -20,6 +20,7 @@ from msat_det.graph.graph import TORCH, Graph, device_of, measure, where
 from msat_det.graph.inputs import AS_IT_TAKES, MISFIT, Batch, as_input, name_of, reason
 from msat_det.graph.number import drop_dead, free_number
 from msat_det.graph.ops import Kind
+from msat_det.graph.precision import arithmetic
 from msat_det.graph.prepare import prepared
 from msat_det.graph.record import RECORD, DecidesByValues, record
 
@@ -84,7 +85,8 @@ def _named(net: nn.Module, batch: Any) -> tuple[list[str], tuple | dict]:
 
 def _recorded(net: nn.Module, values: tuple | dict, names: list[str]) -> tuple[Graph, Any]:
     try:
-        module, outputs = record(net, _own(values), names)
+        with arithmetic("float32", device_of(net)):
+            module, outputs = record(net, _own(values), names)
         return Graph(module, names, pytree.tree_structure(outputs)), outputs
     except (*MISFIT, DecidesByValues) as error:
         _check_runs(net, values)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from msat_det.base.errors import CalibrationWarning, InputError
+from msat_det.base.names import PRECISIONS
 from msat_det.graph.inputs import Batch, calibration_batches, whole
 from msat_det.graph.prepare import unwrap
 from msat_det.methods import DEFAULT, find_method
@@ -26,6 +27,7 @@ def convert(
     method: str = DEFAULT,
     T: int = 32,
     seed: int = 0,
+    precision: str = "float32",
     **options: Any,
 ) -> SpikingNetwork:
     """Convert a float network to a spiking one, without training.
@@ -35,6 +37,8 @@ def convert(
     method: a name of ``METHODS``, each told in a line by ``describe``; the default needs no fit and keeps the float
         network's boxes at t = 1 (docs/delta.md), ``msat`` is the paper's. T: for the methods that are made for one
         timestep.
+    precision: of the spiking network's convolutions, float32, tf32, bf16 or fp16; it can be set later, too
+        (``snn.precision``), and is not saved.
     options: of that method, by name. Those that any method takes, with what most of them start from:
         coding="rate" (the value is the mean of what is sent) or "delta" (the sum: only corrections are sent);
         levels="unary" (bursts of up to gamma=1 spikes) or "binary" (up to terms=3 of bits=7 powers of two);
@@ -48,11 +52,13 @@ def convert(
     Raises InputError for what cannot be converted, naming node, source line and mend. Warns (CalibrationWarning) of
     channels that no calibration image has activated.
     """
-    T, seed = whole("T", T, 1), whole("seed", seed)
+    T, seed, precision = whole("T", T, 1), whole("seed", seed), PRECISIONS.find(precision)
     observation = network if isinstance(network, Observation) else observe(network, calibration)
     if note := unseen_note(observation):
         warnings.warn(note, CalibrationWarning, stacklevel=2)
-    return spiking_network(method, options, observation, T, seed)
+    snn = spiking_network(method, options, observation, T, seed)
+    snn.precision = precision
+    return snn
 
 
 def describe(method: str) -> str:

@@ -65,6 +65,7 @@ def load_config(argv: list[str], prog: str = "convert_det.py", about: str = "", 
     if values.get("out") is None:
         values["out"] = str(Path.cwd() / "runs" / file.stem)
     values["command"] = command_line(prog, argv)
+    values["free_batch"] = "batch" not in values
     return build(Config, values, file)
 
 

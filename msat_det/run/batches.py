@@ -1,27 +1,36 @@
 """The evaluated images batch by batch: read, run through every network, decoded and kept as parts."""
 
+import multiprocessing
 import os
+import shutil
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from msat_det.base import ranks
 from msat_det.base.config import Config
+from msat_det.base.errors import InputError
 from msat_det.data import Dataset
 from msat_det.data.images import CorruptImage
+from msat_det.graph.graph import Graph, elements
 from msat_det.measure.anytime import changes
 from msat_det.measure.parts import Part, Parts
 from msat_det.methods.convert import Conversion
 from msat_det.methods.observe import Observation
+from msat_det.spiking.engine import images_at_once
 
-READERS = 8  # threads that read images for a GPU
+READERS = 16  # processes that read images for a GPU
+AHEAD = 1  # batches that are read before they are asked for, by a thread
+SHARED, LEAST_SHARED = "/dev/shm", 1 << 30  # what processes hand batches over in, and free bytes of it
 
 
 @dataclass
@@ -39,48 +48,115 @@ class Loaded:
     misfit: list[str]
 
 
+def batch_size(config: Config, graph: Graph) -> int:
+    """Images per batch: what is given; else on a GPU as many as convolutions are fast with and half of the memory that
+    is free holds, a power of two."""
+    if not config.free_batch:
+        return config.batch
+    sizes = [elements(node) for node in graph.sites] or [1]
+    # five values of every neuron at most, and of the largest layer the chunk, its output and what a convolution takes
+    image = 4 * (5 * sum(sizes) + 8 * max(sizes))
+    free = torch.cuda.mem_get_info(torch.device(config.device))[0]
+    most = min(free // (2 * image), images_at_once(graph))
+    return 1 << max(most, 1).bit_length() - 1
+
+
 def load_batches(
     config: Config, model: Any, dataset: Dataset, batches: list[list], todo: Sequence[int]
 ) -> Iterator[Loaded]:
     """The numbered batches of images on the device, the next ones read while this one is simulated.
 
-    Images are read and preprocessed on the CPU: by one thread beside a simulation there, by several beside a GPU.
+    Images are read and preprocessed on the CPU: beside a simulation there by one thread, beside one on a GPU by
+    processes, which leave the batch in pinned memory, from where the GPU takes it without anybody waiting.
+    Raises CorruptImage where ``config.strict``.
     """
     device = torch.device(config.device)
-    readers, ahead = (1, 1) if device.type == "cpu" else (min(READERS, os.cpu_count() or 1), 2)
+    reader = Reader(model, dataset, [batches[number] for number in todo])
+    for number, read in zip(todo, _by_processes(reader) if device.type == "cuda" else _by_thread(reader), strict=True):
+        if isinstance(read, InputError):
+            raise read
+        yield gather(number, batches[number], read, device, config.strict)
 
-    def read(id: Any) -> tuple[Tensor, Any, str | None] | CorruptImage:
+
+@dataclass
+class Reader:
+    """Batch i of ``ids``, read and preprocessed: the inputs (B, 3, h, w) of what can be read, and of each image
+    ``Read``; or what is raised, for an exception does not come out of a process in one line."""
+
+    model: Any
+    dataset: Dataset
+    ids: list[list]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> "tuple[Tensor | None, list[Read]] | InputError":
         try:
-            image = dataset.image(id)
-        except CorruptImage as error:
+            found = [self._image(id) for id in self.ids[index]]
+        except InputError as error:
             return error
-        return *model.preprocess(image), dataset.misfit(id, image)  # at once: a batch of photographs takes gigabytes
+        inputs = [pixels for pixels, _ in found if pixels is not None]
+        return torch.stack(inputs) if inputs else None, [read for _, read in found]
 
-    with ThreadPoolExecutor(readers) as pool:
-        coming: deque[tuple[int, list[Future]]] = deque()
-        for number in todo:
-            coming.append((number, [pool.submit(read, id) for id in batches[number]]))
-            if len(coming) > ahead:
-                number, reading = coming.popleft()
-                yield gather(number, batches[number], reading, device, config.strict)
-        for number, reading in coming:
-            yield gather(number, batches[number], reading, device, config.strict)
+    def _image(self, id: Any) -> tuple[Tensor | None, "Read"]:
+        try:
+            image = self.dataset.image(id)
+        except CorruptImage as error:
+            return None, Read(corrupt=str(error))
+        pixels, meta = self.model.preprocess(image)  # at once: a batch of photographs takes gigabytes
+        return pixels, Read(meta, misfit=self.dataset.misfit(id, image))
 
 
-def gather(number: int, ids: list, reading: list[Future], device: torch.device, strict: bool) -> Loaded:
+@dataclass
+class Read:
+    """What is known of an image that has been read: what its boxes need, or why it can't be, and ``Loaded.misfit``."""
+
+    meta: Any = None
+    corrupt: str | None = None
+    misfit: str | None = None
+
+
+def _by_thread(reader: Reader) -> Iterator[Any]:
+    with ThreadPoolExecutor(1) as pool:
+        coming = deque(pool.submit(reader.__getitem__, index) for index in range(min(AHEAD, len(reader))))
+        for index in range(len(reader)):
+            found = coming.popleft().result()
+            if index + AHEAD < len(reader):
+                coming.append(pool.submit(reader.__getitem__, index + AHEAD))
+            yield found
+
+
+def _by_processes(reader: Reader) -> Iterator[Any]:
+    """Forked, so that neither data nor network are copied; by a thread where that is not possible."""
+    room = shutil.disk_usage(SHARED).free if Path(SHARED).is_dir() else 0
+    if "fork" not in multiprocessing.get_all_start_methods() or room < LEAST_SHARED:
+        return _by_thread(reader)
+    workers = max(min(READERS, (os.cpu_count() or 1) // ranks.local_count(), len(reader)), 1)
+    pinned = torch.cuda.is_available()
+    loader = DataLoader(
+        reader,
+        None,
+        num_workers=workers,
+        pin_memory=pinned,
+        multiprocessing_context="fork",
+        generator=torch.Generator(),
+    )
+    return iter(loader)
+
+
+def gather(
+    number: int, ids: list, read: tuple[Tensor | None, list[Read]], device: torch.device, strict: bool
+) -> Loaded:
     """A batch of what has been read of these images, on the device. Raises CorruptImage where ``strict``."""
-    found = [(id, future.result()) for id, future in zip(ids, reading, strict=True)]
-    corrupt = [one for _, one in found if isinstance(one, CorruptImage)]
+    inputs, found = read
+    corrupt = [one.corrupt for one in found if one.corrupt]
     if corrupt and strict:
-        raise corrupt[0]
-    good = [(id, *one) for id, one in found if not isinstance(one, CorruptImage)]
-    inputs = torch.stack([image for _, image, _, _ in good]) if good else None
-    if good and device.type == "cuda":
-        inputs = inputs.pin_memory().to(device, non_blocking=True)
-    elif good:
-        inputs = inputs.to(device)
-    metas, misfit = [meta for _, _, meta, _ in good], [message for *_, message in good if message]
-    return Loaded(number, [id for id, *_ in good], inputs, metas, [str(error) for error in corrupt], misfit)
+        raise CorruptImage(corrupt[0])
+    good = [(id, one) for id, one in zip(ids, found, strict=True) if not one.corrupt]
+    if inputs is not None:
+        inputs = inputs.to(device, non_blocking=True)
+    misfit = [one.misfit for _, one in good if one.misfit]
+    return Loaded(number, [id for id, _ in good], inputs, [one.meta for _, one in good], corrupt, misfit)
 
 
 def simulate(

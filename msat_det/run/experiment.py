@@ -3,6 +3,8 @@
 ``compute`` reads as the pipeline: prepare → observe → convert → simulate → score → write.
 """
 
+from dataclasses import replace
+
 from msat_det.base import ranks
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
@@ -14,10 +16,10 @@ from msat_det.measure.parts import Parts
 from msat_det.measure.rows import CurveRow, read_summary
 from msat_det.measure.score import score
 from msat_det.report.directory import RunDirectory
-from msat_det.run.batches import simulate
+from msat_det.run.batches import batch_size, simulate
 from msat_det.run.prepare import Task, build_model, conversions, evaluated_images, observed, settle
 from msat_det.run.results import Outcome, keep_plans, tell, write_results
-from msat_det.run.resume import begin, finish, is_finished, owned
+from msat_det.run.resume import begin, earlier_batch, finish, is_finished, owned
 
 
 def run(config: Config, task: Task = "detection") -> list[CurveRow]:
@@ -48,6 +50,8 @@ def compute(config: Config, task: Task, directory: RunDirectory) -> list[CurveRo
     # classes that do not fit are told now, not after the simulation
     require_bootstrap(config, make_evaluator(dataset, model.classes))
     observation = observed(config, model)
+    batch = ranks.from_first(lambda: earlier_batch(directory, config) or batch_size(config, observation.graph))
+    config = replace(config, batch=batch)
     converted = list(conversions(config, observation))
 
     batches = [dataset.ids[i : i + config.batch] for i in range(0, len(dataset), config.batch)]

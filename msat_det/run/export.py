@@ -17,7 +17,7 @@ def export(config: Config, T: int | None, file: Path, onnx: bool = False) -> Non
     file: what ``msat_det.load`` reads; with ``onnx`` one timestep (``onnx_step``), checked in onnxruntime on the first
     calibration image before it is written. Raises InputError for bad input of any kind, and where the check fails.
     """
-    config = settle(replace(config, device="cpu") if onnx else config)  # onnxruntime checks it there
+    config = settle(replace(config, device="cpu", precision="float32") if onnx else config)  # as onnxruntime does
     (entry,) = config.methods
     if onnx:
         require_packages()

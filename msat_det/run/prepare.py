@@ -29,7 +29,7 @@ Task = Literal["detection", "classification"]
 
 def settle(config: Config) -> Config:
     """The configuration with its number of threads and its device, on which last bits may depend; PyTorch set to the
-    threads and to the seed.
+    threads and to the seed. A batch is free on a GPU only, see ``batches.batch_size``.
 
     Raises InputError for a device, options and prices that can't be used, before anything long begins.
     """
@@ -41,7 +41,8 @@ def settle(config: Config) -> Config:
         parse_options(entry["method"], method_options(entry))
         if entry["label"] in config.exit.methods:
             _require_one_network(config, entry)
-    return replace(config, threads=torch.get_num_threads(), device=device)
+    free_batch = config.free_batch and device.startswith("cuda")
+    return replace(config, threads=torch.get_num_threads(), device=device, free_batch=free_batch)
 
 
 def _require_one_network(config: Config, entry: dict) -> None:
@@ -114,5 +115,5 @@ def conversions(config: Config, observation: Observation) -> Iterator[Conversion
 def convert(config: Config, entry: dict, observation: Observation, T: int) -> Any:
     """The spiking network of one entry of ``config.methods``, made for timestep T."""
     snn = spiking_network(entry["method"], method_options(entry), observation, T, config.seed, config.sim.chunk)
-    snn.energy = config.energy
+    snn.energy, snn.precision = config.energy, config.precision
     return snn

@@ -89,6 +89,12 @@ def is_finished(directory: RunDirectory, config: Config) -> bool:
     return not begun
 
 
+def earlier_batch(directory: RunDirectory, config: Config) -> int | None:
+    """The batch of the run that this one goes on with, if any: free memory may be another now."""
+    goes_on = config.free_batch and config.resume and _begun(directory).is_file()
+    return yaml_of(directory.path / "config.yaml")["batch"] if goes_on else None
+
+
 @dataclass(frozen=True)
 class Begun:
     """A run that may compute. todo: the numbers of the batches still missing. commit: of the code, first to last."""
@@ -143,7 +149,7 @@ def _refuse_other_configuration(path: Path, config: Config) -> None:
         raise InputError(f"{path} is damaged ({type(error).__name__}): start anew with another --out DIR") from error
     now = _flat(config.values())
     for key in now | then:
-        if key not in FREE and then.get(key) != now.get(key):
+        if key not in FREE and then.get(key) != now.get(key) and not (key == "batch" and config.free_batch):
             raise InputError(
                 f"{key} is {show(now.get(key))} and was {show(then.get(key))} when the run in {path.parent} began: "
                 "give the same, or start anew with another --out DIR"

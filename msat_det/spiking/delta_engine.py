@@ -13,7 +13,8 @@ from torch.fx.node import Node
 from msat_det.graph import ops
 from msat_det.graph.facts import facts, is_site
 from msat_det.graph.graph import Batch
-from msat_det.spiking.engine import fetched, refuse_nan
+from msat_det.graph.precision import LOW
+from msat_det.spiking.engine import apart, refuse_nan, together
 from msat_det.spiking.kernels import count_events, events, keep_freed_memory
 from msat_det.spiking.kernels.delta import Corrections
 from msat_det.spiking.plan import Setup, is_pool
@@ -54,6 +55,8 @@ class DeltaRun(Values):
     def _updated(self, node: Node) -> nn.Conv2d | None:
         """The convolution that a node is, where its value can be updated by the events of a call site."""
         if node.op != "call_module" or facts(node).op != "conv2d" or not is_site(node.args[0]):
+            return None
+        if self.graph.precision in LOW:
             return None
         conv = self.graph.module.get_submodule(node.target)
         return conv if isinstance(conv, nn.Conv2d) and events.crossover(conv) > 0 and conv.groups == 1 else None
@@ -125,8 +128,9 @@ class DeltaRun(Values):
         return value
 
     def spikes(self, t: int) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
-        """See ``engine.fetched``."""
-        return fetched(self.scans, {node: counted.cpu() for node, counted in self.pools.items()}, t)
+        """See ``engine.apart``."""
+        counts = [*(scan.counts for scan in self.scans.values()), *(each.cpu() for each in self.pools.values())]
+        return apart(together(counts), list(self.scans), list(self.pools), t)
 
     def readout(self, t: int) -> Any:
         """The network's outputs on the sums after t timesteps."""

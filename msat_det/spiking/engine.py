@@ -5,7 +5,7 @@ time first. Only neuron states and running sums cross chunks, so memory does not
 computed once per batch; what no neuron follows is linear in the spikes and evaluated on their running means.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +18,16 @@ from msat_det.graph.facts import facts, is_mask, is_site
 from msat_det.graph.graph import Graph, elements, mean_inputs, module_of, where
 from msat_det.graph.inputs import Batch
 from msat_det.graph.ops import Kind
-from msat_det.spiking.kernels import Scan, count_events, events, fused_pool, keep_freed_memory, pool_in_triton
+from msat_det.graph.precision import LOW
+from msat_det.spiking.kernels import (
+    Scan,
+    count_events,
+    events,
+    fused_pool,
+    keep_freed_memory,
+    on_tensor_cores,
+    pool_in_triton,
+)
 from msat_det.spiking.kernels.window import window_of
 from msat_det.spiking.masks import image_key
 from msat_det.spiking.neurons import Chances, Neuron
@@ -33,6 +42,12 @@ LONGEST_CHUNK = 8
 # slow. On an H100 a timestep of SSD300 takes .59 float forwards with 370 MB of the largest layer's activations at once
 # (16 images, batch 1) and 1.87 with 1.5 GB (64 images, batch 16), of SSD-MobileNet 27 with 4.4 GB (1,024 images).
 LONGEST_CHUNK_GPU, CHUNK_BYTES_GPU, IMAGES_AT_ONCE_GPU = 16, 400 << 20, 64
+
+
+def images_at_once(graph: Graph) -> int:
+    """How many images, those of several timesteps together, a GPU's convolutions are fast with."""
+    largest = max((elements(node) for node in graph.sites), default=1)
+    return max(min(CHUNK_BYTES_GPU // (4 * largest), IMAGES_AT_ONCE_GPU), 1)
 
 
 class Run:
@@ -70,16 +85,22 @@ class Run:
                 layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
                 self.scans[node] = self._population(node, torch.empty(shape, device=self.device, memory_format=layout))
 
+    def restart(self, batch: Batch) -> None:
+        """Another batch of the same shape, from rest, in the same memory."""
+        self.static = self.graph.settled(self.plan.static, simulated(self.graph, batch))
+        self.sums, self.late, self.early = {}, 0, {}
+        for scan in self.scans.values():
+            scan.restart()
+
     def _population(self, node: Node, currents: Tensor) -> Scan:
         reach = self.fanout.reach(node, self.device)
         chances = Chances(self.seed, self.chances, self.graph.sites.index(node))
         return Scan(self.neurons[node.name], currents, reach, node in self.plan.readout_sites, chances)
 
     def _choose_chunk(self) -> int:
-        sites = [elements(n) for n in self.graph.sites]
         if self.device.type == "cuda":
-            images = min(CHUNK_BYTES_GPU / (4 * max(sites, default=1)), IMAGES_AT_ONCE_GPU)
-            return int(min(max(images / max(self.size, 1), 1), LONGEST_CHUNK_GPU))
+            return min(max(images_at_once(self.graph) // max(self.size, 1), 1), LONGEST_CHUNK_GPU)
+        sites = [elements(n) for n in self.graph.sites]
         typical = 4 * self.size * sum(s * s for s in sites) / max(sum(sites), 1)
         return int(min(max(CHUNK_BYTES / max(typical, 1), 1), LONGEST_CHUNK))
 
@@ -115,9 +136,19 @@ class Run:
         return self.sums[node].run(values)
 
     def spikes(self, t: int) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
-        """See ``fetched``."""
-        pools = {node: sums.counts for node, sums in self.sums.items() if sums.reach is not None}
-        return fetched(self.scans, pools, t)
+        """See ``apart``."""
+        return self.apart(self.counted(), t)
+
+    def counted(self) -> Tensor:
+        """What every call site and every max pooling has counted so far, side by side (B, …)."""
+        return together([*(scan.counts for scan in self.scans.values()), *self._pools().values()])
+
+    def apart(self, counted: Tensor, t: int) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
+        """See the function ``apart``."""
+        return apart(counted, list(self.scans), list(self._pools()), t)
+
+    def _pools(self) -> dict[Node, Tensor]:
+        return {node: sums.counts for node, sums in self.sums.items() if sums.reach is not None}
 
     def forget(self, t: int) -> None:
         """Leave what has been sent by t out of the outputs."""
@@ -133,19 +164,23 @@ class Run:
         return readout(self.plan, self.static, means)
 
 
-def fetched(
-    scans: Mapping[Node, Any], pools: dict[Node, Tensor], t: int
+def together(counts: list[Tensor]) -> Tensor:
+    """Counts of call sites (B, 4) and of max poolings (B, 2), side by side, to be fetched at once."""
+    return torch.cat(counts, 1) if counts else torch.zeros(1, 0)
+
+
+def apart(
+    counted: Tensor, sites: list[Node], pools: list[Node], t: int
 ) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
-    """What every call site, by name, and every max pooling has counted in t timesteps, on the CPU: fetched at once.
+    """What every call site, by name, and every max pooling has counted in t timesteps, on the CPU.
 
     Raises InputError, naming the call site, where a potential is NaN.
     """
-    counts = [*(scan.counts for scan in scans.values()), *pools.values()]
-    found = iter(torch.cat(counts, 1).cpu().split([each.shape[1] for each in counts], 1) if counts else ())
-    sites = {node: next(found) for node in scans}
-    for node, counted in sites.items():
-        refuse_nan(node, counted, t)
-    return {node.name: counted for node, counted in sites.items()}, {node: next(found) for node in pools}
+    found = iter(counted.cpu().split([4] * len(sites) + [2] * len(pools), 1))
+    counts = {node: next(found) for node in sites}
+    for node, each in counts.items():
+        refuse_nan(node, each, t)
+    return {node.name: each for node, each in counts.items()}, {node: next(found) for node in pools}
 
 
 def refuse_nan(node: Node, counts: Tensor, t: int) -> None:
@@ -172,9 +207,13 @@ class Chunk(Values):
         return self.run.graph.evaluate(node, ShapeValues(self))
 
     def linear(self, node: Node) -> Any:
-        """A linear node on a chunk of spikes: a convolution by its events where they are few."""
-        if node.op == "call_module" and node.args and facts(node).op == "conv2d":
-            value = events.convolution(self.run.graph.module.get_submodule(node.target), self[node.args[0]])
+        """A linear node on a chunk of spikes: a convolution by its events where they are few, or on tensor cores."""
+        precision = self.run.graph.precision
+        if node.op == "call_module" and node.args and facts(node).op == "conv2d" and precision not in LOW:
+            conv, x = self.run.graph.module.get_submodule(node.target), self[node.args[0]]
+            value = events.convolution(conv, x)
+            if value is None and precision == "float32":
+                value = on_tensor_cores(conv, x)
             if value is not None:
                 return value
         return self.run.graph.evaluate(node, self)

@@ -6,7 +6,8 @@ computed once per batch; what no neuron follows is linear in the spikes and eval
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from msat_det.base.device import current
 from msat_det.base.errors import InputError
+from msat_det.base.names import PRECISIONS
 from msat_det.graph.facts import facts
 from msat_det.graph.fanout import FanOut, fan_out
 from msat_det.graph.graph import Graph
@@ -30,6 +33,7 @@ from msat_det.spiking.kernels import Scan
 from msat_det.spiking.neurons import Neuron, check_fit
 from msat_det.spiking.nodes import node_table
 from msat_det.spiking.plan import Plan, Setup
+from msat_det.spiking.replay import Replay, Replays, key_of
 
 
 class SpikingNetwork:
@@ -39,7 +43,9 @@ class SpikingNetwork:
     fanout: as ``graph.fanout.fan_out`` gives it. seed: of the spike confidence's masks. chunk: timesteps that a layer
     runs at once; None chooses it by the size of the activations. detector: what the network is a part of, if anything.
     energy: what its operations cost, see ``spiking.energy.prices``. maxima: {call site name: (C,) the largest float
-    activation of each channel on the calibration images}, where they are known. counts: of the last run, see ``run``.
+    activation of each channel on the calibration images}, where they are known. precision: of its convolutions,
+    float32, tf32, bf16 or fp16, see ``graph.precision``; potentials are float32, and so is the float network. counts:
+    of the last run, see ``run``.
     """
 
     def __init__(
@@ -52,6 +58,7 @@ class SpikingNetwork:
         detector: Detector | None = None,
         energy: str = "45nm",
         maxima: Mapping[str, Tensor] | None = None,
+        precision: str = "float32",
     ):
         missing = [node.name for node in graph.sites if node.name not in neurons]
         if missing:
@@ -59,9 +66,10 @@ class SpikingNetwork:
         for node in graph.sites:
             check_fit(node.name, neurons[node.name], facts(node).shape)
         self.graph, self.neurons, self.fanout, self.seed, self.chunk = graph, neurons, fanout, seed, chunk
-        self.detector, self.energy, self.maxima = detector, energy, dict(maxima or {})
+        self.detector, self.energy, self.maxima, self.precision = detector, energy, dict(maxima or {}), precision
         self.counts: dict[int, Counts] = {}
         self.plan = Plan(graph)
+        self._replays = Replays()
         self._resized: tuple[Graph, FanOut] | None = None  # for the images of another size that came last
 
     def run(
@@ -92,29 +100,58 @@ class SpikingNetwork:
         window = next((n.window for n in self.neurons.values() if n.window), 1)
         if record[0] % window:
             raise InputError(f"recorded timestep {record[0]} is no whole number of windows of {window} timesteps")
-        with torch.inference_mode():
-            snn, outputs, t, late = self._for_size_of(batch), {}, 0, 0
-            setup = snn.setup
+        with torch.inference_mode(), current(self.device):
+            snn = self._for_size_of(batch)
+            read = functools.partial(snn._read, record=record, window=window, stop=stop)
             if self.coding == "delta":
-                run = DeltaRun(setup, batch, T, tap, watch)
+                outputs = read(DeltaRun(snn.setup, batch, T, tap, watch))
             else:
-                run = Run(setup, batch, images, tap, watch)
-                late = max((n.late for n in self.neurons.values()), default=0)
-            self.counts = {}
-            for until in record:
-                while t < until // window:
-                    left = (late if t < late < until else until // window) - t
-                    steps = -(-left // -(-left // run.chunk))  # chunks alike, for short ones cost more a timestep
-                    run.advance(t, steps)
-                    t += steps
-                    if t == late:
-                        run.forget(t)
-                outputs[until] = run.readout(t)
-                counted = run.spikes(t)
-                self.counts[until] = count(snn.graph, snn.neurons, snn.fanout, *counted, until, self.energy)
-                if stop and stop(outputs):
-                    break
+                key = None if tap or watch or stop else key_of(snn.setup, batch, T, record)
+                outputs = self._replayed(key, batch, read)
+                if outputs is None:
+                    run = Run(snn.setup, batch, images, tap, watch)
+                    outputs = read(run)
+                    self._replays.keep(key, run, batch)
+            self.counts = snn.counts
         return pytree.tree_map_only(Tensor, torch.clone, outputs)  # tensors that the caller may write into
+
+    def _replayed(self, key: Hashable, batch: Batch, read: Callable[[Replay], dict[int, Any]]) -> dict[int, Any] | None:
+        """What ``read`` gives of the last simulation once more, where there is one of that key."""
+        run = self._replays.find(key)
+        if run is None:
+            return None
+        try:
+            run.begin(batch)
+            return read(run)
+        except RuntimeError as error:
+            self._replays.give_up(error)
+            return None
+
+    def _read(
+        self,
+        run: Run | Replay | DeltaRun,
+        record: list[int],
+        window: int,
+        stop: Callable[[dict[int, Any]], bool] | None,
+    ) -> dict[int, Any]:
+        """Run to each recorded timestep: the outputs there, and ``counts``."""
+        late = 0 if self.coding == "delta" else max((n.late for n in self.neurons.values()), default=0)
+        outputs: dict[int, Any] = {}
+        t, self.counts = 0, {}
+        for until in record:
+            while t < until // window:
+                left = (late if t < late < until else until // window) - t
+                steps = -(-left // -(-left // run.chunk))  # chunks alike, for short ones cost more a timestep
+                run.advance(t, steps)
+                t += steps
+                if t == late:
+                    run.forget(t)
+            outputs[until] = run.readout(t)
+            counted = run.spikes(t)
+            self.counts[until] = count(self.graph, self.neurons, self.fanout, *counted, until, self.energy)
+            if stop and stop(outputs):
+                break
+        return outputs
 
     def _for_size_of(self, batch: Batch) -> "SpikingNetwork":
         """This network; for images of another size than the calibration's one with the same neurons, counted anew.
@@ -162,13 +199,15 @@ class SpikingNetwork:
 
     def _on(self, graph: Graph, neurons: dict[str, Neuron], fanout: FanOut) -> "SpikingNetwork":
         """A network like this one. Pickling is refused by ``Graph``: ``save`` writes what ``msat_det.load`` reads."""
-        own = self.seed, self.chunk, self.detector, self.energy, self.maxima
+        own = self.seed, self.chunk, self.detector, self.energy, self.maxima, self.precision
         return SpikingNetwork(graph, neurons, fanout, *own)
 
     @property
     def setup(self) -> Setup:
         """What a simulation of it needs, as plain values."""
-        return Setup(self.graph, self.plan, self.neurons, self.fanout, self.seed, self.chunk)
+        graph, plan = replace(self.graph, precision=PRECISIONS.find(self.precision)), copy.copy(self.plan)
+        plan.graph = graph
+        return Setup(graph, plan, self.neurons, self.fanout, self.seed, self.chunk)
 
     @property
     def device(self) -> torch.device:
@@ -181,7 +220,7 @@ class SpikingNetwork:
         if self.device.type == "cuda":  # weights as the activations lie: a convolution would copy them every time
             self.graph.module.to(memory_format=torch.channels_last)
         self.neurons = {name: _moved(neuron, device) for name, neuron in self.neurons.items()}
-        self._resized = None
+        self._resized, self._replays = None, Replays()
         return self
 
     def save(self, path: str | Path) -> None:

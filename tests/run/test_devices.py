@@ -2,6 +2,9 @@
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,9 +15,13 @@ from torch import Tensor, nn
 import msat_det
 from msat_det.base import device
 from msat_det.base.errors import InputError
+from msat_det.data.images import CorruptImage
+from msat_det.graph.graph import elements
 from msat_det.methods.observe import observe
 from msat_det.models.detector import Detections
-from msat_det.run import batches, prepare
+from msat_det.report.directory import RunDirectory
+from msat_det.run import batches, prepare, resume
+from msat_det.run.arguments import load_config
 from msat_det.run.cli import convert_det
 from msat_det.spiking import engine, kernels
 
@@ -141,6 +148,107 @@ def test_devices_by_name(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     assert capsys.readouterr().err == "msat-det: on cuda (Some Card); --device cpu for the CPU\n"
     with pytest.raises(InputError, match="device is cuda:2, and there are 2 here: give cuda:0 to cuda:1"):
         device.find_device("cuda:2")
+
+
+@pytest.mark.parametrize(("name", "found"), [("cuda", 1), ("auto", 1), ("cuda:0", 0)])
+def test_every_rank_of_a_machine_takes_a_gpu_of_its_own(
+    name: str, found: int, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    ranks = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8", "RANK": "7", "LOCAL_RANK": "3"}
+    for key, value in ranks.items():
+        monkeypatch.setenv(key, value)
+    assert device.find_device(name) == torch.device("cuda", found)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("free", "batch"), [(80 << 30, 64), (1 << 20, 8), (1, 1)])
+def test_a_free_batch_fits_a_gpu(free: int, batch: int, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most what convolutions are fast with; five values of 1,008 neurons and eight of the largest call site's 600
+    are 39,360 bytes an image, for which half of the memory is taken."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda where: (free, 1 << 40))
+    graph = observe(network(), [images()]).graph
+    assert [elements(node) for node in graph.sites] == [600, 54, 54]
+    config = replace(tiny(tmp_path), device="cuda:0", free_batch=True)
+    assert batches.batch_size(config, graph) == batch
+    assert batches.batch_size(replace(config, free_batch=False), graph) == 3
+
+
+class Squares:
+    """A data set of images 8 × 8 of one grey each, number 3 of them corrupt, with a network's preprocessing."""
+
+    ids: ClassVar = list(range(10))
+
+    def image(self, id: int) -> Tensor:
+        if id == 3:
+            raise CorruptImage("can't read image 3")
+        return torch.full((3, 8, 8), id, dtype=torch.uint8)
+
+    def misfit(self, id: int, image: Tensor) -> str | None:
+        return "image 5 is turned" if id == 5 else None
+
+    def preprocess(self, image: Tensor) -> tuple[Tensor, int]:
+        if image[0, 0, 0] == self.refused:
+            raise InputError("image 7 has no size")
+        return image / 255, int(image[0, 0, 0])
+
+    refused = -1
+
+
+@pytest.mark.parametrize("room", [1 << 40, 0], ids=["processes", "thread"])
+def test_batches_are_read_alike_for_a_cpu_and_a_gpu(
+    room: int, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    squares, ids = Squares(), [[0, 1, 2], [3], [4, 5], [6, 7, 8, 9]]
+    monkeypatch.setattr(batches.shutil, "disk_usage", lambda path: SimpleNamespace(free=room))
+    began = []
+    by_processes = batches.DataLoader
+    monkeypatch.setattr(batches, "DataLoader", lambda *given, **more: began.append(1) or by_processes(*given, **more))
+
+    def load(device: str, strict: bool = False) -> list[batches.Loaded]:
+        config = SimpleNamespace(device=device, strict=strict)
+        return list(batches.load_batches(config, squares, squares, ids, [0, 1, 3, 2]))
+
+    here = load("cpu")
+    assert [(one.number, one.ids, one.metas) for one in here] == [
+        (0, [0, 1, 2], [0, 1, 2]), (1, [], []), (3, [6, 7, 8, 9], [6, 7, 8, 9]), (2, [4, 5], [4, 5])
+    ]  # fmt: skip
+    assert (here[1].corrupt, here[1].inputs, here[3].misfit) == (["can't read image 3"], None, ["image 5 is turned"])
+    assert torch.equal(here[3].inputs, torch.stack([squares.preprocess(squares.image(id))[0] for id in (4, 5)]))
+    assert began == []
+    request.getfixturevalue("stand_in")
+    for one, there in zip(here, load("cuda:0"), strict=True):
+        assert there.inputs is None or (there.inputs.device == CUDA and torch.equal(there.inputs.cpu(), one.inputs))
+        assert [vars(each) | {"inputs": None} for each in (one, there)] == [vars(one) | {"inputs": None}] * 2
+    assert began == [1] * (room > 0)
+    with pytest.raises(CorruptImage, match=r"^can't read image 3$"):
+        load("cuda:0", strict=True)
+    squares.refused = 7
+    with pytest.raises(InputError, match=r"^image 7 has no size$"):
+        load("cuda:0")
+
+
+def test_a_batch_is_free_where_none_is_given_and_on_a_gpu_alone(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = command(tmp_path)
+    at = words.index("--batch")
+    config = load_config(words[:at] + words[at + 2 :])
+    assert (config.free_batch, config.batch, tiny(tmp_path).free_batch) == (True, 8, False)
+    assert not prepare.settle(replace(config, device="cpu")).free_batch
+    monkeypatch.setattr(prepare, "find_device", lambda name: CUDA)
+    assert prepare.settle(config).free_batch
+
+
+def test_a_run_that_goes_on_keeps_the_batch_that_it_began_with(tmp_path) -> None:
+    config = replace(tiny(tmp_path / "a", "--resume"), free_batch=True)
+    directory = RunDirectory(config.out)
+    directory.parts.mkdir(parents=True)
+    (directory.parts / "begun.safetensors").touch()
+    directory.write_config(replace(config, batch=32).to_yaml())
+    assert not resume.is_finished(directory, config)  # nor refused
+    assert resume.earlier_batch(directory, config) == 32
+    with pytest.raises(InputError, match="batch is 3 and was 32"):
+        resume.is_finished(directory, replace(config, free_batch=False))
 
 
 def test_a_name_that_is_no_device(tmp_path) -> None:

@@ -15,9 +15,10 @@ from types import ModuleType
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from msat_det.graph.channels import rows_by_channel
+from msat_det.spiking.kernels import split
 from msat_det.spiking.kernels.build import keep_freed_memory as keep_freed_memory
 from msat_det.spiking.kernels.build import wanted
 from msat_det.spiking.kernels.window import Window
@@ -73,15 +74,15 @@ def library() -> ctypes.CDLL | None:
 
 
 @functools.cache
-def on_gpu() -> tuple[ModuleType, ModuleType] | None:
-    """The Triton kernels of neurons and of max pooling, or None where Triton is missing or MSAT_DET_KERNEL=off."""
+def on_gpu() -> tuple[ModuleType, ModuleType, ModuleType] | None:
+    """The Triton kernels of neurons, of max pooling and of ``split``, or None: no Triton, or MSAT_DET_KERNEL=off."""
     if os.environ.get("MSAT_DET_KERNEL") == "off":
         return None
     try:
-        from msat_det.spiking.kernels import triton_pool, triton_scan
+        from msat_det.spiking.kernels import triton_pool, triton_scan, triton_split
     except ImportError:
         return None
-    return triton_scan, triton_pool
+    return triton_scan, triton_pool, triton_split
 
 
 def backend(neuron: Neuron, x: Tensor) -> Literal["eager", "cpu", "triton"]:
@@ -112,6 +113,7 @@ class Scan:
         currents = currents.contiguous(memory_format=self._format)
         self.neuron, self.chances = neuron, chances
         self.state: State = new_state(neuron, currents, with_output)
+        self._start = initial_potential(neuron, currents)
         self.fanout = fanout.to(currents.device)
         self._counts = torch.zeros(currents.shape[0], 4, dtype=torch.float64, device=currents.device)
         self.backend = backend(neuron, currents)
@@ -120,6 +122,18 @@ class Scan:
         elif self.backend == "triton":
             reach = _laid_out(self.fanout, currents)
             self._fused = on_gpu()[0].Fused(neuron, currents, self.state, reach, chances)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the same kernels run for every batch, and nothing but their numbers differs."""
+        return self.backend == "triton" and self.neuron.confidence >= 1 and not self.neuron.window
+
+    def restart(self) -> None:
+        """Back to before the first timestep, in the same memory."""
+        held = [value for value in vars(self.state).values() if value is not None]
+        for value in [*held, self._counts, *([self._fused.counts] if self.backend == "triton" else [])]:
+            value.zero_()
+        self.state.v += self._start
 
     @property
     def counts(self) -> Tensor:
@@ -256,6 +270,13 @@ def pool_in_triton(x: Tensor) -> bool:
 def fused_pool(window: Window, like: Tensor, fanout: Tensor | None) -> Any:
     """A ``triton_pool.FusedPool``."""
     return on_gpu()[1].FusedPool(window, like, fanout)
+
+
+def on_tensor_cores(conv: nn.Module, x: Tensor) -> Tensor | None:
+    """``conv(x)`` by ``split``, or None where that does not pay or is not possible: call the module then."""
+    if not (x.is_cuda and on_gpu() and split.fits(conv, x)):
+        return None
+    return split.convolution(conv, on_gpu()[2].split(x))
 
 
 def count_events(y: Tensor, fanout: Tensor) -> Tensor:

@@ -1,0 +1,194 @@
+"""Where the time of a simulation on a GPU goes: convolutions by precision, parts of a chunk, chunk lengths, reading."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.gpu_networks import Bench
+from msat_det.data import ImageFiles
+from msat_det.graph.facts import facts
+from msat_det.graph.precision import arithmetic
+from msat_det.run.batches import load_batches
+from msat_det.spiking import kernels
+from msat_det.spiking.engine import Chunk, Run
+from msat_det.spiking.kernels import split
+
+
+def convolutions(bench: Bench) -> dict[tuple, tuple[nn.Conv2d, int]]:
+    """The convolutions of a network without groups by what decides their time, each with how many are alike."""
+    found: dict[tuple, tuple[nn.Conv2d, int]] = {}
+    for node in bench.observation.graph.nodes:
+        if node.op == "call_module" and facts(node).op == "conv2d":
+            conv = bench.observation.graph.module.get_submodule(node.target)
+            shape = facts(node.args[0]).shape
+            key = (*shape, conv.out_channels, *conv.kernel_size, conv.stride, conv.dilation)
+            if conv.groups == 1 and shape[0] % 4 == 0:
+                found[key] = (conv, found.get(key, (conv, 0))[1] + 1)
+    return found
+
+
+def convolution_rows(clock: Any, name: str, bench: Bench, sizes: tuple[int, ...]) -> Iterator[dict]:
+    """Each convolution by precision, ms and the largest error against float64; the sums last."""
+    for batch in sizes:
+        sums: dict[str, float] = defaultdict(float)
+        for key, (conv, alike) in convolutions(bench).items():
+            x = torch.randint(0, 4, (batch, *key[:3]), device=clock.device).float() * 0.3
+            x = x.contiguous(memory_format=torch.channels_last)
+            times, errors = one_convolution(clock, conv, x)
+            yield {"network": name, "batch": batch, "convolution": str(key), "alike": alike} | times | errors
+            for kind, ms in times.items():
+                sums[kind] += alike * ms
+            best = min(times["float32"], times["split"]) if split.fits(conv, x) else times["float32"]
+            sums["as chosen"] += alike * best
+        yield {"network": name, "batch": batch, "convolution": "all"} | sums
+
+
+def one_convolution(clock: Any, conv: nn.Conv2d, x: Tensor) -> tuple[dict[str, float], dict[str, float]]:
+    """Milliseconds and errors by precision."""
+    gpu = kernels.on_gpu() if x.is_cuda else None
+    ways: dict[str, Callable[[], Tensor]] = {name: _at(name, conv, x) for name in ("float32", "tf32", "bf16", "fp16")}
+    plain = x.contiguous()
+    ways["float32, contiguous"] = _at("float32", conv, plain)
+    if gpu:
+        ways["split"] = lambda: split.convolution(conv, gpu[2].split(x))
+        parts = gpu[2].split(x)
+        ways["split, convolved"] = lambda: split.convolution(conv, parts)
+    with torch.inference_mode():
+        few = x[:1]
+        exact = F.conv2d(
+            few.double(), conv.weight.double(), None if conv.bias is None else conv.bias.double(), conv.stride,
+            conv.padding, conv.dilation,
+        )  # fmt: skip
+        times, errors = {}, {}
+        for name, call in ways.items():
+            y = call()
+            times[name] = 1e3 * clock.median(call, 0.05)
+            if name in ("float32", "tf32", "bf16", "split"):
+                errors[f"error {name}"] = ((y[:1].double() - exact).abs().max() / exact.abs().max()).item()
+    return times, errors
+
+
+def _at(name: str, conv: nn.Conv2d, x: Tensor) -> Callable[[], Tensor]:
+    def call() -> Tensor:
+        with arithmetic(name, x.device):
+            return conv(x).float()
+
+    return call
+
+
+def part_rows(clock: Any, name: str, bench: Bench, cases: list[tuple[int, int, str]]) -> Iterator[dict]:
+    """One simulation taken apart: ms of the device in convolutions and linear nodes, neurons, poolings and the rest,
+    and of the host until all is asked for; the same replayed; and the convolutions of a float pass over as many images.
+    """
+    for batch, T, neuron in cases:
+        x, snn = bench.images(batch), bench.network(neuron, T)
+        snn.run(x, T)
+        row: dict[str, Any] = {"network": name, "batch": batch, "T": T, "neuron": neuron}
+        with torch.inference_mode():
+            run = Run(snn.setup, x)
+            row |= {"chunk": run.chunk} | taken_apart(clock, run, T)
+        row["run_ms"] = 1e3 * clock.median(lambda snn=snn, x=x, T=T: snn.run(x, T, tap=lambda site, y: None), 0.5)
+        snn.run(x, T)
+        row["replayed_ms"] = 1e3 * clock.median(lambda snn=snn, x=x, T=T: snn.run(x, T), 0.5)
+        row["captured"] = snn._replays.replay is not None and bool(snn._replays.replay.graphs)
+        graph = bench.observation.graph
+        graph(x)
+        row["float_ms"] = 1e3 * clock.median(lambda graph=graph, x=x: graph(x), 0.5)
+        yield row
+        del snn, run
+
+
+def taken_apart(clock: Any, run: Run, T: int) -> dict[str, float]:
+    """Milliseconds on the device by kind of node, and of the host, over T timesteps of this run."""
+    marks: list[tuple[str, Any, Any]] = []
+
+    def timed(kind: str, method: Callable) -> Callable:
+        def call(*given: Any) -> Any:
+            if clock.device.type != "cuda":
+                begun = time.perf_counter()
+                value = method(*given)
+                marks.append((kind, begun, time.perf_counter()))
+                return value
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            value = method(*given)
+            end.record()
+            marks.append((kind, start, end))
+            return value
+
+        return call
+
+    kinds = {(Chunk, "linear"): "linear", (run, "scan"): "neurons", (run, "differential"): "pools"}
+    whole = timed("all", lambda: [run.advance(t, min(run.chunk, T - t)) for t in range(0, T, run.chunk)])
+    clock.wait()
+    begun = time.perf_counter()
+    with ExitStack() as stack:
+        for (owner, name), kind in kinds.items():
+            stack.enter_context(patch.object(owner, name, timed(kind, getattr(owner, name))))
+        whole()
+    host = 1e3 * (time.perf_counter() - begun)
+    clock.wait()
+    sums: dict[str, float] = defaultdict(float)
+    for kind, start, end in marks:
+        sums[f"{kind}_ms"] += 1e3 * (end - start) if isinstance(start, float) else start.elapsed_time(end)
+    return dict(sums) | {"host_ms": host}
+
+
+def chunk_rows(clock: Any, name: str, bench: Bench, cases: list[tuple[int, int]]) -> Iterator[dict]:
+    """A timestep in float forwards by how many images a chunk holds, replayed where that is possible."""
+    for batch, T in cases:
+        x = bench.images(batch)
+        bench.observation.graph(x)
+        forward = clock.median(lambda x=x: bench.observation.graph(x), 0.3)
+        for images in (16, 64, 128, 256):
+            if not batch <= images <= batch * T:
+                continue
+            snn = bench.network("if-signed-burst", T)
+            snn.chunk = images // batch
+            run = lambda snn=snn, x=x, T=T: snn.run(x, T)  # noqa: E731
+            run(), run()
+            cost = clock.median(run, 0.4) / T / forward
+            yield {"network": name, "batch": batch, "T": T, "images_at_once": images, "cost_per_step_over_float": cost}
+            del snn, run
+
+
+def reading_rows(device: torch.device, model: Any, folder: Any, batch: int) -> Iterator[dict]:
+    """Images a second that come out of files alone, and by the GPU's own JPEG decoder, with how far that is off."""
+    dataset = ImageFiles(folder)
+    ids = (dataset.ids * 64)[: 16 * batch]
+    batches = [ids[i : i + batch] for i in range(0, len(ids), batch)]
+    config = SimpleNamespace(strict=True, device=str(device))
+    begun = time.perf_counter()
+    for _ in load_batches(config, model, dataset, batches, range(len(batches))):
+        pass
+    yield {"read, preprocessed": len(ids), "images_per_s": len(ids) / (time.perf_counter() - begun)}
+    if device.type != "cuda":
+        return
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+
+    files = [read_file(str(dataset.folder / id)) for id in ids[:batch]]
+    decode_jpeg(files, device=device, mode=ImageReadMode.RGB)
+    torch.cuda.synchronize()
+    begun = time.perf_counter()
+    for _ in range(8):
+        found = decode_jpeg(files, device=device, mode=ImageReadMode.RGB)
+    torch.cuda.synchronize()
+    speed = 8 * len(files) / (time.perf_counter() - begun)
+    ours = [dataset.image(id) for id in ids[: min(batch, 16)]]
+    apart = [(a.cpu().int() - b.int()).abs() for a, b in zip(found, ours, strict=False) if a.shape == b.shape]
+    pixels = torch.cat([each.flatten() for each in apart])
+    yield {
+        "decoded by the GPU": len(files),
+        "images_per_s": speed,
+        "other_pixels": (pixels > 0).float().mean().item(),
+        "mean_difference": pixels.float().mean().item(),
+        "largest_difference": pixels.max().item(),
+    }

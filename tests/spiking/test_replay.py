@@ -1,0 +1,131 @@
+"""Batches replayed, with a stand-in for CUDA graphs that calls again what it captured; test_gpu.py has real ones."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.utils._pytree as pytree
+from support.networks import Residual, Yolo
+from torch import Tensor, nn
+
+import msat_det
+from msat_det.methods.observe import observe
+from msat_det.spiking import network, replay
+from msat_det.spiking.network import SpikingNetwork
+
+METHODS = {
+    "signed bursts": ("constant", {"signed": True, "gamma": 3, "initial": "half"}),
+    "msat": ("msat", {"variant": "normalised", "signed": True}),
+    "calibration": ("calibration", {}),
+}
+
+
+class Again:
+    """In a CUDA graph's place: a replay calls once more, and puts what that gives where the first call left it."""
+
+    def __init__(self, call: Callable[[], Any], result: Any):
+        self.call, self.result, self.replays = call, result, 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        if self.replays > 1:
+            pytree.tree_map(lambda old, new: old if old is None else old.copy_(new), self.result, self.call())
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> list[Again]:
+    """All that is captured, where every two simulations of one shape, T and record are alike."""
+    found: list[Again] = []
+
+    def capture(call: Callable[[], Any]) -> tuple[Again, Any]:
+        result = call()
+        found.append(Again(call, result))
+        return found[-1], result
+
+    monkeypatch.setattr(network, "key_of", lambda setup, batch, T, record: (batch.shape, T, tuple(record)))
+    monkeypatch.setattr(replay, "fits", lambda run: True)
+    monkeypatch.setattr(replay, "_captured", capture)
+    return found
+
+
+def plain() -> nn.Module:
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(8, 8, 3), nn.SiLU(), nn.GroupNorm(2, 8)]
+    return nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(8, 2, 1))
+
+
+def images(seed: int, count: int = 2) -> Tensor:
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def converted(make: Callable[[], nn.Module] = plain, method: str = "signed bursts") -> SpikingNetwork:
+    torch.manual_seed(0)
+    name, options = METHODS[method]
+    snn = msat_det.convert(observe(make().eval(), [images(0)]), method=name, T=6, **options)
+    snn.chunk = 2
+    return snn
+
+
+def numbers(snn: SpikingNetwork, seed: int, record: tuple[int, ...] = (3, 6)) -> list[Tensor]:
+    """Outputs and counts of one batch."""
+    outputs = snn.run(images(seed), record[-1], record)
+    return [*pytree.tree_leaves(outputs), *(snn.counts[t].figures for t in record)]
+
+
+def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    return len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("make", [plain, Residual, Yolo])
+def test_every_batch_begins_from_rest(make: Callable[[], nn.Module], method: str, captured: list[Again]) -> None:
+    snn = converted(make, method)
+    expected = [numbers(converted(make, method), seed) for seed in (1, 2, 3)]
+    captured.clear()
+    assert not same(expected[0], expected[1])
+    for seed, numbers_then in zip((1, 2, 3), expected, strict=True):
+        assert same(numbers(snn, seed), numbers_then)
+    # the beginning, four chunks (of 2 and 1 timesteps twice) and two readings, captured at the second batch
+    assert [one.replays for one in captured] == [2] * 9
+
+
+def test_another_record_or_shape_is_captured_anew(captured: list[Again]) -> None:
+    snn = converted()
+    for record, captures in [((6,), 0), ((6,), 6), ((3, 6), 6), ((3, 6), 15), ((6,), 15)]:
+        assert same(numbers(snn, 1, record), numbers(converted(), 1, record))
+        assert len(captured) == captures
+    snn.run(images(1, count=3), 6, [6])
+    assert len(captured) == 15
+
+
+def test_what_looks_inside_runs_as_it_is(captured: list[Again]) -> None:
+    snn = converted()
+    for _ in range(2):
+        snn.run(images(1), 6, tap=lambda site, y: None)
+        snn.run(images(1), 6, watch=lambda site, scan, x: None)
+        snn.run(images(1), 6, stop=lambda outputs: False)
+    assert captured == []
+
+
+def test_a_capture_that_fails_is_told_once_and_run_as_it_is(
+    captured: list[Again], monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    def fails(call: Callable[[], Any]) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might …")
+
+    monkeypatch.setattr(replay, "_captured", fails)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    snn = converted()
+    recwarn.clear()
+    for seed in (1, 2, 3):
+        assert same(numbers(snn, seed), numbers(converted(), seed))
+    (warning,) = recwarn
+    said = "this network runs without CUDA graphs, for capturing it fails: operation not permitted when"
+    assert str(warning.message) == f"{said} stream is capturing"
+
+
+def test_on_a_cpu_nothing_is_kept() -> None:
+    snn = converted()
+    numbers(snn, 1)
+    numbers(snn, 2)
+    assert snn._replays.replay is None
