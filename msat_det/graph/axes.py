@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from torch.fx.node import Node
 
 from msat_det.graph.channels import Axis, channels, rows_by_channel
-from msat_det.graph.facts import amend, facts
+from msat_det.graph.facts import amend, facts, filled, whole
 from msat_det.graph.graph import Batch, Graph
 from msat_det.graph.ops import Kind
 
@@ -99,14 +99,14 @@ class _Labels:
         if node in self.moved:
             numbers, more = self.moved[node]
             return pytree.tree_map(lambda x: torch.where(x > 0, x + count, x), numbers), count + more
-        parts, axis = facts(node).parts, facts(node).axis
-        if parts:  # of a node that calculates
-            return tuple(torch.full((1, *shape), count + 1.0, device=self.device) for shape in parts), count + 1
-        shape = facts(node).shape
+        known = facts(node)
+        if known.parts:  # of a node that calculates
+            return tuple(part.to(self.device) for part in filled(known, count + 1.0)), count + 1
+        axis, shape = known.axis, known.shape
         size = channels(shape, axis)
         numbers = torch.arange(count + 1, count + size + 1, dtype=torch.float32, device=self.device)
         shaped = numbers.reshape([-1 if d == axis else 1 for d in range(len(shape) + 1)])
-        return shaped.expand(1, *shape), count + size
+        return shaped.expand(whole(known)), count + size
 
 
 def _of_product(node: Node, inputs: list[Node]) -> Axis:

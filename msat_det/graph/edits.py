@@ -10,6 +10,7 @@ from msat_det.base.names import hint
 from msat_det.graph import ops
 from msat_det.graph.facts import amend, facts, state
 from msat_det.graph.fanout import static_nodes
+from msat_det.graph.folds import unfold
 from msat_det.graph.graph import Graph, closure
 from msat_det.graph.ops import Activation, Kind
 
@@ -47,4 +48,5 @@ def add_identity(graph: Graph, node: Node) -> Node:
     activation = Activation("identity", ops.identity)
     state(site, replace(facts(node), op="identity", kind=Kind.SPIKING, activation=activation))
     node.replace_all_uses_with(site, lambda user: user is not site)
+    unfold(graph, site)
     return site

@@ -17,17 +17,19 @@ Shape = tuple[int, ...]
 
 class Output(NamedTuple):
     """What a node gives for one image. shape: without the batch dimension, of a tuple the last element's; None for a
-    value that no image enters. parts: the shapes of a tuple's elements. dtype: None where there is no shape."""
+    value that no image enters. parts: the shapes of a tuple's elements. dtype: None where there is no shape. rows: what
+    of the batch dimension is one image's, 1 but where other dimensions are folded into it; of a tuple one for each."""
 
     shape: Shape | None = None
     parts: tuple[Shape, ...] | None = None
     dtype: torch.dtype | None = None
+    rows: int | tuple[int, ...] = 1
 
 
 @dataclass(frozen=True)
 class Facts:
-    """op: canonical name (``ops``). kind: the verdict. source: file:line: code. shape, parts, dtype: see ``Output``.
-    axis: the dimension of its channels, of a tuple one for each element. activation: what a spiking node computes."""
+    """op: canonical name (``ops``). kind: the verdict. source: file:line: code. shape, parts, dtype, rows: see
+    ``Output``. axis: the dimension of its channels, of a tuple one for each element. activation: a spiking node's."""
 
     op: str
     kind: Kind
@@ -35,6 +37,7 @@ class Facts:
     shape: Shape | None = None
     parts: tuple[Shape, ...] | None = None
     dtype: torch.dtype | None = None
+    rows: int | tuple[int, ...] = 1
     axis: Axis | tuple[Axis, ...] = None
     activation: Activation | None = None
 
@@ -70,9 +73,25 @@ def is_mask(known: Output | Facts) -> bool:
 
 
 def output_of(value: Any) -> Output:
-    """What a node's value, which an image enters, tells of its output."""
+    """What a node's value for one image, which enters it, tells of its output."""
     tensors = [part for part in pytree.tree_leaves(value) if isinstance(part, Tensor)]
     if not tensors:
         return Output()
-    parts = None if isinstance(value, Tensor) else tuple(tuple(part.shape[1:]) for part in tensors)
-    return Output(tuple(tensors[-1].shape[1:]), parts, tensors[-1].dtype)
+    rows = tuple(part.shape[0] if part.dim() else 1 for part in tensors)
+    if isinstance(value, Tensor):
+        return Output(tuple(value.shape[1:]), None, value.dtype, rows[0])
+    return Output(
+        tuple(tensors[-1].shape[1:]), tuple(tuple(part.shape[1:]) for part in tensors), tensors[-1].dtype, rows
+    )
+
+
+def whole(known: Output | Facts) -> Shape:
+    """The shape of what a node gives for one image, the batch dimension included."""
+    return known.rows, *known.shape
+
+
+def filled(known: Output | Facts, value: float) -> Tensor | tuple[Tensor, ...]:
+    """What a node gives for one image, with ``value`` everywhere."""
+    if known.parts is None:
+        return torch.full(whole(known), value)
+    return tuple(torch.full((n, *shape), value) for n, shape in zip(known.rows, known.parts, strict=True))

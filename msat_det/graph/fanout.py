@@ -14,7 +14,7 @@ from torch.fx.node import Node
 
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
-from msat_det.graph.facts import facts, is_site
+from msat_det.graph.facts import facts, filled, is_site, whole
 from msat_det.graph.graph import Graph, elements
 from msat_det.graph.ops import Kind
 
@@ -81,7 +81,9 @@ class FanOut:
 def is_event_source(node: Node) -> bool:
     """Whether the node emits spikes: a neuron, or the differences of a max pooling."""
     kind = facts(node).kind
-    return kind is Kind.SPIKING or (kind is Kind.DIFFERENTIAL and facts(node).op in HOMOGENEOUS)
+    return kind is Kind.SPIKING or (
+        kind is Kind.DIFFERENTIAL and facts(node).op in HOMOGENEOUS and facts(node).rows == 1
+    )
 
 
 @torch.inference_mode(False)
@@ -165,22 +167,21 @@ def _analog_masks(graph: Graph, shapes: dict, static: set[Node]) -> dict[Node, T
     generator = torch.Generator().manual_seed(0)
     masks: dict[Node, Tensor] = {}
     for node in graph.nodes:
-        kind, shape = facts(node).kind, facts(node).shape
+        kind = facts(node).kind
         if kind in (Kind.SHAPE, Kind.OUTPUT):
             continue
         if node in static or is_event_source(node):
-            masks[node] = _filled(node, 0.0)
+            masks[node] = filled(facts(node), 0.0)
         elif kind is Kind.DIFFERENTIAL or facts(node).op in ops.MULTIPLYING:
-            masks[node] = _filled(node, 1.0)
+            masks[node] = filled(facts(node), 1.0)
         else:
             inputs = _data_inputs(node)
             if not any(_any(masks[n]) for n in inputs):
-                masks[node] = _filled(node, 0.0)
+                masks[node] = filled(facts(node), 0.0)
                 continue
             # positive random values in place of ones, so that no difference of two branches cancels
             noisy = {n: _map(masks[n], lambda m: m * (0.5 + torch.rand(m.shape, generator=generator))) for n in inputs}
             masks[node] = _map(_linear_part(graph, node, noisy, shapes), lambda m: (m != 0).float())
-        assert shape is not None
     return masks
 
 
@@ -192,27 +193,20 @@ def _any(mask: Tensor | tuple) -> bool:
     return bool(mask.any()) if isinstance(mask, Tensor) else any(bool(m.any()) for m in mask)
 
 
-def _filled(node: Node, value: float) -> Tensor | tuple:
-    if facts(node).parts:
-        return tuple(torch.full((1, *shape), value) for shape in facts(node).parts)
-    return torch.full((1, *facts(node).shape), value)
-
-
 def _multiply_adds(graph: Graph, node: Node, source: Node, shapes: dict) -> Tensor:
     """(1, C, …) multiply-adds that each element of the node's input takes part in."""
-    shape, op = facts(source).shape, facts(node).op
+    known, op = facts(source), facts(node).op
     if op == "linear":
-        features = _parameter(graph, node, "weight", 1, shapes).shape[0]
-        return torch.full((1, *shape), float(features))
+        return filled(known, float(_parameter(graph, node, "weight", 1, shapes).shape[0]))
     if op.startswith("conv"):
-        return _convolution(graph, node, shape, shapes)
+        return _convolution(graph, node, known.shape, shapes).expand(*whole(known))
     if op in ("matmul", "bmm", "mm"):
         other = next(a for a in node.args[:2] if a is not source)
         weight = shapes[other] if other in shapes else graph.attribute(other)
         rows = weight.shape[-1] if node.args[0] is source else weight.shape[-2]
-        return torch.full((1, *shape), float(rows))
+        return filled(known, float(rows))
     if op == "einsum":
-        return _vjp(lambda x: _on_ones(graph, node, shapes, {source: x}), shape, None)
+        return _vjp(lambda x: _on_ones(graph, node, shapes, {source: x}), source, None)
     raise InputError(f"cannot count the multiply-adds of operation '{op}' at {facts(node).source}")
 
 
@@ -224,7 +218,7 @@ def _parameter(graph: Graph, node: Node, name: str, position: int, shapes: dict)
 
 
 def _convolution(graph: Graph, node: Node, shape: tuple, shapes: dict) -> Tensor:
-    """One channel stands for all: taps that a position takes part in, times the output channels of its group."""
+    """(1, 1, …): one channel stands for all: taps of a position, times the output channels of its group."""
     weight = _parameter(graph, node, "weight", 1, shapes)
     transposed = "transpose" in facts(node).op
     defaults = {"stride": 1, "padding": 0, "dilation": 1} | ({"output_padding": 0} if transposed else {})
@@ -245,7 +239,7 @@ def _convolution(graph: Graph, node: Node, shape: tuple, shapes: dict) -> Tensor
         taps = call(padded, torch.ones(1, 1, *weight.shape[2:]), **values)
         (reach,) = torch.autograd.grad(taps.sum(), x)
     per_tap = weight.shape[1] if transposed else weight.shape[0] // groups
-    return (reach.round() * per_tap).expand(1, *shape)
+    return reach.round() * per_tap
 
 
 def _product_macs(graph: Graph, node: Node, shapes: dict) -> int:
@@ -258,7 +252,7 @@ def _product_macs(graph: Graph, node: Node, shapes: dict) -> int:
 def _on_ones(graph: Graph, node: Node, shapes: dict, values: dict[Node, Tensor]) -> Tensor:
     """A product of tensors with 1 in place of all values but ``values``: each output counts its multiply-adds."""
     ones = {n: torch.ones(v.shape) for n, v in shapes.items() if isinstance(v, Tensor)}
-    ones |= {n: torch.ones(1, *facts(n).shape) for n in _data_inputs(node)}
+    ones |= {n: filled(facts(n), 1.0) for n in _data_inputs(node)}
     return _evaluate(graph, node, shapes | ones | values)
 
 
@@ -281,30 +275,30 @@ def _push(graph: Graph, node: Node, reach: Tensor, shapes: dict, static: set[Nod
 
 def _pull(graph: Graph, node: Node, source: Node, reach: Tensor, shapes: dict) -> Tensor:
     """What each element of ``source`` reaches through one linear node: the sum of ``reach`` over what it touches."""
-    op, shape = facts(node).op, facts(source).shape
+    op = facts(node).op
     if op in _ELEMENTWISE:
-        return reach.sum_to_size(1, *shape) if reach.shape[1:] != shape else reach
+        return reach.sum_to_size(whole(facts(source)))
     if op in _REDUCING:
-        return _vjp(lambda x: _evaluate(graph, node, shapes | {source: x}), shape, reach, unit=True)
+        return _vjp(lambda x: _evaluate(graph, node, shapes | {source: x}), source, reach, unit=True)
     if op in _SPATIAL:
         return _pull_spatial(graph, node, source, reach, shapes)
-    values = {n: torch.zeros(1, *facts(n).shape) for n in _data_inputs(node) if n is not source}
-    return _vjp(lambda x: _evaluate(graph, node, shapes | values | {source: x}), shape, reach)
+    values = {n: filled(facts(n), 0.0) for n in _data_inputs(node) if n is not source}
+    return _vjp(lambda x: _evaluate(graph, node, shapes | values | {source: x}), source, reach)
 
 
 def _pull_part(graph: Graph, node: Node, split: Node, origin: Node, reach: Tensor, shapes: dict) -> Tensor:
     def both(x: Tensor) -> Tensor:
         return _evaluate(graph, node, shapes | {split: _evaluate(graph, split, shapes | {origin: x})})
 
-    return _vjp(both, facts(origin).shape, reach)
+    return _vjp(both, origin, reach)
 
 
-def _vjp(fn, shape: tuple, reach: Tensor | None, unit: bool = False) -> Tensor:
-    """Vector-Jacobian product of a map whose weights are ±1, or (unit) one positive weight that is divided out.
+def _vjp(fn, source: Node, reach: Tensor | None, unit: bool = False) -> Tensor:
+    """Vector-Jacobian product of a map of ``source`` whose weights are ±1, or (unit) one positive one, divided out.
 
     reach: the vector; None for ones.
     """
-    x = torch.zeros(1, *shape, requires_grad=True)
+    x = torch.zeros(whole(facts(source)), requires_grad=True)
     with torch.enable_grad():
         y = fn(x)
         if not y.requires_grad:  # it takes its input's shape or dtype alone

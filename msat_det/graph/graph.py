@@ -20,7 +20,7 @@ from torch.fx.node import Node
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
 from msat_det.graph.channels import channels
-from msat_det.graph.facts import Output, amend, facts, is_judged, is_mask, is_site, output_of
+from msat_det.graph.facts import Output, amend, facts, is_judged, is_mask, is_site, output_of, whole
 from msat_det.graph.inputs import AS_IT_TAKES, MISFIT, Batch, as_input, kind, name_of, reason
 from msat_det.graph.ops import Kind
 from msat_det.graph.precision import arithmetic
@@ -222,7 +222,7 @@ def before_output(graph: Graph) -> set[Node]:
 
 def elements(node: Node) -> int:
     """The number of elements of a node's output for one image: of a call site, its neurons."""
-    return torch.Size(facts(node).shape).numel()
+    return torch.Size(whole(facts(node))).numel()
 
 
 def last_uses(nodes: list[Node]) -> dict[Node, list[Node]]:
@@ -251,7 +251,7 @@ def mean_inputs(node: Node, moving: set[Node]) -> list[Node]:
 
 
 def measure(graph: Graph, batch: Batch) -> dict[Node, Output]:
-    """What every node gives for one image of this batch. Raises InputError."""
+    """What every node gives for this batch of one image. Raises InputError."""
     outputs: dict[Node, Output] = {}
     with torch.inference_mode():
         for node, value in graph.walk(batch):

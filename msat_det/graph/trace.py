@@ -15,6 +15,8 @@ from msat_det.graph import ops
 from msat_det.graph.axes import label_channels
 from msat_det.graph.classify import classify
 from msat_det.graph.facts import facts
+from msat_det.graph.fanout import static_nodes
+from msat_det.graph.folds import unfold
 from msat_det.graph.functional import drop_neutral, fold_batch_norm, free_views, functionalise
 from msat_det.graph.graph import TORCH, Graph, device_of, measure, where
 from msat_det.graph.inputs import AS_IT_TAKES, MISFIT, Batch, as_input, name_of, reason
@@ -55,10 +57,13 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     drop_dead(module.graph)
     module.delete_all_unused_submodules()
     module.recompile()
-    classify(graph, measure(graph, values))
+    one = pytree.tree_map(lambda value: value[:1], values)
+    classify(graph, measure(graph, one))
     with torch.inference_mode():
         _check_batch(graph, (values, more), (expected, expected_more))
-        label_channels(graph, pytree.tree_map(lambda value: value[:1], values))
+        for site in graph.sites:
+            unfold(graph, site)
+        label_channels(graph, one)
     return graph
 
 
@@ -117,33 +122,56 @@ def _own(values: tuple | dict) -> Any:
 def _check_batch(graph: Graph, batches: tuple[Any, Any], expected: tuple[Any, Any]) -> None:
     """Make sure that the graph gives the network's outputs for a batch and for one of twice as many images, each of
     which goes its own way through every node, and that none comes to NaN."""
-    size = pytree.tree_leaves(batches[0])[0].shape[0]
+    apart = _Apart(static_nodes(graph))
     for (node, once), (_, both) in zip(*map(graph.walk, batches), strict=True):
         kind = facts(node).kind
         if kind is Kind.OUTPUT:
             _check_outputs(once, expected[0], "is there randomness, state or autocast in the dense part?")
             _check_outputs(both, expected[1], "does it do otherwise for another number of images?")
         elif kind is not Kind.SHAPE:
-            for a, b in zip(pytree.tree_leaves(once), pytree.tree_leaves(both), strict=True):
-                _check_images(node, a, b, size)
-            if not isinstance(once, Tensor) and kind is Kind.DIFFERENTIAL:
-                raise InputError(
-                    f"{where(node)} gives several tensors: take a form that gives one (amax, say, for max)"
-                )
+            _check_values(node, once)
+        if kind is not Kind.SHAPE:
+            apart.check(node, pytree.tree_leaves(once), pytree.tree_leaves(both))
 
 
-def _check_images(node: Node, a: Any, b: Any, size: int) -> None:
-    """Raise InputError unless ``b``, of twice as many images, holds the same for the first ones."""
-    if not isinstance(a, Tensor):
-        return
-    if a.is_floating_point() and _is_broken(node, a):
+def _check_values(node: Node, value: Any) -> None:
+    if any(part.is_floating_point() and _is_broken(node, part) for part in pytree.tree_leaves(value)):
         raise InputError(f"{where(node)} gives NaN or infinite values: check the weights and the calibration images")
-    alike = a.dim() > 0 and a.shape[0] == size and b.shape[0] == 2 * size
-    if not alike or _difference(a, b[:size]) > _TOLERANCE:
-        raise InputError(
-            f"{where(node)} mixes the images of a batch: keep dimension 0 for images alone, what mixes them belongs "
-            "outside the dense part"
-        )
+    if not isinstance(value, Tensor) and facts(node).kind is Kind.DIFFERENTIAL:
+        raise InputError(f"{where(node)} gives several tensors: take a form that gives one (amax, say, for max)")
+
+
+class _Apart:
+    """Whether images go their own ways. Linear nodes may carry them to other places than the first rows, as channel
+    shuffles do, if others bring them back (and where a neuron's time does not come in between)."""
+
+    def __init__(self, static: set[Node]):
+        self.static = static
+        self.carried: dict[Node, Node] = {}  # to another place: by which node first
+
+    def check(self, node: Node, once: list[Tensor], both: list[Tensor]) -> None:
+        """Take in a node's values for some images, and for those and as many more. Raises InputError for mixed ones."""
+        known = facts(node)
+        first = next((self.carried[n] for n in node.all_input_nodes if n in self.carried), node)
+        carries = known.kind is Kind.LINEAR and known.op not in ops.MULTIPLYING
+        late = node not in self.static and any(n in self.carried and n in self.static for n in node.all_input_nodes)
+        if known.kind is Kind.OUTPUT:
+            mixed = first is not node
+        elif all(map(_stand_first, once, both)):
+            mixed = late and carries
+        else:
+            mixed = late or not carries or any(2 * a.numel() != b.numel() for a, b in zip(once, both, strict=True))
+            self.carried[node] = first
+        if mixed:
+            raise InputError(
+                f"{where(first)} mixes the images of a batch: keep dimension 0 for images alone, what mixes them "
+                "belongs outside the dense part"
+            )
+
+
+def _stand_first(a: Tensor, b: Tensor) -> bool:
+    """Whether what ``b`` holds of the first half of its images is what ``a`` holds of them."""
+    return a.dim() > 0 and b.shape[0] == 2 * a.shape[0] and _difference(a, b[: a.shape[0]]) <= _TOLERANCE
 
 
 def _is_broken(node: Node, value: Tensor) -> bool:

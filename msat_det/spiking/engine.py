@@ -277,26 +277,26 @@ class Differential:
             if values.t0 == 0:
                 self.fused = fused_pool(self.window, x[:images], self.reach)
             return self.fused.run(x, values.t0, steps)
-        d = self._differences(values, steps, images)
+        d = self._differences(values, steps)
         if self.reach is not None:
             self.counted = self.counted + count_events(d, self.reach).unflatten(0, (steps, images)).sum(0)
         return d
 
-    def _differences(self, values: Chunk, steps: int, images: int) -> Tensor:
+    def _differences(self, values: Chunk, steps: int) -> Tensor:
         n = torch.arange(values.t0 + 1, values.t0 + steps + 1, dtype=torch.float32, device=values.run.device)
         running: dict[Node, Tensor] = {}
         for source in self.inputs:
-            x = values[source].unflatten(0, (steps, images))
+            x = values[source].unflatten(0, (steps, -1))
             sums, before = torch.empty_like(x), self.sums.get(source)
             for k in range(steps):
                 torch.add(x[k], 0.0 if before is None else before, out=sums[k])
                 before = sums[k]
             self.sums[source] = _alone(sums)
             running[source] = sums.flatten(0, 1)
-        total = weighed(self.graph, self.node, values, running, n.repeat_interleave(images))
+        total = weighed(self.graph, self.node, values, running, n)
         if is_mask(facts(self.node)):
             return total
-        rows = total.unflatten(0, (steps, images))
+        rows = total.unflatten(0, (steps, -1))
         difference = torch.empty_like(rows)
         torch.sub(rows[0], 0.0 if self.last is None else self.last, out=difference[0])
         torch.sub(rows[1:], rows[:-1], out=difference[1:])

@@ -70,7 +70,7 @@ def weighed(graph: Graph, node: Node, values: Any, sums: Mapping[Node, Tensor], 
     """n·g(X̄) of a differential node g, whose differences in time are what it gives (DESIGN §4); of a mask g(X̄).
 
     sums: running sums X of its ``mean_inputs``, X̄ = X / n. values: of its other inputs, by ``[node]``. n: timesteps, ()
-    or one for each row. Where g commutes with a positive factor, n cancels.
+    or one for as many rows each. Where g commutes with a positive factor, n cancels.
     """
     homogeneous = facts(node).op in HOMOGENEOUS
     means = sums if homogeneous else {source: total / _column(n, total) for source, total in sums.items()}
@@ -79,6 +79,7 @@ def weighed(graph: Graph, node: Node, values: Any, sums: Mapping[Node, Tensor], 
 
 
 def _column(n: Tensor, like: Tensor) -> Tensor:
+    n = n.repeat_interleave(like.shape[0] // len(n)) if n.dim() else n
     return n.reshape(-1, *([1] * (like.dim() - 1)))
 
 

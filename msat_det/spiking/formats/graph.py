@@ -5,6 +5,7 @@ finds every node's shape anew, and with it whatever does not fit.
 """
 
 import keyword
+import math
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -109,9 +110,11 @@ class _Reading:
         module = fx.GraphModule({name: attributes[name] for name in used}, graph).eval()
         inputs = {name: (shape, DTYPES[dtype["dtype"]]) for name, shape, dtype in self.document["inputs"]}
         found = Graph(module, list(inputs), self._structure())
-        outputs = self._infer(found, inputs)
+        outputs, several = (self._infer(found, inputs, images) for images in (1, _BATCH))
         self._fill(module, {name: layers[name] for name in used & layers.keys()}, constants)
         self._judge(found, outputs)
+        for node in found.nodes:
+            _check_images(node, several)
         return found
 
     def _layer(self, entry: dict) -> nn.Module:
@@ -155,8 +158,8 @@ class _Reading:
             raise InputError("the outputs are not numbered in their order")
         return structure
 
-    def _infer(self, graph: Graph, inputs: dict[str, tuple]) -> dict[fx.Node, Output]:
-        """Run the graph on the meta device: what each node gives for one image."""
+    def _infer(self, graph: Graph, inputs: dict[str, tuple], images: int) -> dict[fx.Node, Output]:
+        """Run the graph on the meta device: what each node gives for so many images."""
         env: dict[fx.Node, Any] = {}
         given = [n.target for n in graph.nodes if n.op == "placeholder"]
         if (
@@ -170,7 +173,7 @@ class _Reading:
             for node in graph.nodes:
                 if node.op == "placeholder":
                     shape, dtype = inputs[node.target]
-                    value = torch.empty(_BATCH, *shape, dtype=dtype)
+                    value = torch.empty(images, *shape, dtype=dtype)
                 elif node.op.startswith("call"):
                     args, kwargs = (fx.map_arg(a, env.__getitem__) for a in (node.args, node.kwargs))
                     layer = graph.module.get_submodule(node.target) if node.op == "call_module" else None
@@ -180,10 +183,7 @@ class _Reading:
                     value = graph.evaluate(node, env)
                 env[node] = value
                 self._bound(node, value)
-                entered = is_entered(node, outputs)
-                outputs[node] = output_of(value) if entered else Output()
-                if entered:
-                    _check_images(node, value)
+                outputs[node] = output_of(value) if is_entered(node, outputs) else Output()
         return outputs
 
     def _bound(self, node: fx.Node, value: Any) -> None:
@@ -255,10 +255,24 @@ def _kept(node: fx.Node) -> Facts:
     return replace(facts(node), source="", activation=None)
 
 
-def _check_images(node: fx.Node, value: Any) -> None:
-    for part in pytree.tree_leaves(value):
-        if isinstance(part, Tensor) and (part.dim() == 0 or part.shape[0] != _BATCH):
-            raise InputError(f"node '{node.name}' mixes the images of a batch")
+def _check_images(node: fx.Node, several: dict[fx.Node, Output]) -> None:
+    """Refuse what does not give as many times one image's output for ``several`` images, or gives it elsewhere than in
+    the first rows, where others need it there."""
+    known = facts(node)
+    needed = node.all_input_nodes if known.kind is Kind.OUTPUT else [node]
+    linear = known.kind is Kind.LINEAR and known.op not in ops.MULTIPLYING
+    for n in needed if known.kind is not Kind.SHAPE else ():
+        one, more = (list(zip(_tuple(x.rows), x.parts or (x.shape,), strict=True)) for x in (facts(n), several[n]))
+        whole = [_BATCH * rows * math.prod(shape) for rows, shape in one] == [
+            rows * math.prod(shape) for rows, shape in more
+        ]
+        first = more == [(_BATCH * rows, shape) for rows, shape in one]
+        if not (first or (linear and whole)):
+            raise InputError(f"node '{n.name}' mixes the images of a batch")
+
+
+def _tuple(rows: int | tuple[int, ...]) -> tuple[int, ...]:
+    return rows if isinstance(rows, tuple) else (rows,)
 
 
 def _is_name(name: Any) -> bool:

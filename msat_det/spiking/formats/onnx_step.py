@@ -42,6 +42,7 @@ class Slot:
     field: str
     shape: tuple[int, ...]
     source: Node | None = None
+    rows: int = 1
 
     @property
     def name(self) -> str:
@@ -80,13 +81,14 @@ class Step(nn.Module):
             kept = set(self.snn.neurons[node.name].keeps) | ({"o"} if node in self.plan.readout_sites else set())
             return [Slot(node, name, shape) for name in ("v", "o", "x", "mean", "before") if name in kept]
         if facts(node).kind is Kind.DIFFERENTIAL and not self.delta:
-            sums = [Slot(node, "sum", facts(n).shape, n) for n in mean_inputs(node, self.plan.moving)]
-            return sums if is_mask(facts(node)) else [*sums, Slot(node, "last", shape)]
+            means = mean_inputs(node, self.plan.moving)
+            sums = [Slot(node, "sum", facts(n).shape, n, facts(n).rows) for n in means]
+            return sums if is_mask(facts(node)) else [*sums, Slot(node, "last", shape, None, facts(node).rows)]
         return []
 
     def blank(self, images: int) -> list[Tensor]:
         """Zeros for every state."""
-        return [torch.zeros(images, *slot.shape) for slot in self.slots]
+        return [torch.zeros(images * slot.rows, *slot.shape) for slot in self.slots]
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         inputs, t, states = self.split(values)
