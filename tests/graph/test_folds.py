@@ -132,7 +132,7 @@ def test_images_elsewhere_than_in_front(make: type[nn.Module], options: dict, tm
     got = snn.run(x, 128)[128]
     assert (got - net(x)).norm() < 0.05 * net(x).norm()
     alone = torch.cat([snn.run(each[None], 128)[128] for each in x])
-    assert torch.allclose(got, alone, atol=1e-3 * got.abs().max().item())
+    assert (got - alone).norm() < 0.02 * got.norm()  # but for ties at a firing boundary, the same
     snn.save(tmp_path / "a")
     assert torch.equal(msat_det.load(tmp_path / "a").run(x, 8)[8], snn.run(x, 8)[8])
 
