@@ -7,13 +7,14 @@ import torch
 
 from msat_det.base import ranks
 from msat_det.base.errors import InputError
+from msat_det.base.files import show
 
 
 def find_device(name: str) -> torch.device:
     """The device called ``name``: auto (a GPU where there is one, which a line on stderr says), cpu, cuda, cuda:N, mps.
 
     cuda, and auto where that is one, is the first GPU, and under torchrun one for each rank of a machine, in turn.
-    Raises InputError where it is not there.
+    Raises InputError where it is not there, or there is no such kind.
     """
     if name == "auto":
         found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -30,7 +31,10 @@ def find_device(name: str) -> torch.device:
         if int(number or 0) >= count:
             raise InputError(f"device is {name}, and there are {count} here: give cuda:0 to cuda:{count - 1}")
         return torch.device("cuda", int(number or ranks.local_rank() % count))
-    return torch.device(kind)
+    try:
+        return torch.device(kind)
+    except RuntimeError as error:
+        raise InputError(f"device is {show(name)}: give auto, cpu, cuda, cuda:N or mps") from error
 
 
 def current(device: torch.device) -> AbstractContextManager:

@@ -1,6 +1,8 @@
 """COCO's annotations, as its authors and as other tools write them."""
 
 import json
+import math
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from msat_det.data.base import Dataset, Target, alike, is_number, make_target
 from msat_det.data.coco_layout import Within, annotation_file, image_folder
 from msat_det.data.images import Size
 
+WHOLE = re.compile(r"\s*(-?[0-9]+)(?:\.0*)?\s*")
 MOST_ID = 2**53  # an engine of the evaluation keeps ids as floats
 
 
@@ -70,7 +73,10 @@ def coco_images(entries: list, path: Path, root: Path) -> tuple[dict[int, str], 
     for number, entry in enumerate(entries):
         where = f"{path}, images[{number}]"
         name = coco_name(entry, "file_name", where).replace("\\", "/")
-        inside(root, name)
+        try:
+            inside(root, name)
+        except InputError as error:
+            raise InputError(f"{where}: file_name {error}, as in images/1.jpg") from error
         files.append((coco_id(entry, "id", where), name))
         sizes.append(coco_size(entry))
     refuse_alike([id for id, _ in files], f"{path}, images", "id")
@@ -138,15 +144,30 @@ def coco_id(entry: object, key: str, where: str) -> int:
 
 def whole(value: object) -> int | None:
     """The whole number that a JSON value stands for; None where it stands for none."""
-    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit() and len(value) < 20:
-        return int(value)
+    if isinstance(value, str) and len(value) < 24 and (found := WHOLE.fullmatch(value)):
+        return int(found[1])
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if type(value) is int else None
 
 
+def number(value: object) -> object:
+    """A JSON value with numbers that are text ("12.5") made numbers, in lists too; None for "" and NaN, which stand in
+    tables for what is not there. Anything else as it is."""
+    if isinstance(value, list):
+        return [number(item) for item in value]
+    if isinstance(value, str) and len(value) < 40:
+        try:
+            value = float(value) if value.strip() else math.nan
+        except ValueError:
+            return value
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def coco_name(entry: object, key: str, where: str) -> str:
     value = entry.get(key) if isinstance(entry, dict) else None
+    if key == "name" and type(value) in (int, float):  # digits are classes, too
+        value = str(value)
     if not isinstance(value, str) or not value.strip() or not is_text(value):
         raise InputError(f"{where}: {key} is {show(value)}, it must be a name")
     return value
@@ -164,7 +185,7 @@ def coco_annotation(entry: object, where: str) -> dict:
     An object without a box has that of its polygons; one without area the box's; one without iscrowd is no crowd.
     """
     result: dict[str, Any] = {key: coco_id(entry, key, where) for key in ("image_id", "category_id")}
-    box, area, crowd = (entry.get(key) for key in ("bbox", "area", "iscrowd"))
+    box, area, crowd = (number(entry.get(key)) for key in ("bbox", "area", "iscrowd"))
     if box is None or box == []:
         box = polygon_box(entry.get("segmentation"), where)
     if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box)) and box[2] >= 0 and box[3] >= 0):
@@ -174,7 +195,7 @@ def coco_annotation(entry: object, where: str) -> dict:
     elif not (is_number(area) and area >= 0):
         raise InputError(f"{where}: area is {show(area)}, it must be a finite number ≥ 0")
     crowd = 0 if crowd is None else crowd
-    if type(crowd) not in (int, bool) or crowd not in (0, 1):
+    if type(crowd) not in (int, float, bool) or crowd not in (0, 1):
         raise InputError(f"{where}: iscrowd is {show(crowd)}, it must be 0 or 1")
     return result | {"bbox": box, "area": area, "iscrowd": int(crowd)}
 

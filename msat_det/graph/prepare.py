@@ -18,6 +18,11 @@ from msat_det.graph.inputs import MISFIT, reason
 
 # Old-style reparametrisations: hooks that make the weight anew before every forward.
 _MAKERS = (WeightNorm, SpectralNorm, BasePruningMethod)
+# Where PyTorch has modules with weights of integers, and those that watch or round activations for them.
+_QUANTISED = tuple(
+    f"torch.ao.{room}"
+    for room in ("nn.quantized", "nn.intrinsic.quantized", "quantization.observer", "quantization.fake_quantize")
+)
 
 
 def unwrap(network: Any) -> Any:
@@ -39,11 +44,7 @@ def prepared(net: nn.Module) -> nn.Module:
     become the weight. Raises InputError, naming the part, for scripted modules and weights that are not there yet.
     """
     net = unwrap(net)
-    for name, module in net.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise InputError(
-                f"{_part(name)} is scripted (torch.jit), and can't be traced again: give the module that was scripted"
-            )
+    refuse_fixed(net)
     for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
         if is_lazy(tensor) or tensor.is_meta:
             raise InputError(f"weight '{name}' has no value yet: load the weights, or run the network once, before")
@@ -55,6 +56,19 @@ def prepared(net: nn.Module) -> nn.Module:
         for module in net.modules():
             _bake(module)
     return net.requires_grad_(False)
+
+
+def refuse_fixed(net: nn.Module) -> None:
+    """Raise InputError, naming the part, for modules that are scripted, or quantised or made ready for it."""
+    for name, module in net.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError(
+                f"{_part(name)} is scripted (torch.jit), and can't be traced again: give the module that was scripted"
+            )
+        if any(cls.__module__.startswith(_QUANTISED) for cls in type(module).__mro__):
+            raise InputError(
+                f"{_part(name)} is quantised ({type(module).__name__}): give the float network that it was made of"
+            )
 
 
 def _part(name: str) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from msat_det.base.errors import CalibrationWarning, InputError
 from msat_det.base.names import PRECISIONS
 from msat_det.graph.inputs import Batch, calibration_batches, whole
-from msat_det.graph.prepare import unwrap
+from msat_det.graph.prepare import refuse_fixed, unwrap
 from msat_det.methods import DEFAULT, find_method
 from msat_det.methods import observe as core
 from msat_det.methods.convert import spiking_network
@@ -91,4 +91,5 @@ def observe(network: nn.Module | Detector, calibration: Batch | Iterable[Batch |
             f"a {type(network).__name__} is neither an nn.Module nor a Detector: a detector has net, classes, "
             "preprocess and decode"
         )
+    refuse_fixed(network)
     return core.observe(network, calibration_batches(calibration, network))

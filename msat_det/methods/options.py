@@ -105,7 +105,14 @@ def parse(name: str, options: type[Options], values: dict[str, Any]) -> Options:
         if key not in hints:
             mend = hint(key, hints, f"it takes {', '.join(hints)}")
             raise InputError(f"method {name} has no option {show(key)}: {mend}")
-    return options(**{key: _fitting(name, key, value, hints[key]) for key, value in values.items()})
+    return options(**{key: _fitting(name, key, _plain(value), hints[key]) for key, value in values.items()})
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of NumPy and PyTorch as Python's own."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.tolist() if hasattr(value, "dtype") and hasattr(value, "tolist") else value
 
 
 def _fitting(name: str, key: str, value: Any, hint: Any) -> Any:

@@ -16,8 +16,9 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from msat_det.base.device import current
+from msat_det.base.device import current, find_device
 from msat_det.base.errors import InputError
+from msat_det.base.files import show
 from msat_det.base.names import PRECISIONS
 from msat_det.graph.facts import facts
 from msat_det.graph.fanout import FanOut, fan_out
@@ -215,7 +216,13 @@ class SpikingNetwork:
         return self.graph.device or torch.device("cpu")
 
     def to(self, device: torch.device | str) -> "SpikingNetwork":
-        """Move the network, and all that was converted from the same observation with it. Returns itself."""
+        """Move the network, and all that was converted from the same observation with it. Returns itself.
+
+        Raises InputError for what is no device, or none that is here.
+        """
+        if not isinstance(device, str | torch.device):
+            raise InputError(f"device is {show(device)}: give one, as 'cpu' or 'cuda'; neurons are of float32 alone")
+        device = find_device(device) if isinstance(device, str) else device
         self.graph.module.to(device)
         if self.device.type == "cuda":  # weights as the activations lie: a convolution would copy them every time
             self.graph.module.to(memory_format=torch.channels_last)

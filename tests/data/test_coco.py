@@ -1,6 +1,7 @@
 """COCO's format as annotation tools write and lay it out: the right samples, or a line that names the mend."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,7 +71,40 @@ def test_without_iscrowd_and_area(root: Path) -> None:
     assert CocoDetection(root).annotations == dataset.annotations
 
 
-@pytest.mark.parametrize("form", [str, float, lambda id: f"{id:012}", lambda id: f" {id} "])
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"area": "200", "iscrowd": "0", "bbox": ["5", " 10.0", "20", "1e1"]}, {}),
+        ({"area": "", "iscrowd": ""}, {}),  # tables' empty cells, by way of CSV and of pandas
+        ({"area": math.nan, "iscrowd": math.nan}, {}),
+        ({"iscrowd": 0.0}, {}),
+        ({"iscrowd": "1.0"}, {"iscrowd": 1}),
+        ({"area": "7.5"}, {"area": 7.5}),
+    ],
+)
+def test_numbers_as_text_and_empty_cells(given: dict, told: dict) -> None:
+    entry = {"image_id": "1.0", "category_id": 2, "bbox": [5, 10, 20, 10]}
+    expected = {"image_id": 1, "category_id": 2, "bbox": [5, 10, 20, 10], "area": 200, "iscrowd": 0}
+    assert coco_annotation(entry | given, "x") == expected | told
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"area": "large"}, {"area": "inf"}, {"area": -1}, {"iscrowd": "yes"}, {"iscrowd": 0.5}, {"bbox": ["", 1, 2, 3]},
+     {"bbox": "1 2 3 4"}, {"bbox": {"x": 1}}, {"image_id": "1.5"}, {"image_id": "a1"}],
+)  # fmt: skip
+def test_what_is_no_number_is_told(given: dict) -> None:
+    entry = {"image_id": 1, "category_id": 2, "bbox": [5, 10, 20, 10]}
+    with pytest.raises(InputError, match=f"x: {next(iter(given))} is "):
+        coco_annotation(entry | given, "x")
+
+
+def test_a_class_may_be_a_digit(root: Path) -> None:
+    rewrite(root, lambda value: value["categories"][0].update(name=7))
+    assert CocoDetection(root).classes == ["7"]
+
+
+@pytest.mark.parametrize("form", [str, float, lambda id: f"{id:012}", lambda id: f" {id} ", lambda id: f"{id}.0"])
 def test_ids_as_text_and_as_whole_floats(root: Path, form: Callable[[int], object]) -> None:
     before = CocoDetection(root)
 
@@ -163,7 +197,7 @@ def test_a_folder_that_is_there_is_meant(root: Path) -> None:
 @pytest.mark.parametrize("name", ["..\\..\\secret.jpg", "a\\..\\..\\x.jpg", "\\\\server\\x.jpg", "/a.jpg"])
 def test_backslashes_do_not_lead_outside(root: Path, name: str) -> None:
     write(root / "annotations/instances_val2017.json", content(name))
-    with pytest.raises(InputError, match="inside"):
+    with pytest.raises(InputError, match=r"images\[0\]: file_name '.*' is no path inside .*, as in images/1.jpg"):
         CocoDetection(root)
 
 

@@ -8,9 +8,11 @@ import pytest
 import torch
 from support.networks import build, images
 from torch import Tensor, nn
+from torch.ao import quantization
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 from torch.optim.swa_utils import AveragedModel
 
+import msat_det
 from msat_det.base.errors import InputError
 from msat_det.graph.facts import facts
 from msat_det.graph.prepare import prepared
@@ -122,19 +124,34 @@ def not_loaded() -> nn.Module:
         return network()
 
 
+def quantised() -> nn.Module:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(432, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    return quantization.quantize_dynamic(net)
+
+
+def observed_for_int8() -> nn.Module:
+    net = quantization.QuantWrapper(network())
+    net.qconfig = quantization.get_default_qconfig("fbgemm")
+    return quantization.prepare(net)
+
+
 REFUSED = {
     "scripted": (lambda: torch.jit.script(network()), "the network is scripted"),
     "recorded": (lambda: torch.jit.trace(network(), images()), "the network is scripted"),
     "a part scripted": (lambda: nn.Sequential(network(), torch.jit.script(nn.ReLU())), "module '1' is scripted"),
+    "quantised": (quantised, r"module '1' is quantised \(Linear\): give the float network"),
+    "observed": (observed_for_int8, "is quantised .*Observer"),
     "a lock": (holding_a_lock, "Sequential can't be copied .*no tensor, number or module"),
     "not loaded": (not_loaded, "weight '0.weight' has no value yet: load"),
     "lazy": (lambda: nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU()), "weight '0.weight' has no value yet.*run the"),
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated", "ignore::UserWarning:torch.ao")
 @pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_traced_says_so(make: Callable[[], nn.Module], message: str) -> None:
-    with pytest.raises(InputError, match=message) as caught:
-        trace(make(), images())
-    assert "\n" not in str(caught.value)
+    net = make()
+    for call in (trace, lambda net, batch: msat_det.convert(net, batch)):
+        with pytest.raises(InputError, match=message) as caught:
+            call(net, images())
+        assert "\n" not in str(caught.value)

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import msat_det
 from msat_det.base.errors import InputError
+from msat_det.methods import parse_options
 from msat_det.methods.observe import Observation
 
 BATCH = images(4)
@@ -292,3 +293,37 @@ def test_pickles_are_refused_at_once() -> None:
     for write in writes:
         with pytest.raises(InputError, match=re.escape("snn.save(path)")):
             write()
+
+
+OPTIONS = {
+    "percentile": (np.float64(99.5), torch.tensor(99.5), np.float32(99.5)),
+    "gamma": (np.int32(3), np.array(3), torch.tensor(3)),
+    "signed": (np.bool_(True), torch.tensor(True)),
+    "stages": (np.array([2, 1]), torch.tensor([2.0, 1.0]), [np.float32(2), 1], (np.int64(2), torch.tensor(1))),
+    "factor": (np.float16(0.5), torch.tensor(0.5, dtype=torch.bfloat16)),
+    "scale": (np.str_("channel"),),
+}
+PLAIN = {"percentile": 99.5, "gamma": 3, "signed": True, "stages": (2.0, 1.0), "factor": 0.5, "scale": "channel"}
+
+
+@pytest.mark.parametrize(("key", "given"), [(key, value) for key, values in OPTIONS.items() for value in values])
+def test_options_of_numpy_and_pytorch_are_pythons(key: str, given: Any) -> None:
+    found = getattr(parse_options("constant", {key: given}), key)
+    assert found == PLAIN[key]
+    assert type(found) is type(PLAIN[key])
+
+
+@pytest.mark.parametrize("given", [np.float32(np.nan), np.array([[1.0]]), torch.tensor([2, 3]), np.array(["a"])])
+def test_arrays_that_are_no_option_are_told(given: Any) -> None:
+    with pytest.raises(InputError, match=r"option percentile of method constant is .*: give a number$"):
+        parse_options("constant", {"percentile": given})
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", torch.float16, None, 0.5, ""])
+def test_what_is_no_device_here(device: Any) -> None:
+    snn = msat_det.convert(build("plain"), BATCH, "constant")
+    before = snn.run(BATCH, 2)[2]
+    with pytest.raises(InputError, match=r"device is .*: give ") as caught:
+        snn.to(device)
+    assert "\n" not in str(caught.value)
+    assert torch.equal(snn.to("cpu").run(BATCH, 2)[2], before)
