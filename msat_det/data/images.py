@@ -237,4 +237,5 @@ def _first_scan(data: bytes) -> int:
 def _rgb(strip: Image.Image) -> Image.Image:
     if strip.mode.startswith("I"):  # 16 bits of grey: Pillow would clip them, not scale them
         strip = Image.fromarray((np.asarray(strip) >> 8).astype(np.uint8))
+    strip.info.pop("transparency", None)  # of a palette Pillow would say on stderr what to do with it
     return strip if strip.mode == "RGB" else strip.convert("RGB")
