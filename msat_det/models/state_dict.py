@@ -20,12 +20,16 @@ WRAPPERS = (
 # Last parts of names that training and profilers leave beside the weights, and that no inference needs.
 COUNTERS = {"num_batches_tracked", "n_averaged", "total_ops", "total_params"}
 DEEPEST = 6  # parts of a prefix
+MOST = 1000  # mappings and lists that are looked at
+# What a wrapper of a part (torch.compile, DataParallel, checkpointing) puts into the names of what is in it.
+INNER = {"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 SHOWN = 3
 SAVE = "save a state dict: torch.save(model.state_dict(), FILE)"
 
 
 def find_weights(content: Any, path: str | Path) -> dict[str, Any]:
-    """The mapping with tensors in a checkpoint: under one of ``WRAPPERS``, itself, or the only one that it holds.
+    """The mapping with tensors in a checkpoint: under one of ``WRAPPERS``, itself, or the only one that it holds at
+    any depth, in a list or tuple, too.
 
     Of several the first in the order of ``WRAPPERS`` is taken, and told; one with less than half of another's tensors
     is no rival. Raises InputError.
@@ -38,12 +42,28 @@ def find_weights(content: Any, path: str | Path) -> dict[str, Any]:
             names = ", ".join(show(other) for other, _ in others)
             print(f"{path}: weights are taken from {show(key)}, not from {names}", file=sys.stderr)
         return weights
-    inner = content if isinstance(content, dict) else {}
-    inner = {key: value for key, value in inner.items() if "optim" not in key}
-    several = search.rivals({"": content} | inner)
+    several = search.rivals({"": content} | _mappings(content))
     if "" in several or len(several) == 1:
         return next(iter(several.values()))
     raise InputError(f"{path}: not readable as weights: it {_what_it_is(content, several)}; {SAVE}")
+
+
+def _mappings(content: Any) -> dict[str, dict]:
+    """The mappings inside of a checkpoint by their names (model.backbone), but for those of optimisers."""
+    found: dict[str, dict] = {}
+    queue, seen = [("", content)], {id(content)}
+    for prefix, outer in queue:
+        items = (
+            outer.items() if isinstance(outer, dict) else enumerate(outer) if isinstance(outer, list | tuple) else ()
+        )
+        for key, value in items:
+            inner = isinstance(value, dict | list | tuple) and id(value) not in seen and len(queue) < MOST
+            if inner and "optim" not in str(key):
+                seen.add(id(value))
+                queue.append((f"{prefix}{key}.", value))
+                if isinstance(value, dict):
+                    found[f"{prefix}{key}"] = value
+    return found
 
 
 class _Search:
@@ -114,10 +134,22 @@ def without_prefix(tensors: dict[str, Tensor], wanted: Collection[str], path: st
     """The tensors without what wrappers of a network (``module.``, ``_orig_mod.``, ``model.``) put before their names.
 
     Of all beginnings the one is taken off that leaves the most names as ``wanted``; tensors without it are left out,
-    and told.
+    and told. What wrappers of parts have put inside of names goes too, where more of them are wanted then.
     """
-    votes: Counter[str] = Counter()
-    for name in tensors:
+    bare = {".".join(part for part in name.split(".") if part not in INNER): tensor for name, tensor in tensors.items()}
+    (best, fits), (bare_best, bare_fits) = _beginning(tensors, wanted), _beginning(bare, wanted)
+    if bare_fits > fits and len(bare) == len(tensors):
+        tensors, best = bare, bare_best
+    others = [name for name in tensors if not name.startswith(best) and not _is_counter(name)]
+    if others:
+        print(f"{path}: the network's names begin with {show(best)}; left out: {_some(others)}", file=sys.stderr)
+    return {name[len(best) :]: tensor for name, tensor in tensors.items() if name.startswith(best)}
+
+
+def _beginning(names: Iterable[str], wanted: Collection[str]) -> tuple[str, int]:
+    """The shortest beginning of names without which most of them are wanted, and how many that are."""
+    votes: Counter[str] = Counter({"": 0})
+    for name in names:
         prefix, rest = "", name
         for _ in range(DEEPEST):
             votes[prefix] += rest in wanted
@@ -125,11 +157,8 @@ def without_prefix(tensors: dict[str, Tensor], wanted: Collection[str], path: st
             prefix += head + dot
             if not rest:
                 break
-    best = max(votes, key=lambda prefix: (votes[prefix], -len(prefix)), default="")
-    others = [name for name in tensors if not name.startswith(best) and not _is_counter(name)]
-    if others:
-        print(f"{path}: the network's names begin with {show(best)}; left out: {_some(others)}", file=sys.stderr)
-    return {name[len(best) :]: tensor for name, tensor in tensors.items() if name.startswith(best)}
+    best = max(votes, key=lambda prefix: (votes[prefix], -len(prefix)))
+    return best, votes[best]
 
 
 def load_tensors(net: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:

@@ -99,6 +99,23 @@ def test_weights_are_found_under_the_keys_that_people_use(tmp_path: Path, key: s
         assert same(read_tensors(path), dict(weights()))
 
 
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda w: (w, 12),
+        lambda w: [{"epoch": 3}, w],
+        lambda w: {"model": [w]},
+        lambda w: {"model": {"backbone": w, "loss": {"scale": torch.ones(1)}}},
+        lambda w: {"student": {"online": {"encoder": w}}, "optimizer_states": [{"state": dict(w)}]},
+        lambda w: {"best": w, "again": {"best": w}},  # one mapping, twice
+    ],
+)
+def test_weights_are_found_at_any_depth(tmp_path: Path, around: Callable) -> None:
+    path = tmp_path / "w.pt"
+    torch.save(around(weights()), path)
+    assert same(loaded(path), weights())
+
+
 def test_of_several_weights_the_averaged_ones_are_read_and_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "w.pt"
     torch.save({"model": weights(seed=1), "ema": weights(), "net": None}, path)
@@ -124,6 +141,20 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "_orig_mod.module.",
 def test_one_common_beginning_of_names_is_taken_off(tmp_path: Path, prefix: str, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "w.pt"
     torch.save({prefix + name: tensor for name, tensor in weights().items()}, path)
+    assert same(loaded(path), weights())
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("word", ["_orig_mod", "module", "_checkpoint_wrapped_module"])
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_what_wrappers_of_parts_put_inside_of_names_goes(
+    tmp_path: Path, prefix: str, word: str, capsys: pytest.CaptureFixture
+) -> None:
+    """``net.layer1 = torch.compile(net.layer1)``, or VGG's ``features`` in DataParallel."""
+    path = tmp_path / "w.pt"
+    named = {name.replace("layer1.", f"layer1.{word}."): tensor for name, tensor in weights().items()}
+    assert len(named.keys() - weights().keys()) > 3
+    torch.save({prefix + name: tensor for name, tensor in named.items()}, path)
     assert same(loaded(path), weights())
     assert capsys.readouterr().err == ""
 
