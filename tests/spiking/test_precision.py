@@ -1,6 +1,8 @@
 """The precision of a spiking network's convolutions; its potentials, and the float network, are float32 throughout."""
 
 import copy
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -65,22 +67,55 @@ def test_it_can_be_set_later_and_copies_keep_it() -> None:
     assert (copy.copy(snn).precision, copy.deepcopy(snn).precision) == ("bf16", "bf16")
 
 
-@pytest.mark.parametrize("default", ["tf32", "ieee"])
-@pytest.mark.parametrize(("name", "expected"), [("float32", "ieee"), ("tf32", "tf32")])
-def test_pytorchs_default_decides_nothing_and_is_kept(name: str, expected: str, default: str) -> None:
-    switches = torch.backends.cudnn.conv, torch.backends.cuda.matmul
-    before = [switch.fp32_precision for switch in switches]
-    try:
-        for switch in switches:
-            switch.fp32_precision = default
-        with arithmetic(name, torch.device("cuda")):
-            assert [switch.fp32_precision for switch in switches] == [expected, expected]
-        with pytest.raises(ZeroDivisionError), arithmetic(name, torch.device("cuda")):
-            raise ZeroDivisionError
-        assert [switch.fp32_precision for switch in switches] == [default, default]
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.fp32_precision = value
+def by_matmul_precision() -> None:
+    torch.set_float32_matmul_precision("medium")
+
+
+def by_older_switches() -> None:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+
+
+def by_newer_switches() -> None:
+    torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "tf32"
+
+
+def switches() -> tuple:
+    def found(read: Callable) -> Any:
+        try:
+            return read()
+        except RuntimeError:
+            return "raises"
+
+    return (
+        torch.backends.cudnn.conv.fp32_precision,
+        torch.backends.cuda.matmul.fp32_precision,
+        found(torch.get_float32_matmul_precision),
+    )
+
+
+@pytest.fixture
+def plain_switches() -> Iterator[None]:
+    yield
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.conv.fp32_precision = torch.backends.cudnn.rnn.fp32_precision = "tf32"  # PyTorch's own
+    torch.backends.cuda.matmul.fp32_precision = "none"
+
+
+@pytest.mark.parametrize("way", [lambda: None, by_matmul_precision, by_older_switches, by_newer_switches])
+@pytest.mark.parametrize(("name", "convolutions"), [("float32", "ieee"), ("tf32", "tf32")])
+def test_what_pytorch_is_set_to_decides_nothing_and_is_kept(
+    name: str, convolutions: str, way: Callable[[], None], plain_switches: None
+) -> None:
+    way()
+    before = switches()
+    with arithmetic(name, torch.device("cuda")):
+        assert torch.backends.cudnn.conv.fp32_precision == convolutions
+        assert torch.backends.cuda.matmul.fp32_precision in ("ieee", "none")
+        assert not torch.backends.cuda.matmul.allow_tf32
+    with pytest.raises(ZeroDivisionError), arithmetic(name, torch.device("cuda")):
+        raise ZeroDivisionError
+    assert switches()[:2] == before[:2]
+    assert before[2] in (switches()[2], "raises")
 
 
 def test_a_name_that_is_none(tmp_path) -> None:
