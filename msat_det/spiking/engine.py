@@ -141,14 +141,14 @@ class Run:
 
     def counted(self) -> Tensor:
         """What every call site and every max pooling has counted so far, side by side (B, …)."""
-        return together([*(scan.counts for scan in self.scans.values()), *self._pools().values()])
+        return together([*(scan.counts for scan in self.scans.values()), *(self.sums[n].counts for n in self._pools())])
 
     def apart(self, counted: Tensor, t: int) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
         """See the function ``apart``."""
-        return apart(counted, list(self.scans), list(self._pools()), t)
+        return apart(counted, list(self.scans), self._pools(), t)
 
-    def _pools(self) -> dict[Node, Tensor]:
-        return {node: sums.counts for node, sums in self.sums.items() if sums.reach is not None}
+    def _pools(self) -> list[Node]:
+        return [node for node, sums in self.sums.items() if sums.reach is not None]
 
     def forget(self, t: int) -> None:
         """Leave what has been sent by t out of the outputs."""

@@ -116,9 +116,14 @@ def _pool() -> tuple[int, int]:
     return torch.cuda.graph_pool_handle()
 
 
+@functools.cache
+def _stream(device: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
 def _captured(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
     """What ``call`` does on the GPU, not done yet, and what it returns, which a replay fills."""
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    graph, stream = torch.cuda.CUDAGraph(), _stream(torch.cuda.current_device())
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         with torch.inference_mode(False):  # else graphs that the caller captures outside of it fail
