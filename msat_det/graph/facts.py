@@ -29,7 +29,8 @@ class Output(NamedTuple):
 @dataclass(frozen=True)
 class Facts:
     """op: canonical name (``ops``). kind: the verdict. source: file:line: code. shape, parts, dtype, rows: see
-    ``Output``. axis: the dimension of its channels, of a tuple one for each element. activation: a spiking node's."""
+    ``Output``. axis: the dimension of its channels, of a tuple one for each element. activation: a spiking node's.
+    joined: names of the operations that were one activation, which this node has taken the place of."""
 
     op: str
     kind: Kind
@@ -40,6 +41,7 @@ class Facts:
     rows: int | tuple[int, ...] = 1
     axis: Axis | tuple[Axis, ...] = None
     activation: Activation | None = None
+    joined: tuple[str, ...] = ()
 
 
 def facts(node: Node) -> Facts:

@@ -14,7 +14,7 @@ from msat_det.base.errors import InputError
 from msat_det.graph import ops
 from msat_det.graph.axes import label_channels
 from msat_det.graph.classify import classify
-from msat_det.graph.facts import facts
+from msat_det.graph.facts import amend, facts
 from msat_det.graph.fanout import static_nodes
 from msat_det.graph.folds import unfold
 from msat_det.graph.functional import drop_neutral, fold_batch_norm, free_views, functionalise
@@ -25,6 +25,7 @@ from msat_det.graph.ops import Kind
 from msat_det.graph.precision import arithmetic
 from msat_det.graph.prepare import prepared
 from msat_det.graph.record import RECORD, DecidesByValues, record
+from msat_det.graph.spellings import join_activations
 
 _TOLERANCE = 1e-4
 _IMAGES = 2  # that are traced: more would take time, and tell nothing new
@@ -55,10 +56,14 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     drop_neutral(graph)
     fold_batch_norm(graph)
     drop_dead(module.graph)
+    one = pytree.tree_map(lambda value: value[:1], values)
+    outputs = measure(graph, one)
+    joined = join_activations(graph, outputs)
+    classify(graph, outputs)
+    for node, names in joined.items():
+        amend(node, joined=tuple(names))
     module.delete_all_unused_submodules()
     module.recompile()
-    one = pytree.tree_map(lambda value: value[:1], values)
-    classify(graph, measure(graph, one))
     with torch.inference_mode():
         _check_batch(graph, (values, more), (expected, expected_more))
         for site in graph.sites:

@@ -59,11 +59,17 @@ def _cells(rows: Rows, labels: list[str]) -> list[list[str]]:
         dead = f"{row['dead_channels']}/{row.get('channels', row['shape'][0])}" if "dead_channels" in row else ""
         share = f"{100 * row['analog_macs'] / row['macs']:.1f} %" if row["macs"] else ""
         table.append(
-            [row["node"], short_source(row["source"]), row["kind"], row.get("activation", "")]
+            [row["node"], short_source(row["source"]), row["kind"], _neuron(row)]
             + [_range(row.get("theta", {}).get(label)) for label in labels]
             + [dead, f"{row['macs']:,}" if row["macs"] else "", share]
         )
     return table
+
+
+def _neuron(row: dict[str, Any]) -> str:
+    """The activation, and the operations that were written for it: ``silu (sigmoid + mul)``."""
+    joined = " + ".join(row.get("joined", ()))
+    return row.get("activation", "") + (f" ({joined})" if joined else "")
 
 
 def _range(theta: list[float] | None) -> str:

@@ -59,7 +59,8 @@ def write_graph(graph: Graph) -> tuple[dict[str, Any], dict[str, Tensor]]:
             [encode(a, node.name) for a in node.args],
             {k: encode(v, node.name) for k, v in node.kwargs.items()},
         )
-        told = {"axis": encode(facts(node).axis, node.name), "source": facts(node).source[:500]}
+        told = {"joined": list(facts(node).joined)} if facts(node).joined else {}
+        told |= {"axis": encode(facts(node).axis, node.name), "source": facts(node).source[:500]}
         nodes.append(entry | {"args": args, "kwargs": kwargs} | told)
     leaves = pytree.tree_unflatten(range(graph.structure.num_leaves), graph.structure)
     inputs = {n.target: n for n in graph.nodes if n.op == "placeholder"}
@@ -228,6 +229,7 @@ class _Reading:
         classify(graph, outputs)
         for node, entry in zip(graph.nodes, self.document["nodes"], strict=True):
             amend(node, source=one_line(entry["source"])[:500], axis=_axis(node, entry))
+            amend(node, joined=tuple(one_line(name)[:300] for name in entry.get("joined", [])))
             if node.target is ops.identity:
                 amend(node, kind=Kind.SPIKING, activation=Activation("identity", ops.identity))
             if facts(node).kind is Kind.DIFFERENTIAL and facts(node).parts is not None:
