@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import msat_det
 from msat_det import data
-from msat_det.base import config, settings
+from msat_det.base import settings
 from msat_det.methods import METHODS, Method, registry
 from msat_det.methods.observe import Observation
 from msat_det.methods.options import Options
@@ -94,19 +94,12 @@ def defaults(cls: type, common: dict[str, Any]) -> str:
     return f"Defaults: {', '.join(shown)}." if shown else ""
 
 
-def keys(cls: type = config.Config, prefix: str = "") -> str:
-    """A table of all keys below a dataclass of the configuration, with defaults."""
-    rows, inner = [], []
-    texts = items(cls.__doc__, names_of(cls))
-    for item in fields(cls):
-        if is_dataclass(item.type):
-            inner.append(keys(item.type, f"{prefix}{item.name}."))
-        elif item.metadata.get("key", True):
-            given = item.default if item.default_factory is MISSING else item.default_factory()
-            default = "" if given is MISSING else f"`{given!r}`".replace("None", "null").lower()
-            rows.append(f"| `{prefix}{item.name}` | {default} | {texts[item.name]} |".replace("|  |", "| |"))
-    if not prefix:
-        return "\n".join(["| key | default | what it is |", "|---|---|---|", *rows, *inner])
+def keys() -> str:
+    """A table of all keys of the configuration, with defaults."""
+    rows = ["| key | default | what it is |", "|---|---|---|"]
+    for name, key in sorted(settings.keys_of().items(), key=lambda item: "." in item[0]):
+        default = "" if key.default is MISSING else f"`{key.default!r}`".replace("None", "null").lower()
+        rows.append(f"| `{name}` | {default} | {_plain(key.text)} |".replace("|  |", "| |"))
     return "\n".join(rows)
 
 
@@ -140,11 +133,6 @@ def paragraphs(text: str | None, names: Iterable[str] = ()) -> str:
     for name, part in _split(text or "", names):
         parts.append(f"- {name}: {part}" if name else part)
     return re.sub(r"(?m)(^- .*)\n\n(?=- )", r"\1\n", "\n\n".join(parts))
-
-
-def items(text: str, names: Iterable[str]) -> dict[str, str]:
-    """What a docstring says of each name that has an item of its own."""
-    return {name.strip("`"): part for name, part in _split(text, names) if name}
 
 
 def _split(text: str, names: Iterable[str]) -> list[tuple[str, str]]:

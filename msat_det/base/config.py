@@ -1,10 +1,12 @@
 """The run configuration: one dataclass tree with its defaults and checks.
 
-The dataclasses are the only list of keys: ``msat_det.run.arguments`` takes types, defaults and the help text from them.
+The dataclasses are the only list of keys: types, defaults and the text that annotates each, which ``--help`` and
+docs/reference.md show.
 """
 
 import re
 from dataclasses import asdict, dataclass, field
+from typing import Annotated
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import show, yaml_text
@@ -17,26 +19,25 @@ MOST_DRAWS = 1_000_000
 
 @dataclass
 class Data:
-    """The images that are evaluated.
+    """The keys of ``data``, see ``Config``."""
 
-    kind: dataset reader, a name in ``msat_det.data.DATASETS``: voc, coco, cifar100, folders …
-    root: its folder; a COCO root holds annotations/ and <split>/, a VOC root holds VOCdevkit/.
-    split: val2017 (COCO), test or val (VOC) …; null: the reader's own default.
-    annotations: JSON file of kind coco, relative to root; null: found where COCO and annotation tools put it.
-    images: folder of kind coco's images, relative to root; null: found where COCO and annotation tools put them.
-    year: year of VOCdevkit/VOC<year>; other readers ignore it.
-    limit: only the first N of a seeded shuffle of the sorted ids; null: all.
-    corrupt: evaluate spoilt images, noise, blur, fog, brightness or jpeg with a severity of 1 to 5, as in noise:3.
-    """
-
-    kind: str
-    root: str
-    split: str | None = None
-    annotations: str | None = None
-    images: str | None = None
-    year: str = "2007"
-    limit: int | None = None
-    corrupt: str | None = None
+    kind: Annotated[str, "dataset reader, a name in ``msat_det.data.DATASETS``: voc, coco, cifar100, folders …"]
+    root: Annotated[str, "its folder; a COCO root holds annotations/ and <split>/, a VOC root holds VOCdevkit/."]
+    split: Annotated[str | None, "val2017 (COCO), test or val (VOC) …; null: the reader's own default."] = None
+    annotations: Annotated[
+        str | None,
+        "JSON file of kind coco, relative to root; null: found where COCO and annotation tools put it.",
+    ] = None
+    images: Annotated[
+        str | None,
+        "folder of kind coco's images, relative to root; null: found where COCO and annotation tools put them.",
+    ] = None
+    year: Annotated[str, "year of VOCdevkit/VOC<year>; other readers ignore it."] = "2007"
+    limit: Annotated[int | None, "only the first N of a seeded shuffle of the sorted ids; null: all."] = None
+    corrupt: Annotated[
+        str | None,
+        "evaluate spoilt images, noise, blur, fog, brightness or jpeg with a severity of 1 to 5, as in noise:3.",
+    ] = None
 
     def __post_init__(self) -> None:
         _positive("data.limit", self.limit)
@@ -44,33 +45,29 @@ class Data:
 
 @dataclass
 class Model:
-    """The float network and how its outputs become boxes. null leaves a setting to the network's own default.
+    """The keys of ``model``, see ``Config``."""
 
-    name: a name in the registry of detectors or classifiers (``msat-det list detectors``).
-    weights: a safetensors file, a PyTorch state dict or the checkpoint of a training around one, a Darknet .weights
-        file, or the name of a torchvision weights enum (DEFAULT). Nothing in a checkpoint is run.
-    cfg: Darknet .cfg file; --model.cfg makes the network a Darknet one.
-    names: the network's classes: voc, coco or a file with one name a line. Data of kind voc take them over.
-    resize: stretch or letterbox.
-    size: side of the network's square input, pixels.
-    preprocess: how a classifier's input is made, a name in ``classifiers.PREPROCESS``: cifar, imagenet or caffe.
-    num_classes: number of classes, for networks built without weights that tell it.
-    score: lowest score that is kept, 0 to 1.
-    nms_iou: overlap above which non-maximum suppression drops the weaker box, 0 to 1.
-    top_k: most boxes kept per image.
-    """
-
-    name: str
-    weights: str | None = None
-    cfg: str | None = None
-    names: str | None = None
-    resize: str | None = None
-    size: int | None = None
-    preprocess: str | None = None
-    num_classes: int | None = None
-    score: float | None = None
-    nms_iou: float | None = None
-    top_k: int | None = None
+    name: Annotated[str, "a name in the registry of detectors or classifiers (``msat-det list detectors``)."]
+    weights: Annotated[
+        str | None,
+        "a safetensors file, a PyTorch state dict or the checkpoint of a training around one, a Darknet .weights "
+        "file, or the name of a torchvision weights enum (DEFAULT). Nothing in a checkpoint is run.",
+    ] = None
+    cfg: Annotated[str | None, "Darknet .cfg file; --model.cfg makes the network a Darknet one."] = None
+    names: Annotated[
+        str | None,
+        "the network's classes: voc, coco or a file with one name a line. Data of kind voc take them over.",
+    ] = None
+    resize: Annotated[str | None, "stretch or letterbox."] = None
+    size: Annotated[int | None, "side of the network's square input, pixels."] = None
+    preprocess: Annotated[
+        str | None,
+        "how a classifier's input is made, a name in ``classifiers.PREPROCESS``: cifar, imagenet or caffe.",
+    ] = None
+    num_classes: Annotated[int | None, "number of classes, for networks built without weights that tell it."] = None
+    score: Annotated[float | None, "lowest score that is kept, 0 to 1."] = None
+    nms_iou: Annotated[float | None, "overlap above which non-maximum suppression drops the weaker box, 0 to 1."] = None
+    top_k: Annotated[int | None, "most boxes kept per image."] = None
 
     def __post_init__(self) -> None:
         for name in ("size", "num_classes", "top_k"):
@@ -85,18 +82,12 @@ class Model:
 
 @dataclass
 class Augment:
-    """Changed copies of the calibration images beside the images themselves: more statistics from few of them.
+    """The keys of ``calib.augment``, see ``Config``."""
 
-    flip: mirror a copy.
-    photometric: change its brightness, contrast, saturation and hue.
-    crop: cut out a part of it and enlarge that.
-    copies: how many copies of every image; none unless one of the changes is on.
-    """
-
-    flip: bool = False
-    photometric: bool = False
-    crop: bool = False
-    copies: int = 1
+    flip: Annotated[bool, "mirror a copy."] = False
+    photometric: Annotated[bool, "change its brightness, contrast, saturation and hue."] = False
+    crop: Annotated[bool, "cut out a part of it and enlarge that."] = False
+    copies: Annotated[int, "how many copies of every image; none unless one of the changes is on."] = 1
 
     def __post_init__(self) -> None:
         _positive("calib.augment.copies", self.copies)
@@ -104,25 +95,22 @@ class Augment:
 
 @dataclass
 class Calib:
-    """The images on which activations are observed.
+    """The keys of ``calib``, see ``Config``."""
 
-    kind: dataset reader as in data.kind; images: every image below root, without labels.
-    root: its folder; null: data.root (not for kind images).
-    split: split of that dataset; keep it apart from the evaluated one.
-    annotations: JSON file as in data.annotations.
-    images: folder as in data.images.
-    skip: leave out the first N of the seeded shuffle, which are evaluated, where both come from the same images.
-    limit: only the first N of a seeded shuffle of the sorted ids; null: all.
-    """
-
-    kind: str = "images"
-    root: str | None = None
-    split: str | None = None
-    annotations: str | None = None
-    images: str | None = None
-    skip: int = 0
-    limit: int | None = None
-    augment: Augment = field(default_factory=Augment)
+    kind: Annotated[str, "dataset reader as in data.kind; images: every image below root, without labels."] = "images"
+    root: Annotated[str | None, "its folder; null: data.root (not for kind images)."] = None
+    split: Annotated[str | None, "split of that dataset; keep it apart from the evaluated one."] = None
+    annotations: Annotated[str | None, "JSON file as in data.annotations."] = None
+    images: Annotated[str | None, "folder as in data.images."] = None
+    skip: Annotated[
+        int,
+        "leave out the first N of the seeded shuffle, which are evaluated, where both come from the same images.",
+    ] = 0
+    limit: Annotated[int | None, "only the first N of a seeded shuffle of the sorted ids; null: all."] = None
+    augment: Annotated[
+        Augment,
+        "Changed copies of the calibration images beside the images themselves: more statistics from few of them.",
+    ] = field(default_factory=Augment)
 
     def __post_init__(self) -> None:
         _positive("calib.limit", self.limit)
@@ -132,16 +120,17 @@ class Calib:
 
 @dataclass
 class Sim:
-    """The simulation. Give T, record or both; T is always among the recorded timesteps.
+    """The keys of ``sim``, see ``Config``."""
 
-    T: number of timesteps; null: the largest of record.
-    record: timesteps at which the outputs are read and evaluated, 1 to T; null: powers of two up to T.
-    chunk: timesteps that a layer runs before the next one does (delta coding: one); null: chosen by the simulator.
-    """
-
-    T: int | None = None
-    record: list[int] | None = None
-    chunk: int | None = None
+    T: Annotated[int | None, "number of timesteps; null: the largest of record."] = None
+    record: Annotated[
+        list[int] | None,
+        "timesteps at which the outputs are read and evaluated, 1 to T; null: powers of two up to T.",
+    ] = None
+    chunk: Annotated[
+        int | None,
+        "timesteps that a layer runs before the next one does (delta coding: one); null: chosen by the simulator.",
+    ] = None
 
     def __post_init__(self) -> None:
         _positive("sim.T", self.T, MOST_TIMESTEPS)
@@ -161,16 +150,14 @@ class Sim:
 
 @dataclass
 class Draw:
-    """The pictures of boxes beside float and ground truth.
+    """The keys of ``draw``, see ``Config``."""
 
-    images: number of images drawn, the first ones evaluated; 0: none.
-    t: recorded timesteps that are drawn; null: three spread over the record.
-    method: label of the method that is drawn; null: of those with the most drawn timesteps the best at its last one.
-    """
-
-    images: int = 4
-    t: list[int] | None = None
-    method: str | None = None
+    images: Annotated[int, "number of images drawn, the first ones evaluated; 0: none."] = 4
+    t: Annotated[list[int] | None, "recorded timesteps that are drawn; null: three spread over the record."] = None
+    method: Annotated[
+        str | None,
+        "label of the method that is drawn; null: of those with the most drawn timesteps the best at its last one.",
+    ] = None
 
     def __post_init__(self) -> None:
         if self.images < 0:
@@ -179,12 +166,12 @@ class Draw:
 
 @dataclass
 class Ledger:
-    """Where the error comes from, call site by call site, and how to mend the worst of them (``msat-det doctor``).
+    """The keys of ``ledger``, see ``Config``."""
 
-    images: calibration images that every method is taken apart on at the end of a run, the first ones; 0: none.
-    """
-
-    images: int = 0
+    images: Annotated[
+        int,
+        "calibration images that every method is taken apart on at the end of a run, the first ones; 0: none.",
+    ] = 0
 
     def __post_init__(self) -> None:
         if self.images < 0:
@@ -193,16 +180,17 @@ class Ledger:
 
 @dataclass
 class Exit:
-    """Anytime exit: an image stops once its outputs have settled, by a rule fitted on calibration images.
+    """The keys of ``exit``, see ``Config``."""
 
-    methods: labels of the methods that it is measured for, none of which is made anew for each t.
-    images: calibration images that the rule is fitted on, the first ones.
-    allowance: how much farther from the float outputs than at the last t the rule may leave them, as a share.
-    """
-
-    methods: list[str] = field(default_factory=list)
-    images: int = 16
-    allowance: float = 0.05
+    methods: Annotated[
+        list[str],
+        "labels of the methods that it is measured for, none of which is made anew for each t.",
+    ] = field(default_factory=list)
+    images: Annotated[int, "calibration images that the rule is fitted on, the first ones."] = 16
+    allowance: Annotated[
+        float,
+        "how much farther from the float outputs than at the last t the rule may leave them, as a share.",
+    ] = 0.05
 
     def __post_init__(self) -> None:
         _positive("exit.images", self.images)
@@ -212,16 +200,14 @@ class Exit:
 
 @dataclass
 class Bootstrap:
-    """How sure a difference in accuracy is: its interval over resampled images.
+    """The keys of ``bootstrap``, see ``Config``."""
 
-    against: label of the method that the others are compared with, each at the same t; null: no comparison.
-    draws: how many times the images are drawn anew.
-    confidence: share of the draws that the interval holds.
-    """
-
-    against: str | None = None
-    draws: int = 1000
-    confidence: float = 0.9
+    against: Annotated[
+        str | None,
+        "label of the method that the others are compared with, each at the same t; null: no comparison.",
+    ] = None
+    draws: Annotated[int, "how many times the images are drawn anew."] = 1000
+    confidence: Annotated[float, "share of the draws that the interval holds."] = 0.9
 
     def __post_init__(self) -> None:
         _positive("bootstrap.draws", self.draws, MOST_DRAWS)
@@ -231,42 +217,60 @@ class Bootstrap:
 
 @dataclass(kw_only=True)
 class Config:
-    """Everything that decides what a run computes.
+    """Everything that decides what a run computes."""
 
-    methods: the conversions to compare: a list of {label, method, …options of the method, record: own timesteps}.
-    energy: what operations cost: a table in msat_det/spiking/energy_tables.yaml, or a file of the same form.
-    batch: images per batch; where it is not given, a GPU evaluates as many as its free memory holds.
-    seed: seed of subsets and of random masks.
-    threads: CPU threads; null: as PyTorch finds it.
-    device: where networks run: auto, cpu, cuda, cuda:N or mps; auto: a GPU where there is one.
-    precision: of the spiking networks' convolutions: float32, tf32, bf16 or fp16; the float network's is float32.
-    out: run directory; null: runs/<name of the configuration file>.
-    resume: go on where an interrupted run in the same directory stopped.
-    strict: stop at a corrupt image instead of counting it and going on.
-    command: the command line that asked for it, which the report shows; no key.
-    free_batch: whether nobody has given a batch; no key.
-    """
-
-    data: Data
-    model: Model
-    calib: Calib
-    methods: list[dict] = field(default_factory=list)
-    sim: Sim
-    draw: Draw = field(default_factory=Draw)
-    ledger: Ledger = field(default_factory=Ledger)
-    exit: Exit = field(default_factory=Exit)
-    bootstrap: Bootstrap = field(default_factory=Bootstrap)
-    energy: str = "45nm"
-    batch: int = 8
-    seed: int = 0
-    threads: int | None = None
-    device: str = "auto"
-    precision: str = "float32"
-    out: str | None = None
-    resume: bool = False
-    strict: bool = False
-    command: str | None = field(default=None, compare=False, metadata={"key": False})
-    free_batch: bool = field(default=False, compare=False, metadata={"key": False})
+    data: Annotated[Data, "The images that are evaluated."]
+    model: Annotated[
+        Model,
+        "The float network and how its outputs become boxes. null leaves a setting to the network's own default.",
+    ]
+    calib: Annotated[Calib, "The images on which activations are observed."]
+    methods: Annotated[
+        list[dict],
+        "the conversions to compare: a list of {label, method, …options of the method, record: own timesteps}.",
+    ] = field(default_factory=list)
+    sim: Annotated[Sim, "The simulation. Give T, record or both; T is always among the recorded timesteps."]
+    draw: Annotated[Draw, "The pictures of boxes beside float and ground truth."] = field(default_factory=Draw)
+    ledger: Annotated[
+        Ledger,
+        "Where the error comes from, call site by call site, and how to mend the worst of them (``msat-det doctor``).",
+    ] = field(default_factory=Ledger)
+    exit: Annotated[
+        Exit,
+        "Anytime exit: an image stops once its outputs have settled, by a rule fitted on calibration images.",
+    ] = field(default_factory=Exit)
+    bootstrap: Annotated[
+        Bootstrap,
+        "How sure a difference in accuracy is: its interval over resampled images.",
+    ] = field(default_factory=Bootstrap)
+    energy: Annotated[
+        str,
+        "what operations cost: a table in msat_det/spiking/energy_tables.yaml, or a file of the same form.",
+    ] = "45nm"
+    batch: Annotated[
+        int,
+        "images per batch; where it is not given, a GPU evaluates as many as its free memory holds.",
+    ] = 8
+    seed: Annotated[int, "seed of subsets and of random masks."] = 0
+    threads: Annotated[int | None, "CPU threads; null: as PyTorch finds it."] = None
+    device: Annotated[
+        str,
+        "where networks run: auto, cpu, cuda, cuda:N or mps; auto: a GPU where there is one.",
+    ] = "auto"
+    precision: Annotated[
+        str,
+        "of the spiking networks' convolutions: float32, tf32, bf16 or fp16; the float network's is float32.",
+    ] = "float32"
+    out: Annotated[str | None, "run directory; null: runs/<name of the configuration file>."] = None
+    resume: Annotated[bool, "go on where an interrupted run in the same directory stopped."] = False
+    strict: Annotated[bool, "stop at a corrupt image instead of counting it and going on."] = False
+    command: Annotated[
+        str | None,
+        "the command line that asked for it, which the report shows; no key.",
+    ] = field(default=None, compare=False, metadata={"key": False})
+    free_batch: Annotated[bool, "whether nobody has given a batch; no key."] = field(
+        default=False, compare=False, metadata={"key": False}
+    )
 
     def __post_init__(self) -> None:
         _positive("batch", self.batch)

@@ -1,22 +1,21 @@
 """From plain values, out of a YAML file or words of a command line, to the run configuration."""
 
 import functools
-import math
 import os
 import re
-import types
-import typing
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 import yaml
 
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
 from msat_det.base.files import show, yaml_of
-from msat_det.base.names import hint
+from msat_det.base.names import hint as nearest
+from msat_det.base.typed import Reader
 
 PROJECT = Path(__file__).resolve().parents[2]
 PATH_KEYS = {"data.root", "calib.root", "model.weights", "model.cfg", "model.names", "energy", "out"}
@@ -47,16 +46,42 @@ def shared_data() -> Path:
     return Path(os.environ.get("MSAT_SHARED_DATA") or PROJECT.parent / "shared" / "data")
 
 
+class Key(NamedTuple):
+    """A key of the configuration: the hint of its values, its default (MISSING where it has none), and what it is."""
+
+    hint: Any
+    default: Any
+    text: str
+
+
 @functools.cache
-def keys_of(cls: type = Config, prefix: str = "") -> dict[str, tuple[type, Any]]:
-    """Every dotted key of the tree with the dataclass and the field that it belongs to."""
-    keys = {}
-    for item in fields(cls):
-        if is_dataclass(item.type):
-            keys |= keys_of(item.type, f"{prefix}{item.name}.")
+def keys_of(cls: type = Config, prefix: str = "") -> dict[str, Key]:
+    """Every dotted key of the tree."""
+    keys: dict[str, Key] = {}
+    for item, hint, text in described(cls):
+        if is_dataclass(hint):
+            keys |= keys_of(hint, f"{prefix}{item.name}.")
         elif item.metadata.get("key", True):
-            keys[prefix + item.name] = (cls, item)
+            default = item.default if item.default_factory is MISSING else item.default_factory()
+            keys[prefix + item.name] = Key(hint, default, text)
     return keys
+
+
+@functools.cache
+def sections_of(cls: type = Config, prefix: str = "") -> dict[str, str]:
+    """Every section of the tree by its dotted name, and what it holds."""
+    sections: dict[str, str] = {}
+    for item, hint, text in described(cls):
+        if is_dataclass(hint):
+            sections |= {prefix + item.name: text} | sections_of(hint, f"{prefix}{item.name}.")
+    return sections
+
+
+def described(cls: type) -> Iterator[tuple[Field, Any, str]]:
+    """A dataclass's fields, the hints of their values and the texts that annotate these."""
+    for item in fields(cls):
+        annotated = get_origin(item.type) is Annotated
+        yield (item, *get_args(item.type)) if annotated else (item, item.type, "")
 
 
 def flatten(tree: dict, file: Path) -> dict[str, Any]:
@@ -69,7 +94,7 @@ def flatten(tree: dict, file: Path) -> dict[str, Any]:
 
 
 def _flat(tree: dict, file: Path, cls: type, prefix: str = "") -> dict[str, Any]:
-    sections = {item.name: item.type for item in fields(cls) if is_dataclass(item.type)}
+    sections = {item.name: hint for item, hint, _ in described(cls) if is_dataclass(hint)}
     flat = {}
     for name, value in tree.items():
         if name not in sections:
@@ -81,26 +106,25 @@ def _flat(tree: dict, file: Path, cls: type, prefix: str = "") -> dict[str, Any]
     return flat
 
 
-def kinds_of(hint: Any) -> tuple:
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+class _KeyReader(Reader):
+    """where: in FILE, or on the command line."""
+
+    def wrong(self, name: str, value: Any, wanted: str) -> InputError:
+        return InputError(f"{name} is {show(value)} {self.where}: give {wanted}")
 
 
 def as_key_takes(key: str, value: Any, source: str, base: Path) -> Any:
     """A value out of YAML or a word of the command line as the key's type; a path made absolute from ``base``."""
-    kinds = kinds_of(keys_of()[key][1].type)
-    if types.NoneType in kinds and (value is None or value in ("null", "none")):
-        return None
-    lists = {list[int]: _wholes, list[str]: _words, list[dict]: _mappings}
-    readers = {str: _text, int: _whole, float: _number, bool: _flag, **lists}
+    reader = _KeyReader(source, by_hand=True)
+    found = reader.value(keys_of()[key].hint, value, key)
     try:
-        value = readers[kinds[0]](value)
-        if key in PATH_KEYS and not (key in NAME_OR_PATH_KEYS and re.fullmatch(r"[\w-]+", value)):
-            value = _path(value, base)
-        if key in BELOW_ROOT_KEYS:
-            value = str(_shared(value))
+        if found is not None and key in PATH_KEYS and not (key in NAME_OR_PATH_KEYS and re.fullmatch(r"[\w-]+", found)):
+            found = _path(found, base)
+        if found is not None and key in BELOW_ROOT_KEYS:
+            found = str(_shared(found))
     except ValueError as error:
-        raise InputError(f"{key} is {show(value)} {source}: give {error}") from None
-    return value
+        raise reader.wrong(key, value, str(error)) from None
+    return found
 
 
 def expanded(text: str) -> Path:
@@ -127,62 +151,13 @@ def _path(text: str, base: Path) -> str:
         raise ValueError(f"a path in {error.encoding}, this system's encoding, or set PYTHONUTF8=1") from None
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or str(value) == "" or "\0" in str(value):
-        raise ValueError("a text")
-    return str(value)
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not re.fullmatch(r"[-+]?\d{1,18}", str(value)):
-        raise ValueError("a whole number")
-    return int(value)
-
-
-def _number(value: Any) -> float:
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError("a number")
-    return number
-
-
-def _flag(value: Any) -> bool:
-    if str(value).lower() not in ("true", "false"):
-        raise ValueError("true or false")
-    return str(value).lower() == "true"
-
-
-def _wholes(value: Any) -> list[int]:
-    parts = value if isinstance(value, list) else str(value).strip("[]").split(",")
-    try:
-        return [_whole(part.strip() if isinstance(part, str) else part) for part in parts]
-    except ValueError:
-        raise ValueError("whole numbers such as 4,8,16") from None
-
-
-def _words(value: Any) -> list[str]:
-    words = value if isinstance(value, list) else str(value).strip("[]").split(",")
-    if not all(isinstance(word, str) for word in words):
-        raise ValueError("words such as burst,msat")
-    return [word.strip() for word in words if word.strip()]
-
-
-def _mappings(value: Any) -> list[dict]:
-    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-        raise ValueError("a list of {label, method, …options}")
-    return value
-
-
 def build(cls: type, values: dict[str, Any], file: Path, prefix: str = "") -> Any:
     """The dataclass from {dotted key: value}; InputError names a key without value and default."""
     arguments = {}
-    for item in fields(cls):
+    for item, hint, _ in described(cls):
         key = prefix + item.name
-        if is_dataclass(item.type):
-            arguments[item.name] = build(item.type, values, file, f"{key}.")
+        if is_dataclass(hint):
+            arguments[item.name] = build(hint, values, file, f"{key}.")
         elif key in values:
             arguments[item.name] = values[key]
         elif item.default is MISSING and item.default_factory is MISSING:
@@ -194,7 +169,7 @@ def nearest_key(word: str) -> str:
     """What to say of an unknown key: the key that it was probably meant to be."""
     keys = list(keys_of())
     ending = [key for key in keys if key.endswith(f".{word}")]
-    return hint(word, ending or keys, "--help lists all keys", 0 if ending else 0.4)
+    return nearest(word, ending or keys, "--help lists all keys", 0 if ending else 0.4)
 
 
 def known_configs() -> str:

@@ -1,7 +1,6 @@
 """The options that every conversion method can take, and how plain values become them (DESIGN §5)."""
 
-import math
-import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,6 +8,7 @@ from msat_det.base.checks import check_factors, check_number, check_percentile
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
 from msat_det.base.names import hint
+from msat_det.base.typed import Reader, listing
 from msat_det.spiking.levels import MOST_BITS
 
 
@@ -94,18 +94,24 @@ class Options:
         return 2 ** (self.bits - 1) if self.levels == "binary" else 1
 
 
+class _OptionReader(Reader):
+    """where: the method's name."""
+
+    def wrong(self, name: str, value: Any, wanted: str) -> InputError:
+        return InputError(f"option {name} of method {self.where} is {show(value)}: give {wanted}")
+
+    def unknown(self, name: str, names: Iterable[str]) -> InputError:
+        mend = hint(name, names, f"it takes {listing(names)}")
+        return InputError(f"method {self.where} has no option {show(name)}: {mend}")
+
+
 def parse(name: str, options: type[Options], values: dict[str, Any]) -> Options:
     """The options of method ``name`` from plain values (of a YAML file, say).
 
     Raises InputError for an option that the method does not have, with the nearest name, and for a value that does
     not fit it.
     """
-    hints = typing.get_type_hints(options)
-    for key in values:
-        if key not in hints:
-            mend = hint(key, hints, f"it takes {', '.join(hints)}")
-            raise InputError(f"method {name} has no option {show(key)}: {mend}")
-    return options(**{key: _fitting(name, key, _plain(value), hints[key]) for key, value in values.items()})
+    return _OptionReader(name, by_hand=True).read(options, {key: _plain(value) for key, value in values.items()})
 
 
 def _plain(value: Any) -> Any:
@@ -113,61 +119,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value.tolist() if hasattr(value, "dtype") and hasattr(value, "tolist") else value
-
-
-def _fitting(name: str, key: str, value: Any, hint: Any) -> Any:
-    """The value as the type hint wants it, numbers widened and lists turned to tuples."""
-    choices = []
-    for kind in typing.get_args(hint) if typing.get_origin(hint) not in (Literal, tuple) else (hint,):
-        if typing.get_origin(kind) is Literal:
-            choices += typing.get_args(kind)
-    kinds = set(typing.get_args(hint)) | {hint}
-    if value in choices and not isinstance(value, bool):
-        return value
-    if bool in kinds and value in (True, False, "on", "off"):
-        return value in (True, "on")
-    if isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value)):
-        pass
-    elif str in kinds and typing.get_origin(hint) is not tuple:
-        if isinstance(value, str):
-            return value
-        if value is None and type(None) in kinds:
-            return None
-    elif str in kinds:
-        members = [value] if isinstance(value, str) else value
-        if isinstance(members, list | tuple) and all(isinstance(v, str) for v in members):
-            return tuple(members)
-    elif typing.get_origin(hint) is tuple and isinstance(value, list | tuple | int | float):
-        members = value if isinstance(value, list | tuple) else [value]
-        whole = int in typing.get_args(hint)
-        kind = int if whole else int | float
-        if all(isinstance(v, kind) and not isinstance(v, bool) and math.isfinite(v) for v in members):
-            return tuple(members) if whole else tuple(float(v) for v in members)
-    elif isinstance(value, int | float) and float in kinds:
-        return float(value)
-    elif isinstance(value, int) and int in kinds:
-        return value
-    elif value is None and type(None) in kinds:
-        return None
-    elif isinstance(value, dict) and _by_t(hint) and _numbers_by_t(value):
-        return {t: float(number) for t, number in value.items()}
-    wanted = f"one of {', '.join(map(str, choices))}" if choices else _name(hint)
-    raise InputError(f"option {key} of method {name} is {show(value)}: give {wanted}")
-
-
-def _by_t(hint: Any) -> bool:
-    return any(typing.get_origin(kind) is dict for kind in typing.get_args(hint))
-
-
-def _numbers_by_t(value: dict) -> bool:
-    return bool(value) and all(type(t) is int and t > 0 and type(n) in (int, float) for t, n in value.items())
-
-
-def _name(hint: Any) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str | None: "a word"}
-    if _by_t(hint):
-        return "a number, or one for each T as in {4: 3.1, 8: 4.8}"
-    return names.get(hint, "a list of names" if str in typing.get_args(hint) else "a list of numbers")
 
 
 def require(holds: bool, key: str, value: Any, wanted: str) -> None:

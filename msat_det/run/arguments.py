@@ -1,12 +1,8 @@
 """From a YAML file and ``--key value`` words to the run configuration."""
 
 import argparse
-import ast
-import functools
-import inspect
 import re
 import shlex
-import sys
 import typing
 from pathlib import Path
 from typing import Any
@@ -25,10 +21,16 @@ from msat_det.base.settings import (
     expanded,
     flatten,
     keys_of,
-    kinds_of,
     known_configs,
     nearest_key,
     read_yaml,
+    sections_of,
+)
+from msat_det.base.typed import kinds_of
+
+METHODS_HELP = (
+    "labels of the file's methods to run; all: every registered method under its own name; "
+    "--methods.LABEL.OPTION VALUE sets one option of a method"
 )
 
 
@@ -87,7 +89,7 @@ def command_line(prog: str, argv: list[str]) -> str:
 
 
 def make_parser(prog: str, about: str = "", examples: str = "") -> argparse.ArgumentParser:
-    """The command line of a run: --cfg and one option for every key of the tree, help from the docstrings."""
+    """The command line of a run: --cfg and one option for every key of the tree, help from what annotates them."""
     parser = Parser(
         prog=prog,
         usage=f"{prog} --cfg FILE [--key value …]",
@@ -99,26 +101,25 @@ def make_parser(prog: str, about: str = "", examples: str = "") -> argparse.Argu
     )
     parser.add_argument("--cfg", metavar="FILE", help="the YAML file that holds the run's values; see configs/")
     groups = {"": parser.add_argument_group("run")}
-    for key, (cls, item) in keys_of().items():
-        section = key.rpartition(".")[0]
-        if section not in groups:
-            groups[section] = parser.add_argument_group(section, docstring(cls).partition("\n")[0])
-        kind = kinds_of(item.type)[0]
-        text = field_help(cls, item.name).replace("%", "%%")
-        if key == "methods":
-            text = (
-                "labels of the file's methods to run; all: every registered method under its own name; "
-                "--methods.LABEL.OPTION VALUE sets one option of a method"
-            )
-            groups[section].add_argument("--methods", metavar="LABEL,LABEL", help=text)
-        elif kind is bool:
-            groups[section].add_argument(f"--{key}", nargs="?", const="true", metavar="true|false", help=text)
+    groups |= {name: parser.add_argument_group(name, text) for name, text in sections_of().items()}
+    for name, key in keys_of().items():
+        group = groups[name.rpartition(".")[0]]
+        if name == "methods":
+            group.add_argument("--methods", metavar="LABEL,LABEL", help=METHODS_HELP)
         else:
-            metavar = {int: "N", float: "X", list[int]: "N,N", list[str]: "NAME,NAME"}.get(
-                kind, "PATH" if key in PATH_KEYS | BELOW_ROOT_KEYS else "NAME"
-            )
-            groups[section].add_argument(f"--{key}", metavar=metavar, help=text)
+            add_option(group, name, key.hint, key.text, "PATH" if name in PATH_KEYS | BELOW_ROOT_KEYS else "NAME")
     return parser
+
+
+def add_option(group: Any, name: str, hint: Any, text: str, word: str = "TEXT", **settings: Any) -> None:
+    """An option for values of a hint, which ``base.typed`` reads from its word. word: what stands for a text."""
+    text = text.replace("%", "%%")
+    kind = next(kind for kind in kinds_of(hint) if kind is not type(None))
+    if kind is bool:
+        group.add_argument(f"--{name}", nargs="?", const="true", metavar="true|false", help=text, **settings)
+    else:
+        metavar = {int: "N", float: "X", list[int]: "N,N", list[str]: "NAME,NAME"}.get(kind, word)
+        group.add_argument(f"--{name}", metavar=metavar, help=text, **settings)
 
 
 class Parser(argparse.ArgumentParser):
@@ -191,26 +192,3 @@ def _pick_methods(entries: Any, picked: str | None, overrides: list[tuple[str, s
     for label, option, value in overrides:
         by_label[label][option] = value
     return [by_label[label] for label in dict.fromkeys(labels) if label]
-
-
-def field_help(cls: type, name: str) -> str:
-    """The line of the dataclass's docstring that describes the field; empty where no docstring can be had."""
-    line = re.search(rf"^    {name}: (.+)$", docstring(cls), re.MULTILINE)
-    return line[1] if line else ""
-
-
-def docstring(cls: type) -> str:
-    """A class's docstring, read from its source under ``python -OO``, which drops it; empty without a source."""
-    if sys.flags.optimize < 2:
-        return cls.__doc__ or ""
-    try:
-        return _docstrings(cls.__module__).get(cls.__name__, "")
-    except OSError:
-        return ""
-
-
-@functools.cache
-def _docstrings(module: str) -> dict[str, str]:
-    """Class → docstring, as the module's source has them."""
-    nodes = ast.parse(inspect.getsource(sys.modules[module])).body
-    return {node.name: ast.get_docstring(node, clean=False) or "" for node in nodes if isinstance(node, ast.ClassDef)}

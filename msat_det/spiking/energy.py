@@ -1,6 +1,5 @@
 """Spikes, operations and energy of a run, call site by call site, beside the float network's (DESIGN §8)."""
 
-import math
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -10,8 +9,10 @@ import yaml
 from torch import Tensor
 from torch.fx.node import Node
 
+from msat_det.base.checks import check_number
 from msat_det.base.errors import InputError
 from msat_det.base.files import yaml_of
+from msat_det.base.typed import Reader
 from msat_det.graph.fanout import FanOut
 from msat_det.graph.graph import Graph, elements
 from msat_det.spiking.neurons import Neuron
@@ -47,19 +48,22 @@ def prices(table: str = "45nm") -> Prices:
         return Prices(**known[table])
     try:
         found = yaml_of(table)
-        if not isinstance(found["source"], str | int):
-            raise ValueError("source is no text")
-        made = Prices(*(float(found[key]) for key in ("mac", "ac")), str(found["source"]), float(found.get("shift", 0)))
     except OSError as error:
         names = ", ".join(known)
         raise InputError(f"energy is {table}, no table ({names}) and no file ({error.strerror}): give one") from None
-    except (yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError, OverflowError, AttributeError):
-        raise InputError(f"{table} is no energy table: give mac and ac in pJ, and source, as {TABLES} does") from None
-    if not (0 < made.mac < math.inf and 0 < made.ac < math.inf and 0 <= made.shift < math.inf):
-        raise InputError(
-            f"{table} holds mac {made.mac}, ac {made.ac} and shift {made.shift}: give energies above 0, in pJ"
-        )
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise InputError(f"{table} is no YAML: write it as {TABLES} is") from None
+    made = _TableReader(table, by_hand=True).read(Prices, found)
+    for name in ("mac", "ac", "shift"):
+        check_number(f"{table}: {name}", getattr(made, name), 0, above=name != "shift")
     return made
+
+
+class _TableReader(Reader):
+    """where: the file."""
+
+    def missing(self, name: str) -> InputError:
+        return InputError(f"{self.where} has no {name}: give mac and ac in pJ, and source, as {TABLES} does")
 
 
 def is_known(table: str) -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
-from msat_det.base.settings import PROJECT
+from msat_det.base.settings import PROJECT, keys_of, sections_of
 from msat_det.run import cli
 
 
@@ -54,6 +54,16 @@ def test_help_names_every_key_and_starts_fast(command: str, capsys: pytest.Captu
     assert all(key in text for key in ("--cfg", "--data.root", "--sim.record", "--methods", "--resume", "examples:"))
     loaded = "import sys; from msat_det.run import cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", loaded], cwd=PROJECT).returncode == 0
+
+
+def test_help_is_whole_without_docstrings() -> None:
+    """Under -OO there are none; a text that takes two lines of the source is not cut."""
+    command = [sys.executable, "-OO", "-m", "msat_det", "convert-det", "--help"]
+    shown = " ".join(subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.split())
+    for key, (_, _, text) in keys_of().items():
+        assert " ".join(text.split()) in shown or key == "methods", key
+    for section, text in sections_of().items():
+        assert f"{section}: {text}" in shown
 
 
 def test_command_names(capsys: pytest.CaptureFixture) -> None:

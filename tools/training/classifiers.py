@@ -4,12 +4,13 @@ What is random in an epoch is a function of (seed, epoch, picture) alone. So the
 training was interrupted nor on how many processes prepare the pictures, and a checkpoint needs no generators' states.
 """
 
+import argparse
 import csv
 import functools
 import io
 import math
-from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any
+from dataclasses import MISSING, asdict, dataclass, replace
+from typing import Annotated, Any
 
 import numpy as np
 import safetensors.torch
@@ -22,12 +23,13 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from msat_det.base.errors import InputError
-from msat_det.base.settings import expanded
+from msat_det.base.settings import described, expanded
+from msat_det.base.typed import Reader
 from msat_det.data import Dataset, build_dataset
 from msat_det.measure.accuracy.topk import topk
 from msat_det.models.classifiers import PREPROCESS, Preprocess, find_classifier
 from msat_det.report.directory import RunDirectory
-from msat_det.run.arguments import Parser, field_help
+from msat_det.run.arguments import Parser, add_option
 from msat_det.run.terminal import guarded
 
 MOMENTUM = 0.9
@@ -36,46 +38,26 @@ UNCHANGED = ("resume", "workers", "threads", "out")  # settings that do not deci
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides a training, with the usual values for CIFAR-100.
+    """What decides a training, with the usual values for CIFAR-100."""
 
-    model: a classifier's name (msat-det list classifiers)
-    root: the data set's folder
-    out: folder for checkpoint.pt, log.csv and weights.safetensors
-    kind: reader of the data set, cifar100 or folders
-    train: split that is trained on
-    test: split that is tested on after every epoch, never to choose anything
-    epochs: passes through the training pictures
-    batch: pictures a step
-    rate: learning rate after the warm-up
-    decay: weight decay
-    warmup: epochs in which the learning rate rises from 0
-    smoothing: label smoothing, 0 to 1
-    autoaugment: AutoAugment's policy for CIFAR-10 after crop and flip
-    cutout: side of the square that is blanked, pixels; 0 for none
-    seed: seed of weights, order and augmentation
-    workers: processes that prepare pictures
-    threads: CPU threads; as PyTorch finds it by default
-    resume: go on from the checkpoint in --out where there is one
-    """
-
-    model: str
-    root: str
-    out: str
-    kind: str = "cifar100"
-    train: str = "train"
-    test: str = "test"
-    epochs: int = 300
-    batch: int = 128
-    rate: float = 0.05
-    decay: float = 5e-4
-    warmup: int = 5
-    smoothing: float = 0.1
-    autoaugment: bool = False
-    cutout: int = 0
-    seed: int = 0
-    workers: int = 0
-    threads: int | None = None
-    resume: bool = False
+    model: Annotated[str, "a classifier's name (msat-det list classifiers)"]
+    root: Annotated[str, "the data set's folder"]
+    out: Annotated[str, "folder for checkpoint.pt, log.csv and weights.safetensors"]
+    kind: Annotated[str, "reader of the data set, cifar100 or folders"] = "cifar100"
+    train: Annotated[str, "split that is trained on"] = "train"
+    test: Annotated[str, "split that is tested on after every epoch, never to choose anything"] = "test"
+    epochs: Annotated[int, "passes through the training pictures"] = 300
+    batch: Annotated[int, "pictures a step"] = 128
+    rate: Annotated[float, "learning rate after the warm-up"] = 0.05
+    decay: Annotated[float, "weight decay"] = 5e-4
+    warmup: Annotated[int, "epochs in which the learning rate rises from 0"] = 5
+    smoothing: Annotated[float, "label smoothing, 0 to 1"] = 0.1
+    autoaugment: Annotated[bool, "AutoAugment's policy for CIFAR-10 after crop and flip"] = False
+    cutout: Annotated[int, "side of the square that is blanked, pixels; 0 for none"] = 0
+    seed: Annotated[int, "seed of weights, order and augmentation"] = 0
+    workers: Annotated[int, "processes that prepare pictures"] = 0
+    threads: Annotated[int | None, "CPU threads; as PyTorch finds it by default"] = None
+    resume: Annotated[bool, "go on from the checkpoint in --out where there is one"] = False
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -285,20 +267,15 @@ def read_recipe(argv: list[str]) -> Recipe:
         epilog="example: python tools/train_cls.py --model vgg16_cifar --root ~/data --autoaugment --cutout 16 "
         "--workers 8 --out runs/train/vgg16_cifar (the folder that holds cifar-100-python/)",
         allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
     )
-    for field in fields(Recipe):
-        text = field_help(Recipe, field.name)
-        if field.type is bool:
-            parser.add_argument(f"--{field.name}", action="store_true", help=text)
-        elif field.default is MISSING:
-            parser.add_argument(f"--{field.name}", metavar="TEXT", required=True, help=text)
-        else:
-            kind = int if field.default is None else field.type
-            about = text if field.default is None else f"{text} (default: {field.default})"
-            metavar = {int: "N", float: "X", str: "TEXT"}[kind]
-            parser.add_argument(f"--{field.name}", type=kind, default=field.default, metavar=metavar, help=about)
+    for item, hint, text in described(Recipe):
+        required = item.default is MISSING
+        default = "" if required or item.default is None or hint is bool else f" (default: {item.default})"
+        add_option(parser, item.name, hint, text + default, required=required)
     values = vars(parser.parse_args(argv))
-    return Recipe(**values | {name: str(expanded(values[name])) for name in ("root", "out")})
+    recipe = Reader("train_cls", by_hand=True).read(Recipe, values)
+    return replace(recipe, root=str(expanded(recipe.root)), out=str(expanded(recipe.out)))
 
 
 @functools.partial(guarded, again="the same command with --resume goes on after the last finished epoch")

@@ -5,7 +5,7 @@ holds no function: a neuron's activation is the call site's own, and the file's 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,13 @@ class _Reader(Reader):
                 )
             return True, self.activation
         return super().match(kind, value, name)
+
+    def numbers(self, value: Any) -> Iterator[float]:
+        """A tensor's least and greatest ones stand for it."""
+        if isinstance(value, Tensor):
+            yield from (value.amin().item(), value.amax().item()) if value.numel() else ()
+        else:
+            yield from super().numbers(value)
 
     def _tensor(self, shape: Any, name: str) -> Tensor:
         """The tensor that stands for a field: () or one number a channel; of a bias also such a row for each t."""
