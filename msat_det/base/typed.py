@@ -139,7 +139,11 @@ def _in_words(kind: Any) -> str:
     if origin is dict:
         return "one for each T as in {4: 3.1, 8: 4.8}"
     if origin in (Sequence, tuple, list):
-        lists = {int: "whole numbers such as 4,8,16", float: "numbers such as 2,1,0.5", str: "a list of names"}
+        lists = {
+            int: "whole numbers such as 4,8,16",
+            float: "a list of numbers such as 2,1,0.5",
+            str: "a list of names",
+        }
         return (lists | {dict: "a list of {label, method, …options}"}).get(arguments[0], "a list")
     if is_dataclass(kind):
         return "a mapping of its fields"

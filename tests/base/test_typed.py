@@ -56,7 +56,7 @@ def test_a_document_is_taken_to_the_letter() -> None:
         ("word", "null", "one of low, high"),
         ("flags", ["true"], "a list"),
         ("flags", True, "a list"),
-        ("pair", [1], "numbers such as 2,1,0.5"),
+        ("pair", [1], "a list of numbers such as 2,1,0.5"),
         ("names", "a,b", "a list of names"),
         ("names", [], "a list of names"),
         ("inner", 1, "a mapping of its fields"),
