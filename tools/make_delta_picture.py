@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from msat_det.base.colours import COLOURS, INK
 from msat_det.base.settings import PROJECT
 from msat_det.graph.ops import Activation
-from msat_det.report.style import COLOURS, INK, quiet
+from msat_det.report.style import quiet
 from msat_det.run.arguments import Parser
 from msat_det.run.terminal import once
 from msat_det.spiking.delta import delta_step, new_delta_state

@@ -26,7 +26,7 @@ class Names(dict[str, T]):
 
     def find(self, name: object) -> T:
         """The thing of that name. Raises InputError with the nearest name."""
-        if name not in self:
+        if not isinstance(name, str) or name not in self:
             known = ", ".join(self)
             listed = f"the {self.what}s are {known}" if len(known) < 600 else f"`msat-det list {self.what}s` shows all"
             raise InputError(f"no {self.what} {show(name)}: {hint(name, self, listed)}")

@@ -21,7 +21,7 @@ from msat_det.base.errors import InputError
 from msat_det.graph import ops
 from msat_det.graph.channels import channels
 from msat_det.graph.facts import Output, amend, facts, is_judged, is_mask, is_site, output_of, whole
-from msat_det.graph.inputs import AS_IT_TAKES, MISFIT, Batch, as_input, kind, name_of, reason
+from msat_det.graph.inputs import AS_IT_TAKES, MISFIT, Batch, as_input, kind, mend, name_of, reason
 from msat_det.graph.ops import Kind
 from msat_det.graph.precision import arithmetic
 
@@ -109,6 +109,9 @@ class Graph:
             if set(values) != set(self.inputs):
                 raise InputError(f"the network's inputs are {self.inputs}, the batch gives {sorted(map(str, values))}")
         elif len(values) != len(self.inputs):
+            shapes = {tuple(value.shape) if isinstance(value, Tensor) else None for value in values}
+            if len(self.inputs) == 1 and shapes == {*self.sizes.values()}:  # single images
+                raise InputError(f"the batch is {kind(values)}, {len(values)} of them: give one, torch.stack(images)")
             raise InputError(
                 f"the network takes {len(self.inputs)} inputs {self.inputs}, the batch has {len(values)}: give one "
                 "tensor (B, …) an input, and no labels"
@@ -195,7 +198,7 @@ def _check_kind(placeholder: Node, value: Tensor) -> None:
     if value.dim() - 1 != len(shape) or value.dtype != dtype:
         raise InputError(
             f"input '{placeholder.target}' is {kind(value)}, where the first images were {shape} of {name_of(dtype)}: "
-            f"{AS_IT_TAKES}"
+            f"{mend(value, shape)}"
         )
 
 

@@ -21,6 +21,15 @@ AS_IT_TAKES = (
 )
 
 
+def mend(value: Any, shape: tuple[int, ...] | None = None) -> str:
+    """What to do with an input that does not fit. shape: of one image, where it is known."""
+    if isinstance(value, Tensor) and tuple(value.shape) == shape:
+        return "it is one image without a batch axis: give image[None], several as torch.stack(images)"
+    if isinstance(value, Tensor) and value.dtype == torch.uint8:
+        return "give float batches (B, …): scale the bytes as the network was trained, images.float() / 255 for example"
+    return AS_IT_TAKES
+
+
 def reason(error: Exception) -> str:
     """What another library's error says in its first line. Raises the error itself where memory ran out."""
     if isinstance(error, torch.OutOfMemoryError):

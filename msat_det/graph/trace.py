@@ -19,7 +19,7 @@ from msat_det.graph.fanout import static_nodes
 from msat_det.graph.folds import unfold
 from msat_det.graph.functional import drop_neutral, fold_batch_norm, free_views, functionalise
 from msat_det.graph.graph import TORCH, Graph, device_of, measure, where
-from msat_det.graph.inputs import AS_IT_TAKES, MISFIT, Batch, as_input, name_of, reason
+from msat_det.graph.inputs import MISFIT, Batch, as_input, mend, name_of, reason
 from msat_det.graph.number import drop_dead, free_number
 from msat_det.graph.ops import Kind
 from msat_det.graph.precision import arithmetic
@@ -114,9 +114,10 @@ def _check_runs(net: nn.Module, values: tuple | dict) -> None:
         with torch.inference_mode():
             _ = net(**own) if isinstance(own, dict) else net(*own)
     except MISFIT as error:
+        first = pytree.tree_leaves(values)[0]
         given = ", ".join(f"{tuple(x.shape[1:])} {name_of(x.dtype)}" for x in pytree.tree_leaves(values))
         raise InputError(
-            f"{type(net).__name__} does not run on images of {given} ({reason(error)}): {AS_IT_TAKES}"
+            f"{type(net).__name__} does not run on images of {given} ({reason(error)}): {mend(first)}"
         ) from error
 
 

@@ -81,6 +81,8 @@ def observe(network: nn.Module | Detector, calibration: Batch | Iterable[Batch |
         RGB (3, H, W), a path or a PIL image, which its ``preprocess`` makes ready.
     Raises InputError for what cannot be converted, naming node, source line and mend.
     """
+    if isinstance(network, SpikingNetwork):
+        raise InputError("this network is a spiking one already: give the float network that it was made of")
     network = as_detector(unwrap(network))
     if isinstance(network, Detector) and not isinstance(network, type):
         observation = core.observe(network.net, detector_batches(network, calibration))

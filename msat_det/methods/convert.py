@@ -27,7 +27,7 @@ def spiking_network(
     parsed = parse_options(name, options)
     observation = variant(observation, parsed.analog, parsed.spiking_linear, parsed.weights == "int8")
     neurons = find_method(name).make(parsed, observation, T)
-    given = {"detector": observation.detector, "maxima": observation.maxima}
+    given: dict[str, Any] = {"detector": observation.detector, "maxima": observation.maxima, "T": T, "method": name}
     snn = SpikingNetwork(observation.graph, neurons, observation.fanout, seed, chunk, **given)
     if parsed.confidence != "none":
         _set_confidence(snn, parsed.confidence, observation)
@@ -36,9 +36,10 @@ def spiking_network(
 
 def _set_confidence(snn: SpikingNetwork, confidence: float | str, observation: Observation) -> None:
     """Give the last spiking layer its spike confidence (eq. 18)."""
-    share = dict.fromkeys(head_sites(observation.graph), confidence)
+    sites = head_sites(observation.graph)
+    share: dict[str, Any] = dict.fromkeys(sites, confidence)
     if confidence == "estimate":
-        share = estimate_confidence(snn, list(share), observation)
+        share = estimate_confidence(snn, sites, observation)
     for name, probability in share.items():
         snn.neurons[name] = replace(snn.neurons[name], confidence=probability)
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from msat_det.base.checks import check_percentile
 from msat_det.base.errors import InputError
+from msat_det.base.tables import html_table, text_table
 from msat_det.graph.channels import Axis, channels
 from msat_det.graph.facts import facts
 from msat_det.graph.fanout import FanOut, fan_out
@@ -98,7 +99,10 @@ def _edge(index: Tensor) -> Tensor:
     return ((index.to(torch.int32) + (_FIRST - 1)) << _SHIFT).view(torch.float32)
 
 
-@dataclass
+_HEADINGS = ("call site", "activation", "channels", "largest", "never active")
+
+
+@dataclass(repr=False)
 class Observation:
     """What the methods know: the traced network, its multiply-adds, its activations on calibration images, and those.
 
@@ -119,6 +123,24 @@ class Observation:
         """The largest |f(x)| of each channel of every call site of the graph, (C,)."""
         return {node.name: self.sites[node.name].maximum for node in self.graph.sites if node.name in self.sites}
 
+    def __repr__(self) -> str:
+        count, batches = f"{len(self.sites)} call sites", len(self.batches)
+        return f"Observation({count} on {batches} calibration batch{'es' * (batches > 1)})"
+
+    def __str__(self) -> str:
+        return f"{self!r}\n{text_table(_HEADINGS, self._rows())}"
+
+    def _repr_html_(self) -> str:
+        return html_table(repr(self), _HEADINGS, self._rows())
+
+    def _rows(self) -> list[list[str]]:
+        """A line for each call site."""
+        kinds = {node.name: facts(node).activation.name for node in self.graph.sites}
+        return [
+            [name, kinds.get(name, ""), *map(str, (len(m), f"{m.max():.3g}", int((m == 0).sum())))]
+            for name, m in ((name, site.maximum) for name, site in self.sites.items())
+        ]
+
     @cached_property
     def drives(self) -> dict[str, float]:
         """The largest |input current| of each call site on the first calibration batch."""
@@ -129,7 +151,8 @@ class Observation:
 
     def first(self, images: int) -> Batch:
         """The first calibration images, as many as there are of the first one's size up to ``images``, in one batch."""
-        taken, total = [], 0
+        taken: list[Batch] = []
+        total = 0
         for batch in self.batches:
             if taken and _sizes(batch) != _sizes(taken[0]):
                 continue
@@ -202,13 +225,14 @@ class Cached(Sequence):
     """Batches that are made by a function of their index, the last few kept: ``Cached(n, make)``."""
 
     def __init__(self, count: int, make: Callable[[int], Batch], keep: int = 2):
-        self.count, self.make, self.keep, self.kept = count, make, keep, {}
+        self.length, self.make, self.keep = count, make, keep
+        self.kept: dict[int, Batch] = {}
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
-    def __getitem__(self, index: int) -> Batch:
-        if not 0 <= index < self.count:
+    def __getitem__(self, index: int) -> Batch:  # type: ignore[override] # no slices
+        if not 0 <= index < self.length:
             raise IndexError(index)
         if index not in self.kept:
             if len(self.kept) >= self.keep:

@@ -76,8 +76,8 @@ def preset(name: str, base: str, about: str, codings: tuple[str, ...] = RATE, **
     hints = get_type_hints(own)
     defaults = [(key, hints[key], field(default=value)) for key, value in values.items()]
     options = make_dataclass(re.sub(r"\W", "_", name), defaults, bases=(own,), frozen=True)
-    known = {"name": name, "base": base, "about": about, "codings": codings, "preset": values, "source": "ours"}
-    METHODS[name] = replace(METHODS[base], options=options, **known)
+    own_words = replace(METHODS[base], name=name, base=base, about=about, source="ours")
+    METHODS[name] = replace(own_words, options=options, codings=codings, preset=values)
 
 
 def find_method(name: str) -> Method:
@@ -111,7 +111,7 @@ def neuron(options: Options, node: Node, theta: Tensor, **changes: Any) -> Neuro
     binary = options.levels == "binary"
     if binary:
         theta = theta / 2 ** (options.bits - 1)
-    common = {
+    common: dict[str, Any] = {
         "coding": options.coding,
         "bits": options.bits if binary else None,
         "terms": options.terms if binary else (1,),

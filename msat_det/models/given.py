@@ -1,32 +1,16 @@
-"""Images as people hand them to a detector → uint8 RGB tensors and batches, or one line that says the mend."""
+"""Calibration for a detector as people have it → batches of its network's inputs."""
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from msat_det.base.errors import InputError
-from msat_det.data.images import image_size, read_image
-from msat_det.graph.inputs import items, kind
+from msat_det.graph.inputs import items
 from msat_det.models.detector import Detector
+from msat_det.models.pictures import pictures
 
 _GROUP = 8  # images that were given one by one, in a batch
-
-
-def pictures(given: Any) -> list[Tensor]:
-    """The images of one batch as uint8 RGB (3, H, W).
-
-    given: an image, a sequence or tensor of images, or any of these before its labels. An image: such a tensor, a path,
-    or one of PIL. Raises InputError for anything else.
-    """
-    found = _alone(given)
-    if not found:
-        raise InputError(f"{kind(given)} holds no image: give at least one")
-    return [_picture(image) for image in found]
 
 
 def detector_batches(detector: Detector, given: Any) -> list[Tensor]:
@@ -57,44 +41,3 @@ def _ready(detector: Detector, images: list[Tensor]) -> Tensor:
             f"preprocess gives images of different sizes, {shapes} …: bring all to one, so that they batch"
         )
     return torch.stack(inputs)
-
-
-def _alone(given: Any) -> list[Any]:
-    """The images in ``given``, without labels: what is of another form than the first value of several."""
-    form = _form(given)
-    if isinstance(given, Mapping):
-        images = sorted(filter(_form, given.values()), key=lambda value: _form(value) == "path")
-        return _alone(images[0]) if images else [given]
-    if form in ("", "path", "pixels"):
-        return [given]
-    if isinstance(given, Tensor) or not given:
-        return list(given)
-    alike = [value for value in given if _form(value) == _form(given[0])]
-    return _alone(given[0]) if len(alike) == 1 else list(given)
-
-
-def _form(value: Any) -> str:
-    """``path``, ``pixels``, ``several …`` of them, or nothing for what is no image of any kind, taken or not."""
-    if isinstance(value, str | Path):
-        return "path"
-    if isinstance(value, list | tuple):
-        return f"several {_form(value[0]) if value else ''}"
-    dimensions = 3 if isinstance(value, Image.Image) else getattr(value, "ndim", 0)
-    return {3: "pixels", 4: "several pixels"}.get(dimensions, "")
-
-
-def _picture(value: Any) -> Tensor:
-    if isinstance(value, str | Path):
-        image = read_image(Path(value))
-        if image_size(Path(value)) != (image.shape[2], image.shape[1]):
-            raise InputError(f"{value} is too large to be read whole: make it smaller, for boxes count in its pixels")
-        return image
-    if isinstance(value, Image.Image) and not value.mode.startswith(("I", "F")):
-        return torch.from_numpy(np.array(value.convert("RGB"))).permute(2, 0, 1).contiguous()
-    if isinstance(value, Tensor) and value.dtype == torch.uint8 and value.dim() == 3 and value.shape[0] == 3:
-        return value
-    mode = f" of mode {value.mode}" if isinstance(value, Image.Image) else ""
-    raise InputError(
-        f"an image is {kind(value)}{mode}: give uint8 RGB (3, H, W), 0..255, a path or a PIL image; NumPy's (H, W, 3) "
-        "as torch.from_numpy(image).permute(2, 0, 1)"
-    )

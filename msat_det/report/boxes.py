@@ -7,9 +7,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextPath
 
+from msat_det.base.colours import COLOURS, INK, text_on
 from msat_det.data import Sample
 from msat_det.models.detector import Detections
-from msat_det.report.style import COLOURS, INK, text_on
+from msat_det.models.drawing import caption_places
 
 MIN_SCORE, MAX_BOXES = 0.3, 30  # what is drawn of the detections
 CAPTION = 7  # points
@@ -72,25 +73,3 @@ def _write_captions(axes: Axes, boxes: list, texts: list[str], colours: list[str
                 "zorder": 3,
             }
             axes.text(*where, text, **style)
-
-
-def caption_places(
-    boxes: list, lengths: list[float], line: float, right: float, bottom: float
-) -> list[tuple[float, float] | None]:
-    """For each box's caption, ``line`` high, the first free place around the box's left side, as left and top.
-
-    None where all are taken, or lie outside of an image of size (right, bottom).
-    """
-    places: list[tuple[float, float] | None] = []
-    taken: list[tuple[float, float, float, float]] = []
-    for (x1, y1, _, y2), length in zip(boxes, lengths, strict=True):
-        left = max(0, min(x1, right - length))
-        for top in (y1 - line, y1, y2 - line, y2):
-            clear = all(left >= c or left + length <= a or top >= d or top + line <= b for a, b, c, d in taken)
-            if clear and top >= 0 and top + line <= bottom:
-                taken.append((left, top, left + length, top + line))
-                places.append((left, top))
-                break
-        else:
-            places.append(None)
-    return places

@@ -6,9 +6,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from msat_det.base.colours import INK
 from msat_det.measure.exits import ExitRow
 from msat_det.measure.rows import CurveRow
-from msat_det.report.style import INK, PALE, curve_style, quiet
+from msat_det.report.style import PALE, curve_style, quiet
 
 ACCURACY = {"map": "mAP", "top1": "top-1 accuracy"}
 COST_AXES = {

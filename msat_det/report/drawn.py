@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from msat_det.base import __version__
+from msat_det.base.colours import COLOURS, INK, text_on
 from msat_det.base.config import Config
 from msat_det.base.files import digest
 from msat_det.data import Dataset
@@ -21,9 +22,9 @@ from msat_det.measure.accuracy.detections import match_classes
 from msat_det.measure.parts import Key, Parts
 from msat_det.measure.rows import CurveRow
 from msat_det.models.detector import Detections
-from msat_det.report.boxes import MAX_BOXES, MIN_SCORE, caption_places
+from msat_det.models.drawing import caption_places
+from msat_det.report.boxes import MAX_BOXES, MIN_SCORE
 from msat_det.report.directory import RunDirectory
-from msat_det.report.style import COLOURS, INK, text_on
 
 SIDE, QUALITY = 480, 82  # longer side in pixels and JPEG quality of an image within the page
 PHOTO = "data:image/jpeg;base64,"

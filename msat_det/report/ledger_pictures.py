@@ -9,9 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from msat_det.base.colours import COLOURS, INK
 from msat_det.measure.examination import Examination
 from msat_det.measure.ledger import BINS, PARTS, RESIDUAL
-from msat_det.report.style import COLOURS, INK, curve_style, quiet
+from msat_det.report.style import curve_style, quiet
 
 PART_COLOURS = dict(zip(PARTS, (COLOURS[0], COLOURS[5], COLOURS[1], "#BBBBBB"), strict=True))
 NAMES = {"sin": "SIN"}

@@ -2,12 +2,11 @@
 
 from matplotlib.axes import Axes
 
-# Okabe and Ito's colours without yellow and black, then two of Tol's: told apart by colour-blind readers.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#999933"]
-COLOURS_UNDER_WHITE = {"#0072B2", "#D55E00", "#009E73", "#882255"}  # dark enough for white text
+from msat_det.base.colours import COLOURS, INK
+
 MARKERS = "osD^vPX"
 LINES = ["-", (0, (5, 1)), (0, (1, 1))]
-INK, PALE = "#333333", "#DDDDDD"
+PALE = "#DDDDDD"
 
 
 def curve_style(i: int, points: int) -> dict:
@@ -32,8 +31,3 @@ def quiet(axes: Axes) -> None:
     axes.tick_params(color=PALE, labelcolor=INK, labelleft=True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(PALE)
-
-
-def text_on(colour: str) -> str:
-    """The colour of text that can be read on one of COLOURS."""
-    return "white" if colour in COLOURS_UNDER_WHITE else "black"

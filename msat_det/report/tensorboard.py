@@ -17,6 +17,7 @@ from matplotlib.font_manager import findfont
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes
 
+from msat_det.base.colours import COLOURS
 from msat_det.base.config import Config
 from msat_det.data import Sample
 from msat_det.graph.graph import Batch
@@ -25,7 +26,6 @@ from msat_det.measure.rows import DISPLAY, CurveRow
 from msat_det.methods import find_method
 from msat_det.models.detector import Detections
 from msat_det.report.boxes import MAX_BOXES, MIN_SCORE
-from msat_det.report.style import COLOURS
 from msat_det.spiking.network import SpikingNetwork
 
 if TYPE_CHECKING:

@@ -217,7 +217,7 @@ def on_cpu(found: list) -> list:
     """What a model decodes, its tensors on the CPU: those of a batch in one transfer for each of their fields."""
     if not found or not is_dataclass(found[0]):
         return found  # a classifier's scores, which it hands over on the CPU
-    names = [item.name for item in fields(found[0])]
+    names = [item.name for item in fields(found[0]) if isinstance(getattr(found[0], item.name), Tensor)]
     if all(getattr(one, name).device.type == "cpu" for one in found for name in names):
         return found
     sizes = [len(getattr(one, names[0])) for one in found]

@@ -12,6 +12,7 @@ from torch.fx.node import Node
 from msat_det.base.checks import check_number
 from msat_det.base.errors import InputError
 from msat_det.base.files import yaml_of
+from msat_det.base.tables import html_table, text_table
 from msat_det.base.typed import Reader
 from msat_det.graph.fanout import FanOut
 from msat_det.graph.graph import Graph, elements
@@ -115,7 +116,10 @@ def _cost(**parts: Tensor | float) -> Cost:
     return Cost(**{name: torch.as_tensor(value, dtype=torch.float64) for name, value in parts.items()})
 
 
-@dataclass(frozen=True)
+_HEADINGS = ("image", "spikes/neuron", "SOPs/MAC", "energy ratio", "events/neuron", "energy/int8")
+
+
+@dataclass(frozen=True, repr=False)
 class Counts:
     """Sums over the first t timesteps, for each of the B images of a batch, float64.
 
@@ -147,6 +151,25 @@ class Counts:
         ratios = (self.spikes / neurons, self.sops / macs, self.energy / max(self.float_energy, 1e-12))
         more = (self.events / neurons, self.energy_int8 / max(self.int8_energy, 1e-12))
         return torch.stack(torch.broadcast_tensors(*ratios, *more), 1)
+
+    @property
+    def line(self) -> str:
+        """The means over the images in a line."""
+        energy = f"energy {self.energy_ratio:.2f} of the float network's"
+        return f"{self.spikes_per_neuron:.2f} spikes per neuron, {energy}"
+
+    def __repr__(self) -> str:
+        return f"Counts({len(self.spikes)} image{'s' * (len(self.spikes) > 1)}: {self.line})"
+
+    def __str__(self) -> str:
+        return f"{self!r}\n{text_table(_HEADINGS, self._rows())}"
+
+    def _repr_html_(self) -> str:
+        return html_table(repr(self), _HEADINGS, self._rows())
+
+    def _rows(self) -> list[list[str]]:
+        """A line an image."""
+        return [[str(i), *(f"{x:.2f}" for x in line)] for i, line in enumerate(self.figures.tolist())]
 
     @property
     def events_per_neuron(self) -> float:

@@ -7,25 +7,25 @@ computed once per batch; what no neuron follows is linear in the spikes and eval
 
 import copy
 import functools
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor
+from torch import Tensor, nn
 
 from msat_det.base.device import current, find_device
 from msat_det.base.errors import InputError
-from msat_det.base.files import show
 from msat_det.base.names import PRECISIONS
 from msat_det.graph.facts import facts
 from msat_det.graph.fanout import FanOut, fan_out
-from msat_det.graph.graph import Graph
+from msat_det.graph.graph import Graph, elements
 from msat_det.graph.inputs import Batch, recorded
 from msat_det.models.detector import Detections, Detector
-from msat_det.models.given import pictures
+from msat_det.models.pictures import pictures
 from msat_det.spiking.delta_engine import DeltaRun
 from msat_det.spiking.energy import Counts, count
 from msat_det.spiking.engine import Run
@@ -37,17 +37,22 @@ from msat_det.spiking.plan import Plan, Setup
 from msat_det.spiking.replay import Replay, Replays, key_of
 
 
-class SpikingNetwork:
-    """A graph with one ``Neuron`` per call site.
+class SpikingNetwork(nn.Module):
+    """A graph with one ``Neuron`` per call site, as an ``nn.Module``: ``snn(x)`` gives the outputs after T timesteps.
 
     graph: as ``graph.trace.trace`` gives it. neurons: {call site name: Neuron}, one for each of ``graph.sites``.
     fanout: as ``graph.fanout.fan_out`` gives it. seed: of the spike confidence's masks. chunk: timesteps that a layer
     runs at once; None chooses it by the size of the activations. detector: what the network is a part of, if anything.
     energy: what its operations cost, see ``spiking.energy.prices``. maxima: {call site name: (C,) the largest float
     activation of each channel on the calibration images}, where they are known. precision: of its convolutions,
-    float32, tf32, bf16 or fp16, see ``graph.precision``; potentials are float32, and so is the float network. counts:
-    of the last run, see ``run``.
+    float32, tf32, bf16 or fp16, see ``graph.precision``; potentials are float32, and so is the float network. T:
+    timesteps where none are given. method: the name of the one that made it. counts: of the last run, see ``run``.
+
+    Its parameters are the weights, which nothing trains: it stays in evaluation mode. Its state dict holds, beside
+    them, the neurons' thresholds, biases and initial potentials as ``neurons.<call site>.<name>``.
     """
+
+    detector: Detector | None
 
     def __init__(
         self,
@@ -60,18 +65,28 @@ class SpikingNetwork:
         energy: str = "45nm",
         maxima: Mapping[str, Tensor] | None = None,
         precision: str = "float32",
+        T: int = 32,
+        method: str = "",
     ):
+        super().__init__()
         missing = [node.name for node in graph.sites if node.name not in neurons]
         if missing:
             raise InputError(f"no neuron for call site {missing[0]}: a method must give one for each of graph.sites")
         for node in graph.sites:
-            check_fit(node.name, neurons[node.name], facts(node).shape)
+            check_fit(node.name, neurons[node.name], facts(node).shape or ())
+        self.net, self.training = graph.module, False
         self.graph, self.neurons, self.fanout, self.seed, self.chunk = graph, neurons, fanout, seed, chunk
-        self.detector, self.energy, self.maxima, self.precision = detector, energy, dict(maxima or {}), precision
+        self.__dict__["detector"] = detector  # one that is a module itself is no part of this one
+        self.energy, self.maxima, self.precision = energy, dict(maxima or {}), precision
+        self.T, self.method = T, method
         self.counts: dict[int, Counts] = {}
         self.plan = Plan(graph)
         self._replays = Replays()
         self._resized: tuple[Graph, FanOut] | None = None  # for the images of another size that came last
+
+    def forward(self, *batch: Tensor | dict[str, Tensor]) -> Any:
+        """The outputs after T timesteps for a batch (B, …), or for as many tensors as the network has inputs."""
+        return self.run(batch[0] if len(batch) == 1 else batch, self.T)[self.T]
 
     def run(
         self,
@@ -104,6 +119,7 @@ class SpikingNetwork:
         with torch.inference_mode(), current(self.device):
             snn = self._for_size_of(batch)
             read = functools.partial(snn._read, record=record, window=window, stop=stop)
+            outputs: dict[int, Any] | None
             if self.coding == "delta":
                 outputs = read(DeltaRun(snn.setup, batch, T, tap, watch))
             else:
@@ -145,7 +161,7 @@ class SpikingNetwork:
                 steps = -(-left // -(-left // run.chunk))  # chunks alike, for short ones cost more a timestep
                 run.advance(t, steps)
                 t += steps
-                if t == late:
+                if t == late and not isinstance(run, DeltaRun):
                     run.forget(t)
             outputs[until] = run.readout(t)
             counted = run.spikes(t)
@@ -172,14 +188,15 @@ class SpikingNetwork:
 
     def detect(
         self,
-        images: Sequence[Tensor],
-        T: int,
+        images: Any,
+        T: int | None = None,
         record: Iterable[int] | None = None,
         stop: Callable[[dict[int, Any]], bool] | None = None,
     ) -> dict[int, list[Detections]]:
-        """Simulate T timesteps and read the boxes.
+        """Simulate T timesteps (None: its own T) and read the boxes.
 
-        images: uint8 RGB (3, H, W), of any sizes. record, stop: see ``run``. Returns {t: one ``Detections`` an image}.
+        images: a list of images of any sizes, or one: uint8 RGB tensors (3, H, W), paths or PIL images. record, stop:
+        see ``run``. Returns {t: one ``Detections`` an image, which prints and draws itself}.
         Raises InputError when the network was not converted as a part of a ``Detector``.
         """
         if self.detector is None:
@@ -188,8 +205,10 @@ class SpikingNetwork:
                 "own in again with msat_det.load(path, detector=…)"
             )
         pixels, metas = zip(*map(self.detector.preprocess, pictures(images)), strict=True)
-        outputs = self.run(torch.stack(pixels), T, record, stop=stop)
-        return {t: self.detector.decode(output, list(metas)) for t, output in outputs.items()}
+        outputs = self.run(batched(pixels), self.T if T is None else T, record, stop=stop)
+        found = {t: self.detector.decode(output, list(metas)) for t, output in outputs.items()}
+        classes = tuple(self.detector.classes)
+        return {t: [replace(one, classes=classes) for one in each] for t, each in found.items()}
 
     def __copy__(self) -> "SpikingNetwork":
         return self._on(self.graph, dict(self.neurons), self.fanout)
@@ -199,9 +218,77 @@ class SpikingNetwork:
         return self._on(graph, copy.deepcopy(self.neurons, memo), self.fanout.on(graph))
 
     def _on(self, graph: Graph, neurons: dict[str, Neuron], fanout: FanOut) -> "SpikingNetwork":
-        """A network like this one. Pickling is refused by ``Graph``: ``save`` writes what ``msat_det.load`` reads."""
-        own = self.seed, self.chunk, self.detector, self.energy, self.maxima, self.precision
+        """A network like this one."""
+        about = self.energy, self.maxima, self.precision, self.T, self.method
+        own = self.seed, self.chunk, self.detector, *about
         return SpikingNetwork(graph, neurons, fanout, *own)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        self.graph.__reduce_ex__(protocol)
+
+    def train(self, mode: bool = True) -> "SpikingNetwork":
+        """Nothing in it is trained: it stays in evaluation mode. Returns itself."""
+        return super().train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SpikingNetwork":
+        """What ``to``, ``cuda``, ``cpu`` and the like do, to the neurons as well; all that was converted from the same
+        observation moves with it, for the weights are shared."""
+        if fn(torch.zeros(())).dtype is not torch.float32:
+            raise InputError("a spiking network calculates in float32: leave its dtype as it is, .to(device) moves it")
+        super()._apply(fn, recurse)
+        if self.device.type == "cuda":  # weights as the activations lie: a convolution would copy them every time
+            self.net.to(memory_format=torch.channels_last)
+        self.neurons = {name: _mapped(neuron, fn) for name, neuron in self.neurons.items()}
+        self._resized, self._replays = None, Replays()
+        return self
+
+    def _values(self) -> Iterator[tuple[str, str, Tensor]]:
+        """(call site, name, tensor) of everything that its neurons hold."""
+        for site, neuron in self.neurons.items():
+            yield from ((site, key, value) for key, value in _tensors(neuron).items())
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination |= {f"{prefix}neurons.{site}.{key}": value for site, key, value in self._values()}
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        lists = missing_keys, unexpected_keys, error_msgs
+        own = {f"{prefix}neurons.{site}.{key}": (site, key, value) for site, key, value in list(self._values())}
+        rest = {name: value for name, value in state_dict.items() if name not in own}
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, *lists)
+        missing_keys += [name for name in own if name not in state_dict]
+        for name, (site, key, value) in own.items():
+            given = state_dict.get(name, value)
+            if given.shape != value.shape:
+                error_msgs.append(f"{name} is {tuple(given.shape)}, the network's {tuple(value.shape)}")
+            else:
+                self.neurons[site] = replace(self.neurons[site], **{key: given.detach().to(value).clone()})
+        self._replays = Replays()
+
+    def __repr__(self) -> str:
+        sites = self.graph.sites
+        kinds = Counter(self.neurons[node.name].activation.name for node in sites)
+        share, count = self.fanout.analog_share, f"{sum(map(elements, sites)):,} neurons"
+        last = [f"last run, t = {t}: {counts.line}" for t, counts in list(self.counts.items())[-1:]]
+        detector = self.detector
+        boxes = [f"detector: {type(detector).__name__} of {len(detector.classes)} classes"] if detector else []
+        lines = [
+            f"{type(self).__name__}({self.method or 'no method’s'}, {self.coding} coding, T = {self.T})",
+            f"{len(sites)} call sites, {count}: {', '.join(f'{n} {kind}' for kind, n in kinds.most_common())}",
+            f"float network: {self.fanout.total:,} multiply-adds an image, {share:.1%} of them stay analog",
+            *boxes,
+            *last,
+        ]
+        return "\n  ".join(lines)
 
     @property
     def setup(self) -> Setup:
@@ -215,24 +302,19 @@ class SpikingNetwork:
         """Where it is simulated: its inputs are brought there, and its outputs lie there."""
         return self.graph.device or torch.device("cpu")
 
-    def to(self, device: torch.device | str) -> "SpikingNetwork":
+    def to(self, *args: Any, **kwargs: Any) -> "SpikingNetwork":
         """Move the network, and all that was converted from the same observation with it. Returns itself.
 
-        Raises InputError for what is no device, or none that is here.
+        Raises InputError for a device that is none, or not here, and for another dtype: neurons are of float32 alone.
         """
-        if not isinstance(device, str | torch.device):
-            raise InputError(f"device is {show(device)}: give one, as 'cpu' or 'cuda'; neurons are of float32 alone")
-        device = find_device(device) if isinstance(device, str) else device
-        self.graph.module.to(device)
-        if self.device.type == "cuda":  # weights as the activations lie: a convolution would copy them every time
-            self.graph.module.to(memory_format=torch.channels_last)
-        self.neurons = {name: _moved(neuron, device) for name, neuron in self.neurons.items()}
-        self._resized, self._replays = None, Replays()
-        return self
+        device = kwargs.get("device", args[0] if args else None)
+        if isinstance(device, str):
+            find_device(device)
+        return super().to(*args, **kwargs)
 
     def save(self, path: str | Path) -> None:
         """Write the network into one file, which ``load`` reads. Raises InputError for what can't be saved."""
-        write_network(path, Saved(self.setup, self.detector, self.energy, self.maxima))
+        write_network(path, Saved(self.setup, self.detector, self.energy, self.maxima, self.T, self.method))
 
     @property
     def coding(self) -> str:
@@ -248,9 +330,24 @@ class SpikingNetwork:
         return node_table(self.graph, self.fanout, self.neurons, self.maxima)
 
 
-def _moved(neuron: Neuron, device: torch.device | str) -> Neuron:
+def batched(pixels: Sequence[Tensor]) -> Tensor:
+    """Preprocessed images in one batch. Raises InputError where they are of different sizes."""
+    if len({image.shape for image in pixels}) > 1:
+        shapes = ", ".join(str(tuple(image.shape)) for image in pixels[:3])
+        raise InputError(
+            f"preprocess gives images of different sizes, {shapes} …: detect on those of one size at a time"
+        )
+    return torch.stack(list(pixels))
+
+
+def _tensors(neuron: Neuron) -> dict[str, Tensor]:
     values = {item.name: getattr(neuron, item.name) for item in fields(neuron)}
-    return replace(neuron, **{name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)})
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def _mapped(neuron: Neuron, fn: Callable[[Tensor], Tensor]) -> Neuron:
+    changed: dict[str, Any] = {name: fn(value) for name, value in _tensors(neuron).items()}
+    return replace(neuron, **changed)
 
 
 def save(snn: SpikingNetwork, path: str | Path) -> None:
@@ -267,4 +364,4 @@ def load(path: str | Path, detector: Detector | None = None) -> SpikingNetwork:
     saved = read_network(path, detector)
     setup = saved.setup
     made = setup.graph, dict(setup.neurons), setup.fanout, setup.seed, setup.chunk
-    return SpikingNetwork(*made, saved.detector, saved.energy, saved.maxima)
+    return SpikingNetwork(*made, saved.detector, saved.energy, saved.maxima, T=saved.T, method=saved.method)

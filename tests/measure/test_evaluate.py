@@ -316,7 +316,8 @@ def test_difficult_objects_neither_cost_nor_earn(voc_root: Path) -> None:
     dataset = VocDetection(voc_root)
     everything = perfect(dataset)
     without = {
-        id: Detections(*(x[~dataset.target(id).ignore] for x in vars(one).values())) for id, one in everything.items()
+        id: Detections(*(x[~dataset.target(id).ignore] for x in (one.boxes, one.scores, one.labels)))
+        for id, one in everything.items()
     }
     evaluator = VocEvaluator(dataset, VOC_CLASSES)
     assert evaluator(everything) == evaluator(without)

@@ -30,17 +30,20 @@ from msat_det.spiking.plan import Plan, Setup
 KIND = "network"
 _FORM = 1  # raised when older files can no longer be read
 _KEYS = {"form", "graph", "sites", "fanout", "detector", "seed", "chunk", "energy"}
+_LATER = {"T": 32, "method": ""}  # keys that older files lack, and what they stand for then
 
 
 @dataclass(frozen=True)
 class Saved:
     """What a file holds. maxima: see ``SpikingNetwork``; none where the network was made without them. energy: the name
-    of a table of prices."""
+    of a table of prices. T, method: see ``SpikingNetwork``."""
 
     setup: Setup
     detector: Detector | None
     energy: str
     maxima: Mapping[str, Tensor]
+    T: int
+    method: str
 
 
 def write_network(path: str | Path, net: Saved) -> None:
@@ -61,7 +64,7 @@ def write_network(path: str | Path, net: Saved) -> None:
     seen = {f"maximum/{name}": maximum for name, maximum in net.maxima.items()}
     document = {
         **{"form": _FORM, "graph": graph, "sites": sites, "fanout": fanout, "detector": stored},
-        **{"seed": setup.seed, "chunk": setup.chunk, "energy": net.energy},
+        **{"seed": setup.seed, "chunk": setup.chunk, "energy": net.energy, "T": net.T, "method": net.method},
     }
     write_archive(path, KIND, document, tensors | thresholds | reach | priors | seen)
 
@@ -79,12 +82,16 @@ def read_network(path: str | Path, detector: Detector | None = None) -> Saved:
 
 
 def _read(document: dict[str, Any], tensors: dict[str, Tensor], detector: Detector | None) -> Saved:
-    if document.get("form") != _FORM or set(document) != _KEYS:
+    document = _LATER | document
+    if document.get("form") != _FORM or set(document) != _KEYS | set(_LATER):
         raise InputError(f"a saved network has form {_FORM} and {', '.join(sorted(_KEYS))}: save it with this version")
     if not _is_whole(document["seed"], -(2**40)) or not (document["chunk"] is None or _is_whole(document["chunk"], 1)):
         raise InputError("seed or chunk is no sensible whole number: save it again")
     if not isinstance(document["energy"], str) or not is_known(document["energy"]):
         raise InputError(f"energy is {show(document['energy'])}, no table that msat-det knows: save it again")
+    T, method = document["T"], document["method"]
+    if not _is_whole(T, 1) or not (isinstance(method, str) and method.isprintable() and len(method) <= 100):
+        raise InputError("T or method is none that a network has: save it again")
     graph = read_graph(document["graph"], tensors)
     neurons = read_neurons(document["sites"], tensors, graph)
     fanout = _read_fanout(document["fanout"], tensors, graph)
@@ -96,7 +103,7 @@ def _read(document: dict[str, Any], tensors: dict[str, Tensor], detector: Detect
         shapes = [inputs[name] for name in graph.inputs]
         detector = read_detector(document["detector"], tensors, graph.module, shapes)
     setup = Setup(graph, Plan(graph), neurons, fanout, document["seed"], document["chunk"])
-    return Saved(setup, detector, document["energy"], _read_maxima(tensors, graph))
+    return Saved(setup, detector, document["energy"], _read_maxima(tensors, graph), T, method)
 
 
 def _read_maxima(tensors: dict[str, Tensor], graph: Graph) -> dict[str, Tensor]:
