@@ -45,7 +45,6 @@ def load_config(argv: list[str], prog: str = "convert_det.py", about: str = "", 
     """
     arguments, unknown = make_parser(prog, about, examples).parse_known_args(argv)
     given = vars(arguments)
-    _require_working_directory()
     if "cfg" not in given:
         raise InputError(f"no configuration: give one with --cfg FILE; configs/ holds {known_configs()}")
     file = expanded(given.pop("cfg"))
@@ -69,14 +68,6 @@ def load_config(argv: list[str], prog: str = "convert_det.py", about: str = "", 
     values["command"] = command_line(prog, argv)
     values["free_batch"] = "batch" not in values
     return build(Config, values, file)
-
-
-def _require_working_directory() -> None:
-    """Raise InputError where it is gone: relative paths mean nothing then, and Intel's MKL ends the whole process."""
-    try:
-        Path.cwd()
-    except FileNotFoundError:
-        raise InputError("the working directory is gone: change into another one") from None
 
 
 def command_line(prog: str, argv: list[str]) -> str:

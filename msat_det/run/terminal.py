@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from msat_det.base import ranks
 from msat_det.base.errors import InputError
@@ -32,8 +33,11 @@ def guarded(command: Callable[[list[str]], None], again: str = RESUMES) -> Calla
         with Signals() as signals:
             try:
                 make_streams_usable()
+                words = sys.argv[1:] if argv is None else argv
                 try:
-                    command(sys.argv[1:] if argv is None else argv)
+                    if words and not {"-h", "--help"}.intersection(words):
+                        _require_working_directory()
+                    command(words)
                 finally:
                     sys.stdout.flush()  # what is left in it may not fit, which Python itself would tell too late
             except BaseException as error:
@@ -48,6 +52,14 @@ def guarded(command: Callable[[list[str]], None], again: str = RESUMES) -> Calla
         return 0
 
     return run
+
+
+def _require_working_directory() -> None:
+    """Raise InputError where it is gone: relative paths mean nothing then, and Intel's MKL ends the whole process."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise InputError("the working directory is gone: change into another one") from None
 
 
 once = functools.partial(guarded, again="")  # for a command that begins anew

@@ -339,7 +339,11 @@ def gone(folder: Path) -> Callable[[], None]:
     return go
 
 
-@pytest.mark.parametrize("words", [["--help"], ["inspect", "--help"], ["inspect", "--cfg", "x"]], ids=" ".join)
+GONE = [["--help"], ["inspect", "--help"], ["inspect", "--cfg", "x"], ["list", "methods"], ["compare", "a", "b"]]
+GONE += [["fetch", "voc2007"], ["report", "x"], ["export", "--cfg", "x"]]
+
+
+@pytest.mark.parametrize("words", GONE, ids=" ".join)
 def test_a_working_directory_that_is_gone(words: list[str], tmp_path: Path) -> None:
     done = python(*MODULE, *words, before=gone(tmp_path / "gone"))
     if "--help" in words:
