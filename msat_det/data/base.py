@@ -2,6 +2,7 @@
 
 import copy
 import random
+import re
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from msat_det.base.files import MissingData, inside, is_file, show
 from msat_det.data.images import Size, image_size, read_image, reduction
 
 MAX_COORDINATE = 1e9
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # UTF-16 read as UTF-8, or what a terminal would obey
 
 
 @dataclass(frozen=True)
@@ -132,14 +134,14 @@ def require_images(folder: Path, names: Iterable[str]) -> None:
 
 
 def class_names(names: Sequence[object], where: object, repeated: Collection[str] = ()) -> list[str]:
-    """A network's class names. Raises InputError for one that is empty, no text or there twice.
+    """A network's class names. Raises InputError for one that is empty, no text, of control characters or there twice.
 
     repeated: names that may be there twice.
     """
     if not names:
         raise InputError(f"{where}: has no class names: give one for each class")
     for number, name in enumerate(names, 1):
-        if not isinstance(name, str) or not name.strip():
+        if not isinstance(name, str) or not name.strip() or CONTROL.search(name):
             raise InputError(f"{where}: class name {number} is {show(name)}: give each class a name, as text")
     if pair := alike(number if name in repeated else name for number, name in enumerate(names)):
         first, second = pair

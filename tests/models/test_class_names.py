@@ -39,6 +39,9 @@ def classifier(classes: list) -> Classifier:
         (["cat", None], "class name 2 is None"),
         (["cat", 7], "class name 2 is 7"),
         (["cat", ["dog"]], r"class name 2 is \['dog'\]"),
+        (["cat", "d\0o\0g\0"], r"class name 2 is 'd\\x00o\\x00g\\x00'"),  # UTF-16
+        (["\x1b[31mcat"], r"class name 1 is '\\x1b\[31mcat'"),
+        (["a\nb"], r"class name 1 is 'a\\nb'"),
     ],
 )
 def test_a_name_is_a_text(make: Callable[[list], object], classes: list, part: str) -> None:
