@@ -43,7 +43,7 @@ def convert(
         coding="rate" (the value is the mean of what is sent) or "delta" (the sum: only corrections are sent);
         levels="unary" (bursts of up to gamma=1 spikes) or "binary" (up to terms=3 of bits=7 powers of two);
         scale="layer" or "channel", percentile=100.0, values="all" or "nonzero": the statistic of the activations that a
-        threshold is; factor=1.0: on it; stages=[1.0]: on it in each timestep, the last one held;
+        threshold is; factor=1.0: on it; stages=None: factors on it in each timestep, the last one held;
         signed=False: True lets a neuron take back what it has sent, margin=0.5 thresholds of error later;
         initial="zero" or "half" a threshold, rounding=None, "fixed" once or "track" in every timestep;
         zone=0.5: of the smallest level, what delta coding leaves alone; weights="float" or "int8";

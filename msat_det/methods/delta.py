@@ -38,7 +38,7 @@ class Int8(Options):
     coding: Literal["rate", "delta"] = "delta"
     spiking_linear: bool = True
     weights: Literal["float", "int8"] = "int8"
-    stages: tuple[float, ...] = (1.0,)
+    stages: tuple[float, ...] | None = (1.0,)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,7 +19,7 @@ class Options:
     scale, percentile, values: the statistic of |activation| on calibration images that a threshold starts from; values
     ``all`` counts zeros and is floored at 5 % of the maximum. factor: on that threshold. signed, margin, gamma,
     rounding, stages: see ``neurons.Neuron``; rounding None is ``track`` where the threshold varies, else ``fixed``;
-    no stages: a threshold that does not vary, but under delta coding for levels that are never coarser than 1/n of the
+    stages None a threshold that does not vary, but under delta coding for levels that are never coarser than 1/n of the
     statistic in the n-th timestep, as the mean of n spikes is.
     initial: potential at the start, 0 or θ/2. confidence: eq. 18 for the call sites that feed a head, a number, none or
     an estimate from calibration images. drop: what a dropped spike does to its charge. analog: names of call sites that
@@ -40,7 +40,7 @@ class Options:
     gamma: int = 1
     initial: Literal["zero", "half"] = "zero"
     rounding: Literal["fixed", "track"] | None = None
-    stages: tuple[float, ...] = ()
+    stages: tuple[float, ...] | None = None
     confidence: Literal["none", "estimate"] | float = "none"
     drop: Literal["keep", "lossy"] = "keep"
     analog: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ class Options:
         check_number("option factor", self.factor, 0, above=True)
         check_number("option gamma", self.gamma, 1, whole=True)
         check_number("option margin", self.margin, 0)
-        if self.stages:
+        if self.stages is not None:
             check_factors("option stages", self.stages)
         if self.confidence not in ("none", "estimate"):
             check_number("option confidence", self.confidence, 0, 1, words="none, estimate or ")
@@ -84,12 +84,12 @@ class Options:
     @property
     def varying(self) -> bool:
         """Whether the threshold changes with time."""
-        return len(set(self.stages)) > 1
+        return len(set(self.stages or ())) > 1
 
     @property
     def steps(self) -> int | None:
         """See ``neurons.Neuron``. A sum of levels that stay what they are keeps the error of half a level."""
-        if self.stages or self.coding == "rate":
+        if self.stages is not None or self.coding == "rate":
             return None
         return 2 ** (self.bits - 1) if self.levels == "binary" else 1
 
