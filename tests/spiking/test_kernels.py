@@ -28,7 +28,7 @@ from torch import Tensor
 from msat_det.methods.observe import Site
 from msat_det.spiking import kernels
 from msat_det.spiking.kernels import Scan, library
-from msat_det.spiking.neurons import Chances, Msat, Neuron, new_state, step
+from msat_det.spiking.neurons import Chances, Msat, Neuron, new_state, spikes, step
 
 needs_kernel = pytest.mark.skipif(library() is None, reason="no C++ compiler here, or MSAT_DET_KERNEL=off")
 
@@ -55,6 +55,26 @@ def test_scan_is_the_step(name: str, variant: str, options: dict) -> None:
         assert (scan.state.v - v)[kept].abs().max() < 1e-3
         if kept.all():
             assert torch.equal(scan.counts, counts(s))
+
+
+@needs_kernel
+@pytest.mark.parametrize("stages", [(1.0,), (2.0, 0.5)])
+def test_bursts_by_digits_overflow_as_the_step_does(stages: tuple) -> None:
+    """Far beyond γ = 15 the top level is sent, and counted, as often as it takes."""
+    neuron = Neuron(THETAS, RELU, bits=4, terms=(4,), gamma=15, stages=stages, rounding="track")
+    currents = currents_for().clone()
+    currents[4::7] *= 900.0
+    s, y, _ = reference(neuron, currents)
+    assert s.max() > 16 * 15
+    scan = Scan(neuron, currents[0], fanout(), with_output=True)
+    assert scan.backend == "cpu"
+    kept = ~ties(neuron, currents)
+    assert kept.float().mean() > 0.75  # of large numbers more are near a tie
+    got = scanned(scan, currents, 5)
+    assert ((got - y)[:, kept].abs() <= 1e-4 + 1e-5 * y[:, kept]).all()
+    assert scan.counts[:, 0].tolist() == pytest.approx(spikes(neuron, s).sum((0, 2, 3, 4)).tolist(), rel=1e-3)
+    plain = Neuron(THETAS, RELU, gamma=15, stages=stages, rounding="track")
+    assert torch.equal(reference(plain, currents)[1], y)  # all four digits are sent
 
 
 @needs_kernel
