@@ -9,10 +9,9 @@ import torch.utils._pytree as pytree
 from torch.fx.node import Node
 
 from msat_det.graph.channels import mean_by_channel
-from msat_det.graph.facts import is_site
 from msat_det.graph.graph import Batch
-from msat_det.methods.fitted import at
-from msat_det.methods.layerwise import Calibration, mmse
+from msat_det.methods.budget import ByT, at, check_by_t
+from msat_det.methods.layerwise import Calibration, activations, mmse
 from msat_det.methods.observe import Observation
 from msat_det.methods.options import require
 from msat_det.methods.registry import RATE, Neurons, method, neuron
@@ -30,15 +29,15 @@ class AdaFire(Calibration):
     """
 
     scale: Literal["layer", "channel"] = "channel"
+    correct: Literal["bias", "bias-t", "none"] = "bias"
     images: int = 4
     bursts: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
-    budget: float | dict[int, float] | None = None
+    budget: ByT | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(bool(self.bursts) and min(self.bursts) >= 2, "bursts", self.bursts, "whole numbers of at least 2")
-        numbers = self.budget.values() if isinstance(self.budget, dict) else [self.budget]
-        require(all(n is None or n > 0 for n in numbers), "budget", self.budget, "numbers above 0")
+        check_by_t("budget", self.budget)
 
 
 CHOSEN = "its bursts are chosen anew for each T"
@@ -53,7 +52,7 @@ def adafire(options: AdaFire, observation: Observation, T: int) -> Neurons:
     least squared error of the clipped, floored rate, and a bias takes the mean error off, as ``calibration`` has it.
     What is lessened is the squared error of the outputs, of classifiers too.
     """
-    goals = {n.name: v for n, v in observation.graph.walk(observation.first(options.images)) if is_site(n)}
+    goals = activations(observation, options.images)
     plain = {}
     for node in observation.graph.sites:
         plain[node.name] = neuron(options, node, mmse(options, observation, node, goals[node.name], T), gamma=1)
@@ -62,7 +61,7 @@ def adafire(options: AdaFire, observation: Observation, T: int) -> Neurons:
     def decide(node: Node, currents: torch.Tensor) -> Neuron:
         made, goal = replace(plain[node.name], gamma=bursts[node.name]), goals[node.name][: currents.shape[1]]
         error = mean_by_channel(goal - run_alone(made, currents, T) / T, made.axis)
-        return made if options.correct == "none" else replace(made, bias=error)
+        return replace(made, bias=error) if options.correct == "bias" else made
 
     return layer_by_layer(observation, options.images, T, decide)
 

@@ -49,6 +49,7 @@ def convert(
         zone=0.5: of the smallest level, what delta coding leaves alone; weights="float" or "int8";
         analog=[]: names of call sites that stay analog; spiking_linear=False: True for neurons on linear outputs, too;
         confidence="none", "estimate" or a share, drop="keep" or "lossy": the paper's eq. 18.
+        correct="none" or "bias-t": a bias of each channel and timestep on top, under rate coding.
     Raises InputError for what cannot be converted, naming node, source line and mend. Warns (CalibrationWarning) of
     channels that no calibration image has activated.
     """

@@ -8,6 +8,7 @@ import torch
 from msat_det.base.checks import check_number
 from msat_det.graph.graph import Graph, before_output
 from msat_det.methods import find_method, parse_options
+from msat_det.methods.layerwise import LayerByLayer, with_bias_over_time
 from msat_det.methods.observe import Observation
 from msat_det.methods.variants import variant
 from msat_det.spiking.network import SpikingNetwork
@@ -27,6 +28,8 @@ def spiking_network(
     parsed = parse_options(name, options)
     observation = variant(observation, parsed.analog, parsed.spiking_linear, parsed.weights == "int8")
     neurons = find_method(name).make(parsed, observation, T)
+    if parsed.correct == "bias-t":
+        neurons = with_bias_over_time(neurons, observation, T, getattr(parsed, "images", LayerByLayer.images))
     given: dict[str, Any] = {"detector": observation.detector, "maxima": observation.maxima, "T": T, "method": name}
     snn = SpikingNetwork(observation.graph, neurons, observation.fanout, seed, chunk, **given)
     if parsed.confidence != "none":

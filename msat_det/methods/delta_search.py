@@ -4,15 +4,16 @@ At t = 1 a neuron is a quantiser: its output is ``levels.quantise`` of the activ
 quantise (θ per channel; terms and dead zone for the site) are tried on the sums that the layers before really send, and
 the one is taken that has the least
 
-    sensitivity · Σ (output − activation)²  +  price · Σ spikes · what they reach
+    sensitivity · Σ (output − activation)²  +  price · Σ spikes · what they cost
 
 where the activation is the float network's, and the sensitivity says how much an error of that channel moves the
 network's outputs. The mean error that a channel's input inherits is taken off by a bias first. A budget is met by
-searching for the price.
+searching for the price. In a later timestep θ stays, and the stage on it, terms (perhaps none) and dead zone are chosen
+in the same way on what is still to be corrected.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,15 +23,18 @@ from torch.fx.node import Node
 from msat_det.graph.channels import Axis, mean_by_channel, rows_by_channel
 from msat_det.graph.facts import facts, is_site
 from msat_det.graph.graph import last_uses
+from msat_det.methods.budget import Unit
 from msat_det.methods.observe import Observation
 from msat_det.methods.search import next_price
 from msat_det.methods.sensitivity import sensitivity
-from msat_det.spiking.delta import target
-from msat_det.spiking.kernels.delta import Corrections
-from msat_det.spiking.levels import by_terms
+from msat_det.spiking.delta import delta_step, new_delta_state, target
+from msat_det.spiking.levels import by_terms, quantise
+from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.neurons import Neuron
 
 FACTORS = tuple(2 ** (i / 2) for i in range(-2, 9))  # on the channel's scale, which the top level stands at
+BURSTS = tuple(2 ** (i / 2) for i in range(-9, 2))  # on the channel's scale, which θ stands at
+STAGES = (1.0, 0.5, 0.25)  # of later timesteps
 TERMS = 6
 ZONES = (0.5, 0.7, 1.0)
 SAMPLE = 1 << 18  # elements of a call site that candidates are tried on
@@ -39,18 +43,20 @@ PASSES, CLOSE = 7, 0.01
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is fitted. budget: spikes' share of the float network's multiply-adds (SOPs per MAC), or None: as the price
-    says. images: the first calibration images. correct: whether inherited mean errors are taken off."""
+    """What is fitted. prices, budgets: for each timestep that is fitted, what may be spent up to it in the ``unit``; a
+    budget of None: as the price says. images: the first calibration images. correct: whether inherited mean errors are
+    taken off."""
 
-    price: float
-    budget: float | None
+    unit: Unit
+    prices: Sequence[float]
+    budgets: Sequence[float | None]
     images: int
     correct: bool
 
 
 @dataclass
 class Fitted:
-    """The neurons at a price. spent: operations over the float network's multiply-adds."""
+    """The neurons at a price. spent: up to the timestep that is fitted, in the budget's unit."""
 
     neurons: dict[str, Neuron]
     price: float
@@ -62,33 +68,25 @@ class Fitted:
 
 
 def fit_delta(observation: Observation, wanted: Wanted, make: Callable[[Node], Neuron]) -> dict[str, Neuron]:
-    """The neurons for t = 1 at ``wanted.price``, or at the price that meets ``wanted.budget``.
+    """The neurons for the first timesteps, each at its price or at the price that meets its budget.
 
-    make: a call site → the neuron whose θ (C,), terms, zone and bias are fitted.
+    make: a call site → the neuron whose θ (C,), terms, zone, stages and bias are fitted.
     """
-    network = _Network(observation, wanted, make)
-    found = [network.fit(wanted.price)]
-    while not _done(found, wanted.budget):
-        found.append(network.fit(next_price(found, wanted.budget * (1 - CLOSE / 2))))
-    within = [f for f in found if wanted.budget is None or f.spent <= wanted.budget]
-    best = max(within, key=lambda f: f.spent) if within else min(found, key=lambda f: f.spent)
-    return best.neurons
-
-
-def _done(found: list[Fitted], budget: float | None) -> bool:
-    """Whether the budget is met, or no price will meet it."""
-    close = budget is not None and any((1 - CLOSE) * budget <= f.spent <= budget for f in found)
-    stuck = len(found) > 1 and found[-1].spent == found[-2].spent
-    return budget is None or close or stuck or len(found) == PASSES
+    network = _Network(observation, wanted)
+    neurons = {node.name: make(node) for node in observation.graph.sites}
+    for t in range(len(wanted.prices)):
+        neurons = network.within(t, neurons, wanted.prices[t], wanted.budgets[t]).neurons
+    return neurons
 
 
 class _Network:
     """What every pass through the network needs: the calibration images, the float activations, the sensitivities."""
 
-    def __init__(self, observation: Observation, wanted: Wanted, make: Callable[[Node], Neuron]):
-        self.graph, self.fanout, self.wanted, self.make = observation.graph, observation.fanout, wanted, make
+    def __init__(self, observation: Observation, wanted: Wanted):
+        self.observation, self.graph, self.wanted = observation, observation.graph, wanted
         self.batch = observation.first(wanted.images)
         self.weights = sensitivity(self.graph, observation.first(min(4, wanted.images)))
+        self.costs = {node.name: wanted.unit.weight(node) for node in self.graph.sites}
         self.activations: dict[str, Tensor] = {}  # of call sites, sampled
         self.means: dict[str, Tensor] = {}  # (C,) or () of their inputs
         with torch.inference_mode():
@@ -99,8 +97,28 @@ class _Network:
                 if is_site(node):
                     self.activations[node.name] = sampled(value, facts(node).axis)
 
-    def fit(self, price: float) -> Fitted:
-        """One pass at a fixed price: a float forward in which every activation is quantised."""
+    def within(self, t: int, neurons: dict[str, Neuron], price: float, budget: float | None) -> Fitted:
+        """Timestep t fitted at ``price``, or at the price that meets ``budget``, on top of the timesteps before."""
+        sent = self._sums(neurons, t)
+        found = [self._fit(t, neurons, sent, price)]
+        while not _done(found, budget):
+            found.append(self._fit(t, neurons, sent, next_price(found, budget * (1 - CLOSE / 2))))
+        within = [f for f in found if budget is None or f.spent <= budget]
+        return max(within, key=lambda f: f.spent) if within else min(found, key=lambda f: f.spent)
+
+    def _sums(self, neurons: dict[str, Neuron], t: int) -> dict[str, Tensor]:
+        """What every call site has sent in the first t timesteps, (B, C, …); nothing before the first."""
+        sums: dict[str, Tensor] = {}
+
+        def tap(site: str, y: Tensor) -> None:
+            sums[site] = sums[site] + y[0] if site in sums else y[0].clone()
+
+        if t:
+            SpikingNetwork(self.graph, neurons, self.observation.fanout).run(self.batch, t, tap=tap)
+        return sums
+
+    def _fit(self, t: int, neurons: dict[str, Neuron], sent: dict[str, Tensor], price: float) -> Fitted:
+        """One pass at a fixed price: a float forward in which every activation is replaced by its output sum."""
         result, inputs = Fitted({}, price), self.graph.bind(self.batch)
         values, last = {}, last_uses(self.graph.nodes)
         with torch.inference_mode():
@@ -108,26 +126,45 @@ class _Network:
                 if node.op == "placeholder":
                     values[node] = inputs[node.target]
                 elif is_site(node):
-                    values[node] = self._fit_site(node, values[node.all_input_nodes[0]], result)
+                    X = values[node.all_input_nodes[0]]
+                    found = self._fit_site(t, node, X, neurons[node.name], sent.get(node.name), price)
+                    result.neurons[node.name], values[node] = found
                 else:
                     values[node] = self.graph.evaluate(node, values)
                 for done in last[node]:
                     values.pop(done, None)
+        result.spent = self.wanted.unit.spent(result.neurons, self.batch, t + 1)
         return result
 
-    def _fit_site(self, node: Node, X: Tensor, result: Fitted) -> Tensor:
-        """Fit one call site on its input sums, and return what it sends in the first timestep."""
-        axis = facts(node).axis
-        bias = self.means[node.name] - mean_by_channel(X, axis) if self.wanted.correct else None
-        plain = replace(self.make(node), bias=bias)
-        reach = self.fanout.spikes.get(node, torch.zeros(facts(node).shape)).float()
-        price = result.price * rows_by_channel(reach.unsqueeze(0), axis).mean(1) / self.fanout.total
-        own, activation = sampled(target(plain, X), axis), self.activations[node.name]
-        neuron = result.neurons[node.name] = cheapest(plain, own, activation, self.weights[node.name], price)
-        scan = Corrections(neuron, X, reach)
-        scan.step(X, 0, wanted=False)
-        result.spent += scan.counts[:, 1].mean().item() / self.fanout.total
-        return scan.output
+    def _fit_site(
+        self, t: int, node: Node, X: Tensor, neuron: Neuron, sent: Tensor | None, price: float
+    ) -> tuple[Neuron, Tensor]:
+        """One call site fitted on its input sums, and its output sum after timestep t."""
+        axis, weight = facts(node).axis, self.weights[node.name]
+        if self.wanted.correct:
+            neuron = _with_bias(neuron, self.means[node.name] - mean_by_channel(X, axis), t)
+        state, cost = new_delta_state(neuron, X), price * self.costs[node.name].to(X.device)
+        state.o = state.o if sent is None else sent
+        own = sampled(target(neuron, X, t) - state.o, axis)
+        goal = self.activations[node.name] - sampled(state.o, axis)
+        neuron = (later if t else cheapest)(neuron, own, goal, weight, cost)
+        delta_step(neuron, state, X, t)
+        return neuron, state.o
+
+
+def _done(found: list[Fitted], budget: float | None) -> bool:
+    """Whether the budget is met, or no price will meet it."""
+    close = budget is not None and any((1 - CLOSE) * budget <= f.spent <= budget for f in found)
+    stuck = len(found) > 1 and found[-1].spent == found[-2].spent
+    return budget is None or close or stuck or len(found) == PASSES
+
+
+def _with_bias(neuron: Neuron, bias: Tensor, t: int) -> Neuron:
+    """The neuron with a bias from timestep t on; of one without channels the first one stays."""
+    if t and bias.dim():
+        before = neuron.bias if neuron.bias.dim() > 1 else neuron.bias[None]
+        return replace(neuron, bias=torch.cat((before, bias[None])))
+    return neuron if t else replace(neuron, bias=bias)
 
 
 def sampled(value: Tensor, axis: Axis) -> Tensor:
@@ -137,20 +174,20 @@ def sampled(value: Tensor, axis: Axis) -> Tensor:
 
 
 def cheapest(plain: Neuron, own: Tensor, activation: Tensor, weight: Tensor, price: Tensor) -> Neuron:
-    """The θ of each channel and the terms and zone of the site with the least cost.
+    """The θ of each channel and the terms and zone of the site with the least cost in the first timestep.
 
     own: (C, N) what the neuron is to send; activation: (C, N) what it should be. weight: of a squared error, (C,), or
-    () where no channels are known; price: (C,) of a spike. A channel that nothing comes into keeps its θ: none is
+    () where no channels are known; price: (C,) or () of a spike. A channel that nothing comes into keeps its θ: none is
     better than another; so do terms and zone of such a site.
     """
     idle = ~(own.any(1) | activation.any(1))
     if idle.all():
         return replace(plain, theta=plain.theta.expand(weight.shape))
     theta = plain.theta.expand(len(own))
-    candidates = [theta * factor for factor in FACTORS]
+    candidates = [theta * factor for factor in (FACTORS if plain.bits else BURSTS)]
     best: tuple[float, Neuron] = (math.inf, plain)
     for zone in ZONES:
-        costs = torch.stack([_costs(plain.bits, zone, t, own, activation, weight, price) for t in candidates])
+        costs = torch.stack([_costs(plain, zone, each, own, activation, weight, price) for each in candidates])
         least, pick = costs.min(0)  # (TERMS, C)
         totals = least.sum(1)
         terms = int(totals.argmin())
@@ -161,13 +198,37 @@ def cheapest(plain: Neuron, own: Tensor, activation: Tensor, weight: Tensor, pri
     return best[1]
 
 
+def later(neuron: Neuron, own: Tensor, missing: Tensor, weight: Tensor, price: Tensor) -> Neuron:
+    """The neuron with the stage, terms and zone of one more timestep that cost least, which may be to send nothing.
+
+    own: (C, N) what the neuron finds to be corrected; missing: (C, N) what should be. weight, price: as above.
+    """
+    theta = neuron.theta.expand(len(own))
+    silent = (weight * missing.square().mean(1)).sum().item()
+    best, chosen = silent, (neuron.stages[-1], 0, neuron.zone[-1])
+    for stage in STAGES:
+        for zone in ZONES:
+            totals = _costs(neuron, zone, theta * stage, own, missing, weight, price).sum(1)
+            terms = int(totals.argmin())
+            if totals[terms] < best:
+                best, chosen = totals[terms].item(), (stage, terms + 1, zone)
+    stage, terms, zone = chosen
+    return replace(neuron, stages=(*neuron.stages, stage), terms=(*neuron.terms, terms), zone=(*neuron.zone, zone))
+
+
 def _costs(
-    bits: int, zone: float, theta: Tensor, own: Tensor, activation: Tensor, weight: Tensor, price: Tensor
+    neuron: Neuron, zone: float, theta: Tensor, own: Tensor, wanted: Tensor, weight: Tensor, price: Tensor
 ) -> Tensor:
-    """(TERMS, C) of each number of terms."""
+    """(TERMS, C) of each number of terms, (1, C) of bursts."""
     column = theta.clamp(min=1e-30)[:, None]
     found = []
-    for sent, spikes in by_terms(own / column, bits, TERMS, zone):
-        error = (sent * column - activation).square().mean(1)
+    for sent, spikes in _ways(neuron, zone, own / column):
+        error = (sent * column - wanted).square().mean(1)
         found.append(torch.where(theta > 0, weight * error + price * spikes.mean(1), 0.0))
     return torch.stack(found)
+
+
+def _ways(neuron: Neuron, zone: float, error: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    if neuron.bits:
+        return by_terms(error, neuron.bits, TERMS, zone)
+    return iter([quantise(error, None, 1, zone, neuron.gamma)])

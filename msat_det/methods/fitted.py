@@ -1,34 +1,33 @@
-"""Methods whose neurons are searched for on calibration images; the search is ``methods.search``."""
+"""Methods whose neurons are searched for on calibration images; the searches are ``search`` and ``delta_search``."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx.node import Node
 
-from msat_det.base.checks import check_number
-from msat_det.graph.channels import rows_by_channel
-from msat_det.graph.facts import facts
-from msat_det.graph.graph import elements
+from msat_det.methods.budget import BudgetOf, ByT, Unit, at, check_by_t
 from msat_det.methods.delta_search import Wanted, fit_delta
 from msat_det.methods.layerwise import LayerByLayer
 from msat_det.methods.observe import Observation
-from msat_det.methods.options import require
+from msat_det.methods.options import Options, require
 from msat_det.methods.registry import RATE, Neurons, method, neuron, threshold
 from msat_det.methods.search import FADING, Goal, anytime_candidates, fit, stage_candidates
 from msat_det.spiking.formats.plan import load_plan
+from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.neurons import Neuron
 
 
 @dataclass(frozen=True)
 class Fitted(LayerByLayer):
-    """stages: 1 leaves them to the search. budget: spikes per neuron (or SOPs per float multiply-add) up to T that the
-    fit may spend on the calibration images; None: as the price says. price: what a spike per neuron is worth in
-    relative squared error of the outputs; a budget's search starts there. Both: one number, or one for each T and those
-    above it, {4: 3.1, 8: 4.8}.
-    correct: take each channel's mean error off by a bias. plan: a file that an earlier fit has left in its run
-    directory (plans/LABEL-tT.safetensors), whose neurons are taken as they are.
+    """stages: 1 leaves them to the search. budget: spikes per neuron up to T that the fit may spend on the calibration
+    images, or as budget_of says operations over the float network's multiply-adds, or energy over its energy by the
+    table 45nm; None: as the price says. price: what a whole unit of that is worth in relative squared error of the
+    outputs; a budget's search starts there. Both: one number, or one for each T and those above it, {4: 3.1, 8: 4.8}.
+    correct: take each channel's mean error off by a bias, or by one for each timestep. plan: a file that an earlier fit
+    has left in its run directory (plans/LABEL-tT.safetensors), whose neurons are taken as they are.
     """
 
     images: int = 16
@@ -36,25 +35,19 @@ class Fitted(LayerByLayer):
     percentile: float = 99.9
     signed: bool = True
     gamma: int = 15
+    bits: int = 4
+    terms: tuple[int, ...] = (4,)
     rounding: Literal["fixed", "track"] | None = "track"
-    price: float | dict[int, float] = 0.003
-    budget: float | dict[int, float] | None = None
-    budget_of: Literal["spikes", "sops"] = "spikes"
-    correct: Literal["bias", "none"] = "bias"
+    price: ByT = 0.003
+    budget: ByT | None = None
+    budget_of: BudgetOf = "spikes"
+    correct: Literal["bias", "bias-t", "none"] = "bias"
     plan: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key, given in (("price", self.price), ("budget", self.budget)):
-            for number in given.values() if isinstance(given, dict) else [] if given is None else [given]:
-                check_number(f"option {key}", number, 0, above=True)
-
-
-def at(given: float | dict[int, float] | None, T: int) -> float | None:
-    """What is given for T: its own number, or that of the largest T below it."""
-    if not isinstance(given, dict):
-        return given
-    return given[max((t for t in given if t <= T), default=min(given))]
+        check_by_t("price", self.price)
+        check_by_t("budget", self.budget)
 
 
 PRICED = "what a spike may cost sets the error, not T"
@@ -63,33 +56,57 @@ PRICED = "what a spike may cost sets the error, not T"
 @method("constant-fit", Fitted, needs_t=True, stays_off=PRICED, codings=RATE)
 def constant_fit(options: Fitted, observation: Observation, T: int) -> Neurons:
     """Constant thresholds by the same search as ``msat-fit``, at the same budget: what adaptivity adds is the rest."""
-    return _fit(options, observation, [T], [(1.0,)], [])
+    return _fit_rate(options, observation, [T], [(1.0,)])
+
+
+RATE_ALONE = ("dtt", "det", "stages", "signed", "margin", "initial", "rounding", "confidence")
 
 
 @dataclass(frozen=True)
 class MsatFit(Fitted):
-    """dtt, det: also try eqs. 16 and 17, per call site."""
+    """dtt, det: also try eqs. 16 and 17, per call site. coding, levels: left open both are searched over, unless an
+    option is given that one coding alone has."""
 
+    coding: Literal["rate", "delta"] | None = None
+    levels: Literal["unary", "binary"] | None = None
     dtt: bool = False
     det: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.coding == "delta":
+            for name in self._rate_alone:
+                require(False, name, getattr(self, name), "it no value: it is for coding rate")
+
     @property
-    def adaptive(self) -> list[str]:
-        return [name for name in ("dtt", "det") if getattr(self, name)]
+    def _rate_alone(self) -> list[str]:
+        """Options that are given and mean nothing under delta coding."""
+        plain = type(self).__dataclass_fields__
+        given = [name for name in RATE_ALONE if getattr(self, name) != plain[name].default]
+        return given + ["correct"] * (self.correct == "bias-t")
+
+    @property
+    def codings(self) -> list[str]:
+        """Those that are searched over."""
+        return [self.coding] if self.coding else ["rate"] if self._rate_alone else ["rate", "delta"]
 
 
-@method("msat-fit", MsatFit, needs_t=True, stays_off=PRICED, codings=RATE)
+@method("msat-fit", MsatFit, needs_t=True, stays_off=PRICED)
 def msat_fit(options: MsatFit, observation: Observation, T: int) -> Neurons:
-    """The multi-stage threshold fitted for one T: scale per channel, stages and, if asked, eqs. 16 and 17 per call
-    site, by eq. 14 under a budget of spikes. Ours; see ``methods.search``."""
-    return _fit(options, observation, [T], stage_candidates(T), options.adaptive)
+    """The multi-stage threshold fitted for one T by eq. 14 under a budget. Ours; see ``methods.search``.
+
+    Scale per channel, stages and, if asked, eqs. 16 and 17 per call site. With the coding left open ``delta-fit`` for T
+    stands beside it, and the one is taken whose outputs are nearer the float network's on the calibration images.
+    Levels left open are binary: they send whatever bursts send in no more spikes.
+    """
+    return _nearest(options, observation, [T], stage_candidates(T))
 
 
-@method("msat-fit-anytime", MsatFit, codings=RATE)
+@method("msat-fit-anytime", MsatFit, stays_off=PRICED)
 def msat_fit_anytime(options: MsatFit, observation: Observation, T: int) -> Neurons:
     """One plan for every t: the error is averaged over t = 2, 3, 4, 6, 8, 12, 16, … up to T."""
     times = [t for t in _doubling(T) if t <= T] or [T]
-    return _fit(options, observation, times, anytime_candidates(T), options.adaptive)
+    return _nearest(options, observation, times, anytime_candidates(T))
 
 
 def _doubling(T: int) -> list[int]:
@@ -97,67 +114,127 @@ def _doubling(T: int) -> list[int]:
     return sorted({T, *powers, *(3 * p // 2 for p in powers)})
 
 
-def _fit(
-    options: Fitted, observation: Observation, times: list[int], stages: list[tuple[float, ...]], adaptive: list[str]
+def _nearest(
+    options: MsatFit, observation: Observation, times: Sequence[int], stages: list[tuple[float, ...]]
+) -> Neurons:
+    """The fit by each coding that the options leave open; of several the one with the least error within the budget,
+    or without a budget the least error and price."""
+    if options.plan:
+        return load_plan(options.plan).neurons(observation.graph)
+    options = replace(options, levels=options.levels or "binary")
+    found = []
+    for coding in options.codings:
+        if coding == "rate":
+            found.append(_fit_rate(replace(options, coding=coding), observation, times, stages))
+        else:
+            found.append(_fit_corrections(_as_delta(options), observation, times))
+    return found[0] if len(found) == 1 else min(found, key=lambda each: _cost(options, observation, times, each))
+
+
+def _cost(options: MsatFit, observation: Observation, times: Sequence[int], neurons: Neurons) -> tuple[float, float]:
+    """What is spent beyond the budget, and the error of the outputs, its price with it where there is no budget."""
+    T = times[-1]
+    budget, batch = at(options.budget, T), observation.first(options.images)
+    spent = Unit(options.budget_of, observation).spent(neurons, batch, T)
+    snn, error = SpikingNetwork(observation.graph, neurons, observation.fanout), 0.0
+    wanted = pytree.tree_leaves(snn.graph(batch))
+    for outputs in snn.run(batch, T, times).values():
+        for got, goal in zip(pytree.tree_leaves(outputs), wanted, strict=True):
+            error += ((got - goal).square().mean() / goal.var().clamp(min=1e-30)).item() / len(times) / len(wanted)
+    if budget is None:
+        return 0.0, error + at(options.price, T) * spent
+    return max(0.0, spent - 1.02 * budget), error
+
+
+def _fit_rate(
+    options: Fitted, observation: Observation, times: Sequence[int], stages: list[tuple[float, ...]]
 ) -> Neurons:
     if options.plan:
         return load_plan(options.plan).neurons(observation.graph)
-    neurons = sum(map(elements, observation.graph.sites))
-
-    def weight(node: Node) -> Tensor:
-        if options.budget_of == "spikes":
-            return torch.tensor(1.0 / neurons)
-        reach = observation.fanout.reach(node, observation.graph.device or torch.device("cpu"))
-        each = rows_by_channel(reach.float().unsqueeze(0), facts(node).axis).mean(1)
-        return (each if facts(node).axis else each[0]) / observation.fanout.total
+    top = 2 ** (options.bits - 1) if options.levels == "binary" else 1  # what is fitted is the smallest level
 
     def make(node: Node, unit: Tensor) -> Neuron:
-        return neuron(options, node, threshold(options, observation, node).expand_as(unit))
+        return neuron(options, node, top * threshold(options, observation, node).expand_as(unit))
 
     stages = [options.stages] if options.varying else stages  # what is asked for is not searched for
-    goal = Goal(
-        times, stages, adaptive, at(options.price, times[-1]), weight, options.correct == "bias", options.images
-    )
+    adaptive = [name for name in ("dtt", "det") if getattr(options, name, False)]
+    unit, price = Unit(options.budget_of, observation), at(options.price, times[-1])
+    goal = Goal(times, stages, adaptive, price, unit.weight, options.correct != "none", options.images, unit.graded)
+    if unit.of == "energy":  # of which spikes are a part alone
+        goal = replace(goal, spent=unit.spent)
     return fit(observation, goal, make, at(options.budget, times[-1])).neurons
 
 
 @dataclass(frozen=True)
 class DeltaFit(LayerByLayer):
-    """budget: operations over the float network's multiply-adds that the calibration images may take at t = 1 (an
-    energy ratio of .18 is about .8 of them), one number or one for each T and those above it; None: as the price says.
-    price: what all multiply-adds of the float network are worth in relative squared error of the outputs; beyond
-    32 timesteps an error weighs by them, so that it falls with T. correct: take the mean error off that each channel's
-    input inherits. plan: as of ``msat-fit``.
+    """budget: operations over the float network's multiply-adds that the calibration images may take (an energy ratio
+    of .18 is about .8 of them), or as budget_of says; one number or one for each T and those above it; None: as the
+    price says. price: what a whole unit of that is worth in relative squared error of the outputs; beyond 32 timesteps
+    an error weighs by them, so that it falls with T. correct: take the mean error off that each channel's input
+    inherits. plan: as of ``msat-fit``. stages, terms and zone are what is fitted.
     """
 
     scale: Literal["layer", "channel"] = "channel"
     percentile: float = 99.9
+    gamma: int = 15
     coding: Literal["rate", "delta"] = "delta"
     levels: Literal["unary", "binary"] = "binary"
     bits: int = 8
-    price: float | dict[int, float] = 0.02
-    budget: float | dict[int, float] | None = None
+    price: ByT = 0.02
+    budget: ByT | None = None
+    budget_of: BudgetOf = "sops"
     correct: Literal["bias", "none"] = "bias"
     plan: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.levels == "binary", "levels", self.levels, "binary: what is fitted are terms")
-        for key, given in (("price", self.price), ("budget", self.budget)):
-            numbers = given.values() if isinstance(given, dict) else [given]
-            require(all(number is None or number > 0 for number in numbers), key, given, "numbers above 0")
+        for name in ("stages", "terms", "zone"):
+            value = getattr(self, name)
+            require(value == getattr(Options, name), name, value, "it no value: it is what is fitted")
+        check_by_t("price", self.price)
+        check_by_t("budget", self.budget)
 
 
 @method("delta-fit", DeltaFit, needs_t=True, stays_off=PRICED, codings=("delta",))
 def delta_fit(options: DeltaFit, observation: Observation, T: int) -> Neurons:
-    """Delta coding by powers of two with θ per channel, terms and dead zones per call site, fitted under a budget.
-    Ours; see ``methods.delta_search``. What is fitted is the first timestep, and later ones correct it."""
+    """Delta coding with θ per channel, terms and dead zones per call site, fitted under a budget. Ours; see
+    ``methods.delta_search``. All of the budget goes to the first timestep, and later ones correct it: a value that is
+    sent later costs as much, and what was sent before it has to be corrected."""
+    return _fit_corrections(options, observation, [T])
+
+
+@method("delta-fit-anytime", DeltaFit, stays_off=PRICED, codings=("delta",))
+def delta_fit_anytime(options: DeltaFit, observation: Observation, T: int) -> Neurons:
+    """One plan for every t: a budget for each timestep, {1: 0.6, 2: 0.9, 4: 1.1}, up to which it may have spent, and
+    stages, terms and dead zones of their own; without a budget four timesteps, each at half the price of the one
+    before. After them the last one's hold. Ours."""
+    return _fit_corrections(options, observation, [*range(1, T + 1)])
+
+
+HALVINGS = 4
+
+
+def _fit_corrections(options: DeltaFit, observation: Observation, times: Sequence[int]) -> Neurons:
+    """times: one T, or the timesteps of an anytime plan."""
     if options.plan:
         return load_plan(options.plan).neurons(observation.graph)
-    price = at(options.price, T) / max(1.0, T / FADING)
-    wanted = Wanted(price, at(options.budget, T), options.images, options.correct == "bias")
+    fitted = times[: max(options.budget) if isinstance(options.budget, dict) else HALVINGS]
+    prices = [at(options.price, t) / max(1.0, t / FADING) for t in fitted]
+    if not isinstance(options.price, dict):
+        prices = [price / 2**i for i, price in enumerate(prices)]
+    budgets = [at(options.budget, t) for t in fitted]
+    unit = Unit(options.budget_of, observation)
+    wanted = Wanted(unit, prices, budgets, options.images, options.correct == "bias")
 
     def make(node: Node) -> Neuron:
-        return neuron(options, node, threshold(options, observation, node))
+        return neuron(options, node, threshold(options, observation, node), terms=(1,))
 
     return fit_delta(observation, wanted, make)
+
+
+def _as_delta(options: MsatFit) -> DeltaFit:
+    """The fit of corrections with what both fits can be told."""
+    own = {"levels", "price", "budget", "budget_of", "plan", "images", "scale", "percentile", "values"}
+    own |= {"factor", "gamma", "analog", "spiking_linear", "weights"}
+    shared = {item.name: getattr(options, item.name) for item in fields(DeltaFit) if item.name in own}
+    return DeltaFit(**shared, correct="none" if options.correct == "none" else "bias")

@@ -8,11 +8,12 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from msat_det.base.checks import check_number
+from msat_det.base.errors import InputError
 from msat_det.graph.channels import mean_by_channel, rows_by_channel
 from msat_det.graph.facts import facts, is_site
 from msat_det.methods.observe import Observation
 from msat_det.methods.options import Options, require
-from msat_det.methods.registry import RATE, Neurons, method, neuron, threshold
+from msat_det.methods.registry import RATE, Neurons, method, neuron, neurons, threshold
 from msat_det.methods.sequential import layer_by_layer, run_alone
 from msat_det.spiking.kernels import Scan
 from msat_det.spiking.neurons import Neuron
@@ -98,15 +99,13 @@ def calibration(options: Calibration, observation: Observation, T: int) -> Neuro
     (MMSE threshold), 16 (bias: the mean error of each channel) and 18 (initial potential: T times that error; per
     channel here, the paper's is per neuron).
     """
-    goals = {n.name: v for n, v in observation.graph.walk(observation.first(options.images)) if is_site(n)}
+    goals = activations(observation, options.images)
 
     def decide(node: Node, currents: Tensor) -> Neuron:
         goal = goals.pop(node.name)[: currents.shape[1]]  # a layer too large for memory is run on fewer images
         made = neuron(options, node, mmse(options, observation, node, goal, T))
-        if options.correct == "none":
+        if options.correct in ("none", "bias-t"):  # the latter comes last, see ``convert.spiking_network``
             return made
-        if options.correct == "bias-t":
-            return replace(made, bias=bias_over_time(made, currents, goal, T))
         mean = run_alone(made, currents, T) / T
         error = mean_by_channel(goal - mean, facts(node).axis)
         if options.correct == "bias":
@@ -135,22 +134,38 @@ def ftbc(options: Ftbc, observation: Observation, T: int) -> Neurons:
     """A bias for each channel and timestep, layer after layer, that makes the mean output right in every timestep.
 
     "FTBC: forward temporal bias correction for optimizing ANN-SNN conversion", ECCV 2024: ten times b(t) += ½ · (mean
-    activation − mean output at t). Thresholds as the options say; ``calibration`` takes it as ``correct: bias-t``.
+    activation − mean output at t). Thresholds as the options say; other methods take it as ``correct: bias-t``.
     """
-    goals = {n.name: v for n, v in observation.graph.walk(observation.first(options.images)) if is_site(n)}
+    return with_bias_over_time(neurons(options, observation), observation, T, options.images, options.passes)
+
+
+def activations(observation: Observation, images: int) -> dict[str, Tensor]:
+    """What the float network's call sites give on the first calibration images."""
+    return {n.name: v for n, v in observation.graph.walk(observation.first(images)) if is_site(n)}
+
+
+def with_bias_over_time(
+    made: Neurons, observation: Observation, T: int, images: int = LayerByLayer.images, passes: int = 10
+) -> Neurons:
+    """The neurons with a bias of each channel that differs over T timesteps, layer after layer, see ``ftbc``.
+
+    Raises InputError for temporal switch coding, which has no such timesteps.
+    """
+    if any(each.window for each in made.values()):
+        raise InputError("option correct is bias-t, and a value of tsc takes a window of timesteps: give none")
+    goals = activations(observation, images)
 
     def decide(node: Node, currents: Tensor) -> Neuron:
         goal = goals.pop(node.name)[: currents.shape[1]]
-        made = neuron(options, node, threshold(options, observation, node))
-        return replace(made, bias=bias_over_time(made, currents, goal, T, options.passes))
+        return replace(made[node.name], bias=bias_over_time(made[node.name], currents, goal, T, passes))
 
-    return layer_by_layer(observation, options.images, T, decide)
+    return layer_by_layer(observation, images, T, decide)
 
 
-def bias_over_time(made: Neuron, currents: Tensor, goal: Tensor, T: int, passes: int = 10) -> Tensor:
+def bias_over_time(made: Neuron, currents: Tensor, goal: Tensor, T: int, passes: int) -> Tensor:
     """(T, C) what to add to the currents (T, B, …), so that the mean output of each channel is that of ``goal``."""
     wanted = mean_by_channel(goal, made.axis).reshape(-1)
-    bias = goal.new_zeros(T, len(wanted))
+    bias = goal.new_zeros(T, len(wanted)) + (0.0 if made.bias is None else made.bias)
     for _ in range(passes):
         scan = Scan(replace(made, bias=bias), currents[0], currents.new_zeros(currents.shape[2:]), with_output=False)
         sent = torch.stack([mean_by_channel(y, made.axis) for y in scan.run(currents, 0, T)])

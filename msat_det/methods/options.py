@@ -28,7 +28,8 @@ class Options:
     sent (docs/delta.md). levels: ``unary``, bursts of up to gamma spikes, or ``binary``, terms ±2^k·θ with k < bits,
     the statistic standing at the top level. terms: most of them in a timestep, one number or one for each t. zone:
     under delta coding an error below zone × the smallest level is left alone; one number or one for each t. weights:
-    ``int8`` rounds those of every layer to eight bits, a scale for each output channel.
+    ``int8`` rounds those of every layer to eight bits, a scale for each output channel. correct: ``bias-t`` ends with a
+    bias for each channel and timestep as ``ftbc`` has it, on the calibration images; under rate coding.
     """
 
     scale: Literal["layer", "channel"] = "layer"
@@ -51,6 +52,7 @@ class Options:
     bits: int = 7
     terms: tuple[int, ...] = (3,)
     zone: tuple[float, ...] = (0.5,)
+    correct: Literal["none", "bias-t"] = "none"
 
     def __post_init__(self) -> None:
         check_percentile("option percentile", self.percentile)
@@ -70,13 +72,14 @@ class Options:
         require(bool(self.zone) and min(self.zone) >= 0.5, "zone", self.zone, "numbers of at least 0.5")
         plain = type(self).__dataclass_fields__
         if self.coding == "delta":
+            require(self.correct != "bias-t", "correct", self.correct, "another one: it is for coding rate")
             for name in ("confidence", "initial", "rounding", "margin"):
                 fits = getattr(self, name) == getattr(Options, name) or (name, self.rounding) == ("rounding", "track")
                 require(fits, name, getattr(self, name), "it no value: it is for coding rate")
         else:
             fits = self.zone in (plain["zone"].default, Options.zone)
             require(fits, "zone", self.zone, "it no value: it is for coding delta")
-        if self.levels == "unary":
+        if self.levels != "binary":
             for name in ("bits", "terms"):
                 value = getattr(self, name)
                 require(value == plain[name].default, name, value, "it no value: it is for levels binary")

@@ -89,7 +89,7 @@ def parse_options(name: str, values: dict[str, Any]) -> Options:
     """A method's options from plain values; see ``options.parse``."""
     found = find_method(name)
     options = parse(name, found.options, values)
-    if options.coding not in found.codings:
+    if options.coding is not None and options.coding not in found.codings:
         able = [other.name for other in METHODS.values() if options.coding in other.codings]
         raise InputError(f"method {name} has no coding {options.coding}: these have it: {', '.join(able)}")
     return options

@@ -20,12 +20,13 @@ from torch.fx.node import Node
 
 from msat_det.graph.channels import channels, mean_by_channel
 from msat_det.graph.facts import facts, is_site
-from msat_det.graph.graph import elements
+from msat_det.graph.graph import Batch, elements
 from msat_det.methods.observe import Observation
 from msat_det.methods.sensitivity import sensitivity
 from msat_det.methods.sequential import layer_by_layer
 from msat_det.spiking.kernels import Scan
-from msat_det.spiking.neurons import Msat, Neuron
+from msat_det.spiking.levels import digits
+from msat_det.spiking.neurons import Msat, Neuron, threshold
 
 SILENT = 1000.0  # a stage's factor under which nothing fires
 # The last stage's threshold over the channel's statistic, an octave in two steps. One spike a timestep needs the
@@ -42,8 +43,9 @@ CLOSE = 0.02  # a budget counts as met when this share of it or less is left
 class Goal:
     """What is fitted. times: the timesteps whose running means shall be right, the last one is how long the simulation
     runs. stages: candidate factors on θ over the timesteps, the last of each 1. adaptive: whether DTT and DET are
-    tried. price: of one spike per neuron. weight: of a spike of each neuron of a call site, (C,) or (), in the budget's
-    unit over the network. correct: whether each channel's mean error is taken off by a bias."""
+    tried. price: of one of the budget's unit. weight: of a spike of each neuron of a call site, (C,) or (), in it
+    over the network. correct: whether each channel's mean error is taken off by a bias. graded: see ``Unit``. spent:
+    see ``Unit``, where spikes alone don't say it."""
 
     times: Sequence[int]
     stages: Sequence[tuple[float, ...]]
@@ -52,6 +54,8 @@ class Goal:
     weight: Callable[[Node], Tensor]
     correct: bool
     images: int
+    graded: float | None = None
+    spent: Callable[[dict[str, Neuron], Batch, int], float] | None = None
 
 
 @dataclass
@@ -159,6 +163,8 @@ def fit_once(
         return trial.neuron
 
     result.neurons = layer_by_layer(observation, goal.images, max(goal.times), decide)
+    if goal.spent:
+        result.spent = goal.spent(result.neurons, observation.first(goal.images), max(goal.times))
     return result
 
 
@@ -176,6 +182,7 @@ class Bench:
         self.T = max(self.goal.times)
         self.axis = facts(self.node).axis
         self.positions = elements(self.node) // channels(facts(self.node).shape, self.axis)
+        self.weight = self.goal.weight(self.node)
         self.shortened: dict[int, Tensor] = {0: self.currents}
 
     def simulate(self, neuron: Neuron) -> tuple[Scan, list[Tensor]]:
@@ -204,7 +211,7 @@ class Bench:
                 squared = squared - self.mean(difference).square()
             error = error + squared / len(self.goal.times)
         spikes = self._spikes(neuron, outputs, scan)
-        cost = (self.sensitivity * error + self.goal.price * spikes * self.goal.weight(self.node)) * self.positions
+        cost = (self.sensitivity * error + self.goal.price * spikes * self.weight) * self.positions
         return Trial(neuron, error, spikes, cost)
 
     def mean(self, x: Tensor) -> Tensor:
@@ -216,12 +223,18 @@ class Bench:
         return (scan.state.o if t == self.T else sum(outputs[:t])) / t
 
     def _spikes(self, neuron: Neuron, outputs: list[Tensor], scan: Scan) -> Tensor:
-        """Σ|s| of each channel, per neuron."""
+        """Σ|s| of each channel, per neuron; of binary levels the digits, of heights that differ what they cost."""
+        if neuron.bits:
+            theta = threshold(neuron, outputs[0])
+            whole = ((o.abs() / (theta * neuron.stage(t))).round() for t, o in enumerate(outputs))
+            return sum(self.mean(digits(size, neuron.bits)) for size in whole)
         if neuron.adaptive is None:
             sizes = sum(self.mean(o.abs()) / neuron.stage(t) for t, o in enumerate(outputs))
             return torch.where(neuron.theta > 0, sizes / neuron.theta.clamp(min=1e-30), 0.0)
-        # heights differ by neuron: the count of all spikes, shared out by where there are any
         events = sum(self.mean((o != 0).float()) for o in outputs)
+        if self.goal.graded:
+            return self.goal.graded * events
+        # heights differ by neuron: the count of all spikes, shared out by where there are any
         each = scan.counts[:, 0].mean().item() / self.positions
         return each * events / events.sum().clamp(min=1e-30)
 

@@ -40,8 +40,10 @@ def delta_step(neuron: Neuron, state: State, X: Tensor, t: int | Tensor) -> tupl
         full = threshold(neuron, X) * neuron.stage(t)
         late = before.abs() >= most * full
         theta, most = torch.where(late, full, theta), torch.where(late, 0.0, math.inf)
-    terms = max(neuron.terms) if isinstance(t, Tensor) else at(neuron.terms, t)
-    s, spikes = quantise(before / theta, neuron.bits, terms, at(neuron.zone, t), neuron.gamma, most=most)
+    terms, zone = at(neuron.terms, t), at(neuron.zone, t)
+    s, spikes = quantise(
+        before / theta, neuron.bits, terms, zone, neuron.gamma, most=most, most_terms=max(neuron.terms)
+    )
     y = s * theta
     state.o = state.o + y
     if state.mean is not None:

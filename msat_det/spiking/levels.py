@@ -15,25 +15,27 @@ MOST_BITS = 16
 OVERFLOW = 16
 
 SLACK = 1e-4
+_EXPONENT, _ONE_UP = 0x7F800000, 1 << 23  # of a float32: the bits of its exponent, and one of it
 NEAREST, BELOW = 1.5, 2.0  # of two neighbouring powers the nearer one, or the largest that is not above the value
 
 
 def quantise(
     error: Tensor,
     bits: int | None,
-    terms: int,
-    zone: float,
+    terms: int | Tensor,
+    zone: float | Tensor,
     gamma: float = 1.0,
     ratio: float = NEAREST,
     most: float | Tensor = math.inf,
+    most_terms: int = MOST_BITS,
 ) -> tuple[Tensor, Tensor]:
     """What is sent of an error in units of the threshold, and in how many spikes.
 
     bits None: a burst of up to γ single spikes, the error rounded to nearest. Otherwise up to ``terms`` terms ±2^k,
     0 ≤ k < bits, the largest first: each of what is left of the error d the power k = clamp(⌊log₂(|d|/ratio)⌋ + 1, 0,
     bits − 1). Nothing where |d| ≤ zone, as ``edge`` has it. An error of ``most`` or more is sent at once: a burst of
-    any length, or the top level as often as it takes. Returns (s, spikes), both of the error's shape; NaN where it is
-    not finite.
+    any length, or the top level as often as it takes. terms: a tensor where an exported step looks them up by t, at
+    most ``most_terms``. Returns (s, spikes), both of the error's shape; NaN where it is not finite.
     """
     finite = error - error  # 0, and NaN of ∞ and NaN
     if bits is None:
@@ -41,34 +43,47 @@ def quantise(
         size = torch.where(error.abs() >= most, size, size.clamp(max=gamma))
         size = torch.where(error.abs() > edge(zone), size, 0.0)
         return size * torch.sign(error) + finite, size + finite
-    *_, last = [(finite, finite), *by_terms(error, bits, terms, zone, ratio, most)]
+    *_, last = [(finite, finite), *by_terms(error, bits, terms, zone, ratio, most, most_terms)]
     return last
 
 
 def by_terms(
-    error: Tensor, bits: int, terms: int, zone: float, ratio: float = NEAREST, most: float | Tensor = math.inf
+    error: Tensor,
+    bits: int,
+    terms: int | Tensor,
+    zone: float | Tensor,
+    ratio: float = NEAREST,
+    most: float | Tensor = math.inf,
+    most_terms: int = MOST_BITS,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What ``quantise`` gives with 1, 2, … up to ``terms`` terms."""
-    top, size = 2.0 ** (bits - 1), error.abs()
-    over = (size >= most) & (size > edge(zone))
-    times = torch.where(over, torch.floor(size * (1 / top) + (0.5 if ratio == NEAREST else 0.0)), 0.0)
-    sent = times * top * torch.sign(error) + (error - error)
-    rest, spikes = error - sent, times + (error - error)
-    for _ in range(terms):
+    rest, sent = error, error - error
+    spikes = sent
+    if isinstance(most, Tensor) or most < math.inf:
+        top, size = 2.0 ** (bits - 1), error.abs()
+        over = (size >= most) & (size > edge(zone))
+        times = torch.where(over, torch.floor(size * (1 / top) + (0.5 if ratio == NEAREST else 0.0)), 0.0)
+        sent = times * top * torch.sign(error) + (error - error)
+        rest, spikes = error - sent, times + (error - error)
+    for taken in range(most_terms if isinstance(terms, Tensor) else terms):
         part = torch.where(rest.abs() > edge(zone), _power(rest, bits, ratio) * torch.sign(rest), 0.0)
+        part = torch.where(terms > taken, part, 0.0) if isinstance(terms, Tensor) else part
         rest, sent, spikes = rest - part, sent + part, spikes + (part != 0)
         yield sent, spikes
 
 
-def edge(zone: float) -> float:
+def edge(zone: float | Tensor) -> float | Tensor:
     """The largest error that is left alone: the zone and what rounds off. A level sent for half a level would leave
     half a level, to be sent back in the next timestep, for ever."""
     return zone * (1 + SLACK)
 
 
 def _power(rest: Tensor, bits: int, ratio: float) -> Tensor:
-    """2^k; by comparisons, which every runtime has and which are exact."""
+    """2^k: by the exponent's bits, or where a step is exported by comparisons, which every runtime has; both exact."""
     size = rest.abs() * (1 / ratio)
+    if rest.dtype == torch.float32 and not torch.compiler.is_exporting():
+        exponent = size.clamp(0.5, 2.0 ** (bits - 2)).view(torch.int32) & _EXPONENT
+        return (exponent + _ONE_UP).view(torch.float32)
     power = torch.ones_like(rest)
     for k in range(bits - 1):
         power = torch.where(size >= 2.0**k, 2.0 ** (k + 1), power)
@@ -81,6 +96,6 @@ def digits(size: Tensor, bits: int) -> Tensor:
     return quantise(size, bits, bits, 0.5, ratio=BELOW, most=2.0**bits)[1]
 
 
-def leading(s: Tensor, bits: int, terms: int) -> Tensor:
+def leading(s: Tensor, bits: int, terms: int | Tensor) -> Tensor:
     """Whole numbers with all but their ``terms`` leading binary digits 0, beside what lies beyond 2^bits − 1."""
-    return quantise(s, bits, terms, 0.5, ratio=BELOW, most=2.0**bits)[0]
+    return quantise(s, bits, terms, 0.5, ratio=BELOW, most=2.0**bits, most_terms=bits)[0]

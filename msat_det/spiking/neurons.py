@@ -335,7 +335,7 @@ def step(
         s = torch.maximum(s, _fewest(neuron, state, goal if neuron.offset else goal - start, theta))
     s = torch.where(s.abs() >= most if late is None else late, s, s.clamp(-neuron.gamma, neuron.gamma))
     if neuron.bits:
-        s = leading(s, neuron.bits, max(neuron.terms) if isinstance(t, Tensor) else at(neuron.terms, t))
+        s = leading(s, neuron.bits, at(neuron.terms, t))
 
     y = s * theta
     if neuron.signed and not neuron.tracking and not neuron.imbalanced:

@@ -9,7 +9,7 @@ from msat_det.base.errors import InputError
 from msat_det.graph.ops import Activation
 from msat_det.methods import parse_options
 from msat_det.methods.convert import spiking_network
-from msat_det.methods.delta_search import TERMS, ZONES, cheapest
+from msat_det.methods.delta_search import TERMS, ZONES, cheapest, later
 from msat_det.spiking.levels import quantise
 from msat_det.spiking.neurons import Neuron
 
@@ -54,6 +54,50 @@ def test_a_budget_is_met_on_the_calibration_images(network: str, budget: float) 
     assert 0.9 * budget <= snn.counts[1].sops_per_mac <= budget * 1.001
 
 
+@pytest.mark.parametrize("levels", ["binary", "unary"])
+@pytest.mark.parametrize("budget_of", ["spikes", "energy"])
+def test_a_budget_in_another_unit_is_met(budget_of: str, levels: str) -> None:
+    """Of energy, of which the first layer is a part; bursts cost their length."""
+    observation = observed("bottleneck")
+    name = {"spikes": "spikes_per_neuron", "energy": "energy_ratio"}[budget_of]
+    options = {"budget_of": budget_of, "levels": levels, "images": 8}
+    free = spiking_network("delta-fit", {"price": 1e-3, **options}, observation, 1)
+    free.run(observation.first(8), 1)
+    budget = 0.85 * getattr(free.counts[1], name)
+    snn = spiking_network("delta-fit", {"budget": budget, **options}, observation, 1)
+    snn.run(observation.first(8), 1)
+    assert 0.95 * budget <= getattr(snn.counts[1], name) <= budget
+    assert all((neuron.bits is None) == (levels == "unary") for neuron in snn.neurons.values())
+
+
+def test_an_anytime_plan_keeps_the_budget_of_each_timestep_and_gets_better() -> None:
+    observation, budgets = observed("residual"), {1: 0.4, 2: 0.6, 3: 0.8}
+    snn = spiking_network("delta-fit-anytime", {"budget": budgets, "images": 8}, observation, 16)
+    x = observation.first(8)
+    outputs, wanted = snn.run(x, 16, (1, 2, 3, 8, 16)), snn.graph(x)
+    spent = {t: snn.counts[t].sops_per_mac for t in outputs}
+    for t, budget in budgets.items():
+        assert 0.9 * budget <= spent[t] <= budget
+    errors = [((out - wanted).norm() / wanted.norm()).item() for out in outputs.values()]
+    assert errors[0] > 1.5 * errors[2]
+    assert errors[:3] == sorted(errors[:3], reverse=True)
+    assert errors[4] <= 1.02 * errors[3] <= 1.05 * errors[2]
+    events = [snn.counts[t].events_per_neuron for t in (8, 16)]
+    assert events[1] == pytest.approx(events[0], rel=1e-3)  # by then nothing is sent any more
+
+
+def test_a_later_timestep_sends_what_is_worth_its_price() -> None:
+    """An error of .3 in levels of 1: for nothing a finer stage sends it, at a price above its square nobody does."""
+    plain = Neuron(torch.tensor([1.0]), RELU, coding="delta", bits=8)
+    error = torch.full((1, 8), 0.3)
+    one = torch.ones(1)
+    free = later(plain, error, error, one, torch.tensor(0.0))
+    assert (free.stages, free.terms[0]) == ((1.0, 0.25), 1)
+    assert free.terms[1] >= 1
+    dear = later(plain, error, error, one, torch.tensor(0.1))
+    assert dear.terms == (1, 0)
+
+
 def test_it_beats_what_is_not_fitted_at_the_same_operations() -> None:
     net, observation = build("residual"), observed("residual")
     plain = spiking_network("delta", {"bits": 6, "terms": 2}, observation, 1)
@@ -71,6 +115,9 @@ def test_it_beats_what_is_not_fitted_at_the_same_operations() -> None:
 def test_options() -> None:
     with pytest.raises(InputError, match="budget"):
         parse_options("delta-fit", {"budget": 0})
-    with pytest.raises(InputError, match="levels"):
-        parse_options("delta-fit", {"levels": "unary"})
+    for name, value in (("stages", [2, 1]), ("terms", 2), ("zone", 1.0)):
+        with pytest.raises(InputError, match=f"option {name} .*it is what is fitted"):
+            parse_options("delta-fit", {name: value})
+    with pytest.raises(InputError, match="budget_of"):
+        parse_options("delta-fit", {"budget_of": "joules"})
     assert parse_options("delta-fit", {"budget": {1: 0.8, 2: 1.1}}).budget == {1: 0.8, 2: 1.1}

@@ -141,20 +141,56 @@ def test_the_fit_beats_stages_by_hand_at_fewer_spikes() -> None:
     assert fit.counts[4].spikes_per_neuron < spikes
 
 
-@pytest.mark.parametrize("budget_of", ["spikes", "sops"])
+RATE = {"coding": "rate", "levels": "unary"}
+
+
+@pytest.mark.parametrize("budget_of", ["spikes", "sops", "energy"])
 @pytest.mark.parametrize("method", ["msat-fit", "constant-fit"])
-def test_a_budget_is_kept_and_used(method: str, budget_of: str) -> None:
-    observation = observed("plain")
-    free = spiking_network(method, {"price": 1e-3}, observation, 4)
+@pytest.mark.parametrize("levels", ["unary", "binary"])
+def test_a_budget_is_kept_and_used(method: str, budget_of: str, levels: str) -> None:
+    observation, common = observed("plain"), {"coding": "rate", "levels": levels}
+    free = spiking_network(method, {"price": 1e-3, **common}, observation, 4)
     free.run(observation.first(8), 4)
-    name = {"spikes": "spikes_per_neuron", "sops": "sops_per_mac"}[budget_of]
+    name = {"spikes": "spikes_per_neuron", "sops": "sops_per_mac", "energy": "energy_ratio"}[budget_of]
     budget = 0.8 * getattr(free.counts[4], name)
-    snn = spiking_network(method, {"budget": budget, "budget_of": budget_of, "correct": "none"}, observation, 4)
+    options = {"budget": budget, "budget_of": budget_of, "correct": "none", **common}
+    snn = spiking_network(method, options, observation, 4)
     snn.run(observation.first(8), 4)
     spent = getattr(snn.counts[4], name)
     assert spent <= 1.1 * budget  # fan-out is a channel's mean in the fit
-    if budget_of == "spikes":
+    if budget_of != "sops":
         assert 0.9 * budget < spent <= 1.001 * budget
+
+
+def test_binary_levels_are_counted_by_their_digits() -> None:
+    """7 = 1 + 2 + 4 takes three, 8 one, 15 four; bursts take 30."""
+    bench = bench_of(observed("plain"), 1)
+    digits = neuron_of(bench, 1.0, bits=4, terms=(4,))
+    outputs = [torch.tensor([7.0, 8.0, 15.0]).expand(1, bench.node.meta["shape"][0], 1, 3)]
+    scan, _ = bench.simulate(digits)
+    assert bench._spikes(digits, outputs, scan)[0].item() == pytest.approx(8 / 3)
+    assert bench._spikes(replace(digits, bits=None), outputs, scan)[0].item() == pytest.approx(10.0)
+
+
+def test_what_is_left_open_is_searched_over() -> None:
+    """Both codings at one budget: the one with the lesser error; fixed, each is the fit that it names."""
+    observation, common = observed("residual"), {"budget": 1.2, "budget_of": "sops", "images": 8}
+    errors = {}
+    for coding in ("rate", "delta"):
+        made = spiking_network("msat-fit", {"coding": coding, **common}, observation, 4)
+        assert made.coding == coding
+        assert all(neuron.bits for neuron in made.neurons.values())
+        errors[coding] = relative(made, 4)
+    chosen = spiking_network("msat-fit", common, observation, 4)
+    assert chosen.coding == min(errors, key=errors.get)
+    assert relative(chosen, 4) == min(errors.values())
+    delta = spiking_network("delta-fit", common, observation, 4)
+    assert relative(delta, 4) == errors["delta"]
+
+
+def test_eqs_16_and_17_are_for_rate_coding() -> None:
+    with pytest.raises(InputError, match=r"option dtt .*coding rate"):
+        spiking_network("msat-fit", {"coding": "delta", "dtt": True}, observed("plain"), 4)
 
 
 def test_a_budget_may_differ_by_t() -> None:

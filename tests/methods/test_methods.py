@@ -442,6 +442,30 @@ def test_a_bias_for_each_timestep_makes_the_mean_output_right_in_each() -> None:
     assert (means["constant"] - expected).abs().max() > 0.05 * expected.max()
 
 
+@pytest.mark.parametrize("method", ["constant", "msat", "calibration", "adafire", "constant-fit", "h-mt"])
+def test_a_bias_for_each_timestep_goes_with_any_method(method: str) -> None:
+    """Mean outputs of every layer, over the timesteps that are corrected, come nearer the float network's."""
+    observation, options = observed("plain"), {"scale": "channel", "factor": 0.7, "gamma": 3}
+    options |= {"bursts": [2]} if method == "adafire" else {}
+    wanted = {n.name: v.mean((0, 2, 3)) for n, v in observation.graph.walk(observation.first(8)) if v.dim() == 4}
+    distance = {}
+    for correct in ("none", "bias-t"):
+        snn = spiking_network(method, {"correct": correct, **options}, observation, 4)
+        sums: dict[str, torch.Tensor] = {}
+        snn.run(observation.first(8), 4, tap=lambda at, y, sums=sums: sums.update({at: sums.get(at, 0) + y.sum(0)}))
+        means = {name: (total / 4).mean((0, 2, 3)) for name, total in sums.items()}
+        distance[correct] = sum(((means[n] - wanted[n]).norm() / wanted[n].norm()).item() for n in means)
+        assert all((n.bias is not None and n.bias.dim() == 2) == (correct == "bias-t") for n in snn.neurons.values())
+    assert distance["bias-t"] < 0.8 * distance["none"]
+
+
+def test_a_bias_for_each_timestep_is_refused_where_it_means_nothing() -> None:
+    with pytest.raises(InputError, match=r"option correct .*coding rate"):
+        spiking_network("constant", {"coding": "delta", "correct": "bias-t"}, observed("plain"), 4)
+    with pytest.raises(InputError, match="tsc takes a window"):
+        spiking_network("tsc", {"correct": "bias-t"}, observed("plain"), 4)
+
+
 def test_a_bias_over_time_is_the_same_in_the_kernel_and_in_plain_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     snn = spiking_network("ftbc", {}, observed("plain"), 6)
     assert all(neuron.bias.shape == (6, len(neuron.theta)) for neuron in snn.neurons.values())

@@ -149,6 +149,7 @@ def changed(snn: SpikingNetwork, **changes: object) -> SpikingNetwork:
     ("method", "options"),
     [
         ("delta", {"bits": 6, "terms": 2, "zone": [1, 0.5]}),
+        ("delta", {"terms": [1, 0, 3], "zone": [1, 0.5]}),
         ("dcgs", {}),
         ("msat", {"coding": "delta", "variant": "normalised", "gamma": 3}),
         ("h-mt", {"terms": 3}),

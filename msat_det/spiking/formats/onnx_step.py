@@ -52,8 +52,8 @@ class Slot:
 class Step(nn.Module):
     """The step as a module: (*inputs, t, *states) → (*outputs, *next states, *what each call site sends).
 
-    Raises InputError for spike confidence, whose random masks no runtime can draw alike, for outputs that start late
-    and for binary levels whose number of terms differs over time.
+    Raises InputError for spike confidence, whose random masks no runtime can draw alike, and for outputs that start
+    late.
     """
 
     def __init__(self, snn: SpikingNetwork):
@@ -65,10 +65,6 @@ class Step(nn.Module):
             neuron = snn.neurons[node.name]
             if neuron.late:
                 raise InputError(f"call site {node.name} counts from a later timestep on: export with option late off")
-            if len(set(neuron.terms)) > 1:
-                raise InputError(
-                    f"call site {node.name} has terms that differ over time: export with one number of them"
-                )
             if neuron.confidence < 1:
                 raise InputError(f"call site {node.name} drops spikes at random: export without option confidence")
         self.slots = [slot for node in self.plan.body for slot in self.slots_of(node)]

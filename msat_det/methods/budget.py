@@ -1,0 +1,66 @@
+"""What a fit may spend: spikes per neuron, operations over the float network's multiply-adds, or energy over its
+energy by the table ``45nm``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.fx.node import Node
+
+from msat_det.base.checks import check_number
+from msat_det.graph.channels import rows_by_channel
+from msat_det.graph.facts import facts
+from msat_det.graph.graph import Batch, elements
+from msat_det.methods.observe import Observation
+from msat_det.spiking.energy import prices
+from msat_det.spiking.network import SpikingNetwork
+from msat_det.spiking.neurons import Neuron
+
+BudgetOf = Literal["spikes", "sops", "energy"]
+ByT = float | dict[int, float]  # one number, or one for each T and those above it
+_FIGURES = {"spikes": "spikes_per_neuron", "sops": "sops_per_mac", "energy": "energy_ratio"}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A budget's unit on an observed network."""
+
+    of: BudgetOf
+    observation: Observation
+
+    def weight(self, node: Node) -> Tensor:
+        """What a spike of a call site costs, (C,), or () where no channels are known. In energy of one that adds."""
+        graph, fanout = self.observation.graph, self.observation.fanout
+        if self.of == "spikes":
+            return torch.tensor(1.0 / sum(map(elements, graph.sites)))
+        reach = fanout.reach(node, graph.device or torch.device("cpu"))
+        each = rows_by_channel(reach.float().unsqueeze(0), facts(node).axis).mean(1)
+        each = (each if facts(node).axis else each[0]) / fanout.total
+        return each * prices().ac / prices().mac if self.of == "energy" else each
+
+    @property
+    def graded(self) -> float | None:
+        """What an event of an adaptive neuron costs in spikes, whatever its height; None: its height in spikes."""
+        return prices().mac / prices().ac if self.of == "energy" else None
+
+    def spent(self, neurons: Mapping[str, Neuron], batch: Batch, T: int) -> float:
+        """What these neurons spend on a batch up to T, all that it costs in it: of energy first layers, poolings and
+        what is analog, too."""
+        snn = SpikingNetwork(self.observation.graph, dict(neurons), self.observation.fanout)
+        snn.run(batch, T)
+        return getattr(snn.counts[T], _FIGURES[self.of])
+
+
+def check_by_t(name: str, given: ByT | None) -> None:
+    """Raise InputError unless what is given for a T, if anything, is above 0."""
+    for number in given.values() if isinstance(given, dict) else [] if given is None else [given]:
+        check_number(f"option {name}", number, 0, above=True)
+
+
+def at(given: ByT | None, T: int) -> float | None:
+    """What is given for T: its own number, or that of the largest T below it."""
+    if not isinstance(given, dict):
+        return given
+    return given[max((t for t in given if t <= T), default=min(given))]
