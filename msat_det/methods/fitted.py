@@ -93,11 +93,12 @@ class MsatFit(Fitted):
 
 @method("msat-fit", MsatFit, needs_t=True, stays_off=PRICED)
 def msat_fit(options: MsatFit, observation: Observation, T: int) -> Neurons:
-    """The multi-stage threshold fitted for one T by eq. 14 under a budget. Ours; see ``methods.search``.
+    """The multi-stage threshold fitted for one T: scale per channel, stages and, if asked, eqs. 16 and 17 per call
+    site, by eq. 14 under a budget of spikes. Ours; see ``methods.search``.
 
-    Scale per channel, stages and, if asked, eqs. 16 and 17 per call site. With the coding left open ``delta-fit`` for T
-    stands beside it, and the one is taken whose outputs are nearer the float network's on the calibration images.
-    Levels left open are binary: they send whatever bursts send in no more spikes.
+    With the coding left open ``delta-fit`` for T stands beside it, and the one is taken whose outputs are nearer the
+    float network's on the calibration images. Levels left open are binary: they send whatever bursts send in no more
+    spikes.
     """
     return _nearest(options, observation, [T], stage_candidates(T))
 
