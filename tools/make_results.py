@@ -1,7 +1,8 @@
 """Makes docs/results.md, every method of the comparison on public networks, and docs/fitted.md, fitted thresholds.
 
 Each experiment is one run of `msat-det compare` and takes up to hours on a laptop. The pages are made from the run
-directories alone, so that the runs may be made one at a time and in any order.
+directories, so that the runs may be made one at a time and in any order; a section whose run is not there stays as it
+is on the page.
 """
 
 import argparse
@@ -24,7 +25,22 @@ METHODS = "p-norm,channel-norm,spike-norm,rmp,tsc,opt,calibration,burst,constant
 DETECTION = f"--sim.record 8,16,32,64 --data.limit 64 --methods {METHODS},msat,msat-normalised"
 VARIANTS = "msat,msat-paper,msat-normalised,dtt-only,det-only,msat-confidence"
 CLASSIFICATION = f"--methods {METHODS},{VARIANTS}"
-# Name of a configuration in configs/real → heading, and what the command sets beside the configuration.
+CODINGS = (
+    "--methods delta-1,delta-2,delta-3,delta-3-w8,dcgs,dcgs-halves,h-mt,ltb,adafire,msat-fit-energy,delta-fit,"
+    "delta-fit-anytime,int8 --sim.record 1,2,4,8,16 --bootstrap.against int8"
+)
+# Name of a configuration in configs/real, and of an experiment with it → heading, and what the command sets beside the
+# configuration.
+DELTA = {
+    "ssd_mobilenet_coco:codings": ("SSD-MobileNetV1, COCO: both codings, one to sixteen timesteps", CODINGS),
+    "yolo_nano_coco:codings": ("YOLOv3-Nano, COCO: both codings, one to sixteen timesteps", CODINGS),
+    "resnet20_cifar100:codings": ("ResNet-20, CIFAR-100: both codings, one to sixteen timesteps", CODINGS),
+    "squeezenet_imagenet:codings": ("SqueezeNet 1.0, ImageNet: both codings, one to sixteen timesteps", CODINGS),
+    "yolo_fastest_coco:codings": (
+        "YOLO-Fastest 1.1 (leaky ReLU), COCO: delta coding",
+        "--methods delta-2,delta-3,delta-fit,int8 --sim.record 1,2 --bootstrap.against int8",
+    ),
+}
 RESULTS = {
     "resnet20_cifar100": ("ResNet-20, CIFAR-100", CLASSIFICATION),
     "squeezenet_imagenet": ("SqueezeNet 1.0, ImageNet", CLASSIFICATION),
@@ -40,7 +56,7 @@ FITTED = {
     "ssd_mobilenet_coco_ablation": ("What each part brings: SSD-MobileNetV1, COCO, T = 4", ""),
     "resnet20_cifar100_ablation": ("What each part brings: ResNet-20, CIFAR-100, T = 4", ""),
 }
-EXPERIMENTS = RESULTS | FITTED
+EXPERIMENTS = RESULTS | DELTA | FITTED
 # The pages: their first words, and the experiments on them.
 PAGES = {
     "results.md": (
@@ -49,9 +65,10 @@ PAGES = {
 
 `python tools/make_results.py` makes this page from the runs whose commands stand above the tables. No network is
 trained again; thresholds come from calibration images, which are not evaluated. All figures were measured here but
-those that are marked as the paper's. The CSV files hold both accuracies and all costs at every t.
+those that are marked as the paper's. The CSV files hold both accuracies and all costs at every t. What the tables of
+both codings say: [delta.md](delta.md) and [findings.md](findings.md).
 """,
-        RESULTS,
+        DELTA | RESULTS,
     ),
     "fitted.md": (
         """\
@@ -71,7 +88,7 @@ SECTION = """
 
 {facts}
 
-{body}
+{body}{orders}
 ![accuracy over operations]({folder}/{name}.png)
 
 All figures: [{name}.csv]({folder}/{name}.csv).
@@ -99,29 +116,65 @@ def main(argv: list[str]) -> None:
 
 def configuration(name: str, runs: Path) -> Config:
     """What an experiment runs; its run directory is in ``runs``."""
-    words = ["--cfg", str(PROJECT / f"configs/real/{name}.yaml"), *EXPERIMENTS[name][1].split()]
-    return load_config([*words, "--out", str(runs / name)])
+    words = ["--cfg", str(PROJECT / f"configs/real/{name.split(':')[0]}.yaml"), *EXPERIMENTS[name][1].split()]
+    return load_config([*words, "--out", str(runs / folder_of(name))])
+
+
+def folder_of(name: str) -> str:
+    """The name of an experiment's run directory and files."""
+    return name.replace(":", "_")
 
 
 def write_page(page: Path, introduction: str, experiments: dict[str, tuple[str, str]], runs: Path) -> None:
     """The page, unless no experiment of it was run, and in a folder of its name their figures as CSV and pictures."""
-    folder = page.with_suffix("")
     parts = [introduction]
+    kept = sections(page)
     for name, (heading, words) in experiments.items():
-        if not (runs / name / "summary.json").is_file():
-            print(f"{name}: no finished run in {runs / name}, left out of {page}", file=sys.stderr)
-            continue
-        comparison = read_comparison(runs / name)
-        require_same(comparison.config, configuration(name, runs), runs / name)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.csv").write_text(table(comparison), "utf-8")
-        RunDirectory(runs / name).write_pareto(comparison.rows, comparison.title)
-        shutil.copyfile(runs / name / "pareto.png", folder / f"{name}.png")
-        command = " ".join(f"msat-det compare --cfg configs/real/{name}.yaml --out {RUNS}/{name} {words}".split())
-        values = {"heading": heading, "command": command, "folder": folder.name, "name": name}
-        parts.append(SECTION.format(**values, facts=facts(comparison), body=markdown(comparison)))
+        if (runs / folder_of(name) / "summary.json").is_file():
+            parts.append(section(page, name, heading, words, runs))
+        elif heading in kept:
+            parts.append(kept[heading])
+        else:
+            print(f"{name}: no finished run in {runs / folder_of(name)}, left out of {page}", file=sys.stderr)
     if len(parts) > 1:
         page.write_text("".join(parts), "utf-8")
+
+
+def sections(page: Path) -> dict[str, str]:
+    """The page's sections by their headings."""
+    found = page.read_text("utf-8").split("\n## ")[1:] if page.is_file() else []
+    return {text.split("\n")[0]: f"\n## {text.rstrip()}\n" for text in found}
+
+
+def section(page: Path, name: str, heading: str, words: str, runs: Path) -> str:
+    """One experiment's, its figures as CSV and its picture written beside the page."""
+    folder, own = page.with_suffix(""), folder_of(name)
+    comparison = read_comparison(runs / own)
+    require_same(comparison.config, configuration(name, runs), runs / own)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{own}.csv").write_text(table(comparison), "utf-8")
+    RunDirectory(runs / own).write_pareto(comparison.rows, comparison.title)
+    shutil.copyfile(runs / own / "pareto.png", folder / f"{own}.png")
+    config = f"configs/real/{name.split(':')[0]}.yaml"
+    command = " ".join(f"msat-det compare --cfg {config} --out {RUNS}/{own} {words}".split())
+    values = {"heading": heading, "command": command, "folder": folder.name, "name": own}
+    orders = order_by_cost(comparison) if name in DELTA else ""
+    return SECTION.format(**values, facts=facts(comparison), body=markdown(comparison), orders=orders)
+
+
+RANKINGS = {"events_per_neuron": "fewest events", "spikes_per_neuron": "fewest spikes", "energy_ratio": "least energy"}
+
+
+def order_by_cost(comparison: Comparison) -> str:
+    """The methods at each t, the most accurate first, and the cheapest first by each of three figures."""
+    lines = []
+    for t in comparison.times:
+        rows = [row for row in comparison.rows[1:] if row.t == t and row.method != "int8"]
+        ranked = {"most accurate": sorted(rows, key=lambda row: -row.metrics[comparison.metric])}
+        ranked |= {words: sorted(rows, key=lambda row, name=name: row.costs[name]) for name, words in RANKINGS.items()}
+        parts = [f"{words} first {', '.join(row.method for row in order)}" for words, order in ranked.items()]
+        lines.append(f"- t = {t}: {'; '.join(parts)}.")
+    return "\nIn order:\n\n" + "\n".join(lines) + "\n"
 
 
 def facts(comparison: Comparison) -> str:

@@ -259,11 +259,37 @@ def test_page_of_results(make_results: ModuleType, tmp_path: Path, capsys: pytes
     first = page.read_bytes()
     assert make_results.main(words) == 0
     assert page.read_bytes() == first
+    (tmp_path / "resnet20_cifar100").rename(tmp_path / "elsewhere")
+    assert make_results.main(words) == 0
+    assert page.read_bytes() == first  # a section stays when its run is gone
 
     config = tmp_path / "yolo_nano_coco/config.yaml"
     config.write_text(config.read_text().replace("limit: 64", "limit: 8"))
     assert make_results.main(words) == 2
     assert "was run with other data.limit: run it again" in capsys.readouterr().err
+
+
+def test_the_order_of_the_methods_by_each_figure(make_results: ModuleType, tmp_path: Path) -> None:
+    name = "ssd_mobilenet_coco:codings"
+    config = make_results.configuration(name, tmp_path)
+    assert (config.sim.record, config.bootstrap.against) == ([1, 2, 4, 8, 16], "int8")
+    figures = {
+        "delta-3": (23.0, 1.3, 1.1, 0.23, 1.3),
+        "dcgs": (5.0, 0.5, 0.6, 0.12, 0.4),
+        "h-mt": (9.0, 3.0, 2.0, 0.4, 0.3),
+    }
+    rows = [CurveRow("float", None, {"map": 23.2, "map50": 39.0})]
+    for label, (found, spikes, sops, energy, events) in figures.items():
+        rows.append(CurveRow(label, 1, {"map": found, "map50": 2 * found}, spikes, sops, energy, events, energy))
+    write_run(tmp_path / "ssd_mobilenet_coco_codings", config.to_yaml(), rows)
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    assert make_results.main(["--from", str(tmp_path), "--out", str(docs)]) == 0
+    text = (docs / "results.md").read_text()
+    assert (
+        "\n- t = 1: most accurate first delta-3, h-mt, dcgs; fewest events first h-mt, dcgs, delta-3; fewest spikes "
+        "first dcgs, delta-3, h-mt; least energy first dcgs, delta-3, h-mt.\n"
+    ) in text
 
 
 def test_results_of_an_unknown_experiment(make_results: ModuleType, capsys: pytest.CaptureFixture) -> None:
