@@ -166,7 +166,7 @@ def test_binary_levels_are_counted_by_their_digits() -> None:
     """7 = 1 + 2 + 4 takes three, 8 one, 15 four; bursts take 30."""
     bench = bench_of(observed("plain"), 1)
     digits = neuron_of(bench, 1.0, bits=4, terms=(4,))
-    outputs = [torch.tensor([7.0, 8.0, 15.0]).expand(1, bench.node.meta["shape"][0], 1, 3)]
+    outputs = [torch.tensor([7.0, 8.0, 15.0]).expand(1, len(digits.theta), 1, 3)]
     scan, _ = bench.simulate(digits)
     assert bench._spikes(digits, outputs, scan)[0].item() == pytest.approx(8 / 3)
     assert bench._spikes(replace(digits, bits=None), outputs, scan)[0].item() == pytest.approx(10.0)
