@@ -73,8 +73,9 @@ INLINE void group(const Correct &c, int64_t b, int64_t i, double (*counts)[LANES
     if (BURST) {
 #pragma omp simd
         for (int j = 0; j < W; j++) {
-            float size = std::floor(std::fabs(rest[j]) + .5f);
-            size = size < c.gamma || std::fabs(rest[j]) >= c.overflow ? size : c.gamma;
+            const float whole = std::floor(std::fabs(rest[j]) + .5f);
+            float size = whole < c.gamma ? whole : c.gamma;
+            size = std::fabs(rest[j]) < c.overflow ? size : whole;
             size = std::fabs(rest[j]) > c.zone ? size : 0.f;
             sent[j] += to_float(to_bits(size) | (to_bits(rest[j]) & SIGN));
             spikes[j] += size;
