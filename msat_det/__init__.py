@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from msat_det.methods import METHODS
     from msat_det.methods.api import convert, describe, observe
     from msat_det.models.detector import Detections, Detector
+    from msat_det.models.importers.onnx.network import load_onnx
     from msat_det.models.importers.torchvision import TorchvisionDetector
     from msat_det.spiking.network import SpikingNetwork, load, save
 
@@ -28,6 +29,7 @@ _MODULES = {
     "METHODS": "msat_det.methods",
     "TorchvisionDetector": "msat_det.models.importers.torchvision",
     "fit_rule": "msat_det.measure.anytime",
+    "load_onnx": "msat_det.models.importers.onnx.network",
 }
 __all__ = [
     "METHODS",
@@ -41,6 +43,7 @@ __all__ = [
     "describe",
     "fit_rule",
     "load",
+    "load_onnx",
     "observe",
     "save",
 ]

@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import lzma
+import math
 import re
 import struct
 import zipfile
@@ -30,6 +31,7 @@ OUTSIDE = "../outside/secret"  # beside every case's root lie files with these s
 LINKED = ["../elsewhere/1.jpg", "../elsewhere", "../elsewhere/deep", ".", "gone", "gone/x"]  # to which links may lead
 
 INTEGERS = [0, 1, -1, 2, 3, 7, 255, 256, 1000, 2**15, 2**16 - 1, 10**5, 2**31 - 1, 2**31, -(2**31), 2**32, 2**53, 2**63]
+ONNX_INTEGERS = [number for number in INTEGERS if abs(number) < 2**63]
 FLOATS = [0.0, -0.0, 0.5, 1e-320, 1e-9, 1e9, 1e38, 1e39, 1e308, float("inf"), float("-inf"), float("nan")]
 PATHS = [
     *(f"{OUTSIDE}.{suffix}" for suffix in ("jpg", "xml", "txt", "yaml", "safetensors")),
@@ -269,6 +271,86 @@ def safetensors_file(random: Random, data: bytes) -> bytes:
         header = tree(random, header)
     text = encode(as_json(header))
     return struct.pack("<Q", len(text) if random.random() < 0.95 else random.choice(INTEGERS) % 2**64) + text + values
+
+
+def onnx_file(*operators: str) -> Mutate:
+    """An ONNX file with other operators, attributes, edges, sizes or values; sometimes what no parser takes."""
+
+    def mutated(random: Random, data: bytes) -> bytes:
+        import onnx
+        from google.protobuf.message import DecodeError
+
+        try:
+            model = onnx.ModelProto.FromString(data)
+        except DecodeError:
+            return raw(random, data)
+        if random.random() < 0.15 or not model.graph.node:
+            return raw(random, data)
+        for _ in range(random.choice([1, 1, 2, 4])):
+            _change_onnx(random, model, operators)
+        return model.SerializeToString()
+
+    return mutated
+
+
+def _change_onnx(random: Random, model: Any, operators: tuple[str, ...]) -> None:
+    graph, kind = model.graph, random.randrange(10)
+    node = random.choice(graph.node)
+    names = [name for other in graph.node for name in (*other.input, *other.output)] + ["", "x", "nowhere"]
+    if kind == 0:
+        node.op_type = random.choice(operators)
+    elif kind == 1:
+        edges = random.choice([node.input, node.input, node.output])
+        if edges:
+            edges[random.randrange(len(edges))] = random.choice(names)
+        else:
+            edges.append(random.choice(names))
+    elif kind == 2:
+        random.choice([node.input, node.output]).append(random.choice(names))
+    elif kind == 3 and len(graph.node) > 1:
+        graph.node.remove(node)
+    elif kind == 4 and model.opset_import:
+        model.opset_import[0].version = random.choice([*range(7, 25), -1, 2**40])
+    elif kind == 5 and graph.input:
+        for size in graph.input[0].type.tensor_type.shape.dim[random.randrange(4) :][:1]:
+            size.dim_value = random.choice([1, 2, 7, 64, *ONNX_INTEGERS])
+    elif kind == 6 and graph.initializer:
+        _change_tensor(random, random.choice(graph.initializer))
+    elif node.attribute:
+        _change_attribute(random, random.choice(node.attribute))
+
+
+def _change_attribute(random: Random, attribute: Any) -> None:
+    numbers = [0, 1, 2, 3, -1, -2, 64, *ONNX_INTEGERS]
+    if attribute.HasField("t"):
+        _change_tensor(random, attribute.t)
+    elif attribute.ints:
+        attribute.ints[random.randrange(len(attribute.ints))] = random.choice(numbers)
+        if random.random() < 0.2:
+            attribute.ints.append(1)
+    elif attribute.HasField("i"):
+        attribute.i = random.choice(numbers)
+    elif attribute.HasField("f"):
+        attribute.f = random.choice([0.0, -1.0, 1e38, math.inf, math.nan])
+    elif random.random() < 0.5:
+        attribute.type = random.randrange(15)
+    else:
+        attribute.name = random.choice(["axis", "axes", "pads", "group", "perm", "value", "mode", "strides"])
+
+
+def _change_tensor(random: Random, tensor: Any) -> None:
+    kind = random.randrange(4)
+    if kind == 0 and tensor.dims:
+        tensor.dims[random.randrange(len(tensor.dims))] = random.choice([0, 1, 2, 64, *ONNX_INTEGERS])
+    elif kind == 1:
+        tensor.data_type = random.randrange(25)
+    elif kind == 2 and tensor.external_data:
+        entry = random.choice(tensor.external_data)
+        entry.value = random.choice(["net.onnx", "-1", "99999999999", "", "a\0b", *PATHS])
+    elif tensor.int64_data:
+        tensor.int64_data[0] = random.choice(ONNX_INTEGERS)
+    else:
+        tensor.raw_data = raw(random, tensor.raw_data)
 
 
 def dict_of(value: Any) -> dict:

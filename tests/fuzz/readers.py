@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import copy
 import io
 import math
 import shlex
@@ -34,6 +35,9 @@ from msat_det.models.classifiers import Network, Preprocess, build_classifier
 from msat_det.models.detector import Detections
 from msat_det.models.importers.darknet.cfg import parse_cfg
 from msat_det.models.importers.darknet.network import DarknetNet, darknet, stored_tensors
+from msat_det.models.importers.onnx.file import read_onnx as read_onnx_file
+from msat_det.models.importers.onnx.network import load_onnx, network_of
+from msat_det.models.importers.onnx.operators import OPERATORS
 from msat_det.models.preprocessing import RESIZES
 from msat_det.models.weights import read_names
 from msat_det.report.directory import RunDirectory
@@ -202,6 +206,30 @@ def read_pickle(root: Path) -> None:
             assert not isinstance(value, dict) or all(type(key) is str for key in value)
 
 
+def read_onnx(root: Path) -> None:
+    """A network from its file, another that ends before it does, and three images through the first if it is small."""
+    net, file = load_onnx(root / "net.onnx", size=(6, 6)), read_onnx_file(root / "net.onnx")
+    with contextlib.suppress(InputError):
+        network_of(file, (6, 6), file.nodes[len(file.nodes) // 2].outputs[:1])
+    shapes = net.meta["inputs"].values()
+    counted = Elements(copy.deepcopy(net).to("meta"))
+    counted.run(*(torch.empty(3, *shape, device="meta") for shape in shapes))
+    if counted.elements < 1_000_000:
+        found = net(*(torch.rand(3, *shape) for shape in shapes))
+        assert all(len(one) == 3 for one in (found if isinstance(found, tuple) else [found]))
+
+
+class Elements(torch.fx.Interpreter):
+    """Counts what the nodes of a graph give."""
+
+    elements = 0
+
+    def run_node(self, n: torch.fx.Node) -> object:
+        value = super().run_node(n)
+        self.elements += value.numel() if isinstance(value, torch.Tensor) else 0
+        return value
+
+
 def read_parts(root: Path) -> None:
     classes = 5
     parts = Parts(root, [["1", 2], []], classes)
@@ -346,6 +374,7 @@ READERS: dict[str, Reader] = {
         seeds.torch_weights, by_suffix(pt=mutate.torch_file), quietly(partial(read_weights, "net.pt"))
     ),
     "checkpoint": Reader(seeds.pickles, by_suffix(pkl=mutate.pickled), read_pickle),
+    "onnx": Reader(seeds.onnx_files, by_suffix(onnx=mutate.onnx_file(*OPERATORS, "NonZero")), read_onnx),
     "parts": Reader(seeds.parts, by_suffix(safetensors=mutate.safetensors_file), read_parts, structure=0.1, links=True),
     "resume": Reader(
         seeds.unfinished_run,

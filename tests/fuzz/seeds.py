@@ -275,6 +275,56 @@ def torch_weights() -> list[Case]:
     return cases
 
 
+ONNX = [  # between them every kind of attribute and constant
+    """<ir_version: 8, opset_import: ["" : 13]> net (float[1,3,8,8] x) => (float[1,6,4] y) {
+    k = Constant <value = int64[4] {6, 3, 3, 3}> () w = ConstantOfShape <value = float[1] {0.1}> (k)
+    a = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1], strides = [2, 2]> (x, w)
+    b = Sigmoid (a) c = Mul (a, b) d = MaxPool <kernel_shape = [3, 3], pads = [1, 1, 1, 1], ceil_mode = 0> (c)
+    e = Concat <axis = 1> (c, d) s = Constant <value_ints = [6, 6]> () f, g = Split <axis = 1> (e, s)
+    h = Add (f, g) i = Shape (h) z = Constant <value = int64[1] {0}> () j = Gather <axis = 0> (i, z)
+    m = Constant <value_ints = [6, -1]> () n = Concat <axis = 0> (j, m) o = Reshape (h, n)
+    p = Constant <value_ints = [0]> () q = Constant <value_ints = [4]> () r = Constant <value_ints = [2]> ()
+    t = Slice (o, p, q, r) y = Softmax <axis = -1> (t) }""",
+    """<ir_version: 8, opset_import: ["" : 17]> net (float["n",3,"h","w"] x) => (float["n",4] y, float z) {
+    k = Constant <value_ints = [4, 3, 1, 1]> () w = ConstantOfShape <value = float[1] {-0.2}> (k)
+    a = Conv <auto_pad = "SAME_UPPER", strides = [2, 2]> (x, w) v = Constant <value_ints = [4]> ()
+    g = ConstantOfShape <value = float[1] {1.0}> (v) b = BatchNormalization <epsilon = 0.001> (a, g, g, g, g)
+    lo = Constant <value_float = 0.0> () hi = Constant <value_float = 6.0> () c = Clip (b, lo, hi)
+    r = Constant <value_floats = [1.0, 1.0, 2.0, 2.0]> () d = Resize <mode = "nearest", nearest_mode = "floor",
+    coordinate_transformation_mode = "asymmetric"> (c, , r) p = Constant <value_ints = [0, 0, 1, 0, 0, 0, 0, 2]> ()
+    e = Pad <mode = "constant"> (d, p) f = GlobalAveragePool (e) h = Flatten (f) l = HardSwish (h)
+    m = Constant <value_ints = [4, 4]> () u = ConstantOfShape <value = float[1] {0.5}> (m)
+    y = Gemm <alpha = 0.5, transB = 1> (l, u, g) z = ReduceMean <axes = [2, 3], keepdims = 0> (e) }""",
+    """<ir_version: 8, opset_import: ["" : 11]> net (float[1,4,6,6] x) => (float[1,4,12,12] y) {
+    t = Transpose <perm = [0, 2, 3, 1]> (x) i = Constant <value = int64[2] {0, 2}> () a = Gather <axis = 3> (t, i)
+    k = Constant <value = int64[2] {2, 4}> () w = ConstantOfShape <value = float[1] {0.3}> (k) b = MatMul (a, w)
+    c = LeakyRelu <alpha = 0.2> (b) d = Transpose <perm = [0, 3, 1, 2]> (c) e = Unsqueeze <axes = [1]> (d)
+    f = Squeeze <axes = [1]> (e) g = Einsum <equation = "bchw,bdhw->bchw"> (f, x) h = Relu (g)
+    s = Constant <value = int64[4] {1, 1, 2, 2}> () u = Tile (h, s)
+    l = Constant <value = int64[4] {4, 4, 1, 1}> () q = ConstantOfShape <value = float[1] {0.2}> (l)
+    n = ConvTranspose <kernel_shape = [1, 1]> (u, q) y = Tanh (n) }""",
+]
+
+
+def onnx_files() -> list[Case]:
+    """Small networks; of the first one with its weights in the file, and in another beside it."""
+    import onnx
+
+    models = [onnx.parser.parse_model(text) for text in ONNX]
+    cases = [{"net.onnx": model.SerializeToString()} for model in models]
+    weights = np.random.default_rng(0).standard_normal((6, 3, 3, 3)).astype(np.float32)
+    for beside in ({}, {"weights.bin": weights.tobytes()}):
+        model = onnx.parser.parse_model(ONNX[0])
+        del model.graph.node[:2]
+        tensor = onnx.numpy_helper.from_array(weights, "w")
+        if beside:
+            onnx.external_data_helper.set_external_data(tensor, "weights.bin", 0, weights.nbytes)
+            tensor.ClearField("raw_data")
+        model.graph.initializer.append(tensor)
+        cases.append(beside | {"net.onnx": model.SerializeToString()})
+    return cases
+
+
 def pickles() -> list[Case]:
     """The programs in ``torch_weights``, and one that holds a whole network."""
     out = io.BytesIO()

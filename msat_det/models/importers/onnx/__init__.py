@@ -1,0 +1,1 @@
+"""ONNX files → networks that trace: read (``file``), built node by node (``operators``), whole (``network``)."""

@@ -1,0 +1,98 @@
+"""An ONNX file becomes a torch.fx module: the batch is free, shapes are folded, weights are parameters."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx
+
+from msat_det.base.errors import InputError
+from msat_det.base.files import show
+from msat_det.base.names import hint
+from msat_det.graph.inputs import MISFIT, reason
+from msat_det.models.importers.onnx.building import Building, Moving, Value
+from msat_det.models.importers.onnx.file import OnnxFile, OnnxNode, needed, read_onnx
+from msat_det.models.importers.onnx.operators import OPERATORS, Call
+
+OF_MASKS = set("Where And Or Not Equal Cast CastLike Identity Shape Reshape Squeeze Unsqueeze Expand Slice".split())
+
+
+def load_onnx(
+    path: str | Path, size: tuple[int, int] | None = None, outputs: Sequence[str] | None = None
+) -> fx.GraphModule:
+    """The network in an ONNX file (opset 9 to 23) as a module: (B, C, h, w) → a tensor, or a tuple of them.
+
+    size: (height, width) of the images where the file leaves them free, or another size for a network that takes any.
+    outputs: names of tensors to give in place of the file's outputs; what lies behind them is left out, and need not
+        be known here. The module's ``meta`` holds ``size``, ``inputs`` ({name: one image's sizes}) and ``outputs``.
+    No code is run from the file, and of its folder only the weights that it names are read. Raises InputError that
+    names the node for an operator that is not known, and for whatever does not treat all images of a batch alike.
+    """
+    return network_of(read_onnx(path), size, outputs)
+
+
+def network_of(
+    file: OnnxFile, size: tuple[int, int] | None = None, outputs: Sequence[str] | None = None
+) -> fx.GraphModule:
+    """``load_onnx`` of a file that has been read."""
+    outputs = list(file.outputs if outputs is None else outputs)
+    building = Building()
+    sizes = {name: _sizes(file, name, size) for name in file.inputs}
+    values: dict[str, Value] = dict(file.tensors)
+    values |= {name: building.input(f"input_{i}", own) for i, (name, own) in enumerate(sizes.items())}
+    for node in needed(file, outputs):
+        for name, value in zip(node.outputs, _outputs(file, node, values, building), strict=False):
+            values[name] = value
+    found = [_output(file, name, values) for name in outputs]
+    nodes = tuple(value.node for value in found)
+    building.graph.output(nodes[0] if len(nodes) == 1 else nodes)
+    module = fx.GraphModule(building.root, building.graph, "OnnxNetwork")
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    module.delete_all_unused_submodules()
+    module.meta = {"size": tuple(sizes[next(iter(sizes))][1:]), "inputs": sizes, "outputs": outputs}
+    return module.eval()
+
+
+def _sizes(file: OnnxFile, name: str, size: tuple[int, int] | None) -> list[int]:
+    """One image's sizes at an input."""
+    batch, *own = file.inputs[name] or [None]
+    if batch not in (1, None):
+        raise InputError(f"{file.path}: its input {show(name)} is for {batch} images at once: export it for one")
+    if size is not None and len(own) == 3:
+        own[1:] = size
+    if None in own:
+        raise InputError(f"{file.path}: its input {show(name)} leaves sizes free: give size=(height, width)")
+    return own
+
+
+def _outputs(file: OnnxFile, node: OnnxNode, values: dict[str, Value], building: Building) -> list[Value]:
+    if node.op not in OPERATORS:
+        raise InputError(
+            f"{file.path}: {node}: operator {show(node.op)} is not known: "
+            + hint(node.op, OPERATORS, "cut the network before it (outputs), or move it into decode", 0.95)
+        )
+    missing = [name for name in node.inputs if name and name not in values]
+    if missing:
+        raise InputError(f"{file.path}: {node} reads {show(missing[0])}, which nothing before it gives")
+    inputs = [values[name] if name else None for name in node.inputs]
+    if node.op not in OF_MASKS and any(isinstance(v, Moving) and v.probes[0].dtype != torch.float32 for v in inputs):
+        raise InputError(f"{file.path}: {node} calculates with what is true or false: cast it to float before")
+    try:
+        found = OPERATORS[node.op](Call(node, file.opset, building), *inputs)
+    except InputError as error:
+        raise InputError(f"{file.path}: {node}: {error}") from error
+    except MISFIT as error:
+        raise InputError(f"{file.path}: {node} does not fit its inputs ({reason(error)})") from error
+    return found if isinstance(found, list) else [found]
+
+
+def _output(file: OnnxFile, name: str, values: dict[str, Value]) -> Moving:
+    if name not in values:
+        raise InputError(f"{file.path}: no tensor is called {show(name)}: {hint(name, values, 'see it in Netron')}")
+    value = values[name]
+    if isinstance(value, Tensor):
+        raise InputError(f"{file.path}: output {show(name)} is a constant, whatever the image: choose other outputs")
+    if value.images != 0:
+        raise InputError(f"{file.path}: output {show(name)} has the images along dimension {value.images}, not 0")
+    return value

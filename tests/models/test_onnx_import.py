@@ -1,0 +1,341 @@
+"""ONNX files come in: every operator over its opsets against onnxruntime, real files, and what is refused."""
+
+import copy
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from support.onnx_files import IMAGE, node, onnxruntime_outputs, write_onnx
+from torch import Tensor, nn
+
+import msat_det
+from msat_det import load_onnx
+from msat_det.base.errors import InputError
+from msat_det.models.importers.onnx.operators import OPERATORS
+
+RANDOM = np.random.default_rng(0)
+
+
+def weights(*shape: int) -> np.ndarray:
+    return RANDOM.standard_normal(shape) * 0.5
+
+
+def one(op: str, **attributes: Any) -> list[onnx.NodeProto]:
+    return [node(op, "x", "y", **attributes)]
+
+
+VECTOR = {"s": weights(4), "b": weights(4), "m": weights(4), "v": RANDOM.random(4) + 0.5}
+CONV = {"w": weights(6, 4, 3, 3), "b": weights(6)}
+EMPTY = np.zeros(0)
+# what, opsets, nodes, constants: each file is run on three images at once
+CASES: list[tuple[str, tuple[int, ...], list[onnx.NodeProto], dict[str, Any]]] = [
+    *((op, (9, 13, 21), one(op), {}) for op in "Relu Sigmoid Tanh Abs Neg Exp Softplus Softsign Erf Sin Cos".split()),
+    *((op, (9, 13, 21), one(op), {}) for op in "LeakyRelu Elu Selu HardSigmoid Floor Ceil Identity".split()),
+    *((op, (12, 21), one(op), {}) for op in "Round Sign Celu ThresholdedRelu".split()),
+    *((op, (14, 21), one(op), {}) for op in ("HardSwish",)),
+    ("Mish", (18,), one("Mish"), {}),
+    ("Gelu", (20,), one("Gelu", approximate="tanh"), {}),
+    ("leaky", (16,), one("LeakyRelu", alpha=0.3), {}),
+    ("paddle's hard sigmoid", (11,), one("HardSigmoid", alpha=1 / 6, beta=0.5), {}),
+    ("PRelu", (9, 16), [node("PRelu", "x s", "y")], {"s": weights(4, 1, 1)}),
+    ("PRelu, one slope", (16,), [node("PRelu", "x s", "y")], {"s": weights(1)}),
+    ("Sqrt", (13,), [node("Abs", "x", "a"), node("Sqrt", "a", "b"), node("Log", "b", "c"), node("Exp", "c", "y")], {}),
+    ("Reciprocal", (13,), [node("Exp", "x", "a"), node("Reciprocal", "a", "y")], {}),
+    ("arithmetic", (9, 14), [node("Add", "x c", "a"), node("Sub", "c a", "b"), node("Mul", "b x", "d"),
+                             node("Div", "d e", "f"), node("Pow", "f two", "y")],
+     {"c": weights(4, 1, 1), "e": 3.0, "two": 2.0}),
+    ("one minus", (13,), [node("Sub", "c x", "a"), node("Div", "c a", "y")], {"c": np.array([1.5])}),
+    ("Max", (13,), [node("Max", "c x", "a"), node("Min", "a x d", "y")], {"c": 0.25, "d": weights(4, 1, 8)}),
+    ("Sum", (13,), [node("Sum", "x x c", "a"), node("Mean", "a x", "y")], {"c": weights(1, 8)}),
+    ("Clip", (9, 10), one("Clip", min=-0.5, max=0.75), {}),
+    ("Clip", (11, 21), [node("Clip", "x lo hi", "y")], {"lo": 0.0, "hi": 6.0}),
+    ("Clip below", (13,), [node("Clip", "x _ hi", "y")], {"hi": 0.5}),
+    ("Where", (9, 16), [node("Greater", "x c", "m"), node("Where", "m x d", "y")], {"c": 0.0, "d": weights(8)}),
+    ("Not", (13,), [node("Less", "x c", "a"), node("Greater", "x d", "b"), node("Or", "a b", "m"),
+                    node("Not", "m", "k"), node("Where", "k x c", "y")], {"c": 0.0, "d": 1.0}),
+    *((f"Softmax {a}", (9, 11, 13, 21), one("Softmax", axis=a), {}) for a in (1, 2, 3)),
+    ("LogSoftmax", (12, 13), one("LogSoftmax", axis=1), {}),
+    ("Conv", (9, 11, 21), [node("Conv", "x w b", "y", pads=[1, 1, 1, 1], strides=[2, 1])], CONV),
+    ("Conv, ends", (11,), [node("Conv", "x w", "y", pads=[0, 1, 1, 2], dilations=[1, 2], kernel_shape=[3, 3])], CONV),
+    ("Conv, same", (11,), [node("Conv", "x w b", "y", auto_pad="SAME_UPPER", strides=[2, 2])], CONV),
+    ("Conv, lower", (11,), [node("Conv", "x w b", "y", auto_pad="SAME_LOWER", strides=[2, 2])], CONV),
+    ("Conv, groups", (11,), [node("Conv", "x w", "y", group=4)], {"w": weights(8, 1, 3, 3)}),
+    ("ConvTranspose", (11,), [node("ConvTranspose", "x w b", "y", strides=[2, 2], output_padding=[1, 0],
+                                   pads=[1, 1, 1, 1])], {"w": weights(4, 5, 3, 3), "b": weights(5)}),
+    ("ConvTranspose, ends", (11,), [node("ConvTranspose", "x w", "y", strides=[2, 2], pads=[0, 1, 1, 2], group=2)],
+     {"w": weights(4, 3, 3, 3)}),
+    ("Gemm", (9, 13), [node("Flatten", "x", "a"), node("Gemm", "a w b", "y", alpha=0.5, beta=2.0, transB=1)],
+     {"w": weights(5, 192), "b": weights(5)}),
+    ("MatMul", (9, 13), [node("MatMul", "x w", "a"), node("MatMul", "v a", "y")],
+     {"w": weights(8, 5), "v": weights(3, 6)}),
+    ("Einsum", (12,), [node("Einsum", "x w", "y", equation="bchw,wk->bkhc")], {"w": weights(8, 5)}),
+    ("BatchNormalization", (9, 14, 15), [node("BatchNormalization", "x s b m v", "y", epsilon=0.01)], VECTOR),
+    ("InstanceNormalization", (9,), [node("InstanceNormalization", "x s b", "y")], VECTOR),
+    ("GroupNormalization", (21,), [node("GroupNormalization", "x s b", "y", num_groups=2)], VECTOR),
+    ("LayerNormalization", (17,), [node("LayerNormalization", "x s b", "y")], {"s": weights(8), "b": weights(8)}),
+    ("LpNormalization", (11,), one("LpNormalization", axis=1), {}),
+    ("MaxPool", (9, 12), one("MaxPool", kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[2, 2]), {}),
+    ("MaxPool, end", (11,), one("MaxPool", kernel_shape=[2, 2], pads=[0, 0, 1, 1], strides=[1, 1]), {}),
+    ("MaxPool, same", (11,), one("MaxPool", kernel_shape=[3, 3], auto_pad="SAME_UPPER", strides=[2, 2]), {}),
+    ("MaxPool, ceil", (11,), one("MaxPool", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1), {}),
+    ("AveragePool", (9, 11), one("AveragePool", kernel_shape=[3, 3], pads=[1, 1, 1, 1]), {}),
+    ("AveragePool, pads", (11,), one("AveragePool", kernel_shape=[2, 2], pads=[0, 0, 1, 1], count_include_pad=1), {}),
+    *((op, (9, 21), one(op), {}) for op in ("GlobalAveragePool", "GlobalMaxPool")),
+    *((f"{op} keeps", (9, 13), one(op, axes=[2, 3]), {}) for op in "ReduceMean ReduceMax ReduceMin ReduceL2".split()),
+    *((f"{op} axes", (18,), [node(op, "x a", "y", keepdims=0)], {"a": np.array([1, -1])})
+      for op in "ReduceMean ReduceSum ReduceMax ReduceL2 ReduceLogSumExp".split()),
+    ("ReduceSum", (11,), one("ReduceSum", axes=[1], keepdims=0), {}),
+    ("Transpose", (9, 13), one("Transpose", perm=[0, 2, 3, 1]), {}),
+    ("Reshape", (9, 14), [node("Reshape", "x s", "y")], {"s": np.array([1, 4, -1])}),
+    ("Reshape, kept", (14,), [node("Reshape", "x s", "y")], {"s": np.array([0, -1, 0])[[0, 1]]}),
+    ("heads", (13,), [node("Reshape", "x s", "a"), node("MatMul", "a w", "b"), node("Reshape", "b t", "y")],
+     {"s": np.array([4, 6, 8]), "t": np.array([1, 4, 6, 5]), "w": weights(8, 5)}),
+    ("Flatten", (9, 13), one("Flatten", axis=1), {}),
+    ("Squeeze", (9, 11), [node("ReduceMean", "x", "a", axes=[2, 3]), node("Squeeze", "a", "y", axes=[2, 3])], {}),
+    ("Squeeze", (13, 17), [node("ReduceMean", "x", "a", axes=[3]), node("Squeeze", "a s", "y")], {"s": np.array([-1])}),
+    ("Unsqueeze", (9, 11), one("Unsqueeze", axes=[1, 5]), {}),
+    ("Unsqueeze", (13,), [node("Unsqueeze", "x s", "y")], {"s": np.array([2])}),
+    ("Expand", (9, 13), [node("GlobalAveragePool", "x", "a"), node("Expand", "a s", "y")],
+     {"s": np.array([1, 4, 5, 7])}),
+    ("Tile", (13,), [node("Tile", "x s", "y")], {"s": np.array([1, 2, 1, 3])}),
+    ("Concat", (9, 13), [node("Concat", "x x x", "y", axis=-3)], {}),
+    ("Concat, token", (13,), [node("Concat", "c x", "y", axis=2)], {"c": weights(1, 4, 1, 8)}),
+    ("Split", (9, 11), [node("Split", "x", "a b", axis=1, split=[1, 3]), node("Concat", "b a", "y", axis=1)], {}),
+    ("Split", (13,), [node("Split", "x s", "a b", axis=3), node("Concat", "b a", "y", axis=3)],
+     {"s": np.array([2, 6])}),
+    ("Split", (18,), [node("Split", "x", "a b c", axis=3, num_outputs=3), node("Concat", "c a b", "y", axis=3)], {}),
+    ("Slice", (9,), one("Slice", starts=[1, -3], ends=[3, 2147483647], axes=[1, 3]), {}),
+    ("Slice", (10, 13), [node("Slice", "x s e a t", "y")],
+     {"s": np.array([0, 1]), "e": np.array([2**63 - 1, 2**63 - 1]), "a": np.array([2, 3]), "t": np.array([2, 2])}),
+    ("Slice back", (13,), [node("Slice", "x s e a t", "y")],
+     {"s": np.array([-1]), "e": np.array([-(2**63)]), "a": np.array([3]), "t": np.array([-1])}),
+    ("Gather", (9, 13), [node("Gather", "x i", "y", axis=3)], {"i": np.array([[1, 7], [-1, 0]])}),
+    ("Gather one", (13,), [node("Gather", "x i", "y", axis=1)], {"i": np.array(2)}),
+    ("Pad", (9, 10), one("Pad", pads=[0, 0, 1, 2, 0, 0, 0, 1], value=0.5), {}),
+    ("Pad", (11, 13, 21), [node("Pad", "x p v", "y")], {"p": np.array([0, 1, 1, 0, 0, 0, 2, 0]), "v": -1.0}),
+    ("Pad, axes", (18,), [node("Pad", "x p _ a", "y")], {"p": np.array([1, 2]), "a": np.array([-1])}),
+    *((f"Pad, {mode}", (13,), [node("Pad", "x p", "y", mode=mode)], {"p": np.array([0, 0, 1, 2, 0, 0, 2, 1])})
+      for mode in ("reflect", "edge")),
+    *((f"DepthToSpace {mode}", (11, 13), one("DepthToSpace", blocksize=2, mode=mode), {}) for mode in ("DCR", "CRD")),
+    ("SpaceToDepth", (9, 13), one("SpaceToDepth", blocksize=2), {}),
+    ("Cast", (9, 13), [node("Greater", "x c", "m"), node("Cast", "m", "f", to=1), node("Mul", "x f", "y")], {"c": 0.0}),
+    ("Dropout", (9, 13), one("Dropout"), {}),
+    ("Upsample", (9,), [node("Upsample", "x s", "y", mode="nearest")], {"s": np.array([1.0, 1.0, 2.0, 2.0])}),
+    ("Upsample, linear", (9,), [node("Upsample", "x s", "y", mode="linear")], {"s": np.array([1.0, 1.0, 2.0, 2.0])}),
+    ("Resize", (10,), [node("Resize", "x s", "y", mode="nearest")], {"s": np.array([1.0, 1.0, 2.0, 1.5])}),
+    *((f"Resize {way} {rounding}", (11, 13, 19), [node("Resize", "x r s", "y", mode="nearest",
+       coordinate_transformation_mode=way, nearest_mode=rounding)], {"s": np.array([1.0, 1.0, 2.0, 1.5]), "r": EMPTY})
+      for way in ("asymmetric", "half_pixel", "align_corners") for rounding in ("floor", "round_prefer_floor", "ceil")),
+    *((f"Resize linear {way}", (11, 13), [node("Resize", "x r r s", "y", mode="linear",
+       coordinate_transformation_mode=way)], {"s": np.array([1, 4, 9, 16]), "r": EMPTY})
+      for way in ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric")),
+    ("Resize cubic", (13,), [node("Resize", "x _ s", "y", mode="cubic")], {"s": np.array([1.0, 1.0, 2.0, 2.0])}),
+    ("shapes", (9, 13), [node("Shape", "x", "s"), node("Gather", "s i", "b", axis=0),
+                         node("Gather", "s j", "c", axis=0), node("Concat", "b c k", "t", axis=0),
+                         node("Reshape", "x t", "y")],
+     {"i": np.array([0]), "j": np.array([1]), "k": np.array([-1])}),
+    ("shape's arithmetic", (15,), [node("Shape", "x", "s", start=2), node("ReduceProd", "s", "p"),
+                                   node("Div", "p two", "q"), node("Cast", "q", "f", to=1),
+                                   node("Sqrt", "f", "r"), node("Mul", "x r", "a"),
+                                   node("ConstantOfShape", "s", "z"), node("Add", "a z", "y")], {"two": np.array([5])}),
+    ("Range", (13,), [node("Range", "o e t", "r"), node("Add", "x r", "y")], {"o": 0.0, "e": 8.0, "t": 1.0}),
+    ("Size", (13,), [node("Size", "x", "s"), node("Cast", "s", "f", to=1), node("Div", "x f", "y")], {}),
+    ("CastLike", (15,), [node("Greater", "x c", "m"), node("CastLike", "m x", "f"), node("Add", "x f", "y")],
+     {"c": 0.5}),
+    ("And", (16,), [node("LessOrEqual", "x c", "a"), node("GreaterOrEqual", "x d", "b"), node("And", "a b", "m"),
+                    node("Equal", "x x", "e"), node("And", "m e", "k"), node("Where", "k x c", "y")],
+     {"c": 1.0, "d": 0.0}),
+]  # fmt: skip
+FILES = [
+    pytest.param(nodes, constants, opset, id=f"{what}, {opset}")
+    for what, opsets, nodes, constants in CASES
+    for opset in opsets
+]
+
+
+def assert_as_onnxruntime(path: Path, batch: Tensor) -> nn.Module:
+    """Equal within 1e-4 of the largest value."""
+    net = load_onnx(path)
+    with torch.no_grad():
+        found = net(batch)
+    expected = onnxruntime_outputs(path, batch)
+    for a, b in zip([found] if isinstance(found, Tensor) else found, expected, strict=True):
+        b = b.unflatten(0, (len(batch), -1)).squeeze(1) if len(b) > len(batch) else b
+        assert a.shape == b.shape
+        assert (a - b).abs().max() <= 1e-4 * max(1.0, b.abs().max().item())
+    return net
+
+
+@pytest.mark.parametrize(("nodes", "constants", "opset"), FILES)
+def test_operators(nodes: list, constants: dict, opset: int, tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "net.onnx", nodes, opset, constants)
+    assert_as_onnxruntime(path, torch.randn(3, *IMAGE[1:], generator=torch.Generator().manual_seed(1)))
+
+
+def test_every_operator_is_tested() -> None:
+    tested = {proto.op_type for case in CASES for proto in case[2]} | {"Constant"}  # of the real files below
+    assert set(OPERATORS) == tested
+
+
+REAL = {"yolox_nano": 255, "picodet_s_320_coco": 1, "version-RFB-320": 1, "yunet_n_320_320": 255}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_files(name: str, shared_data: Path) -> None:
+    path = shared_data / "weights" / f"{name}.onnx"
+    size = {"version-RFB-320": (240, 320), "yolox_nano": (416, 416)}.get(name, (320, 320))
+    batch = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0)) * REAL[name]
+    net = assert_as_onnxruntime(path, batch)
+    assert net.meta["size"] == size
+    assert sum(p.numel() for p in net.parameters()) > 50_000
+
+
+class Detector(nn.Module):
+    """What exports of detectors are made of: shapes out of sizes, halves, heads side by side, a softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(4, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.SiLU())
+        self.deep = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.Hardswish(), nn.MaxPool2d(3, 1, 1))
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.Hardsigmoid())
+        self.norm, self.attend = nn.LayerNorm(16), nn.Linear(16, 48)
+        self.head = nn.Conv2d(16, 12, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        kept, deep = self.stem(x).chunk(2, 1)
+        deep = self.deep(deep)
+        x = torch.cat((kept, deep * self.gate(deep)), 1)
+        b, c, h, w = x.shape
+        shuffled = x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
+        tokens = self.norm(shuffled.flatten(2).transpose(1, 2))
+        query, key, value = self.attend(tokens).reshape(b, h * w, 3, 4, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = (query @ key.transpose(-2, -1) / 2).softmax(-1) @ value
+        x = x + mixed.transpose(1, 2).reshape(b, h * w, c).transpose(1, 2).reshape(b, c, h, w)
+        x = nn.functional.interpolate(x, scale_factor=2, mode="nearest")
+        boxes, scores = self.head(x).flatten(2).transpose(1, 2).split((8, 4), -1)
+        return boxes.reshape(b, -1, 4, 2).softmax(-1), scores.sigmoid()
+
+
+@pytest.mark.parametrize("opset", [18, 20])
+def test_torchs_own_exports(opset: int, tmp_path: Path) -> None:
+    path, net = tmp_path / "net.onnx", Detector().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(net, (torch.rand(IMAGE),), path, opset_version=opset, dynamo=True, verbose=False)
+    batch = torch.rand(3, *IMAGE[1:])
+    assert_as_onnxruntime(path, batch)
+
+
+@pytest.mark.filterwarnings("ignore::msat_det.CalibrationWarning")
+def test_the_module_is_like_any_other(shared_data: Path) -> None:
+    """It is copied, its state dict goes into its copy, it traces and it is converted."""
+    net = load_onnx(shared_data / "weights/yunet_n_320_320.onnx", size=(64, 64), outputs=["297", "303"])
+    batch = torch.rand(2, 3, 64, 64) * 255
+    twin = copy.deepcopy(net)
+    twin.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        for a, b in zip(net(batch), twin(batch), strict=True):
+            assert torch.equal(a, b)
+        expected = net(batch)
+    outputs = msat_det.convert(net, batch, "delta").run(batch, 4)[4]
+    for a, b in zip(outputs, expected, strict=True):
+        assert a.shape == b.shape
+        assert (a - b).norm() < 0.05 * b.norm()
+
+
+def test_free_sizes(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "net.onnx", one("GlobalAveragePool"), shape=("n", 3, "h", "w"))
+    with pytest.raises(InputError, match=r"leaves sizes free: give size="):
+        load_onnx(path)
+    assert load_onnx(path, size=(5, 7))(torch.ones(2, 3, 5, 7)).shape == (2, 3, 1, 1)
+
+
+def test_external_data_lie_in_the_folder(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    path = write_onnx(home / "net.onnx", [node("Conv", "x w", "y")], 17, {"w": CONV["w"]})
+    batch = torch.rand(3, *IMAGE[1:])
+    expected = load_onnx(path)(batch)
+    model = onnx.load(path)
+    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert (home / "weights.bin").stat().st_size == CONV["w"].size * 4
+    assert torch.equal(load_onnx(path)(batch), expected)
+    (home / "weights.bin").rename(tmp_path / "weights.bin")
+    for location, message in (("../weights.bin", "is no path inside"), ("weights.bin", "not readable")):
+        model = onnx.load(path, load_external_data=False)
+        model.graph.initializer[0].external_data[0].value = location
+        path.write_bytes(model.SerializeToString())
+        with pytest.raises(InputError, match=message):
+            load_onnx(path)
+
+
+REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
+    r"node 'NonZero_of_y' \(NonZero, which gives 'y'\): operator 'NonZero' is not known": (one("NonZero"), {}),
+    r"operator 'com.microsoft::FusedConv' is not known": (
+        [onnx.helper.make_node("FusedConv", ["x"], ["y"], domain="com.microsoft")],
+        {},
+    ),
+    "did you mean Relu": ([onnx.helper.make_node("ReLu", ["x"], ["y"])], {}),
+    r"node 'Add_of_y' \(Add, which gives 'y'\) reads 'z', which nothing": ([node("Add", "x z", "y")], {}),
+    "it mixes the images of a batch": (one("ReduceMean", axes=[0]), {}),
+    "picks one image of a batch": ([node("Gather", "x i", "y", axis=0)], {"i": np.array(0)}),
+    "in which the images mix": ([node("Transpose", "x", "a", perm=[1, 0, 2, 3]), node("Reshape", "a s", "y")],
+                                {"s": np.array([2, 96])}),
+    "it mixes the images of a batch: export": (one("Softmax", axis=0), {}),
+    "mixes the images of a batch: export the": ([node("Concat", "x x", "y", axis=0)], {}),
+    "mixes the images of a batch: export the network": ([node("Tile", "x s", "y")], {"s": np.array([2, 1, 1, 1])}),
+    "the images lie along dimension 2, not 0": (
+        [node("Transpose", "x", "a", perm=[1, 2, 0, 3]), node("MaxPool", "a", "y", kernel_shape=[1, 1])], {}),
+    "calculates with what is true or false": ([node("Greater", "x x", "a"), node("Relu", "a", "y")], {}),
+    "its strides are not 2 sensible": ([node("Conv", "x w", "y", strides=[1, 1, 1])], CONV),
+    "has the images along dimension 1": (one("Transpose", perm=[1, 0, 2, 3]), {}),
+    "output 'y' is a constant": ([node("Shape", "x", "y")], {}),
+    "its shape must be a constant": ([node("Reshape", "x x", "y")], {}),
+    "far too large": ([node("Tile", "x s", "y")], {"s": np.array([1, 2**20, 2**20, 1])}),
+    "too much is calculated from constants": (
+        [node("ConstantOfShape", "s", "a"), node("Add", "x a", "y")], {"s": np.array([1, 2**15, 2**15])}),
+    "is in training mode": ([node("BatchNormalization", "x s b m v", "y", training_mode=1)], VECTOR),
+    "not finite": ([node("Conv", "x w", "y")], {"w": np.full((1, 4, 1, 1), np.nan)}),
+    "does not fit its inputs": ([node("Conv", "x w", "y")], {"w": weights(6, 3, 3, 3)}),
+    "rounds what the image gives": (one("Cast", to=7), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_is_refused(message: str, tmp_path: Path) -> None:
+    nodes, constants = REFUSED[message]
+    path = write_onnx(tmp_path / "net.onnx", nodes, 14, constants)
+    with pytest.raises(InputError, match=message) as caught:
+        load_onnx(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(("opset", "message"), [(8, "opset 8; export it with one from 9 to 23"), (99, "opset 99")])
+def test_versions_that_are_not_known(opset: int, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        load_onnx(write_onnx(tmp_path / "net.onnx", one("Relu"), opset))
+
+
+def test_files_of_another_kind(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    for content, message in ((b"no such thing", "not readable as ONNX"), (b"", "holds no ONNX network")):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            load_onnx(path)
+    with pytest.raises(InputError, match=r"not readable as ONNX .No such file"):
+        load_onnx(tmp_path / "none.onnx")
+    path = write_onnx(path, one("Relu"), shape=(4, 3, 8, 8))
+    with pytest.raises(InputError, match="is for 4 images at once"):
+        load_onnx(path)
+
+
+def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_onnx(tmp_path / "net.onnx", one("Relu"))
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(InputError, match=r"pip install 'msat-det\[onnx\]'"):
+        load_onnx(path)
