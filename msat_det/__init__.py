@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from msat_det.methods import METHODS
     from msat_det.methods.api import convert, describe, observe
     from msat_det.models.detector import Detections, Detector
+    from msat_det.models.headed import HeadDetector
+    from msat_det.models.importers.onnx.detector import load_detector
     from msat_det.models.importers.onnx.network import load_onnx
     from msat_det.models.importers.torchvision import TorchvisionDetector
+    from msat_det.models.importers.ultralytics import ultralytics_detector
     from msat_det.spiking.network import SpikingNetwork, load, save
 
 # Public name → module; imported at first use, for PyTorch takes seconds and `msat-det --help` should not.
@@ -29,13 +32,17 @@ _MODULES = {
     "METHODS": "msat_det.methods",
     "TorchvisionDetector": "msat_det.models.importers.torchvision",
     "fit_rule": "msat_det.measure.anytime",
+    "HeadDetector": "msat_det.models.headed",
+    "load_detector": "msat_det.models.importers.onnx.detector",
     "load_onnx": "msat_det.models.importers.onnx.network",
+    "ultralytics_detector": "msat_det.models.importers.ultralytics",
 }
 __all__ = [
     "METHODS",
     "CalibrationWarning",
     "Detections",
     "Detector",
+    "HeadDetector",
     "InputError",
     "SpikingNetwork",
     "TorchvisionDetector",
@@ -43,9 +50,11 @@ __all__ = [
     "describe",
     "fit_rule",
     "load",
+    "load_detector",
     "load_onnx",
     "observe",
     "save",
+    "ultralytics_detector",
 ]
 
 

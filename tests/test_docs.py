@@ -7,10 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import torchvision
+from support.onnx_files import node, write_onnx
 from support.pages import PAGES, Block, anchors, assert_prints, blocks, commands, words_of
 from torchvision.models import WeightsEnum, get_model, get_model_weights, list_models
+from ultralytics.nn.tasks import DetectionModel
 
 from msat_det import models as detectors
 from msat_det.base.config import Config, method_options
@@ -54,6 +58,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in ("configs", "data", "tools", "msat_det"):
         (tmp_path / name).symlink_to(PROJECT / name)
     monkeypatch.chdir(tmp_path)
+    write_stand_ins(tmp_path)
     monkeypatch.setattr(WeightsEnum, "get_state_dict", drawn)
     registries = METHODS, DATASETS, detectors.DETECTORS
     before = [dict(registry) for registry in registries]
@@ -61,6 +66,21 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for registry, entries in zip(registries, before, strict=True):
         registry.clear()
         registry.update(entries)
+
+
+def write_stand_ins(folder: Path) -> None:
+    """Small files under the names of the reader's: a YOLOv8n for 64 pixels, and an ONNX file with YOLOX's outputs."""
+    model = DetectionModel("yolov8n.yaml", verbose=False)
+    torch.save({"model": model, "train_args": {"imgsz": 64}, "ema": None}, folder / "yolov8n.pt")
+    write_onnx(
+        folder / "yolox_nano.onnx",
+        [node("Conv", "x w v", "a", strides=[8, 8]), node("Relu", "a", "b"), node("Conv", "b h", "c"),
+         node("MaxPool", "b", "d", kernel_shape=[2, 2], strides=[2, 2]), node("Conv", "d h", "e"),
+         node("MaxPool", "d", "f", kernel_shape=[2, 2], strides=[2, 2]), node("Conv", "f h", "g")],
+        constants={"w": np.full((4, 3, 8, 8), 1e-4), "v": np.zeros(4), "h": np.full((85, 4, 1, 1), 0.1)},
+        outputs="c e g",
+        shape=(1, 3, 64, 64),
+    )  # fmt: skip
 
 
 def drawn(weights: WeightsEnum, *_: Any, **__: Any) -> dict[str, Any]:

@@ -47,18 +47,42 @@ class Data:
 class Model:
     """The keys of ``model``, see ``Config``."""
 
-    name: Annotated[str, "a name in the registry of detectors or classifiers (``msat-det list detectors``)."]
+    name: Annotated[
+        str,
+        "a name in the registry of detectors or classifiers (``msat-det list detectors``), or package.module:function "
+        "for a network of one's own, which the working directory may hold.",
+    ]
     weights: Annotated[
         str | None,
         "a safetensors file, a PyTorch state dict or the checkpoint of a training around one, a Darknet .weights "
-        "file, or the name of a torchvision weights enum (DEFAULT). Nothing in a checkpoint is run.",
+        "file, an ONNX file, or the name of a torchvision weights enum (DEFAULT). Nothing in a checkpoint is run.",
+    ] = None
+    trust: Annotated[bool, "read an Ultralytics .pt file, which holds code that is run."] = False
+    arch: Annotated[str | None, "which network of timm (resnet18d …) or of Ultralytics (yolov8n …)."] = None
+    head: Annotated[
+        str | None,
+        "how raw outputs become boxes: yolov5, yolov8, yolox, nanodet, picodet, fastestdet, ssd, retinanet, fcos or "
+        "raw; keys on heads and inputs that are not given have its usual values.",
+    ] = None
+    strides: Annotated[list[int] | None, "input pixels a cell of each level of the head."] = None
+    anchors: Annotated[
+        list[list[float]] | None,
+        "of each level the widths and heights of its anchors in input pixels, [[10, 13, 16, 30], …].",
+    ] = None
+    activated: Annotated[bool | None, "whether the network's scores are probabilities already."] = None
+    outputs: Annotated[
+        list[str] | None, "names of the tensors in an ONNX file that are the raw outputs, where they are not found."
     ] = None
     cfg: Annotated[str | None, "Darknet .cfg file; --model.cfg makes the network a Darknet one."] = None
     names: Annotated[
         str | None,
         "the network's classes: voc, coco or a file with one name a line. Data of kind voc take them over.",
     ] = None
-    resize: Annotated[str | None, "stretch or letterbox."] = None
+    resize: Annotated[str | None, "stretch, letterbox, or corner: a letterbox, the photograph at the top left."] = None
+    pad: Annotated[float | None, "the letterbox's grey, 0 to 255."] = None
+    bgr: Annotated[bool | None, "whether the input's channels are blue, green, red."] = None
+    mean: Annotated[list[float] | None, "what is subtracted from its three channels, 0 to 255."] = None
+    std: Annotated[list[float] | None, "what they are divided by then."] = None
     size: Annotated[int | None, "side of the network's square input, pixels."] = None
     preprocess: Annotated[
         str | None,
@@ -76,8 +100,10 @@ class Model:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise InputError(f"model.{name} is {value}: give a number from 0 to 1")
-        if self.resize not in (None, "stretch", "letterbox"):
-            raise InputError(f"model.resize is {self.resize!r}: give stretch or letterbox")
+        if self.resize not in (None, "stretch", "letterbox", "corner"):
+            raise InputError(f"model.resize is {self.resize!r}: give stretch, letterbox or corner")
+        for stride in self.strides or []:
+            _positive("one of model.strides", stride)
 
 
 @dataclass

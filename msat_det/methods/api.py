@@ -18,6 +18,7 @@ from msat_det.methods.unseen import unseen_note
 from msat_det.models.detector import Detector
 from msat_det.models.given import detector_batches
 from msat_det.models.importers.torchvision import as_detector
+from msat_det.models.importers.ultralytics import is_ultralytics, ultralytics_detector
 from msat_det.spiking.network import SpikingNetwork
 
 
@@ -75,7 +76,7 @@ def observe(network: nn.Module | Detector, calibration: Batch | Iterable[Batch |
 
     network: any module whose dense part traces, of any precision (the conversion calculates in float32), bare or in
         ``DataParallel``, ``torch.compile`` or the like; a ``Detector``, whose ``net`` is converted, or torchvision's
-        SSD, RetinaNet or FCOS, which becomes one.
+        SSD, RetinaNet or FCOS, or one of Ultralytics' detectors, which becomes one.
     calibration: a batch of inputs or an iterable of batches, a ``DataLoader`` say, gone through once. A batch is a
         float tensor (B, …), or a tuple or dict of tensors for several inputs; labels behind the inputs, or under names
         that the network does not take, are left out. For a detector also images, one by one or in lists, each uint8
@@ -85,6 +86,8 @@ def observe(network: nn.Module | Detector, calibration: Batch | Iterable[Batch |
     if isinstance(network, SpikingNetwork):
         raise InputError("this network is a spiking one already: give the float network that it was made of")
     network = as_detector(unwrap(network))
+    if is_ultralytics(network):
+        network = ultralytics_detector(network)
     if isinstance(network, Detector) and not isinstance(network, type):
         observation = core.observe(network.net, detector_batches(network, calibration))
         observation.detector = network

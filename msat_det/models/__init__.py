@@ -7,6 +7,7 @@ from msat_det.base.names import Names
 from msat_det.models.demo import ssd_demo, yolo_demo
 from msat_det.models.detector import Detections, Detector
 from msat_det.models.importers.darknet.network import darknet
+from msat_det.models.importers.onnx.detector import onnx_detector
 from msat_det.models.importers.torchvision import (
     SINGLE_STAGE,
     TWO_STAGE,
@@ -14,6 +15,8 @@ from msat_det.models.importers.torchvision import (
     torchvision_detector,
     two_stage,
 )
+from msat_det.models.importers.ultralytics import ultralytics
+from msat_det.models.own import is_own, own_detector
 from msat_det.models.ssd import ssd_mobilenet_v1
 
 # Name → builder. A builder takes a model configuration (config.Model) whose fields are None where the detector's own
@@ -22,6 +25,8 @@ DETECTORS: Names[Callable[[Any], Detector]] = Names(
     "detector",
     {
         "darknet": darknet,
+        "onnx": onnx_detector,
+        "ultralytics": ultralytics,
         "ssd_mobilenet_v1": ssd_mobilenet_v1,
         "yolo_demo": yolo_demo,
         "ssd_demo": ssd_demo,
@@ -31,7 +36,9 @@ DETECTORS: Names[Callable[[Any], Detector]] = Names(
 
 
 def build_detector(model: Any) -> Detector:
-    """The detector that ``model.name`` names, built from the rest of ``model``."""
+    """The detector that ``model.name`` names, built from the rest of ``model``; one's own, see ``own``, too."""
+    if is_own(model.name):
+        return own_detector(model)
     if model.name in TWO_STAGE:
         raise two_stage(model.name)
     return DETECTORS.find(model.name)(model)

@@ -22,8 +22,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from msat_det.base.errors import InputError
-from msat_det.base.names import Names
+from msat_det.base.files import show
+from msat_det.base.names import Names, hint
 from msat_det.data.base import class_names
+from msat_det.models.own import build_own, is_own
 from msat_det.models.state_dict import load_tensors, without_prefix
 from msat_det.models.weights import download, published, read_names, read_tensors
 
@@ -166,7 +168,7 @@ class Network:
     """
 
     build: Callable[[int], nn.Module]
-    preprocess: str = "cifar"
+    preprocess: str | Preprocess = "cifar"
     classes: int = 100
     weights: Path | None = None
 
@@ -217,15 +219,16 @@ def build_classifier(model: Any) -> Classifier:
     ``find_preprocess``. model.names: class names; by default the enum's, otherwise the classes are numbers.
     Raises InputError for an unknown name, weights that don't fit and names that are not as many as the classes.
     """
-    network = find_classifier(model.name)
+    network = _found(model)
     weights = model.weights or network.weights
     enum = published(model.name, weights) if weights and str(weights).isidentifier() else None
     if weights is None:
-        if model.num_classes is None:
+        if model.num_classes is None and not is_own(model.name):
             raise InputError(
                 f"{model.name} has no weights: give --model.weights FILE, or --model.num_classes N for random ones"
             )
-        print(f"{model.name} has no weights: it runs with random ones", file=sys.stderr)
+        if not is_own(model.name):
+            print(f"{model.name} has no weights: it runs with random ones", file=sys.stderr)
         net = network.build(model.num_classes)
     else:
         tensors = download(enum) if enum else read_tensors(weights)
@@ -240,9 +243,34 @@ def build_classifier(model: Any) -> Classifier:
     return Classifier(net, classes, find_preprocess(model, enum))
 
 
+def _found(model: Any) -> Network:
+    """The network that ``model.name`` names: a registered one, timm's ``model.arch``, or one of the user's own."""
+    if is_own(model.name):
+        return Network(lambda _: build_own(model), "imagenet")
+    return timm_network(model) if model.name == "timm" else find_classifier(model.name)
+
+
+def timm_network(model: Any) -> Network:
+    """timm's ``model.arch``, with the preprocessing that timm has for it. Raises InputError."""
+    try:
+        import timm
+    except ModuleNotFoundError:
+        raise InputError("timm's networks need its package: pip install 'msat-det[timm]'") from None
+    if model.arch not in timm.list_models():
+        near = hint(model.arch, timm.list_models(), "timm.list_models() has all")
+        raise InputError(f"model.arch is {show(model.arch)}, which is no network of timm: {near}")
+    own = timm.data.resolve_data_config({}, pretrained_cfg=timm.get_pretrained_cfg(model.arch).to_dict())
+    crop, mean, std = own["input_size"][-1], tuple(own["mean"]), tuple(own["std"])
+    mode = InterpolationMode(own["interpolation"])
+    inputs = Preprocess(round(crop / own["crop_pct"]), crop, mean, std, interpolation=mode)
+    return Network(lambda count: timm.create_model(model.arch, num_classes=count), inputs, 1000)
+
+
 def find_preprocess(model: Any, enum: WeightsEnum | None = None) -> Preprocess:
     """``model.preprocess`` by name, else as torchvision's ``enum`` says, else its own; of ``model.size``."""
-    name = model.preprocess or find_classifier(model.name).preprocess
+    name = model.preprocess or _found(model).preprocess
+    if isinstance(name, Preprocess):
+        return name if model.size is None else name.of_size(model.size)
     if name not in PREPROCESS:
         raise InputError(f"model.preprocess is {name!r}: give one of {', '.join(PREPROCESS)}")
     found = PREPROCESS[name]

@@ -1,6 +1,7 @@
 """Bringing photographs to a network's input size, and its boxes back to the photograph."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -41,18 +42,54 @@ def stretch(image: Tensor, size: tuple[int, int]) -> tuple[Tensor, Geometry]:
     return resized.float(), Geometry(width, height, (size[1] / width, size[0] / height))
 
 
-def letterbox(image: Tensor, size: tuple[int, int]) -> tuple[Tensor, Geometry]:
-    """As ``stretch``, but the aspect ratio is kept: the photograph is centred and Darknet's grey goes around it."""
+def letterbox(
+    image: Tensor, size: tuple[int, int], grey: float = GREY, centred: bool = True
+) -> tuple[Tensor, Geometry]:
+    """As ``stretch``, but the aspect ratio is kept: grey goes around the photograph, or to its right and bottom."""
     _, height, width = image.shape
     ratio = min(size[0] / height, size[1] / width)
     inner = max(1, round(height * ratio)), max(1, round(width * ratio))
     resized, geometry = stretch(image, inner)
-    top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+    top, left = ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2) if centred else (0, 0)
     around = (left, size[1] - inner[1] - left, top, size[0] - inner[0] - top)
-    return F.pad(resized, around, value=GREY), Geometry(width, height, geometry.scale, (left, top))
+    return F.pad(resized, around, value=grey), Geometry(width, height, geometry.scale, (left, top))
 
 
-RESIZES = {"stretch": stretch, "letterbox": letterbox}
+RESIZES = {"stretch": stretch, "letterbox": letterbox, "corner": partial(letterbox, centred=False)}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How a photograph becomes a detector's input: resized, its channels in order, (pixels − mean) / std.
+
+    resize: a name of ``RESIZES``: stretch, letterbox (centred) or corner (letterbox at the top left). pad: the grey
+    that a letterbox puts around the photograph. bgr: blue first, as OpenCV reads images. mean, std: one number for each
+    channel in that order. All numbers are on the scale 0..255.
+    """
+
+    resize: str = "stretch"
+    pad: float = GREY
+    bgr: bool = False
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (255.0, 255.0, 255.0)
+
+    def __post_init__(self) -> None:
+        if self.resize not in RESIZES:
+            raise InputError(f"model.resize is {self.resize!r}: give one of {', '.join(RESIZES)}")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != 3 or (name == "std" and not min(values) > 0):
+                raise InputError(f"model.{name} is {list(values)}: give three numbers{' above 0' * (name == 'std')}")
+
+    def ready(self, image: Tensor, size: tuple[int, int]) -> tuple[Tensor, Geometry]:
+        """uint8 RGB (3, H, W) → float (3, *size), and the way back."""
+        options = {} if self.resize == "stretch" else {"grey": self.pad}
+        resized, geometry = RESIZES[self.resize](image, size, **options)
+        mean, std = (resized.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return ((resized.flip(0) if self.bgr else resized) - mean) / std, geometry
+
+
+RGB = Inputs()  # 0..1, stretched
 
 
 def as_size(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:

@@ -296,3 +296,35 @@ def test_squeezenet_recognises_imagenet(shared_data: Path) -> None:
     found = accuracy(classifier, ClassFolders(shared_data / "imagenet_subset", "val"))
     assert found["top1"] == pytest.approx(65.5, abs=0.34)  # two of 600 images
     assert found["top5"] == pytest.approx(84.8, abs=0.34)
+
+
+def test_timms_networks_by_name(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    net = timm.create_model("lcnet_050", num_classes=7).eval()
+    path = tmp_path / "net.safetensors"
+    save_file(net.state_dict(), path)
+    found = build_classifier(Model("timm", str(path), arch="lcnet_050"))
+    assert len(found.classes) == 7
+    own = timm.data.resolve_model_data_config(net)
+    assert (found.inputs.crop, found.inputs.mean, found.inputs.std) == (224, tuple(own["mean"]), tuple(own["std"]))
+    assert found.inputs.resize == round(224 / own["crop_pct"])
+    image = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(found.net(image), net(image))
+    with pytest.raises(InputError, match="no network of timm: did you mean lcnet_"):
+        build_classifier(Model("timm", str(path), arch="lcnet_05"))
+
+
+def tiny() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6))
+
+
+def test_ones_own_network_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    net = tiny()
+    torch.save(net.state_dict(), path)
+    found = build_classifier(Model(f"{__name__}:tiny", str(path), size=32))
+    assert torch.equal(found.net[0].weight, net[0].weight)
+    assert len(found.classes) == 6
+    assert found.inputs.crop == 32

@@ -12,7 +12,10 @@ from msat_det.base.errors import InputError
 from msat_det.base.files import show
 from msat_det.base.typed import LARGEST, Ranges, Reader
 from msat_det.models.classifiers import Classifier, Preprocess
+from msat_det.models.headed import HeadDetector
+from msat_det.models.heads import HEADS
 from msat_det.models.importers.torchvision import SINGLE_STAGE, TorchvisionDetector
+from msat_det.models.preprocessing import RESIZES, Inputs
 from msat_det.models.ssd import SsdDetector
 from msat_det.models.yolo import FORMS, YoloDetector
 from msat_det.spiking.formats.archive import finite
@@ -31,7 +34,7 @@ class Yolo:
     strides: list[int]
     scale_x_y: list[float]
     form: Literal[tuple(FORMS)]
-    resize: Literal["stretch", "letterbox"]
+    resize: Literal[tuple(RESIZES)]
     score: float
     nms_iou: float
     top_k: int
@@ -60,7 +63,7 @@ class Ssd:
     std: float
     activation: Literal["sigmoid", "softmax"]
     columns: list[int]
-    resize: Literal["stretch", "letterbox"]
+    resize: Literal[tuple(RESIZES)]
     score: float
     nms_iou: float
     top_k: int
@@ -109,6 +112,36 @@ class Torchvision:
 
 
 @dataclass
+class Headed:
+    """See ``HeadDetector`` and ``Inputs``."""
+
+    classes: list[str]
+    size: tuple[int, int]
+    head: Literal[tuple(HEADS)]
+    strides: list[int]
+    anchors: list[list[float]] | None
+    activated: bool
+    resize: Literal[tuple(RESIZES)]
+    pad: float
+    bgr: bool
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    score: float
+    nms_iou: float
+    top_k: int
+
+    @classmethod
+    def of(cls, detector: HeadDetector) -> "Headed":
+        own = vars(detector) | vars(detector.inputs)
+        return cls(**{item.name: own[item.name] for item in fields(cls)})
+
+    def build(self, net: nn.Module, tensors: dict[str, Tensor]) -> HeadDetector:
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        inputs = Inputs(**{item.name: values.pop(item.name) for item in fields(Inputs)})
+        return HeadDetector(net, inputs=inputs, **values)
+
+
+@dataclass
 class Recogniser:
     """See ``Classifier`` and ``Preprocess``."""
 
@@ -137,16 +170,20 @@ class Recogniser:
 
 
 KINDS = {"yolo": (YoloDetector, Yolo), "ssd": (SsdDetector, Ssd)} | {
+    "head": (HeadDetector, Headed),
     "torchvision": (TorchvisionDetector, Torchvision),
     "classifier": (Classifier, Recogniser),
 }
-_RANGES: Ranges = {(kind, "score"): (0, 1) for kind in (Yolo, Ssd, Torchvision)}
-_RANGES |= {(kind, "nms_iou"): (0, 1) for kind in (Yolo, Ssd, Torchvision)}
-_RANGES |= {(kind, "top_k"): (1, LARGEST) for kind in (Yolo, Ssd, Torchvision)}
-_RANGES |= {(kind, "size"): (1, _SIDE) for kind in (Yolo, Ssd, Torchvision)}
+_DETECTORS = Yolo, Ssd, Headed, Torchvision
+_RANGES: Ranges = {(kind, key): (0, 1) for kind in _DETECTORS for key in ("score", "nms_iou")}
+_RANGES |= {(kind, "top_k"): (1, LARGEST) for kind in _DETECTORS}
+_RANGES |= {(kind, "size"): (1, _SIDE) for kind in _DETECTORS}
 _RANGES |= {
     (Yolo, "strides"): (1, _SIDE),
     (Yolo, "channels"): (1, 3),
+    (Headed, "strides"): (1, _SIDE),
+    (Headed, "anchors"): (1e-3, _SIDE),
+    (Headed, "std"): (1e-30, 1e30),
     (Ssd, "columns"): (0, LARGEST),
     (Ssd, "std"): (1e-30, 1e30),
     (Torchvision, "longer"): (1, _SIDE),

@@ -80,6 +80,8 @@ class Building:
         for value in tensors.values():
             if not isinstance(value, Tensor) or not value.is_floating_point() or not value.isfinite().all():
                 raise InputError("its weights are no constants, or not finite: give an undamaged file")
+            if value.numel() == 0:
+                raise InputError("its weights are empty: give an undamaged file")
         with torch.device("meta"):
             layer = kind(**arguments).eval()
         probed = copy.deepcopy(layer)

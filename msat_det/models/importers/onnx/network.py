@@ -24,7 +24,8 @@ def load_onnx(
 
     size: (height, width) of the images where the file leaves them free, or another size for a network that takes any.
     outputs: names of tensors to give in place of the file's outputs; what lies behind them is left out, and need not
-        be known here. The module's ``meta`` holds ``size``, ``inputs`` ({name: one image's sizes}) and ``outputs``.
+        be known here. An output (N, …) of one image's rows becomes (B, N, …).
+    The module's ``meta`` holds ``size``, ``inputs`` ({name: one image's sizes}) and ``outputs``.
     No code is run from the file, and of its folder only the weights that it names are read. Raises InputError that
     names the node for an operator that is not known, and for whatever does not treat all images of a batch alike.
     """
@@ -43,7 +44,7 @@ def network_of(
     for node in needed(file, outputs):
         for name, value in zip(node.outputs, _outputs(file, node, values, building), strict=False):
             values[name] = value
-    found = [_output(file, name, values) for name in outputs]
+    found = [_output(file, name, values, building) for name in outputs]
     nodes = tuple(value.node for value in found)
     building.graph.output(nodes[0] if len(nodes) == 1 else nodes)
     module = fx.GraphModule(building.root, building.graph, "OnnxNetwork")
@@ -87,7 +88,7 @@ def _outputs(file: OnnxFile, node: OnnxNode, values: dict[str, Value], building:
     return found if isinstance(found, list) else [found]
 
 
-def _output(file: OnnxFile, name: str, values: dict[str, Value]) -> Moving:
+def _output(file: OnnxFile, name: str, values: dict[str, Value], building: Building) -> Moving:
     if name not in values:
         raise InputError(f"{file.path}: no tensor is called {show(name)}: {hint(name, values, 'see it in Netron')}")
     value = values[name]
@@ -95,4 +96,6 @@ def _output(file: OnnxFile, name: str, values: dict[str, Value]) -> Moving:
         raise InputError(f"{file.path}: output {show(name)} is a constant, whatever the image: choose other outputs")
     if value.images != 0:
         raise InputError(f"{file.path}: output {show(name)} has the images along dimension {value.images}, not 0")
+    if value.shape[0] != 1:  # rows of one image behind those of the other
+        return building.call(torch.reshape, value, [-1, *value.shape])
     return value

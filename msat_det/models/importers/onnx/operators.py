@@ -261,14 +261,21 @@ def matmul(n: Call, a: Value, b: Value) -> Value:
         return _linear(n, a, b.t(), None)
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         _bound(n, math.prod(a.shape) * b.shape[-1])
+    _require_floats(n, a, b)
     return n.run(torch.matmul, a, b)
 
 
 @operator("Einsum")
 def einsum(n: Call, *inputs: Value) -> Value:
+    _require_floats(n, *inputs)
     if not any(isinstance(x, Moving) for x in inputs):
         _bound(n, math.prod(math.prod(x.shape) for x in inputs))
     return n.run(torch.einsum, n.get("equation", ""), *inputs)
+
+
+def _require_floats(n: Call, *inputs: Value) -> None:
+    if any(isinstance(x, Moving) for x in inputs) and not all(_kind(x) is float for x in inputs):
+        raise n.refuse("it multiplies whole numbers with floats", "give an undamaged file")
 
 
 def _bound(n: Call, products: int) -> None:

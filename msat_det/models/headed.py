@@ -1,0 +1,115 @@
+"""A network with a head by name as a detector: preprocessing, the network, the head's function, suppression."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from msat_det.base.errors import InputError
+from msat_det.data.base import class_names
+from msat_det.models.detector import Detections
+from msat_det.models.heads import HEADS, Levels, cells_of, parts_of, raw_parts
+from msat_det.models.preprocessing import Geometry, Inputs, as_size
+from msat_det.models.suppression import select
+from msat_det.models.weights import given, read_names
+
+
+class HeadDetector:
+    """A network with a head by name as a ``Detector``.
+
+    net: (B, 3, h, w) → the head's raw outputs, see ``heads.parts_of``.
+    head: a name of ``heads.HEADS``: yolov5, yolov8, yolox, nanodet, picodet, fastestdet, ssd, retinanet, fcos, raw.
+    classes: names, or "coco" or "voc".
+    size: the input's side, or (height, width), in pixels.
+    strides: input pixels a cell, for each level; None: the head's usual ones. Head raw has no levels.
+    anchors: for each level the widths and heights of its anchors, one after the other, in input pixels; None: the
+        head's usual ones.
+    activated: whether the network's scores are probabilities already, through a sigmoid or softmax of its own.
+    inputs: how a photograph becomes the input; None: the head's usual way.
+    score, top_k, nms_iou: see ``suppression.select``.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        head: str,
+        classes: Sequence[str] | str = "coco",
+        size: int | tuple[int, int] = 640,
+        strides: Sequence[int] | None = None,
+        anchors: Sequence[Sequence[float]] | None = None,
+        activated: bool = False,
+        inputs: Inputs | None = None,
+        score: float = 0.01,
+        nms_iou: float | None = None,
+        top_k: int = 100,
+    ):
+        self.kind, self.head = HEADS.find(head), head
+        names = read_names(classes) if isinstance(classes, str) else classes
+        self.net, self.classes, self.size = net.eval(), class_names(names, "the detector"), as_size(size)
+        self.strides = tuple(self.kind.strides if strides is None else strides)
+        self.anchors: Levels | None = self.kind.anchors(self.strides) if anchors is None else tuple(map(tuple, anchors))
+        self.activated, self.inputs = activated, self.kind.inputs if inputs is None else inputs
+        self.score, self.top_k = score, top_k
+        self.nms_iou = self.kind.nms_iou if nms_iou is None else nms_iou
+        self._check_anchors()
+        self.cells, self.rows = cells_of(self.size, self.strides, self.anchors)
+        self.each = [len(level) // 2 for level in self.anchors] if self.anchors else [1] * len(self.strides)
+
+    def _check_anchors(self) -> None:
+        if self.anchors is None and self.head in ("ssd", "yolov5", "retinanet"):
+            raise InputError(f"head {self.head} needs model.anchors: for each stride widths and heights in pixels")
+        if self.anchors is not None:
+            fits = len(self.anchors) == len(self.strides) and all(a and len(a) % 2 == 0 for a in self.anchors)
+            if not fits or min(map(min, self.anchors)) <= 0:
+                raise InputError("model.anchors holds no pairs (width, height) above 0 for each of model.strides")
+
+    def check(self) -> "HeadDetector":
+        """This detector, if its network's outputs fit the head; else InputError. One blank image goes through it."""
+        device = next((p.device for p in self.net.parameters()), None)
+        with torch.inference_mode():
+            self.found(self.net(torch.zeros(1, 3, *self.size, device=device)))
+        return self
+
+    def preprocess(self, image: Tensor) -> tuple[Tensor, Geometry]:
+        """uint8 RGB (3, H, W) → (3, *size) float, and the way back."""
+        return self.inputs.ready(image, self.size)
+
+    def decode(self, outputs: Any, metas: list[Geometry]) -> list[Detections]:
+        """The network's outputs for a batch → boxes in original pixels, best first."""
+        boxes, scores = self.found(outputs)
+        return select(boxes, scores, metas, self.score, self.top_k, self.nms_iou)
+
+    def found(self, outputs: Any) -> tuple[Tensor, Tensor]:
+        """Boxes (B, P, 4) in input pixels, and scores (B, P, C). Raises InputError for outputs that do not fit."""
+        head, count = self.kind, len(self.classes)
+        try:
+            if self.head == "raw":
+                parts = raw_parts(outputs, count)
+            else:
+                parts = parts_of(outputs, head, count, self.rows, self.each)
+        except InputError:
+            shapes = [tuple(x.shape[1:]) for x in pytree.tree_leaves(outputs)]
+            raise InputError(
+                f"outputs {shapes} do not fit head {self.head} with {count} classes, strides {list(self.strides)} and "
+                f"{self.each} anchors a cell at {self.size}: give model.names, model.strides, model.anchors or other "
+                "outputs that do"
+            ) from None
+        if not self.activated and self.head != "raw":
+            parts = [x if name == "box" else self.probable(name, x) for name, x in zip(head.parts, parts, strict=True)]
+        return head.decode(self.cells.to(parts[0].device), *parts)
+
+    def probable(self, name: str, logits: Tensor) -> Tensor:
+        return logits.softmax(-1) if self.kind.softmax and name == "classes" else logits.sigmoid()
+
+
+def head_options(model: Any) -> tuple[str, dict[str, Any]]:
+    """The head's name and ``HeadDetector``'s other options, but for the size, out of a ``config.Model``."""
+    if model.head is None:
+        raise InputError(f"model.head is not set: {model.name} needs one of {', '.join(HEADS)}")
+    usual = HEADS.find(model.head).inputs
+    own = given(model, "resize", "pad", "bgr") | {k: tuple(v) for k, v in given(model, "mean", "std").items()}
+    options = given(model, "strides", "anchors", "activated", "score", "nms_iou", "top_k")
+    return model.head, options | {"inputs": replace(usual, **own), "classes": model.names or "coco"}

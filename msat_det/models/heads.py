@@ -1,0 +1,253 @@
+"""Heads by name: what a detector's raw outputs mean as boxes and scores, one function each.
+
+A function gets where the outputs' rows lie (``Cells``) and their parts, each (B, P, n): the numbers of boxes as the
+network gives them, objectness and class scores as probabilities. It gives boxes (B, P, 4) x1 y1 x2 y2 in pixels of the
+network's input, and scores (B, P, C).
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from msat_det.base.errors import InputError
+from msat_det.base.names import Names
+from msat_det.models.preprocessing import RGB, Inputs
+
+MOST_ROWS = 1 << 20  # boxes of an image
+Levels = tuple[tuple[float, ...], ...]  # for each level width and height of its anchors, one after the other
+Found = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Where the rows of a head's outputs lie: level after level, row by row, anchor by anchor.
+
+    centre: (P, 2) x y of the middle of each cell, in input pixels. stride: (P, 1), a cell's side. anchor: (P, 2) width
+    and height in input pixels (a cell's own, where the head has none). size: (2,) width and height of the input.
+    """
+
+    centre: Tensor
+    stride: Tensor
+    anchor: Tensor
+    size: Tensor
+
+    def to(self, device: torch.device) -> "Cells":
+        return Cells(*(getattr(self, item.name).to(device) for item in fields(self)))
+
+
+def yolov5(cells: Cells, box: Tensor, objectness: Tensor, classes: Tensor) -> Found:
+    """YOLOv5 to v7 with anchors: x = (2σ(t) − ½ + column)·stride, width = (2σ(t))²·anchor."""
+    box = 2 * box.sigmoid()
+    centre = cells.centre + (box[..., :2] - 1) * cells.stride
+    return _around(centre, box[..., 2:].square() * cells.anchor), objectness * classes
+
+
+def yolox(cells: Cells, box: Tensor, objectness: Tensor, classes: Tensor) -> Found:
+    """Ge et al. 2021: x = (t + column)·stride, width = exp(t)·stride."""
+    centre = cells.centre + (box[..., :2] - 0.5) * cells.stride
+    return _around(centre, box[..., 2:].exp() * cells.stride), objectness * classes
+
+
+def yolov8(cells: Cells, box: Tensor, classes: Tensor) -> Found:
+    """Ultralytics' v8 and later, and PicoDet: distances to the four sides as distributions (Li et al. 2020)."""
+    return _within(cells.centre, expected(box) * cells.stride), classes
+
+
+def nanodet(cells: Cells, classes: Tensor, box: Tensor) -> Found:
+    """NanoDet-Plus: as PicoDet, but a cell counts from its upper left corner."""
+    return _within(cells.centre - cells.stride / 2, expected(box) * cells.stride), classes
+
+
+def picodet(cells: Cells, classes: Tensor, box: Tensor) -> Found:
+    """Yu et al. 2021."""
+    return yolov8(cells, box, classes)
+
+
+def fastestdet(cells: Cells, objectness: Tensor, box: Tensor, classes: Tensor) -> Found:
+    """Ma 2022: x = (tanh(t) + column)·stride, width = σ(t) of the image's; score = objectness^.6 · class^.4."""
+    centre = cells.centre + (box[..., :2].tanh() - 0.5) * cells.stride
+    return _around(centre, box[..., 2:].sigmoid() * cells.size), objectness**0.6 * classes**0.4
+
+
+def ssd(cells: Cells, box: Tensor, classes: Tensor) -> Found:
+    """Liu et al. 2016: offsets x y w h from the anchors, multiplied by 10, 10, 5, 5 in training; background first."""
+    centre = cells.centre + box[..., :2] / 10 * cells.anchor
+    return _around(centre, (box[..., 2:] / 5).exp() * cells.anchor), classes[..., 1:]
+
+
+def retinanet(cells: Cells, box: Tensor, classes: Tensor) -> Found:
+    """Lin et al. 2017: offsets x y w h from the anchors, which stand about a cell's upper left corner."""
+    centre = cells.centre - cells.stride / 2 + box[..., :2] * cells.anchor
+    return _around(centre, box[..., 2:].clamp(max=math.log(1000 / 16)).exp() * cells.anchor), classes
+
+
+def fcos(cells: Cells, classes: Tensor, box: Tensor, objectness: Tensor) -> Found:
+    """Tian et al. 2019, with distances in units of the stride: relu(t)·stride; score = √(class · centre-ness)."""
+    return _within(cells.centre, box.relu() * cells.stride), (classes * objectness).sqrt()
+
+
+def raw(cells: Cells, box: Tensor, classes: Tensor) -> Found:
+    """The outputs are boxes in input pixels and scores as they are."""
+    return box, classes
+
+
+def expected(box: Tensor) -> Tensor:
+    """(B, P, 4·bins) → (B, P, 4), the mean of the distribution over 0 … bins − 1; of one bin the number itself."""
+    bins = box.unflatten(-1, (4, -1))
+    if bins.shape[-1] == 1:
+        return box
+    return bins.softmax(-1) @ torch.arange(bins.shape[-1], dtype=box.dtype, device=box.device)
+
+
+def _around(centre: Tensor, extent: Tensor) -> Tensor:
+    return torch.cat((centre - extent / 2, centre + extent / 2), -1)
+
+
+def _within(centre: Tensor, sides: Tensor) -> Tensor:
+    """From a point and its distances to the left, top, right and bottom."""
+    return torch.cat((centre - sides[..., :2], centre + sides[..., 2:]), -1)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A registered head.
+
+    decode: see above. parts: of one map of outputs, in the order of its channels. strides: the usual ones. anchors: the
+    usual ones for some strides, where there are any. bins: whether a box is four distributions. softmax: whether
+    classes are one against the others, not each by itself. background: whether their first is none. inputs: how a
+    photograph is usually made ready. nms_iou: overlap above which the weaker of two boxes is usually dropped.
+    """
+
+    decode: Callable[..., Found]
+    parts: tuple[str, ...]
+    strides: tuple[int, ...] = (8, 16, 32)
+    anchors: Callable[[Sequence[int]], Levels | None] = lambda strides: None
+    bins: bool = False
+    softmax: bool = False
+    background: bool = False
+    inputs: Inputs = RGB
+    nms_iou: float = 0.6
+
+
+_COCO_ANCHORS = (10, 13, 16, 30, 33, 23), (30, 61, 62, 45, 59, 119), (116, 90, 156, 198, 373, 326)  # YOLOv5's
+
+
+def _retinanet_anchors(strides: Sequence[int]) -> Levels:
+    """Three shapes (lying, square, upright) of three sizes from 4·stride on: torchvision's, in its order."""
+
+    def level(stride: int) -> tuple[float, ...]:
+        sides = [int(4 * stride * 2 ** (k / 3)) for k in range(3)]
+        return tuple(round(n / 2) * 2 for r in (0.5, 1, 2) for side in sides for n in (side / r**0.5, side * r**0.5))
+
+    return tuple(map(level, strides))
+
+
+_ULTRALYTICS = Inputs("letterbox", 114)
+_IMAGENET = Inputs(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
+_CAFFE = Inputs(bgr=True, mean=(103.53, 116.28, 123.675), std=(57.375, 57.12, 58.395))
+HEADS: Names[Head] = Names(
+    "head",
+    {
+        "yolov5": Head(
+            yolov5,
+            ("box", "objectness", "classes"),
+            anchors=lambda strides: _COCO_ANCHORS if len(strides) == 3 else None,
+            inputs=_ULTRALYTICS,
+        ),
+        "yolov8": Head(yolov8, ("box", "classes"), bins=True, inputs=_ULTRALYTICS, nms_iou=0.7),
+        "yolox": Head(yolox, ("box", "objectness", "classes"), inputs=Inputs("corner", 114, True, std=(1.0,) * 3)),
+        "nanodet": Head(nanodet, ("classes", "box"), (8, 16, 32, 64), bins=True, inputs=_CAFFE),
+        "picodet": Head(picodet, ("classes", "box"), (8, 16, 32, 64), bins=True, inputs=_IMAGENET),
+        "fastestdet": Head(fastestdet, ("objectness", "box", "classes"), (16,), softmax=True, inputs=Inputs(bgr=True)),
+        "ssd": Head(ssd, ("box", "classes"), softmax=True, background=True, inputs=_IMAGENET, nms_iou=0.45),
+        "retinanet": Head(
+            retinanet, ("box", "classes"), (8, 16, 32, 64, 128), anchors=_retinanet_anchors, inputs=_IMAGENET
+        ),
+        "fcos": Head(fcos, ("classes", "box", "objectness"), (8, 16, 32, 64, 128), inputs=_IMAGENET),
+        "raw": Head(raw, ("box", "classes")),
+    },
+)
+
+
+def cells_of(size: tuple[int, int], strides: Sequence[int], anchors: Levels | None) -> tuple[Cells, list[int]]:
+    """The cells of all levels of an input of (height, width), and how many rows each level has. Raises InputError."""
+    each = [len(level) // 2 for level in anchors or ()] or [1] * len(strides)
+    if sum(math.ceil(size[0] / s) * math.ceil(size[1] / s) * n for s, n in zip(strides, each, strict=True)) > MOST_ROWS:
+        raise InputError(f"strides {list(strides)} make more than {MOST_ROWS} boxes of an input of {size}")
+    levels: list[Tensor] = []
+    for level, stride in enumerate(strides):
+        height, width = (-(-side // stride) for side in size)
+        y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+        pairs = torch.tensor(anchors[level] if anchors else (stride, stride), dtype=torch.float32).reshape(-1, 2)
+        places = torch.stack((x, y), -1).reshape(-1, 1, 2) * stride
+        rows = torch.cat((places.expand(-1, len(pairs), -1), pairs.expand(len(places), -1, -1)), -1).flatten(0, 1)
+        levels.append(torch.cat((rows, torch.full((len(rows), 1), float(stride))), 1))
+    every = torch.cat(levels)
+    extent = torch.tensor(size[::-1], dtype=torch.float32)
+    return Cells(every[:, :2], every[:, 4:], every[:, 2:4], extent), [len(level) for level in levels]
+
+
+def parts_of(outputs: Any, head: Head, classes: int, rows: Sequence[int], each: Sequence[int]) -> list[Tensor]:
+    """A network's outputs → the head's parts, each (B, P, n).
+
+    outputs: any nest of tensors, of a level one for all parts or one for each: maps (B, A·n, h, w) or (B, A, h, w, n),
+    or rows (B, P, n) or (B, n, P), of one level or of all. rows: of each level; each: its anchors a cell.
+    Raises InputError for what does not fit, which the caller knows the shapes of.
+    """
+    levels: list[list[Tensor]] = [[] for _ in rows]
+    for x in pytree.tree_leaves(outputs):
+        for level, part in _as_rows(x, rows, each):
+            levels[level].append(part)
+    columns = classes + head.background
+    found = [_as_parts(level, head, columns) for level in levels]
+    return [torch.cat(parts, 1) for parts in zip(*found, strict=True)]
+
+
+def raw_parts(outputs: Any, classes: int) -> list[Tensor]:
+    """Boxes (B, P, 4) and scores (B, P, C) out of a network's outputs; a column more is the background, the first."""
+    for box, scores in itertools.permutations(pytree.tree_leaves(outputs), 2):
+        fits = box.dim() == scores.dim() == 3 and box.shape[:2] == scores.shape[:2] and box.shape[2] == 4
+        if fits and scores.shape[2] in (classes, classes + 1):
+            return [box, scores[..., scores.shape[2] - classes :]]
+    raise InputError("")
+
+
+def _as_rows(x: Tensor, rows: Sequence[int], each: Sequence[int]) -> list[tuple[int, Tensor]]:
+    """A tensor as (level, (B, rows of it, n)), once or for every level."""
+    if x.dim() == 5:  # (B, A, h, w, n)
+        x = x.permute(0, 2, 3, 1, 4).flatten(1, 3)
+    elif x.dim() == 4:
+        counts = [count // anchors for count, anchors in zip(rows, each, strict=True)]
+        cells = x.shape[2] * x.shape[3]
+        if cells in counts and x.shape[1] % each[counts.index(cells)] == 0:
+            x = x.unflatten(1, (each[counts.index(cells)], -1)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+    if x.dim() == 3 and x.shape[1] not in (*rows, sum(rows)):
+        x = x.transpose(1, 2)
+    if x.dim() == 3 and x.shape[1] == sum(rows):
+        return list(enumerate(x.split(list(rows), 1)))
+    if x.dim() == 3 and x.shape[1] in rows:
+        return [(list(rows).index(x.shape[1]), x)]
+    raise InputError("")
+
+
+def _as_parts(found: list[Tensor], head: Head, columns: int) -> list[Tensor]:
+    """What a level's tensors hold, in the order of the head's parts."""
+    widths = {"objectness": 1, "classes": columns, "box": 4}
+    if len(found) == 1:
+        widths["box"] = found[0].shape[-1] - sum(widths[part] for part in head.parts if part != "box")
+        if widths["box"] == 4 or (head.bins and widths["box"] > 0 and widths["box"] % 4 == 0):
+            return list(found[0].split([widths[part] for part in head.parts], -1))
+        raise InputError("")
+    if len(found) != len(head.parts):
+        raise InputError("")
+    for order in itertools.permutations(found):  # the given one first
+        pairs = zip(head.parts, (x.shape[-1] for x in order), strict=True)
+        if all(n % 4 == 0 if part == "box" and head.bins else n == widths[part] for part, n in pairs):
+            return list(order)
+    raise InputError("")

@@ -1,0 +1,69 @@
+"""A network of one's own by the name of what builds it: ``my_package.my_module:function``."""
+
+import importlib
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from msat_det.base.errors import InputError
+from msat_det.base.files import show
+from msat_det.models.detector import Detector
+from msat_det.models.headed import HeadDetector, head_options
+from msat_det.models.state_dict import load_tensors, without_prefix
+from msat_det.models.weights import read_tensors
+
+
+def is_own(name: str) -> bool:
+    return ":" in name
+
+
+def build_own(model: Any) -> Any:
+    """What the function, or class, at ``model.name`` gives: called with ``model`` if it takes that, else with nothing.
+
+    Modules are looked for where Python looks, and in the working directory. Raises InputError where there is none.
+    """
+    place, _, name = model.name.partition(":")
+    path = str(Path.cwd())
+    sys.path.insert(0, path)
+    try:
+        build = getattr(importlib.import_module(place), name, None)
+    except ImportError as error:
+        raise InputError(f"model.name is {show(model.name)}: {error}; give package.module:function") from error
+    finally:
+        sys.path.remove(path)
+    if not callable(build):
+        raise InputError(f"model.name is {show(model.name)}: {place} has no function or class {show(name)}")
+    try:
+        takes = inspect.signature(build).parameters
+    except ValueError:  # some of what is written in C
+        takes = {}
+    return build(model) if "model" in takes else build()
+
+
+def own_detector(model: Any) -> Detector:
+    """The detector that one's own function builds; or a network, to which ``model.weights`` and ``model.head`` belong.
+
+    The weights are a state dict, read without running anything of the file. Raises InputError.
+    """
+    built = build_own(model)
+    if not isinstance(built, nn.Module):
+        if not isinstance(built, Detector):
+            raise InputError(
+                f"{model.name} gives a {type(built).__name__}: neither an nn.Module, nor a detector with net, classes, "
+                "preprocess and decode"
+            )
+        return built
+    if model.weights is not None:
+        load_own(built, model.weights)
+    head, options = head_options(model)
+    if model.size is None:
+        raise InputError(f"model.size is not set: {model.name} needs the side of its input, in pixels")
+    return HeadDetector(built, head, size=model.size, **options).check()
+
+
+def load_own(net: nn.Module, path: str) -> None:
+    """Fill a network from a state dict."""
+    load_tensors(net, without_prefix(read_tensors(path), net.state_dict(), path), path)

@@ -1,0 +1,194 @@
+"""Heads by name against their meaning box by box, every form of outputs, and detectors around them."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from support.head_outputs import ANCHORS, CLASSES, SIZE, STRIDES, anchored, maps, meaning, widths
+from torch import Tensor, nn
+
+import msat_det
+from msat_det.base.config import Model
+from msat_det.base.errors import InputError
+from msat_det.models import build_detector
+from msat_det.models.detector import Detector
+from msat_det.models.headed import HeadDetector
+from msat_det.models.heads import HEADS
+from msat_det.models.preprocessing import Inputs
+
+NAMES = [name for name in HEADS if name != "raw"]
+
+
+def detector(head: str, **options) -> HeadDetector:
+    own = {"strides": STRIDES, "anchors": ANCHORS if anchored(head) else None} | options
+    return HeadDetector(nn.Identity(), head, ["cat", "dog", "bus"], SIZE, **own)
+
+
+@pytest.mark.parametrize("head", NAMES)
+def test_heads_equal_their_meaning(head: str) -> None:
+    levels = maps(head)
+    boxes, scores = detector(head).found(levels)
+    for image in range(2):
+        expected = meaning(head, levels, image)
+        torch.testing.assert_close(boxes[image], torch.tensor([box for box, _ in expected]), atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(scores[image], torch.tensor([s for _, s in expected]))
+
+
+def forms(head: str, levels: list[Tensor]) -> dict[str, object]:
+    """The same outputs as networks and exporters give them."""
+    each = 2 if anchored(head) else 1
+    rows = [x.unflatten(1, (each, -1)).permute(0, 3, 4, 1, 2).flatten(1, 3) for x in levels]
+    whole = torch.cat(rows, 1)
+    parts = [x.split(list(widths(head).values()), -1) for x in rows]
+    return {
+        "rows of each level": rows,
+        "rows of all levels": whole,
+        "columns": whole.transpose(1, 2),
+        "parts": {"a": [part for level in parts for part in level]},
+        "parts of all levels": tuple(torch.cat(part, 1) for part in zip(*parts, strict=True)),
+        "parts in another order": [part for level in parts for part in level[::-1]],
+        "levels in another order": levels[::-1],
+    } | ({"anchors apart": [x.unflatten(1, (each, -1)).movedim(2, -1) for x in levels]} if each > 1 else {})
+
+
+@pytest.mark.parametrize("head", NAMES)
+def test_outputs_in_every_form(head: str) -> None:
+    levels, one = maps(head), detector(head)
+    boxes, scores = one.found(levels)
+    every = forms(head, levels)
+    if head == "ssd":  # four columns and four numbers of a box: only their order tells them apart
+        del every["parts in another order"]
+    for form, outputs in every.items():
+        found = one.found(outputs)
+        torch.testing.assert_close(found[0], boxes, msg=form)
+        torch.testing.assert_close(found[1], scores, msg=form)
+
+
+def test_scores_that_are_probabilities() -> None:
+    levels = maps("yolox")
+    boxes, scores = detector("yolox").found(levels)
+    done = [torch.cat((x[:, :4], x[:, 4:].sigmoid()), 1) for x in levels]
+    for a, b in zip(detector("yolox", activated=True).found(done), (boxes, scores), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_raw_boxes_and_scores() -> None:
+    boxes, scores = torch.rand(2, 7, 4), torch.rand(2, 7, CLASSES)
+    raw = detector("raw")
+    assert torch.equal(raw.found((boxes, scores))[1], scores)
+    raw_of_two = HeadDetector(nn.Identity(), "raw", ["cat", "dog"], SIZE)  # a column more: the background, the first
+    assert torch.equal(raw_of_two.found((torch.rand(2, 7, 1), scores, boxes))[1], scores[..., 1:])
+    with pytest.raises(InputError, match=r"outputs \[\(7, 4\)\] do not fit head raw with 3 classes"):
+        raw.found(boxes)
+
+
+def test_outputs_that_do_not_fit() -> None:
+    message = r"outputs \[\(9, 4, 6\), \(8, 2, 3\)\] do not fit head yolox with 3 classes, strides \[16, 32\]"
+    levels = maps("yolox")
+    with pytest.raises(InputError, match=message):
+        detector("yolox").found([torch.cat((levels[0], levels[0][:, :1]), 1), levels[1]])
+    with pytest.raises(InputError, match="did you mean yolov8"):
+        detector("yolo8")
+    with pytest.raises(InputError, match=r"needs model\.anchors"):
+        detector("ssd", anchors=None)
+    with pytest.raises(InputError, match="holds no pairs"):
+        detector("yolov5", anchors=[[10, 20], [3]])
+    with pytest.raises(InputError, match="more than 1048576 boxes"):
+        HeadDetector(nn.Identity(), "yolox", ["cat"], 8192, strides=(1,))
+
+
+def test_retinanets_usual_anchors_are_torchvisions() -> None:
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+    from torchvision.models.detection.image_list import ImageList
+    from torchvision.models.detection.retinanet import _default_anchorgen
+
+    generator: AnchorGenerator = _default_anchorgen()
+    one = HeadDetector(nn.Identity(), "retinanet", ["cat"], (128, 256))
+    levels = [torch.zeros(1, 1, 128 // s, 256 // s) for s in one.strides]
+    (expected,) = generator(ImageList(torch.zeros(1, 3, 128, 256), [(128, 256)]), levels)
+    centre = one.cells.centre - one.cells.stride / 2
+    found = torch.cat((centre - one.cells.anchor / 2, centre + one.cells.anchor / 2), 1)
+    torch.testing.assert_close(found, expected)
+
+
+def test_inputs() -> None:
+    image = torch.zeros(3, 20, 40, dtype=torch.uint8)
+    image[0] = 200  # red
+    pixels, meta = Inputs("corner", 114, bgr=True, mean=(1, 2, 3), std=(1, 1, 2)).ready(image, (32, 32))
+    assert pixels[:, 0, 0].tolist() == [-1, -2, (200 - 3) / 2]
+    assert pixels[:, 31, 0].tolist() == [113, 112, 111 / 2]
+    assert meta.to_original(torch.tensor([[0.0, 0, 32, 16]])).tolist() == [[0, 0, 40, 20]]
+    pixels, meta = Inputs("letterbox", 114).ready(image, (32, 32))
+    assert pixels[:, 0, 0].tolist() == pytest.approx([114 / 255] * 3)
+    assert meta.to_original(torch.tensor([[0.0, 8, 32, 24]])).tolist() == [[0, 0, 40, 20]]
+    for bad, message in (({"resize": "crop"}, "give one of"), ({"std": (0, 1, 1)}, "three numbers above 0")):
+        with pytest.raises(InputError, match=message):
+            Inputs(**bad)
+
+
+class Small(nn.Module):
+    """A network of one's own with head yolox at strides 16 and 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.ReLU(), nn.Conv2d(8, 16, 2, 2), nn.ReLU())
+        self.deep = nn.Sequential(nn.Conv2d(16, 16, 2, 2), nn.ReLU())
+        self.heads = nn.ModuleList(nn.Conv2d(16, 5 + CLASSES, 1) for _ in STRIDES)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        fine = self.stem(x)
+        return [head(level) for head, level in zip(self.heads, (fine, self.deep(fine)), strict=True)]
+
+
+def build(model: Model) -> HeadDetector:
+    return HeadDetector(Small(), "yolox", ["cat", "dog", "bus"], SIZE, STRIDES, score=model.score or 0.5)
+
+
+NOTHING = None
+HERE = f"{__name__}:"
+
+
+def own(name: str, **values) -> Model:
+    return Model(HERE + name, **values)
+
+
+def test_own_networks_by_name(tmp_path: Path) -> None:
+    assert build_detector(own("build", score=0.25)).score == 0.25
+    weights, names = tmp_path / "weights.pt", tmp_path / "names.txt"
+    net = Small()
+    torch.nn.init.constant_(net.heads[0].bias, 0.75)
+    torch.save({"state_dict": net.state_dict()}, weights)
+    names.write_text("cat\ndog\nbus\n")
+    own_config = {"weights": str(weights), "names": str(names), "head": "yolox", "strides": [16, 32]}
+    found = build_detector(own("Small", size=64, mean=[0, 0, 1], **own_config))
+    assert isinstance(found, Detector)
+    assert (found.net.heads[0].bias == 0.75).all()
+    assert found.inputs == Inputs("corner", 114, True, (0, 0, 1), (1, 1, 1))
+    for wrong, message in (
+        (own("Small", **own_config), r"model\.size is not set"),
+        (own("Small", size=64, names=str(names)), r"model\.head is not set: .* needs one of yolov5"),
+        (own("Small", size=64, **own_config | {"strides": [8, 16]}), "do not fit head yolox"),
+        (own("None_", size=64), "has no function or class 'None_'"),
+        (own("NOTHING", size=64), "has no function or class 'NOTHING'"),
+        (Model("no_such_package.there:Net"), "No module named 'no_such_package'"),
+        (own("SimpleNamespace", size=64), "neither an nn.Module, nor a detector"),
+    ):
+        with pytest.raises(InputError, match=message):
+            build_detector(wrong)
+
+
+def test_saved_with_its_head(tmp_path: Path) -> None:
+    random = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8, generator=random) for _ in range(3)]
+    own = build(SimpleNamespace(score=0.01))
+    snn = msat_det.convert(own, [images], "delta")
+    snn.save(tmp_path / "net.msat")
+    twin = msat_det.load(tmp_path / "net.msat")
+    for a, b in zip(snn.detect(images, 2)[2], twin.detect(images, 2)[2], strict=True):
+        assert len(a.scores)
+        assert torch.equal(a.boxes, b.boxes)
+        assert torch.equal(a.scores, b.scores)
+        assert torch.equal(a.labels, b.labels)
+    assert vars(twin.detector) | dict.fromkeys(("net", "cells")) == vars(own) | dict.fromkeys(("net", "cells"))

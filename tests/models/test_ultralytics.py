@@ -1,0 +1,96 @@
+"""Ultralytics' detectors: their package's networks up to the raw maps, their state dicts, and their boxes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import msat_det
+from msat_det.base.config import Model
+from msat_det.base.errors import InputError
+from msat_det.models import build_detector
+from msat_det.models.headed import HeadDetector
+from msat_det.models.importers.ultralytics import as_detection_model, ultralytics_detector
+
+tasks = pytest.importorskip("ultralytics.nn.tasks")
+
+
+def network(name: str, classes: int = 3) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return tasks.DetectionModel(f"{name}.yaml", nc=classes, verbose=False).eval()
+
+
+@pytest.mark.parametrize("name", ["yolov8n", "yolo11n", "yolov10n", "yolo26n"])
+def test_boxes_are_those_of_their_own_head(name: str) -> None:
+    """Before suppression; their boxes are centres and sizes unless the head needs no suppression."""
+    net = network(name)
+    one = ultralytics_detector(net, 64)
+    batch = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    head = net.model[-1]
+    with torch.inference_mode():
+        boxes, scores = one.found(one.net(batch))
+        raw = net(batch)[1]
+        theirs = head._inference(raw["one2one" if head.end2end else "one2many"] if "one2one" in raw else raw)
+    centre, extent = theirs[:, :4].transpose(1, 2).split(2, -1)
+    if not head.end2end:
+        centre, extent = centre - extent / 2, centre + extent / 2
+    torch.testing.assert_close(boxes, torch.cat((centre, extent), -1), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(scores, theirs[:, 4:].transpose(1, 2), atol=1e-5, rtol=1e-4)
+    assert one.strides == (8, 16, 32)
+    assert (one.nms_iou == 1.0) == head.end2end
+
+
+def test_convert_takes_them_as_they_are() -> None:
+    images = [torch.randint(0, 256, (3, 60, 90), dtype=torch.uint8) for _ in range(4)]
+    net = network("yolov8n")
+    net.args = {"imgsz": 64}
+    snn = msat_det.convert(net, [images], "delta-3")
+    assert isinstance(snn.detector, HeadDetector)
+    assert snn.detector.size == (64, 64)
+    batch = torch.stack([snn.detector.preprocess(image)[0] for image in images])
+    outputs = torch.cat([part.flatten() for level in snn.run(batch, 2)[2] for part in level])
+    with torch.inference_mode():
+        expected = torch.cat([part.flatten() for level in snn.detector.net(batch) for part in level])
+    assert (outputs - expected).norm() < 0.05 * expected.norm()
+
+
+def test_state_dicts_need_no_trust(tmp_path: Path) -> None:
+    """As trained and after fuse(), the number of classes from the file; a .pt file is code."""
+    net, path = network("yolov8n", classes=5), tmp_path / "net.safetensors"
+    batch = torch.rand(1, 3, 64, 64)
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\nc\nd\ne\n")
+    with torch.inference_mode():
+        expected = ultralytics_detector(net, 64).net(batch)
+    for fused in (False, True):
+        save_file(
+            {k: v.contiguous() for k, v in (net.fuse(verbose=False) if fused else net).state_dict().items()}, path
+        )
+        one = build_detector(Model("ultralytics", str(path), arch="yolov8n", names=str(names), size=64))
+        assert one.classes == ["a", "b", "c", "d", "e"]
+        with torch.inference_mode():
+            for a, b in zip(one.net(batch), expected, strict=True):
+                torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    for wrong, message in (
+        (Model("ultralytics", str(tmp_path / "net.pt")), r"holds code that reading it runs: set model\.trust"),
+        (Model("ultralytics", str(path)), r"model\.arch is None: give the network's name"),
+        (Model("ultralytics", str(path), arch="../net"), "give the network's name"),
+        (Model("ultralytics", arch="yolov8n"), "yolov8n has no weights"),
+        (Model("ultralytics", arch="yolo0n", num_classes=2), "yolo0n: Ultralytics' package can't build it"),
+    ):
+        with pytest.raises(InputError, match=message):
+            build_detector(wrong)
+
+
+def test_other_tasks_are_refused() -> None:
+    with pytest.raises(InputError, match="ends in Segment: of Ultralytics' networks those for detection convert"):
+        as_detection_model(tasks.SegmentationModel("yolov8n-seg.yaml", nc=2, verbose=False))
+
+
+def test_public_weights(shared_data: Path) -> None:
+    path = shared_data / "weights/yolov8n_fused_fp16.safetensors"
+    one = build_detector(Model("ultralytics", str(path), arch="yolov8n", names="coco", size=64))
+    stored = load_file(path)["model.0.conv.weight"].float()
+    assert torch.equal(one.net.layers[0].conv.weight, stored)
+    assert one.classes[:2] == ["person", "bicycle"]
