@@ -101,7 +101,7 @@ class Model:
             if value is not None and not 0 <= value <= 1:
                 raise InputError(f"model.{name} is {value}: give a number from 0 to 1")
         if self.resize not in (None, "stretch", "letterbox", "corner"):
-            raise InputError(f"model.resize is {self.resize!r}: give stretch, letterbox or corner")
+            raise InputError(f"model.resize is {self.resize!r}: give stretch or letterbox, or corner, one at the top left")
         for stride in self.strides or []:
             _positive("one of model.strides", stride)
 
