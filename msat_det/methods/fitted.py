@@ -208,11 +208,21 @@ def delta_fit(options: DeltaFit, observation: Observation, T: int) -> Neurons:
 def delta_fit_anytime(options: DeltaFit, observation: Observation, T: int) -> Neurons:
     """One plan for every t: a budget for each timestep, {1: 0.6, 2: 0.9, 4: 1.1}, up to which it may have spent, and
     stages, terms and dead zones of their own; without a budget four timesteps, each at half the price of the one
-    before. After them the last one's hold. Ours."""
-    return _fit_corrections(options, observation, [*range(1, T + 1)])
+    before. After them the last one's hold, up to the 64th; from there on what is left is sent by a term a timestep,
+    without a dead zone, for the last one may be to send nothing. Ours."""
+    found = _fit_corrections(options, observation, [*range(1, T + 1)])
+    return found if options.plan else {name: _never_done(made) for name, made in found.items()}
 
 
 HALVINGS = 4
+HELD = 64  # timesteps
+
+
+def _never_done(made: Neuron) -> Neuron:
+    """The neuron that after ``HELD`` timesteps corrects whatever error is left."""
+    held = HELD - len(made.terms)
+    terms = (*made.terms, *[made.terms[-1]] * held, max(1, made.terms[-1]))
+    return replace(made, terms=terms, zone=(*made.zone, *[made.zone[-1]] * held, 0.5))
 
 
 def _fit_corrections(options: DeltaFit, observation: Observation, times: Sequence[int]) -> Neurons:
