@@ -39,6 +39,25 @@ def voc_root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def yolo_root(tmp_path: Path) -> Path:
+    """SCENES as a YOLO root (split val), without ignored objects, which its format does not have."""
+    names, root = ["person", "dog", "tv"], tmp_path / "yolo"
+    index = {"person": 0, "dog": 1, "tvmonitor": 2}
+    (root / "labels/val").mkdir(parents=True)
+    for seed, (stem, objects) in enumerate(SCENES.items()):
+        write_image(root / f"images/val/{stem}.jpg", seed)
+        lines = [
+            f"{index[name]} {(x1 - 1 + x2) / 128} {(y1 - 1 + y2) / 96} {(x2 - x1 + 1) / 64} {(y2 - y1 + 1) / 48}\n"
+            for name, x1, y1, x2, y2, ignore in objects
+            if not ignore
+        ]
+        if lines:
+            (root / f"labels/val/{stem}.txt").write_text("".join(lines))
+    (root / "data.yaml").write_text(f"path: .\ntrain: images/train\nval: images/val\nnames: {names}\n")
+    return root
+
+
+@pytest.fixture
 def coco_root(tmp_path: Path) -> Path:
     """SCENES as a COCO root (split val2017): COCO's names, ids that are not 1, 2, 3, ignored objects as crowd."""
     categories = [{"id": 72, "name": "tv"}, {"id": 18, "name": "dog"}, {"id": 1, "name": "person"}]

@@ -21,8 +21,11 @@ MOST_DRAWS = 1_000_000
 class Data:
     """The keys of ``data``, see ``Config``."""
 
-    kind: Annotated[str, "dataset reader, a name in ``msat_det.data.DATASETS``: voc, coco, cifar100, folders …"]
-    root: Annotated[str, "its folder; a COCO root holds annotations/ and <split>/, a VOC root holds VOCdevkit/."]
+    kind: Annotated[str, "dataset reader, a name in ``msat_det.data.DATASETS``: voc, coco, yolo, cifar100, folders …"]
+    root: Annotated[
+        str,
+        "its folder; a COCO root holds annotations/ and <split>/, a VOC root VOCdevkit/; of kind yolo its YAML file.",
+    ]
     split: Annotated[str | None, "val2017 (COCO), test or val (VOC) …; null: the reader's own default."] = None
     annotations: Annotated[
         str | None,
@@ -101,7 +104,9 @@ class Model:
             if value is not None and not 0 <= value <= 1:
                 raise InputError(f"model.{name} is {value}: give a number from 0 to 1")
         if self.resize not in (None, "stretch", "letterbox", "corner"):
-            raise InputError(f"model.resize is {self.resize!r}: give stretch or letterbox, or corner, one at the top left")
+            raise InputError(
+                f"model.resize is {self.resize!r}: give stretch or letterbox, or corner, one at the top left"
+            )
         for stride in self.strides or []:
             _positive("one of model.strides", stride)
 

@@ -72,6 +72,22 @@ def image_size(path: Path) -> Size | None:
         return None
 
 
+def orientation(path: Path) -> int:
+    """EXIF's orientation of an image file, 1 where it has none or can't be read."""
+    try:
+        with path.open("rb") if is_file(path) else io.BytesIO() as file, _open(file) as image:
+            found = image.getexif().get(ORIENTATION, 1)
+            return found if type(found) is int else 1
+    except Exception:  # noqa: BLE001 (who reads the whole image tells what is wrong)
+        return 1
+
+
+def upright_size(path: Path) -> Size | None:
+    """``image_size`` of the image as EXIF's orientation sets it upright."""
+    size = image_size(path)
+    return size[::-1] if size and orientation(path) in TURNS else size
+
+
 def reduction(width: int, height: int) -> int:
     """By how much the sides of a photograph are read smaller, 1, 2 or 4; what remains of a side is rounded up."""
     return next((factor for factor in (1, 2) if width * height <= WHOLE * factor**2), 4)

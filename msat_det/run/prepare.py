@@ -55,7 +55,7 @@ def _require_one_network(config: Config, entry: dict) -> None:
 
 def task_of(config: Config) -> Task:
     """What the evaluated data are annotated with: boxes or classes."""
-    return "detection" if config.data.kind in ("voc", "coco") else "classification"
+    return "detection" if config.data.kind in ("voc", "coco", "yolo") else "classification"
 
 
 def build_model(config: Config, task: Task) -> Any:

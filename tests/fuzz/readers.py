@@ -22,7 +22,17 @@ from seeds import CFGS
 import msat_det
 from msat_det.base.errors import InputError
 from msat_det.base.files import bytes_of
-from msat_det.data import VOC_CLASSES, ClassFolders, CocoDetection, Dataset, ImageFiles, Target, VocDetection, images
+from msat_det.data import (
+    VOC_CLASSES,
+    ClassFolders,
+    CocoDetection,
+    Dataset,
+    ImageFiles,
+    Target,
+    VocDetection,
+    YoloDetection,
+    images,
+)
 from msat_det.data.images import WHOLE, read_image
 from msat_det.data.unpack import unpack
 from msat_det.graph.facts import facts
@@ -317,6 +327,9 @@ RUN_WORDS = (
 )
 
 
+YOLO_WORDS = "path train val test names nc kpt_shape images lists/val.txt .. / ../valid [a] {0:x} null 2".split()
+
+
 def xml_words(random: Random, data: bytes) -> bytes:
     """Words of a text in the encoding that it is in, UTF-8 or UTF-16."""
     mutated = mutate.words(*VOC_WORDS)
@@ -344,6 +357,16 @@ READERS: dict[str, Reader] = {
             xml=xml_words, txt=mutate.words("000001", "000002", "../x", "a/b", "my photo 1", "b.xml", "c.PNG -1")
         ),
         read_voc,
+        structure=0.1,
+        links=True,
+    ),
+    "yolo": Reader(
+        seeds.yolo,
+        by_suffix(
+            yaml=mutate.words(*YOLO_WORDS),
+            txt=mutate.words("0", "1.0", "2", "-1", "1e9", "nan", "images/a/1.jpg", "../x"),
+        ),
+        partial(read_dataset, YoloDetection),
         structure=0.1,
         links=True,
     ),

@@ -199,6 +199,28 @@ def coco_of_tools() -> list[Case]:
     ]
 
 
+def yolo() -> list[Case]:
+    """A list, a file of lines and a folder; boxes, a polygon, an image without labels, one set upright by EXIF."""
+    turned = Image.Exif()
+    turned[0x0112] = 3
+    return [
+        {
+            "data.yaml": b"path: .\ntrain: images\nval: [images/a, lists/val.txt]\nnc: 2\nnames: {0: dog, 1: cat}\n",
+            "lists/val.txt": b"./../images/b/3.jpg\nimages/b/3.jpg\n",
+            "images/a/1.jpg": image(exif=turned),
+            "images/a/2.png": image("PNG"),
+            "images/b/3.jpg": image(),
+            "labels/a/1.txt": b"0 0.5 0.5 0.25 1\n1 0.1 0.2 0.1 0.2\n",
+            "labels/b/3.txt": b"1 0.25 0.5 0.75 0.25 0.5 1.0\n0 .1 .1 .2 .2 .3 .1\n",
+        },
+        {
+            "data.yaml": b"val: ../valid/images\nkpt_shape: [1, 2]\nnames: ['person']\n",
+            "valid/images/1.jpg": image(),
+            "valid/labels/1.txt": b"0 0.5 0.5 0.25 1 0.3 0.3\n",
+        },
+    ]
+
+
 def image_folder() -> list[Case]:
     return [{"a/1.jpg": image(), "a/b/2.png": image("PNG"), "c/3.JPG": image()}]
 

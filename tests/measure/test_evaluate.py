@@ -328,7 +328,7 @@ def test_difficult_objects_neither_cost_nor_earn(voc_root: Path) -> None:
 # ---- both detection evaluators
 
 
-@pytest.fixture(params=["voc", "coco"])
+@pytest.fixture(params=["voc", "coco", "yolo"])
 def dataset(request: pytest.FixtureRequest) -> Dataset:
     return build_dataset(request.param, request.getfixturevalue(f"{request.param}_root"))
 

@@ -15,6 +15,7 @@ from msat_det.measure.accuracy.voc import VocEvaluator, voc_ap
 EVALUATORS: dict[str, Callable[[Dataset, list[str]], Callable[[dict], dict]]] = {
     "coco": CocoEvaluator,
     "voc": VocEvaluator,
+    "yolo": CocoEvaluator,
     "cifar100": TopKEvaluator,
     "folders": TopKEvaluator,
 }
@@ -27,7 +28,9 @@ def make_evaluator(dataset: Dataset, classes: list[str]) -> Callable[[dict], dic
     without an entry counts as one on which nothing was found. Raises InputError where the dataset has no labels.
     """
     if dataset.name not in EVALUATORS:
-        raise InputError(f"{dataset.folder} has no labels to evaluate on: use a dataset of kind voc, coco or folders")
+        raise InputError(
+            f"{dataset.folder} has no labels to evaluate on: use a dataset of kind voc, coco, yolo or folders"
+        )
     return EVALUATORS[dataset.name](dataset, classes)
 
 
