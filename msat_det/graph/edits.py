@@ -25,13 +25,21 @@ def keep_analog(graph: Graph, name: str) -> None:
 
 
 def linear_carriers(graph: Graph) -> list[Node]:
-    """Multiplying nodes whose outputs reach another one through linear nodes alone: it pays them at full price."""
+    """Nodes whose outputs, no spikes, reach a multiplying one through linear nodes alone: it pays them at full price.
+
+    They are multiplying ones themselves, the operands of attention's products among them, and the norms of tokens.
+    """
     static = static_nodes(graph)
-    return [n for n in graph.nodes if n not in static and _multiplies(n) and _feeds_another(n)]
+    sources = [n for n in graph.nodes if _multiplies(n) or facts(n).op in _TOKEN_NORMS]
+    return [n for n in sources if n not in static and _feeds_another(n)]
+
+
+_TOKEN_NORMS = {"layernorm", "rmsnorm"}
 
 
 def _multiplies(node: Node) -> bool:
-    return facts(node).kind is Kind.LINEAR and facts(node).op in ops.MULTIPLYING
+    """Whether it is a layer or a product of two branches."""
+    return facts(node).kind in (Kind.LINEAR, Kind.DIFFERENTIAL) and facts(node).op in ops.MULTIPLYING
 
 
 def _feeds_another(node: Node) -> bool:

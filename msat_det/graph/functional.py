@@ -1,6 +1,8 @@
 """A traced graph made functional: nothing writes in place, no-ops gone, batch norm folded (DESIGN §4)."""
 
 import operator
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,7 +12,9 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
+from msat_det.graph.facts import Output
 from msat_det.graph.graph import Graph, module_of, where
+from msat_det.graph.number import drop_dead
 
 # Nodes whose output may share memory with their input: writing into one in place changes the other.
 _VIEWS = {
@@ -18,6 +22,14 @@ _VIEWS = {
     *("getitem", "chunk", "split", "unbind", "select", "narrow", "movedim", "detach", "contiguous", "identity"),
     *("viewas", "reshapeas", "expandas", "unfold", "diagonal", "ravel", "getattr"),
     *("to", "float", "type", "typeas", "pos", "einsum"),  # of what already is as it should be
+}
+
+
+_CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_ARGUMENTS = {
+    **{f"conv{n}d": _CONVOLUTION for n in (1, 2, 3)},
+    "linear": ("input", "weight", "bias"),
+    "batchnorm": ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
 }
 
 
@@ -85,6 +97,51 @@ def drop_neutral(graph: Graph) -> None:
             node.replace_all_uses_with(node.all_input_nodes[0])
         if neutral:
             graph.module.graph.erase_node(node)
+
+
+def as_layers(graph: Graph, outputs: Mapping[Node, Output]) -> None:
+    """Put layers where convolutions, linear maps and batch norms are called as functions with parameters alone."""
+    made: dict[tuple, str] = {}
+    for node in graph.nodes:
+        names = _ARGUMENTS.get(ops.canonical(node, None)) if node.op == "call_function" else None
+        given = dict(zip(names or (), node.args, strict=False)) | node.kwargs
+        parameters = {key: value for key, value in given.items() if isinstance(value, Node) and key != "input"}
+        if not names or "weight" not in parameters or any(n.op != "get_attr" for n in parameters.values()):
+            continue
+        key = tuple((key, getattr(value, "target", value)) for key, value in given.items() if key != "input")
+        if str(key) not in made:
+            tensors = {key: graph.attribute(n) for key, n in parameters.items()}
+            layer = _layer(ops.canonical(node, None), given | tensors, len(outputs[node].shape))
+            if layer is None:
+                continue
+            made[str(key)] = f"{parameters['weight'].target.removesuffix('.weight').replace('.', '_')}_layer{len(made)}"
+            graph.module.add_submodule(made[str(key)], layer)
+        node.op, node.target, node.args, node.kwargs = "call_module", made[str(key)], (given["input"],), {}
+    drop_dead(graph.module.graph)
+
+
+def _layer(name: str, given: dict[str, Any], rank: int) -> nn.Module | None:
+    """The layer of a function's arguments; rank: of one image's output."""
+    weight, bias = given["weight"], given.get("bias")
+    with torch.device("meta"):
+        if name == "linear":
+            layer: nn.Module = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+        elif name == "batchnorm":
+            if given.get("training") or "running_mean" not in given or bias is None or rank > 4:
+                return None
+            norm = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[rank - 1]
+            layer = norm(len(weight), eps=given.get("eps", 1e-5))
+            layer.running_mean, layer.running_var = given["running_mean"], given["running_var"]
+            layer.num_batches_tracked = None
+        else:
+            conv, groups = getattr(nn, f"Conv{name[-2:]}"), given.get("groups", 1)
+            how = {key: given[key] for key in ("stride", "padding", "dilation") if key in given}
+            sizes = weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:])
+            layer = conv(*sizes, groups=groups, bias=bias is not None, **how)
+    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return layer.eval()
 
 
 def fold_batch_norm(graph: Graph) -> None:

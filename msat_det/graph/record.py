@@ -10,14 +10,17 @@ network has decided by one, a guard asks that it would again.
 import linecache
 import math
 import operator
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from types import FrameType
 from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.fx.node import Node
@@ -25,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from msat_det.graph import ops
+from msat_det.graph.attention import multi_head, scaled_dot_product
 from msat_det.graph.graph import TORCH
 
 # What turns a tensor into something that Python can decide by.
@@ -64,7 +68,7 @@ _OPERATORS: dict[tuple[str, int], Callable] = {
 }
 
 
-RECORD = __file__
+HERE = str(Path(__file__).parent) + os.sep  # frames of ours are no part of the network
 
 
 class DecidesByValues(Exception):
@@ -124,6 +128,9 @@ class _Recorder(TorchFunctionMode):
         if name == "__setitem__" and self.node_of(args[0]) in self.blank and self.blank.issuperset(entering):
             self.forget(args[0])
             return func(*self.settle(args), **self.settle(kwargs))
+        if func is F.scaled_dot_product_attention:
+            with self:
+                return scaled_dot_product(*args, **kwargs)
         if name in ("shape", "size", "numel", "__len__"):
             return self.size(args[0], name, args[1] if len(args) > 1 else kwargs.get("dim"))
         result = func(*args, **kwargs)
@@ -228,6 +235,8 @@ class _Recorder(TorchFunctionMode):
         """While it is open, modules that the converter knows are single nodes."""
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(module, nn.MultiheadAttention):
+                return multi_head(module, *args, **kwargs)
             if not _is_leaf(module) or id(module) not in self.paths:
                 return module._call_impl(*args, **kwargs)
             if not any(self.node_of(value) for value in _leaves((args, kwargs))):
@@ -355,9 +364,9 @@ def _place() -> str:
     inner = None
     while frame is not None and frame.f_code is not record.__code__:
         path = frame.f_code.co_filename
-        if path != __file__ and not path.startswith(TORCH):
+        if not path.startswith((HERE, TORCH)):
             return _line(frame)
-        if path != __file__ and path.startswith(f"{TORCH}nn"):
+        if path.startswith(f"{TORCH}nn"):
             inner = inner or frame
         frame = frame.f_back
     return "" if inner is None else _line(inner)

@@ -17,14 +17,14 @@ from msat_det.graph.classify import classify
 from msat_det.graph.facts import amend, facts
 from msat_det.graph.fanout import static_nodes
 from msat_det.graph.folds import unfold
-from msat_det.graph.functional import drop_neutral, fold_batch_norm, free_views, functionalise
+from msat_det.graph.functional import as_layers, drop_neutral, fold_batch_norm, free_views, functionalise
 from msat_det.graph.graph import TORCH, Graph, device_of, measure, where
 from msat_det.graph.inputs import MISFIT, Batch, as_input, mend, name_of, reason
 from msat_det.graph.number import drop_dead, free_number
 from msat_det.graph.ops import Kind
 from msat_det.graph.precision import arithmetic
 from msat_det.graph.prepare import prepared
-from msat_det.graph.record import RECORD, DecidesByValues, record
+from msat_det.graph.record import HERE, DecidesByValues, record
 from msat_det.graph.spellings import join_activations
 
 _TOLERANCE = 1e-4
@@ -54,10 +54,11 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     free_number(module.graph, other.module.graph, *(len(pytree.tree_leaves(batch)[0]) for batch in (values, more)))
     free_views(graph)
     drop_neutral(graph)
-    fold_batch_norm(graph)
     drop_dead(module.graph)
     one = pytree.tree_map(lambda value: value[:1], values)
     outputs = measure(graph, one)
+    as_layers(graph, outputs)
+    fold_batch_norm(graph)
     joined = join_activations(graph, outputs)
     classify(graph, outputs)
     for node, names in joined.items():
@@ -100,7 +101,7 @@ def _recorded(net: nn.Module, values: tuple | dict, names: list[str]) -> tuple[G
         return Graph(module, names, pytree.tree_structure(outputs)), outputs
     except (*MISFIT, DecidesByValues) as error:
         _check_runs(net, values)
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((TORCH, RECORD))]
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((TORCH, HERE))]
         place = f"{frames[-1].filename}:{frames[-1].lineno}: `{frames[-1].line}`"
         raise InputError(
             f"the dense part does not trace at {place} ({reason(error)}): what depends on the data's values belongs "

@@ -1,0 +1,72 @@
+"""Attention as the products, the softmax and the linear layers that it is made of, images first."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def scaled_dot_product(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """What ``F.scaled_dot_product_attention`` documents: (…, L, E), (…, S, E), (…, S, Ev) → (…, L, Ev)."""
+    if enable_gqa:
+        key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = (query * scale) @ key.transpose(-2, -1)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None:
+        allowed = attn_mask.dtype is torch.bool
+        scores = torch.where(attn_mask, scores, float("-inf")) if allowed else scores + attn_mask
+    weights = F.softmax(scores, -1)
+    return (F.dropout(weights, dropout_p) if dropout_p else weights) @ value
+
+
+def multi_head(
+    layer: nn.MultiheadAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Tensor, None]:
+    """What ``nn.MultiheadAttention`` gives in evaluation, but for the weights, which networks leave aside: None.
+
+    query: (B, L, E), with ``batch_first`` off (L, B, E); key, value alike. Raises NotImplementedError for added biases
+    and masks of padding.
+    """
+    if key_padding_mask is not None or layer.bias_k is not None or layer.add_zero_attn or query.dim() != 3:
+        raise NotImplementedError("attention with masks of padding, added keys or a single image is not converted")
+    q, k, v = _projected(layer, query, key, value)
+    q, k, v = (x.unflatten(-1, (layer.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+    if attn_mask is not None:
+        attn_mask = attn_mask.logical_not() if attn_mask.dtype is torch.bool else attn_mask
+        attn_mask = attn_mask.unflatten(0, (-1, layer.num_heads)) if attn_mask.dim() == 3 else attn_mask
+    y = scaled_dot_product(q, k, v, attn_mask, is_causal=is_causal and attn_mask is None)
+    y = F.linear(y.transpose(1, 2).flatten(2), layer.out_proj.weight, layer.out_proj.bias)
+    return (y if layer.batch_first else y.transpose(0, 1)), None
+
+
+def _projected(layer: nn.MultiheadAttention, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values (B, …, E), by one layer where they are of one tensor."""
+    bias = layer.in_proj_bias
+    if layer.in_proj_weight is not None and inputs[0] is inputs[1] is inputs[2]:
+        x = inputs[0] if layer.batch_first else inputs[0].transpose(0, 1)
+        return F.linear(x, layer.in_proj_weight, bias).chunk(3, -1)
+    given = layer.in_proj_weight is not None
+    weights = (
+        layer.in_proj_weight.chunk(3) if given else (layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight)
+    )
+    biases = [None] * 3 if bias is None else bias.chunk(3)
+    first = [x if layer.batch_first else x.transpose(0, 1) for x in inputs]
+    return tuple(map(F.linear, first, weights, biases))
