@@ -11,14 +11,14 @@ from torch import fx
 from torch.fx.node import Node
 
 from msat_det.graph import ops
+from msat_det.graph.graph import closure
 
 
 def free_number(graph: fx.Graph, other: fx.Graph, images: int, more: int) -> None:
     """Put the number of images, times what is needed, for every plain number that differs from ``other``'s.
 
-    graph, other: records of one network on ``images`` and on ``more`` images. Guards that differ go: whether what they
-    asked for matters, the outputs tell. Nothing is done where the records call different things: what they give is
-    compared then, too.
+    graph, other: records of one network on ``images`` and on ``more`` images. Nothing is done where they call different
+    things, as where one finds what the other has kept: what they give is compared in any case.
     """
     for each in (graph, other):
         drop_dead(each)
@@ -29,8 +29,7 @@ def free_number(graph: fx.Graph, other: fx.Graph, images: int, more: int) -> Non
     with graph.inserting_after(placeholders[-1]):
         number = graph.call_method("size", (placeholders[0], 0))
     for node, twin in zip(recorded, other.nodes, strict=True):
-        if node.target is ops.guard and isinstance(node.args[1], bool) and node.args[1] != twin.args[1]:
-            graph.erase_node(node)
+        if node.target is ops.guard:
             continue
         free = _Freeing(node, number, images, more)
         node.args, node.kwargs = free(node.args, twin.args), free(node.kwargs, twin.kwargs)
@@ -40,6 +39,28 @@ def free_number(graph: fx.Graph, other: fx.Graph, images: int, more: int) -> Non
 def drop_dead(graph: fx.Graph) -> None:
     """Remove what neither the output nor a guard needs."""
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or node.target is ops.guard)
+
+
+class Guards:
+    """The guards of a graph, which ask for nothing from here until ``stand``."""
+
+    def __init__(self, graph: fx.Graph):
+        self.graph = graph
+        self.found = {node: node.args[1] for node in graph.nodes if node.target is ops.guard}
+        for node in self.found:
+            node.args = (node.args[0], node.args[0])
+
+    def stand(self, differing: set[Node]) -> None:
+        """Let them ask again, but for those that depend on the number of images: there the outputs have told.
+
+        differing: nodes that give another size for another number of images.
+        """
+        for node, found in self.found.items():
+            if closure([node.args[0]], lambda n: n.all_input_nodes) & differing:
+                self.graph.erase_node(node)
+            else:
+                node.args = (node.args[0], found)
+        drop_dead(self.graph)
 
 
 class _Freeing:

@@ -20,7 +20,7 @@ from msat_det.graph.folds import unfold
 from msat_det.graph.functional import as_layers, drop_neutral, fold_batch_norm, free_views, functionalise
 from msat_det.graph.graph import TORCH, Graph, device_of, measure, where
 from msat_det.graph.inputs import MISFIT, Batch, as_input, mend, name_of, reason
-from msat_det.graph.number import drop_dead, free_number
+from msat_det.graph.number import Guards, drop_dead, free_number
 from msat_det.graph.ops import Kind
 from msat_det.graph.precision import arithmetic
 from msat_det.graph.prepare import prepared
@@ -55,6 +55,7 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     free_views(graph)
     drop_neutral(graph)
     drop_dead(module.graph)
+    guards = Guards(module.graph)
     one = pytree.tree_map(lambda value: value[:1], values)
     outputs = measure(graph, one)
     as_layers(graph, outputs)
@@ -63,13 +64,13 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     classify(graph, outputs)
     for node, names in joined.items():
         amend(node, joined=tuple(names))
-    module.delete_all_unused_submodules()
-    module.recompile()
     with torch.inference_mode():
-        _check_batch(graph, (values, more), (expected, expected_more))
+        guards.stand(_check_batch(graph, (values, more), (expected, expected_more)))
         for site in graph.sites:
             unfold(graph, site)
         label_channels(graph, one)
+    module.delete_all_unused_submodules()
+    module.recompile()
     return graph
 
 
@@ -126,9 +127,13 @@ def _own(values: tuple | dict) -> Any:
     return pytree.tree_map(torch.clone, values)  # the network may write into its input
 
 
-def _check_batch(graph: Graph, batches: tuple[Any, Any], expected: tuple[Any, Any]) -> None:
+def _check_batch(graph: Graph, batches: tuple[Any, Any], expected: tuple[Any, Any]) -> set[Node]:
     """Make sure that the graph gives the network's outputs for a batch and for one of twice as many images, each of
-    which goes its own way through every node, and that none comes to NaN."""
+    which goes its own way through every node, and that none comes to NaN.
+
+    Returns the sizes that differ between the two.
+    """
+    differing: set[Node] = set()
     apart = _Apart(static_nodes(graph))
     for (node, once), (_, both) in zip(*map(graph.walk, batches), strict=True):
         kind = facts(node).kind
@@ -139,6 +144,9 @@ def _check_batch(graph: Graph, batches: tuple[Any, Any], expected: tuple[Any, An
             _check_values(node, once)
         if kind is not Kind.SHAPE:
             apart.check(node, pytree.tree_leaves(once), pytree.tree_leaves(both))
+        elif isinstance(once, int) and once != both:
+            differing.add(node)
+    return differing
 
 
 def _check_values(node: Node, value: Any) -> None:

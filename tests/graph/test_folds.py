@@ -117,7 +117,7 @@ class Attention(nn.Module):
         b, c, h, w = x.shape
         y = self.qkv(x.flatten(2).transpose(1, 2)).reshape(b * 3, h * w // 3, 3, 2, 4)
         q, k, v = (y.permute(2, 0, 3, 1, 4) * 1.5).unbind(0)
-        y = ((q @ k.transpose(-2, -1)).softmax(-1) @ v).transpose(1, 2)
+        y = ((q @ k.transpose(-2, -1) / 4).softmax(-1) @ v).transpose(1, 2)
         return self.out(y.reshape(b, h, w, c).permute(0, 3, 1, 2).relu())
 
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from msat_det.base.errors import InputError
 from msat_det.graph.facts import facts
 from msat_det.graph.graph import Graph
-from msat_det.graph.ops import Kind
 from msat_det.graph.trace import trace
 
 
@@ -175,6 +174,15 @@ def test_forwards_of_every_kind(make: Callable[[], nn.Module]) -> None:
     assert [facts(node).op for node in graph.nodes] == ["placeholder", "conv2d", "relu", "conv2d", "output"]
 
 
+@pytest.mark.parametrize("before", [1, 2, 4, 5])
+def test_what_a_network_has_kept_of_an_earlier_run_does_not_matter(before: int) -> None:
+    net = randomise(Net(remember_the_shape))
+    net(images(before))
+    graph = trace(net, images(2))
+    for number in (1, 4, 5):
+        assert torch.allclose(graph(images(number)), net(images(number)), atol=1e-5)
+
+
 class Several(nn.Module):
     def __init__(self):
         super().__init__()
@@ -239,13 +247,13 @@ def test_plain_numbers_of_images_stay_free(body: Callable) -> None:
 
 FROZEN = {
     "scaled by it": (lambda net, x: x.relu() * len(x), "'mul'"),
-    "scaled by its root": (lambda net, x: x.relu() * len(x) ** 0.5, "'mul'"),
+    "scaled by its root": (lambda net, x: x.relu() * len(x) ** 0.5, ""),
     "loop over images": (lambda net, x: torch.stack([x[i].relu() for i in range(len(x))]), "'getitem_1'"),
-    "branch": (lambda net, x: x.relu() if x.shape[0] > 2 else x, "'guard'"),
+    "branch": (lambda net, x: x.relu() if x.shape[0] > 2 else x, ""),
 }
 
 
 @pytest.mark.parametrize(("body", "what"), FROZEN.values(), ids=FROZEN)
 def test_the_number_of_images_may_not_decide(body: Callable, what: str) -> None:
-    with pytest.raises(InputError, match=rf"(node {what} .*test_record.py:\d+|another number of )"):
+    with pytest.raises(InputError, match=rf"node {what} .*test_record.py:\d+" if what else "another number of images"):
         trace(Net(body), images())

@@ -1,0 +1,199 @@
+"""Makes docs/zoo.md: networks of other packages, converted as they are, with random weights.
+
+Each is converted on four random images and run on one more, on one core. `--only WORD` makes the rows whose name holds
+the word anew and keeps the others; without it all of them are made, in about twenty minutes.
+"""
+
+import argparse
+import math
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import msat_det
+from msat_det.base.errors import InputError
+from msat_det.base.settings import PROJECT
+
+PAGE = PROJECT / "docs" / "zoo.md"
+RATE = {"scale": "channel", "initial": "half", "signed": True, "gamma": 7, "factor": 0.5, "spiking_linear": True}
+HEAD = "| network | image | converts | rate, T = 16 | energy | delta, T = 2 | energy | analog share | seconds |"
+TEXT = """# Networks of other packages
+
+What `msat_det.convert` makes of networks as their packages build them, none of their lines changed. Weights are random,
+images, too; batch norms have seen four of them and let most units work, so that errors do not grow from layer to layer
+as they do in random networks and not in trained ones.
+
+- rate, delta: ‖outputs − float outputs‖ / ‖float outputs‖ on an image that calibration has not seen, after 16 timesteps
+  of rate coding (`constant`, channel scales × .5, γ = 7, signed) and after 2 of delta coding (`delta`), both with
+  `spiking_linear`;
+- energy: of each, in units of the float network's;
+- analog share: of the multiply-adds, those at full price in every timestep;
+- seconds: of one core, for tracing, converting and running both.
+
+Of the detectors the dense part is converted, up to the maps that boxes are decoded from. RT-DETR's decoder is left out:
+it picks its queries by their scores, which is control flow on values. The page is made by
+`python tools/make_zoo_table.py`.
+
+"""
+
+
+class Maps(nn.Module):
+    """What an Ultralytics detector decodes boxes from: all that lies behind is no part of the output."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        maps = self.net(x)[1]
+        maps = maps.get("one2one", maps)
+        return {"boxes": maps["boxes"], "scores": maps["scores"]}
+
+
+class Encoded(nn.Module):
+    """RT-DETR's dense part: backbone, projections and hybrid encoder; its decoder picks queries by their values."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        seen = torch.ones(x.shape[0], *x.shape[2:], dtype=torch.long, device=x.device)
+        maps = [
+            project(x) for project, (x, _) in zip(self.net.encoder_input_proj, self.net.backbone(x, seen), strict=True)
+        ]
+        encoded = self.net.encoder(maps).last_hidden_state
+        return [project(x) for project, x in zip(self.net.decoder_input_proj, encoded, strict=True)]
+
+
+def ultralytics(name: str) -> nn.Module:
+    os.environ["YOLO_OFFLINE"] = "1"
+    from ultralytics.nn.tasks import DetectionModel
+
+    return Maps(DetectionModel(f"{name}.yaml", verbose=False))
+
+
+def rt_detr(name: str) -> nn.Module:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from transformers import RTDetrConfig, RTDetrModel, RTDetrResNetConfig
+
+    stages = {"embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 1, 1], "layer_type": "basic"}
+    backbone = RTDetrResNetConfig(**stages, out_features=["stage2", "stage3", "stage4"])
+    sizes = {"encoder_hidden_dim": 32, "encoder_in_channels": [32, 64, 128], "d_model": 32, "encoder_ffn_dim": 64}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "decoder_in_channels": [32, 32, 32]}
+    return Encoded(RTDetrModel(RTDetrConfig(backbone_config=backbone, **sizes, **heads, num_queries=20)))
+
+
+def timm(name: str, **options: Any) -> nn.Module:
+    from timm import create_model
+
+    return create_model(name, num_classes=10, **options)
+
+
+def torchvision(name: str, **options: Any) -> nn.Module:
+    from torchvision.models import get_model
+
+    kept = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    return get_model(name, weights=None, num_classes=10, **kept, **options)
+
+
+Make = Callable[[str], nn.Module]
+TIMM = """
+resnet18d vgg11_bn mobilenetv3_small_100 efficientnet_lite0 tf_efficientnetv2_b0 lcnet_050 mobileone_s0 mobilevit_xxs
+efficientvit_b0 edgenext_xx_small convnextv2_atto eca_nfnet_l0
+"""
+TORCHVISION = """
+alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet mnasnet0_5 mobilenet_v2 mobilenet_v3_small
+regnet_x_400mf regnet_y_400mf resnet18 resnext50_32x4d shufflenet_v2_x0_5 squeezenet1_0 swin_t swin_v2_t vgg11
+wide_resnet50_2
+"""
+ZOO: dict[str, tuple[Make, int]] = {  # how it is made, and the side of its images
+    **{f"yolo{version}": (ultralytics, 64) for version in ("v5nu", "v8n", "v9t", "v10n", "11n", "12n", "26n")},
+    "rt_detr": (rt_detr, 64),
+    **dict.fromkeys(TIMM.split(), (timm, 64)),
+    "levit_128s": (timm, 224),
+    "vit_tiny_patch16_224": (lambda name: timm(name, img_size=64), 64),
+    "swin_tiny_patch4_window7_224": (lambda name: timm(name, img_size=56), 56),
+    **dict.fromkeys(TORCHVISION.split(), (torchvision, 64)),
+    "inception_v3": (torchvision, 96),
+    "vit_b_16": (lambda name: torchvision(name, image_size=64), 64),
+    "maxvit_t": (lambda name: torchvision(name, input_size=(64, 64), partition_size=2), 64),
+}
+
+
+def build(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
+    """One of ``ZOO`` in evaluation mode, and five images for it."""
+    torch.manual_seed(seed)
+    make, size = ZOO[name]
+    net = make(name).eval().requires_grad_(False)
+    coarse = F.interpolate(torch.randn(5, 3, size // 8, size // 8), size, mode="bilinear")
+    images = coarse + 0.3 * torch.randn(5, 3, size, size)
+    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.train().momentum = None
+        if norm.affine:  # many are 0 at first, and their branches silent
+            nn.init.uniform_(norm.weight, 0.4, 0.7)
+            nn.init.normal_(norm.bias, 0.5, 0.3)
+    for key, parameter in net.named_parameters():
+        if key.rsplit(".", 1)[-1] in ("gamma", "layer_scale"):
+            parameter.fill_(0.5)
+    with torch.no_grad():
+        net(images[:4])
+    return net.eval(), images
+
+
+def error(got: Any, wanted: Any) -> float:
+    """‖got − wanted‖ / ‖wanted‖ over all outputs."""
+    pairs = list(zip(pytree.tree_leaves(got), pytree.tree_leaves(wanted), strict=True))
+    squares = [((a - b).double().square().sum().item(), b.double().square().sum().item()) for a, b in pairs]
+    return math.sqrt(sum(s for s, _ in squares) / max(sum(s for _, s in squares), 1e-30))
+
+
+def row(name: str) -> str:
+    net, images = build(name)
+    size = images.shape[-1]
+    began = time.process_time()
+    try:
+        observed = msat_det.observe(net, images[:4])
+    except InputError as refusal:
+        return f"| {name} | {size} | {refusal} | | | | | | |"
+    with torch.no_grad():
+        wanted = net(images[4:])
+    cells = []
+    for method, T, options in (("constant", 16, RATE), ("delta", 2, {"spiking_linear": True})):
+        snn = msat_det.convert(observed, method=method, T=T, **options)
+        found = error(snn.run(images[4:], T)[T], wanted)
+        cells += [f"{found:.3f}", f"{snn.counts[T].energy_ratio:.2f}"]
+    share, seconds = snn.fanout.analog_share, time.process_time() - began
+    return f"| {name} | {size} | yes | {' | '.join(cells)} | {share:.2f} | {seconds:.0f} |"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="make the rows whose name holds this word")
+    only = parser.parse_args(arguments).only
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    old = PAGE.read_text(encoding="utf-8").splitlines() if PAGE.exists() else []
+    rows = {line.split("|")[1].strip(): line for line in old if line.startswith("| ")}
+    for name in ZOO:
+        if only in name:
+            rows[name] = row(name)
+            print(rows[name], flush=True)
+            table = [HEAD, "|---" * HEAD.count(" |") + "|", *(rows[name] for name in ZOO if name in rows)]
+            PAGE.write_text(TEXT + "\n".join(table) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
