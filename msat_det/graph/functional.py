@@ -83,8 +83,13 @@ def _make_functional(graph: Graph, node: Node, module: nn.Module | None) -> None
 
 
 def free_views(graph: Graph) -> None:
-    """Let ``view`` copy where it must: a simulation keeps images in another memory format than the network's author."""
+    """Let ``view`` copy where it must: a simulation keeps images in another memory format than the network's author.
+
+    x.mT, an attribute, becomes the method that does the same.
+    """
     for node in graph.nodes:
+        if node.op == "call_function" and node.target is getattr and node.args[1] in ("mT", "mH"):
+            node.op, node.target, node.args = "call_method", "transpose", (node.args[0], -2, -1)
         if node.op == "call_method" and node.target == "view" and not isinstance(node.args[1], torch.dtype):
             node.target = "reshape"
 

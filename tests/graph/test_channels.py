@@ -49,6 +49,7 @@ CARRIED = {
     "NHWC": (lambda x: x.permute(0, 2, 3, 1), 3),
     "transposed": (lambda x: x.transpose(1, 3), 3),
     "moved": (lambda x: torch.movedim(x, 1, 2), 2),
+    "an attribute": (lambda x: x.flatten(2).mT, 2),
     "tokens": (lambda x: x.flatten(2).transpose(1, 2), 2),
     "one row of positions": (lambda x: x.flatten(2), 1),
     "YuNet": (lambda x: x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, 10), 2),
