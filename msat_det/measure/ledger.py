@@ -24,6 +24,7 @@ from msat_det.spiking.kernels import Scan
 from msat_det.spiking.kernels.delta import Corrections
 from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.neurons import Neuron, at, coming_threshold, per_channel
+from msat_det.spiking.simulate import Watchers
 
 PARTS = ("quantisation", "clipping", "sin", "inherited")
 OWN = PARTS[:3]
@@ -139,12 +140,13 @@ def ledger(
         for batch in batches:
             run = _Batch(watched, batch, record, sums, chosen if images == 0 else {})
             size = pytree.tree_leaves(batch)[0].shape[0]
-            found = watched.run(batch, T, record, list(range(images, images + size)), run.tap, run.watch)
+            ids = list(range(images, images + size))
+            found = watched.simulate(batch, T, record, ids, Watchers(run.tap, run.watch))
             silent = silent_outputs(snn.graph, batch)
-            for t, output in found.items():
+            for t, output in found.outputs.items():
                 outputs[t] += squares(output, run.expected, silent)
                 for name in run.sites:
-                    _add(costs, (name, t), watched.counts[t].costs[name], size)
+                    _add(costs, (name, t), found.counts[t].costs[name], size)
             if effects:
                 for name, effect in effects_of_own_errors(snn.graph, batch, run.own):
                     sums[name, T].effect += effect

@@ -88,9 +88,10 @@ def _tries(options: AdaFire, observation: Observation, plain: Neurons, T: int) -
 
 
 def _measured(snn: SpikingNetwork, batch: Batch, T: int) -> tuple[float, float]:
-    pairs = zip(pytree.tree_leaves(snn.run(batch, T)[T]), pytree.tree_leaves(snn.graph(batch)), strict=True)
+    found = snn.simulate(batch, T)
+    pairs = zip(pytree.tree_leaves(found.outputs[T]), pytree.tree_leaves(snn.graph(batch)), strict=True)
     error = sum(((a - b).square().mean() / b.square().mean().clamp(min=1e-30)).item() for a, b in pairs)
-    return snn.counts[T].spikes_per_neuron, error
+    return found.counts[T].spikes_per_neuron, error
 
 
 def choose(tries: dict[str, Sequence[Try]], budget: float | None) -> dict[str, int]:

@@ -17,34 +17,36 @@ from msat_det.spiking.neurons import EARLY
 
 @torch.inference_mode(False)
 def spiking_network(
-    name: str, options: dict[str, Any], observation: Observation, T: int, seed: int = 0, chunk: int | None = None
+    name: str,
+    options: dict[str, Any],
+    observation: Observation,
+    T: int,
+    seed: int = 0,
+    chunk: int | None = None,
+    energy: str = "45nm",
+    precision: str = "float32",
 ) -> SpikingNetwork:
     """Convert an observed network by the method ``name`` with plain option values (see ``options.Options``).
 
-    T: the timestep that the result is for; methods that do not need it give the same neurons for every T.
+    T: the timestep that the result is for; methods that do not need it give the same neurons for every T. seed, chunk,
+    energy, precision: see ``SpikingNetwork``.
     Raises InputError for an unknown method or option, and for a value that does not fit.
     """
     check_number("T", T, 1, whole=True)
     parsed = parse_options(name, options)
     observation = variant(observation, parsed.analog, parsed.spiking_linear, parsed.weights == "int8")
-    neurons = find_method(name).make(parsed, observation, T)
+    graph, neurons = observation.graph, find_method(name).make(parsed, observation, T)
     if parsed.correct == "bias-t":
         neurons = with_bias_over_time(neurons, observation, T, getattr(parsed, "images", LayerByLayer.images))
-    given: dict[str, Any] = {"detector": observation.detector, "maxima": observation.maxima, "T": T, "method": name}
-    snn = SpikingNetwork(observation.graph, neurons, observation.fanout, seed, chunk, **given)
+    own = seed, chunk, observation.detector, energy, observation.maxima, precision, T, name
     if parsed.confidence != "none":
-        _set_confidence(snn, parsed.confidence, observation)
+        sites = head_sites(graph)
+        share: dict[str, Any] = dict.fromkeys(sites, parsed.confidence)
+        if parsed.confidence == "estimate":
+            share = estimate_confidence(SpikingNetwork(graph, neurons, observation.fanout, *own), sites, observation)
+        neurons = neurons | {site: replace(neurons[site], confidence=kept) for site, kept in share.items()}
+    snn = SpikingNetwork(graph, neurons, observation.fanout, *own)
     return snn if snn.device.type == "cpu" else snn.to(snn.device)
-
-
-def _set_confidence(snn: SpikingNetwork, confidence: float | str, observation: Observation) -> None:
-    """Give the last spiking layer its spike confidence (eq. 18)."""
-    sites = head_sites(observation.graph)
-    share: dict[str, Any] = dict.fromkeys(sites, confidence)
-    if confidence == "estimate":
-        share = estimate_confidence(snn, sites, observation)
-    for name, probability in share.items():
-        snn.neurons[name] = replace(snn.neurons[name], confidence=probability)
 
 
 def head_sites(graph: Graph) -> list[str]:

@@ -202,15 +202,15 @@ def simulate_batch(
     part.found["float", None] = on_cpu(model.decode(observation.graph(loaded.inputs), loaded.metas))
     for conversion in conversions:
         bar.set_postfix_str(conversion.label)
-        outputs = conversion.snn.run(loaded.inputs, conversion.record[-1], conversion.record, loaded.ids)
-        for t, output in outputs.items():
+        result = conversion.snn.simulate(loaded.inputs, conversion.record[-1], conversion.record, loaded.ids)
+        for t, output in result.outputs.items():
             part.found[conversion.label, t] = on_cpu(model.decode(output, loaded.metas))
-            each = conversion.snn.counts[t].figures
+            each = result.counts[t].figures
             part.costs[conversion.label, t] = each.sum(0)
             if conversion.label in exits:
                 part.each[conversion.label, t] = each
         if conversion.label in exits:
-            part.changes[conversion.label] = changes(outputs).T.contiguous()
+            part.changes[conversion.label] = changes(result.outputs).T.contiguous()
 
 
 def on_cpu(found: list) -> list:

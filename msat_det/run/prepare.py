@@ -114,6 +114,5 @@ def conversions(config: Config, observation: Observation) -> Iterator[Conversion
 
 def convert(config: Config, entry: dict, observation: Observation, T: int) -> Any:
     """The spiking network of one entry of ``config.methods``, made for timestep T."""
-    snn = spiking_network(entry["method"], method_options(entry), observation, T, config.seed, config.sim.chunk)
-    snn.energy, snn.precision = config.energy, config.precision
-    return snn
+    own = config.seed, config.sim.chunk, config.energy, config.precision
+    return spiking_network(entry["method"], method_options(entry), observation, T, *own)

@@ -1,40 +1,32 @@
-"""The spiking network: runs a converted graph over timesteps, reads it at recorded t, counts spikes (DESIGN §7).
-
-A layer runs a whole chunk of timesteps before the next one does: activations are (K·B, C, …), K timesteps of B images,
-time first. Only neuron states and running sums cross chunks, so memory does not grow with T. What no spike enters is
-computed once per batch; what no neuron follows is linear in the spikes and evaluated on their running means.
-"""
+"""The spiking network: a converted graph and its neurons, to be run, saved and looked at."""
 
 import copy
-import functools
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from msat_det.base.device import current, find_device
+from msat_det.base.device import find_device
 from msat_det.base.errors import InputError
 from msat_det.base.names import PRECISIONS
 from msat_det.graph.facts import facts
 from msat_det.graph.fanout import FanOut, fan_out
 from msat_det.graph.graph import Graph, elements
-from msat_det.graph.inputs import Batch, recorded
+from msat_det.graph.inputs import Batch
 from msat_det.models.detector import Detections, Detector
 from msat_det.models.pictures import pictures
-from msat_det.spiking.delta_engine import DeltaRun
-from msat_det.spiking.energy import Counts, count
-from msat_det.spiking.engine import Run
+from msat_det.spiking.energy import Counts
 from msat_det.spiking.formats.native import Saved, read_network, write_network
 from msat_det.spiking.kernels import Scan
 from msat_det.spiking.neurons import Neuron, check_fit
 from msat_det.spiking.nodes import node_table
 from msat_det.spiking.plan import Plan, Setup
-from msat_det.spiking.replay import Replay, Replays, key_of
+from msat_det.spiking.replay import Replays
+from msat_det.spiking.simulate import Result, Watchers, simulate
 
 
 class SpikingNetwork(nn.Module):
@@ -82,7 +74,7 @@ class SpikingNetwork(nn.Module):
         self.counts: dict[int, Counts] = {}
         self.plan = Plan(graph)
         self._replays = Replays()
-        self._resized: tuple[Graph, FanOut] | None = None  # for the images of another size that came last
+        self._resized: tuple[Graph, Plan, FanOut] | None = None  # for the images of another size that came last
 
     def forward(self, *batch: Tensor | dict[str, Tensor]) -> Any:
         """The outputs after T timesteps for a batch (B, …), or for as many tensors as the network has inputs."""
@@ -107,84 +99,40 @@ class SpikingNetwork(nn.Module):
         (1, B, C, …) where they are constant in time); must not keep the tensor.
         stop: called at each recorded t with what would be returned; true ends the simulation there.
         Returns {t: the outputs in the network's own structure, on the running means over the first t timesteps (under
-        delta coding on the sums)}, and leaves
-        the spikes and operations up to each recorded t in ``counts``.
+        delta coding on the sums)}, and leaves the spikes and operations up to each recorded t in ``counts``.
         Raises InputError for timesteps that are no whole numbers of 1..T, and, naming the call site, when a neuron's
         potential is NaN.
         """
-        record = recorded(T, record)
-        window = next((n.window for n in self.neurons.values() if n.window), 1)
-        if record[0] % window:
-            raise InputError(f"recorded timestep {record[0]} is no whole number of windows of {window} timesteps")
-        with torch.inference_mode(), current(self.device):
-            snn = self._for_size_of(batch)
-            read = functools.partial(snn._read, record=record, window=window, stop=stop)
-            outputs: dict[int, Any] | None
-            if self.coding == "delta":
-                outputs = read(DeltaRun(snn.setup, batch, T, tap, watch))
-            else:
-                key = None if tap or watch or stop else key_of(snn.setup, batch, T, record)
-                outputs = self._replayed(key, batch, read)
-                if outputs is None:
-                    run = Run(snn.setup, batch, images, tap, watch)
-                    outputs = read(run)
-                    self._replays.keep(key, run, batch)
-            self.counts = snn.counts
-        return pytree.tree_map_only(Tensor, torch.clone, outputs)  # tensors that the caller may write into
+        result = self.simulate(batch, T, record, images, Watchers(tap, watch, stop))
+        self.counts = result.counts
+        return result.outputs
 
-    def _replayed(self, key: Hashable, batch: Batch, read: Callable[[Replay], dict[int, Any]]) -> dict[int, Any] | None:
-        """What ``read`` gives of the last simulation once more, where there is one of that key."""
-        run = self._replays.find(key)
-        if run is None:
-            return None
-        try:
-            run.begin(batch)
-            return read(run)
-        except RuntimeError as error:
-            self._replays.give_up(error)
-            return None
-
-    def _read(
+    def simulate(
         self,
-        run: Run | Replay | DeltaRun,
-        record: list[int],
-        window: int,
-        stop: Callable[[dict[int, Any]], bool] | None,
-    ) -> dict[int, Any]:
-        """Run to each recorded timestep: the outputs there, and ``counts``."""
-        late = 0 if self.coding == "delta" else max((n.late for n in self.neurons.values()), default=0)
-        outputs: dict[int, Any] = {}
-        t, self.counts = 0, {}
-        for until in record:
-            while t < until // window:
-                left = (late if t < late < until else until // window) - t
-                steps = -(-left // -(-left // run.chunk))  # chunks alike, for short ones cost more a timestep
-                run.advance(t, steps)
-                t += steps
-                if t == late and not isinstance(run, DeltaRun):
-                    run.forget(t)
-            outputs[until] = run.readout(t)
-            counted = run.spikes(t)
-            self.counts[until] = count(self.graph, self.neurons, self.fanout, *counted, until, self.energy)
-            if stop and stop(outputs):
-                break
-        return outputs
+        batch: Batch,
+        T: int,
+        record: Iterable[int] | None = None,
+        images: list | None = None,
+        watchers: Watchers | None = None,
+    ) -> Result:
+        """``run``, which returns outputs and counts together and leaves ``counts`` as they are."""
+        return simulate(self._setup_for(batch), batch, T, record, images, watchers, self._replays)
 
-    def _for_size_of(self, batch: Batch) -> "SpikingNetwork":
-        """This network; for images of another size than the calibration's one with the same neurons, counted anew.
+    def _setup_for(self, batch: Batch) -> Setup:
+        """``setup``; for images of another size than the calibration's one with the same neurons, counted anew.
 
         Raises InputError where they do not fit the network.
         """
-        inputs = self.graph.bind(batch)
+        setup, inputs = self.setup, self.graph.bind(batch)
         sizes = {name: tuple(value.shape[1:]) for name, value in inputs.items()}
         if sizes == self.graph.sizes:
-            return self
+            return setup
         if self._resized is None or self._resized[0].sizes != sizes:
             one = {name: value[:1] for name, value in inputs.items()}
             graph = self.graph.at_size(one)
-            self._resized = graph, fan_out(graph, one)
-        graph, fanout = self._resized
-        return self._on(graph, self.neurons, fanout)
+            self._resized = graph, Plan(graph), fan_out(graph, one)
+        graph, plan, fanout = self._resized
+        return replace(setup, **_at(plan, replace(graph, precision=setup.graph.precision)), fanout=fanout)
 
     def detect(
         self,
@@ -293,9 +241,9 @@ class SpikingNetwork(nn.Module):
     @property
     def setup(self) -> Setup:
         """What a simulation of it needs, as plain values."""
-        graph, plan = replace(self.graph, precision=PRECISIONS.find(self.precision)), copy.copy(self.plan)
-        plan.graph = graph
-        return Setup(graph, plan, self.neurons, self.fanout, self.seed, self.chunk)
+        on = _at(self.plan, replace(self.graph, precision=PRECISIONS.find(self.precision)))
+        own = {"seed": self.seed, "chunk": self.chunk, "energy": self.energy}
+        return Setup(**on, neurons=self.neurons, fanout=self.fanout, **own)
 
     @property
     def device(self) -> torch.device:
@@ -319,10 +267,7 @@ class SpikingNetwork(nn.Module):
     @property
     def coding(self) -> str:
         """``rate`` or ``delta``. Raises InputError where the neurons do not agree."""
-        found = sorted({neuron.coding for neuron in self.neurons.values()}) or ["rate"]
-        if len(found) > 1:
-            raise InputError("some neurons are for rate coding and some for delta coding: give all of them one coding")
-        return found[0]
+        return self.setup.coding
 
     @property
     def coverage(self) -> list[dict]:
@@ -338,6 +283,13 @@ def batched(pixels: Sequence[Tensor]) -> Tensor:
             f"preprocess gives images of different sizes, {shapes} …: detect on those of one size at a time"
         )
     return torch.stack(list(pixels))
+
+
+def _at(plan: Plan, graph: Graph) -> dict[str, Any]:
+    """A graph of another precision and the plan for it."""
+    other = copy.copy(plan)
+    other.graph = graph
+    return {"graph": graph, "plan": other}
 
 
 def _tensors(neuron: Neuron) -> dict[str, Tensor]:

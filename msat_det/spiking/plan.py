@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from torch.fx.node import Node
 
+from msat_det.base.errors import InputError
 from msat_det.graph import ops
 from msat_det.graph.facts import facts, is_site
 from msat_det.graph.fanout import FanOut, is_event_source, static_nodes
@@ -45,7 +46,8 @@ class Plan:
 @dataclass(frozen=True)
 class Setup:
     """What a simulation runs, as plain values. neurons: {call site name: Neuron}. seed: of spike confidence's masks.
-    chunk: timesteps that a layer runs at once; None chooses it by the size of the activations."""
+    chunk: timesteps that a layer runs at once; None chooses it by the size of the activations. energy: what operations
+    cost, see ``energy.prices``."""
 
     graph: Graph
     plan: Plan
@@ -53,6 +55,25 @@ class Setup:
     fanout: FanOut
     seed: int = 0
     chunk: int | None = None
+    energy: str = "45nm"
+
+    @property
+    def coding(self) -> str:
+        """``rate`` or ``delta``. Raises InputError where the neurons do not agree."""
+        found = sorted({neuron.coding for neuron in self.neurons.values()}) or ["rate"]
+        if len(found) > 1:
+            raise InputError("some neurons are for rate coding and some for delta coding: give all of them one coding")
+        return found[0]
+
+    @property
+    def window(self) -> int:
+        """The timesteps that one simulated step stands for: 1 but under temporal coding."""
+        return next((neuron.window for neuron in self.neurons.values() if neuron.window), 1)
+
+    @property
+    def late(self) -> int:
+        """The timestep from which on outputs are taken."""
+        return 0 if self.coding == "delta" else max((neuron.late for neuron in self.neurons.values()), default=0)
 
 
 def _users(node: Node) -> Iterable[Node]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import msat_det
 from msat_det.methods.observe import observe
-from msat_det.spiking import network, replay
+from msat_det.spiking import replay, simulate
 from msat_det.spiking.network import SpikingNetwork
 
 METHODS = {
@@ -43,7 +43,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[Again]:
         found.append(Again(call, result))
         return found[-1], result
 
-    monkeypatch.setattr(network, "key_of", lambda setup, batch, T, record: (batch.shape, T, tuple(record)))
+    monkeypatch.setattr(simulate, "key_of", lambda setup, batch, T, record: (batch.shape, T, tuple(record)))
     monkeypatch.setattr(replay, "fits", lambda run: True)
     monkeypatch.setattr(replay, "_captured", capture)
     return found

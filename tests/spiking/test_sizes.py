@@ -140,6 +140,21 @@ def test_floats_of_any_precision_are_the_same_images(dtype: torch.dtype) -> None
     assert_same(got, snn.run(batch.float(), T)[T])
 
 
+@pytest.mark.parametrize("coding", ["rate", "delta"])
+def test_a_simulation_returns_its_counts_and_leaves_nothing(coding: str) -> None:
+    snn = spiking_network("constant", {"scale": "channel", "coding": coding}, observed("yolo"), T)
+    expected = snn.run(images(), T, RECORD)
+    counts = snn.counts
+    result = snn.simulate(images(3, seed=5), T)
+    assert snn.counts is counts
+    assert result.counts[T].spikes.shape == (3,)
+    again = snn.simulate(images(), T, RECORD)
+    assert [each.spikes.tolist() for each in again.counts.values()] == [c.spikes.tolist() for c in counts.values()]
+    for t in expected:
+        pairs = zip(pytree.tree_leaves(again.outputs[t]), pytree.tree_leaves(expected[t]), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
 def test_outputs_are_the_callers_to_write_into() -> None:
     snn = spiking_network("constant", OPTIONS, observed("yolo"), T)
     outputs = snn.run(images(), T, RECORD)

@@ -89,7 +89,7 @@ def check(program: Any, snn: SpikingNetwork, batch: tuple[Tensor, ...], steps: i
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
     found = Agreement()
     ours = _Agreeing(snn, found)
-    window = next((n.window for n in snn.neurons.values() if n.window), 1)
+    window = snn.setup.window
     own = snn.run(batch, steps * window, [window * (t + 1) for t in range(steps)])
     states = fed = ours.blank(batch[0].shape[0])
     names, outputs = [value.name for value in session.get_inputs()], len(ours.outputs)

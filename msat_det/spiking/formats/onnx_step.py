@@ -208,8 +208,7 @@ def export_step(module: Step, images: int = 1) -> Any:
 
 def _describe(program: Any, module: Step) -> None:
     """Say in the model's metadata what a host needs: the names of its states, the timesteps of a step, the protocol."""
-    window = next((n.window for n in module.snn.neurons.values() if n.window), 1)
-    needs = {"states": [slot.name for slot in module.slots], "timesteps_per_step": window}
+    needs = {"states": [slot.name for slot in module.slots], "timesteps_per_step": module.snn.setup.window}
     program.model.metadata_props["msat_det"] = json.dumps(needs)
     program.model.doc_string = PROTOCOL
 

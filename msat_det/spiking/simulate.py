@@ -1,0 +1,99 @@
+"""A simulation from rest to T, on plain values: outputs and counts at every recorded t (DESIGN §7)."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from msat_det.base.device import current
+from msat_det.base.errors import InputError
+from msat_det.graph.inputs import Batch, recorded
+from msat_det.spiking.delta_engine import DeltaRun
+from msat_det.spiking.energy import Counts, count
+from msat_det.spiking.engine import Run
+from msat_det.spiking.kernels import Scan
+from msat_det.spiking.plan import Setup
+from msat_det.spiking.replay import Replay, Replays, key_of
+
+
+@dataclass(frozen=True)
+class Result:
+    """outputs: {t: the outputs in the network's own structure}. counts: {t: spikes and operations up to t}."""
+
+    outputs: dict[int, Any] = field(default_factory=dict)
+    counts: dict[int, Counts] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Watchers:
+    """What looks on while a network runs, see ``SpikingNetwork.run``."""
+
+    tap: Callable[[str, Tensor], None] | None = None
+    watch: Callable[[str, Scan, Tensor], None] | None = None
+    stop: Callable[[dict[int, Any]], bool] | None = None
+
+
+def simulate(
+    setup: Setup,
+    batch: Batch,
+    T: int,
+    record: Iterable[int] | None = None,
+    images: list | None = None,
+    watchers: Watchers | None = None,
+    replays: Replays | None = None,
+) -> Result:
+    """Run T timesteps of one batch of the images that ``setup.graph`` is measured for.
+
+    record, images: see ``SpikingNetwork.run``. replays: what the last simulation has left to be replayed, on a GPU.
+    Raises InputError as ``SpikingNetwork.run`` does.
+    """
+    times, on = recorded(T, record), watchers or Watchers()
+    if times[0] % setup.window:
+        raise InputError(f"recorded timestep {times[0]} is no whole number of windows of {setup.window} timesteps")
+    with torch.inference_mode(), current(setup.graph.device or torch.device("cpu")):
+        if setup.coding == "delta":
+            result = _read(DeltaRun(setup, batch, T, on.tap, on.watch), setup, times, on.stop)
+        else:
+            result = _run(setup, batch, times, images, on, replays)
+    copied = pytree.tree_map_only(Tensor, torch.clone, result.outputs)  # tensors that the caller may write into
+    return Result(copied, result.counts)
+
+
+def _run(
+    setup: Setup, batch: Batch, times: list[int], images: list | None, on: Watchers, replays: Replays | None
+) -> Result:
+    """Under rate coding: the last simulation replayed, where there is one like it, else one that is kept."""
+    if replays is None or on != Watchers():
+        return _read(Run(setup, batch, images, on.tap, on.watch), setup, times, on.stop)
+    key = key_of(setup, batch, times[-1], times)
+    if replay := replays.find(key):
+        try:
+            replay.begin(batch)
+            return _read(replay, setup, times, None)
+        except RuntimeError as error:
+            replays.give_up(error)
+    run = Run(setup, batch, images)
+    result = _read(run, setup, times, None)
+    replays.keep(key, run, batch)
+    return result
+
+
+def _read(run: Run | Replay | DeltaRun, setup: Setup, times: list[int], stop: Callable | None) -> Result:
+    """Run to each recorded timestep: the outputs and the counts there."""
+    result, t, window, late = Result(), 0, setup.window, setup.late
+    for until in times:
+        while t < until // window:
+            left = (late if t < late < until else until // window) - t
+            steps = -(-left // -(-left // run.chunk))  # chunks alike, for short ones cost more a timestep
+            run.advance(t, steps)
+            t += steps
+            if t == late and not isinstance(run, DeltaRun):
+                run.forget(t)
+        result.outputs[until] = run.readout(t)
+        result.counts[until] = count(setup.graph, setup.neurons, setup.fanout, *run.spikes(t), until, setup.energy)
+        if stop and stop(result.outputs):
+            break
+    return result
