@@ -55,7 +55,8 @@ def is_ultralytics(network: Any) -> bool:
 
 def as_detection_model(network: Any) -> Any:
     """Their ``DetectionModel`` in what people have, ``YOLO(...)`` say. Raises InputError for other tasks."""
-    model = network if hasattr(network, "save") and hasattr(network, "yaml") else getattr(network, "model", network)
+    inner = getattr(network, "model", None)
+    model = network if inner is None or isinstance(inner, nn.Sequential) else inner  # a YOLO has its model's attributes
     head = model.model[-1] if isinstance(getattr(model, "model", None), nn.Sequential) else model
     if type(head).__name__ not in ("Detect", "v10Detect"):
         raise InputError(
