@@ -10,13 +10,12 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from msat_det.base.device import find_device
 from msat_det.base.errors import InputError
 from msat_det.base.names import PRECISIONS
 from msat_det.graph.facts import facts
 from msat_det.graph.fanout import FanOut, fan_out
 from msat_det.graph.graph import Graph, elements
-from msat_det.graph.inputs import Batch
+from msat_det.graph.inputs import Batch, reason
 from msat_det.models.detector import Detections, Detector
 from msat_det.models.pictures import pictures
 from msat_det.spiking.energy import Counts
@@ -181,7 +180,11 @@ class SpikingNetwork(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SpikingNetwork":
         """What ``to``, ``cuda``, ``cpu`` and the like do, to the neurons as well; all that was converted from the same
         observation moves with it, for the weights are shared."""
-        if fn(torch.zeros(())).dtype is not torch.float32:
+        try:
+            moved = fn(torch.zeros(()))
+        except (RuntimeError, AssertionError) as error:
+            raise self._immovable(error) from error
+        if moved.dtype is not torch.float32:
             raise InputError("a spiking network calculates in float32: leave its dtype as it is, .to(device) moves it")
         super()._apply(fn, recurse)
         if self.device.type == "cuda":  # weights as the activations lie: a convolution would copy them every time
@@ -189,6 +192,10 @@ class SpikingNetwork(nn.Module):
         self.neurons = {name: _mapped(neuron, fn) for name, neuron in self.neurons.items()}
         self._resized, self._replays = None, Replays()
         return self
+
+    @staticmethod
+    def _immovable(error: Exception) -> InputError:
+        return InputError(f"the network can't be moved there ({reason(error)}): give a device that is here, as 'cpu'")
 
     def _values(self) -> Iterator[tuple[str, str, Tensor]]:
         """(call site, name, tensor) of everything that its neurons hold."""
@@ -255,10 +262,10 @@ class SpikingNetwork(nn.Module):
 
         Raises InputError for a device that is none, or not here, and for another dtype: neurons are of float32 alone.
         """
-        device = kwargs.get("device", args[0] if args else None)
-        if isinstance(device, str):
-            find_device(device)
-        return super().to(*args, **kwargs)
+        try:
+            return super().to(*args, **kwargs)
+        except (RuntimeError, TypeError) as error:
+            raise self._immovable(error) from error
 
     def save(self, path: str | Path) -> None:
         """Write the network into one file, which ``load`` reads. Raises InputError for what can't be saved."""
