@@ -53,12 +53,13 @@ for _name in WORK:  # before any of them is replaced: a module imported then wou
 
 
 @pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def checkout(tmp_path: Path, stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder that looks like a checkout; what a page registers is forgotten."""
     for name in ("configs", "data", "tools", "msat_det"):
         (tmp_path / name).symlink_to(PROJECT / name)
     monkeypatch.chdir(tmp_path)
-    write_stand_ins(tmp_path)
+    for file in stand_ins.iterdir():
+        (tmp_path / file.name).symlink_to(file)
     monkeypatch.setattr(WeightsEnum, "get_state_dict", drawn)
     registries = METHODS, DATASETS, detectors.DETECTORS
     before = [dict(registry) for registry in registries]
@@ -68,8 +69,10 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         registry.update(entries)
 
 
-def write_stand_ins(folder: Path) -> None:
+@pytest.fixture(scope="session")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small files under the names of the reader's: a YOLOv8n for 64 pixels, and an ONNX file with YOLOX's outputs."""
+    folder = tmp_path_factory.mktemp("reader")
     model = DetectionModel("yolov8n.yaml", verbose=False)
     torch.save({"model": model, "train_args": {"imgsz": 64}, "ema": None}, folder / "yolov8n.pt")
     write_onnx(
@@ -81,6 +84,7 @@ def write_stand_ins(folder: Path) -> None:
         outputs="c e g",
         shape=(1, 3, 64, 64),
     )  # fmt: skip
+    return folder
 
 
 def drawn(weights: WeightsEnum, *_: Any, **__: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from msat_det.models.headed import HeadDetector
 from msat_det.models.importers.ultralytics import as_detection_model, ultralytics_detector
 
 tasks = pytest.importorskip("ultralytics.nn.tasks")
+YOLO = pytest.importorskip("ultralytics").YOLO
 
 
 def network(name: str, classes: int = 3) -> torch.nn.Module:
@@ -41,11 +42,12 @@ def test_boxes_are_those_of_their_own_head(name: str) -> None:
     assert (one.nms_iou == 1.0) == head.end2end
 
 
-def test_convert_takes_them_as_they_are() -> None:
+def test_convert_takes_them_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [torch.randint(0, 256, (3, 60, 90), dtype=torch.uint8) for _ in range(4)]
     net = network("yolov8n")
-    net.args = {"imgsz": 64}
-    snn = msat_det.convert(net, [images], "delta-3")
+    torch.save({"model": net, "train_args": {"imgsz": 64}, "ema": None}, tmp_path / "mine.pt")
+    monkeypatch.chdir(tmp_path)
+    snn = msat_det.convert(YOLO("mine.pt"), [images], "delta-3")
     assert isinstance(snn.detector, HeadDetector)
     assert snn.detector.size == (64, 64)
     batch = torch.stack([snn.detector.preprocess(image)[0] for image in images])
@@ -72,6 +74,9 @@ def test_state_dicts_need_no_trust(tmp_path: Path) -> None:
         with torch.inference_mode():
             for a, b in zip(one.net(batch), expected, strict=True):
                 torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    torch.save({"model": net, "train_args": {"imgsz": 64}, "ema": None}, tmp_path / "net.pt")
+    trusted = build_detector(Model("ultralytics", str(tmp_path / "net.pt"), trust=True))
+    assert (trusted.size, len(trusted.classes)) == ((64, 64), 5)
     for wrong, message in (
         (Model("ultralytics", str(tmp_path / "net.pt")), r"holds code that reading it runs: set model\.trust"),
         (Model("ultralytics", str(path)), r"model\.arch is None: give the network's name"),
