@@ -13,9 +13,8 @@ from msat_det.base import ranks
 from msat_det.base.config import Config, method_options
 from msat_det.base.device import find_device
 from msat_det.base.errors import InputError
-from msat_det.data import Dataset, build_dataset, subset
+from msat_det.data import DATASETS, Dataset, build_dataset, corrupt, subset
 from msat_det.data.augment import augmented
-from msat_det.data.corrupt import corrupted
 from msat_det.methods import find_method, parse_options
 from msat_det.methods.convert import Conversion, spiking_network
 from msat_det.methods.observe import Cached, Observation, observe
@@ -31,12 +30,16 @@ def settle(config: Config) -> Config:
     """The configuration with its number of threads and its device, on which last bits may depend; PyTorch set to the
     threads and to the seed. A batch is free on a GPU only, see ``batches.batch_size``.
 
-    Raises InputError for a device, options and prices that can't be used, before anything long begins.
+    Raises InputError for a device, options, prices and kinds of data that can't be used, before anything long begins.
     """
     torch.set_num_threads(config.threads or torch.get_num_threads())
     torch.manual_seed(config.seed)
     device = str(find_device(config.device))
     prices(config.energy)
+    for kind in (config.data.kind, config.calib.kind):
+        DATASETS.find(kind)
+    if config.data.corrupt:
+        corrupt.parse(config.data.corrupt)
     for entry in config.methods:
         parse_options(entry["method"], method_options(entry))
         if entry["label"] in config.exit.methods:
@@ -70,7 +73,7 @@ def evaluated_images(config: Config, classes: list[str]) -> Dataset:
     data = config.data
     places = {"annotations": data.annotations, "images": data.images}
     dataset = build_dataset(data.kind, data.root, data.split, data.year, classes=classes, **places)
-    return corrupted(subset(dataset, data.limit, config.seed), data.corrupt, config.seed)
+    return corrupt.corrupted(subset(dataset, data.limit, config.seed), data.corrupt, config.seed)
 
 
 def calibration_batches(config: Config, model: Any) -> Cached:

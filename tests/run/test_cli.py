@@ -178,13 +178,27 @@ def test_an_export_into_a_folder_is_refused_before_it_begins(out: str, capsys: p
     assert capsys.readouterr().err == f"error: cannot write {out}: it is a folder; name a file in it\n"
 
 
-@pytest.mark.parametrize("command", ["eval-cls", "inspect", "doctor", "export"])
-def test_every_command_refuses_an_energy_table_that_is_none(
-    command: str, tmp_path: Path, capsys: pytest.CaptureFixture
+REFUSED = {
+    "--energy nope": "energy is nope, no table .*",
+    "--device cuda:99": "device is cuda:99, .*",
+    "--data.kind vox": r"no data kind 'vox': did you mean voc\?",
+    "--calib.kind image": r"no data kind 'image': did you mean images\?",
+    "--data.corrupt noise:9": "data.corrupt is 'noise:9': give one of noise, .*",
+    "--methods.signed.gama 3": r"method signed has no option 'gama': did you mean gamma\?",
+    "--methods.signed.gamma x": "option gamma of method signed is 'x': give a whole number",
+    "--methods.signed.method nope": "no method 'nope': .*",
+    "--exit.methods signed --exit.images 0": "exit.images is 0: .*",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+@pytest.mark.parametrize("command", ["convert-det", "compare", "inspect", "doctor", "export"])
+def test_every_command_refuses_the_same_alike(
+    command: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    words = ["--cfg", str(PROJECT / "configs/vgg_demo.yaml"), "--energy", "nope"]
-    words += (
-        ["--method", "signed", "--out", str(tmp_path / "file")] if command == "export" else ["--out", str(tmp_path)]
-    )
-    assert cli.main([command, *words]) == 2
-    assert re.fullmatch(r"error: energy is nope, no table .*\n", capsys.readouterr().err)
+    exporting = command == "export"
+    given = ["--cfg", str(PROJECT / "configs/yolo_voc.yaml"), *words.split()]
+    given += ["--out", str(tmp_path / "out"), "--method" if exporting else "--methods", "signed"]
+    assert cli.main([command, *given]) == 2
+    assert re.fullmatch(rf"error: {REFUSED[words]}\n", capsys.readouterr().err)
+    assert not list(tmp_path.rglob("*.*"))
