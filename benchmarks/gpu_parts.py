@@ -1,5 +1,6 @@
 """Where the time of a simulation on a GPU goes: convolutions by precision, parts of a chunk, chunk lengths, reading."""
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -18,8 +19,10 @@ from msat_det.graph.facts import facts
 from msat_det.graph.precision import arithmetic
 from msat_det.run.batches import load_batches
 from msat_det.spiking import kernels
+from msat_det.spiking.energy import count
 from msat_det.spiking.engine import Chunk, Run
-from msat_det.spiking.kernels import split
+from msat_det.spiking.kernels import product, split
+from msat_det.spiking.network import SpikingNetwork
 
 
 def convolutions(bench: Bench) -> dict[tuple, tuple[nn.Conv2d, int]]:
@@ -46,7 +49,9 @@ def convolution_rows(clock: Any, name: str, bench: Bench, sizes: tuple[int, ...]
             yield {"network": name, "batch": batch, "convolution": str(key), "alike": alike} | times | errors
             for kind, ms in times.items():
                 sums[kind] += alike * ms
-            sums["as chosen"] += alike * times["split" if "split" in times and split.fits(conv, x) else "float32"]
+            own = times["product" if product.fits(conv, x) else "float32"]
+            sums["float32 as chosen"] += alike * own
+            sums["tf32x3 as chosen"] += alike * (times["tf32x3"] if "tf32x3" in times and split.fits(conv, x) else own)
         yield {"network": name, "batch": batch, "convolution": "all"} | sums
 
 
@@ -57,12 +62,10 @@ def one_convolution(
     gpu = kernels.on_gpu() if x.is_cuda else None
     names = ("float32", "tf32", "bf16", "fp16") if all_ways else ("float32", "tf32")
     ways: dict[str, Callable[[], Tensor]] = {name: _at(name, conv, x) for name in names}
-    if all_ways:
-        ways["float32, contiguous"] = _at("float32", conv, x.contiguous())
+    ways["float32, contiguous"] = _at("float32", conv, x.contiguous())
+    ways["product"] = lambda: product.convolution(conv, x)
     if gpu:
-        parts = gpu[2].split(x)
-        ways["split"] = lambda: split.convolution(conv, gpu[2].split(x))
-        ways["split, convolved"] = lambda: split.convolution(conv, parts)
+        ways["tf32x3"] = lambda: split.convolution(conv, gpu[2].split(x))
     with torch.inference_mode():
         few = x[:1]
         exact = F.conv2d(
@@ -73,7 +76,7 @@ def one_convolution(
         for name, call in ways.items():
             y = call()
             times[name] = 1e3 * clock.median(call, 0.05)
-            if name in ("float32", "tf32", "bf16", "split"):
+            if name in ("float32", "product", "tf32x3", "tf32", "bf16"):
                 errors[f"error {name}"] = ((y[:1].double() - exact).abs().max() / exact.abs().max()).item()
     return times, errors
 
@@ -88,7 +91,8 @@ def _at(name: str, conv: nn.Conv2d, x: Tensor) -> Callable[[], Tensor]:
 
 def part_rows(clock: Any, name: str, bench: Bench, cases: list[tuple[int, int, str]]) -> Iterator[dict]:
     """One simulation taken apart: ms of the device in convolutions and linear nodes, neurons, poolings and the rest,
-    and of the host until all is asked for; the same replayed; and the convolutions of a float pass over as many images.
+    and of the host until all is asked for; what comes before and after, each until the device is done; the whole, by
+    itself and in the memory of the last one; and the convolutions of a float pass over as many images.
     """
     for batch, T, neuron in cases:
         x, snn = bench.images(batch), bench.network(neuron, T)
@@ -96,16 +100,50 @@ def part_rows(clock: Any, name: str, bench: Bench, cases: list[tuple[int, int, s
         row: dict[str, Any] = {"network": name, "batch": batch, "T": T, "neuron": neuron}
         with torch.inference_mode():
             run = Run(snn.setup, x)
-            row |= {"chunk": run.chunk} | taken_apart(clock, run, T)
+            row |= {"chunk": run.chunk} | taken_apart(clock, run, T) | around(clock, snn, run, x, T)
         row["run_ms"] = 1e3 * clock.median(lambda snn=snn, x=x, T=T: snn.run(x, T, tap=lambda site, y: None), 0.5)
         snn.run(x, T)
-        row["replayed_ms"] = 1e3 * clock.median(lambda snn=snn, x=x, T=T: snn.run(x, T), 0.5)
-        row["captured"] = snn._replays.replay is not None and bool(snn._replays.replay.graphs)
+        row["again_ms"] = 1e3 * clock.median(lambda snn=snn, x=x, T=T: snn.run(x, T), 0.5)
         graph = bench.observation.graph
         graph(x)
         row["float_ms"] = 1e3 * clock.median(lambda graph=graph, x=x: graph(x), 0.5)
         yield row
         del snn, run
+
+
+def around(clock: Any, snn: SpikingNetwork, run: Run, x: Tensor, T: int) -> dict[str, float]:
+    """Milliseconds of what a simulation does beside advancing, host and device together."""
+    counted = run.spikes(T)
+    calls = {
+        "begin_ms": lambda: Run(snn.setup, x),
+        "restart_ms": lambda: run.restart(x),
+        "readout_ms": lambda: run.readout(T),
+        "fetch_ms": lambda: run.spikes(T),
+        "count_ms": lambda: count(snn.graph, snn.neurons, snn.fanout, *counted, T, snn.energy),
+    }
+    found = {}
+    run.readout(T)
+    for name in ("readout_ms", "fetch_ms", "count_ms", "begin_ms", "restart_ms"):
+        clock.wait()
+        begun = time.perf_counter()
+        calls[name]()
+        clock.wait()
+        found[name] = 1e3 * (time.perf_counter() - begun)
+    return found
+
+
+def replay_rows(clock: Any, name: str, bench: Bench, cases: list[tuple[int, int, str]]) -> Iterator[dict]:
+    """A simulation in the memory of the last one, as it is and captured as CUDA graphs."""
+    for batch, T, neuron in cases:
+        x, row = bench.images(batch), {"network": name, "batch": batch, "T": T, "neuron": neuron}
+        for kind, value in (("again_ms", "off"), ("replayed_ms", "on")):
+            with patch.dict(os.environ, MSAT_DET_CUDA_GRAPHS=value):
+                snn = bench.network(neuron, T)
+                snn.run(x, T), snn.run(x, T)
+                row[kind] = 1e3 * clock.median(lambda snn=snn, x=x, T=T: snn.run(x, T), 0.5)
+        replay = snn._replays.replay
+        yield row | {"graphs": len(replay.graphs) if replay else 0}
+        del snn, replay
 
 
 def taken_apart(clock: Any, run: Run, T: int) -> dict[str, float]:
@@ -145,21 +183,23 @@ def taken_apart(clock: Any, run: Run, T: int) -> dict[str, float]:
 
 
 def chunk_rows(clock: Any, name: str, bench: Bench, cases: list[tuple[int, int]]) -> Iterator[dict]:
-    """A timestep in float forwards by how many images a chunk holds, replayed where that is possible."""
+    """A timestep in float forwards by how many images a chunk holds."""
     for batch, T in cases:
         x = bench.images(batch)
         bench.observation.graph(x)
         forward = clock.median(lambda x=x: bench.observation.graph(x), 0.3)
+        row: dict[str, Any] = {"network": name, "batch": batch, "T": T}
         for images in (16, 64, 128, 256):
             if not batch <= images <= batch * T:
                 continue
-            snn = bench.network("if-signed-burst", T)
-            snn.chunk = images // batch
-            run = lambda snn=snn, x=x, T=T: snn.run(x, T)  # noqa: E731
-            run(), run()
-            cost = clock.median(run, 0.4) / T / forward
-            yield {"network": name, "batch": batch, "T": T, "images_at_once": images, "cost_per_step_over_float": cost}
-            del snn, run
+            for kind in ("float32", "tf32x3"):
+                snn = bench.network("if-signed-burst", T, kind)
+                snn.chunk = images // batch
+                run = lambda snn=snn, x=x, T=T: snn.run(x, T)  # noqa: E731
+                run(), run()
+                cost = clock.median(run, 0.4) / T / forward
+                yield row | {"precision": kind, "images_at_once": images, "cost_per_step_over_float": cost}
+                del snn, run
 
 
 def reading_rows(device: torch.device, model: Any, folder: Any, batch: int) -> Iterator[dict]:

@@ -290,7 +290,7 @@ class Config:
     ] = "auto"
     precision: Annotated[
         str,
-        "of the spiking networks' convolutions: float32, tf32, bf16 or fp16; the float network's is float32.",
+        "of the spiking networks' convolutions: float32, tf32x3, tf32, bf16 or fp16; the float network's is float32.",
     ] = "float32"
     out: Annotated[str | None, "run directory; null: runs/<name of the configuration file>."] = None
     resume: Annotated[bool, "go on where an interrupted run in the same directory stopped."] = False

@@ -34,4 +34,4 @@ class Names(dict[str, T]):
 
 
 # of convolutions, potentials are float32 in all of them
-PRECISIONS = Names("precision", {name: name for name in ("float32", "tf32", "bf16", "fp16")})
+PRECISIONS = Names("precision", {name: name for name in ("float32", "tf32x3", "tf32", "bf16", "fp16")})

@@ -50,6 +50,7 @@ class FanOut:
     once: float = 0.0
     evaluations: int = 0
     _copies: dict[tuple[Node, torch.device], Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _sums: dict[Node, float] = field(default_factory=dict, repr=False, compare=False)
 
     def reach(self, node: Node, device: torch.device) -> Tensor:
         """``spikes`` of one event source on a device, zeros where its spikes reach nothing."""
@@ -61,11 +62,17 @@ class FanOut:
             self._copies[node, device] = found.to(device)
         return self._copies[node, device]
 
+    def reach_of_all(self, node: Node) -> float:
+        """Multiply-adds that one spike of each neuron of an event source reaches together."""
+        if node not in self._sums:  # millions of neurons, and it is asked for at every recorded t
+            self._sums[node] = self.spikes[node].double().sum().item() if node in self.spikes else 0.0
+        return self._sums[node]
+
     def on(self, graph: Graph) -> "FanOut":
         """The same counts for the nodes of a copy of the graph."""
         node = {n.name: n for n in graph.nodes}
         macs, spikes, analog = ({node[n.name]: v for n, v in x.items()} for x in (self.macs, self.spikes, self.analog))
-        return replace(self, macs=macs, spikes=spikes, analog=analog, _copies={})
+        return replace(self, macs=macs, spikes=spikes, analog=analog, _copies={}, _sums={})
 
     @property
     def total(self) -> int:

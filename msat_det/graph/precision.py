@@ -14,8 +14,9 @@ LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}  # operands and results; s
 def arithmetic(precision: str, device: torch.device | None) -> Iterator[None]:
     """Convolutions and products inside of it run at this precision.
 
-    float32: without TF32, whatever PyTorch is set to; tf32: convolutions with operands of 11 significant bits, on a CPU
-    the same as float32; bf16, fp16: see ``LOW``. Raises InputError for another name.
+    float32: without TF32, whatever PyTorch is set to; tf32: convolutions with operands of 11 significant bits; tf32x3:
+    float32 but for what ``spiking.kernels.split`` takes, three products of such operands. Both are float32 on a CPU.
+    bf16, fp16: see ``LOW``. Raises InputError for another name.
     """
     kind = "cpu" if device is None else device.type
     if PRECISIONS.find(precision) in LOW:

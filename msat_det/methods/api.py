@@ -38,8 +38,8 @@ def convert(
     method: a name of ``METHODS``, each told in a line by ``describe``; the default needs no fit and keeps the float
         network's boxes at t = 1 (docs/delta.md), ``msat`` is the paper's. T: for the methods that are made for one
         timestep.
-    precision: of the spiking network's convolutions, float32, tf32, bf16 or fp16; it can be set later, too
-        (``snn.precision``), and is not saved.
+    precision: of the spiking network's convolutions, float32, tf32x3, tf32, bf16 or fp16; it can be set later,
+        too (``snn.precision``), and is not saved.
     options: of that method, by name. Those that any method takes, with what most of them start from:
         coding="rate" (the value is the mean of what is sent) or "delta" (the sum: only corrections are sent);
         levels="unary" (bursts of up to gamma=1 spikes) or "binary" (up to terms=3 of bits=7 powers of two);

@@ -242,11 +242,11 @@ def _costs(
     t: int,
 ) -> dict[str, Cost]:
     costs = {
-        node.name: _site_cost(node, neurons[node.name], fanout.spikes.get(node), sites[node.name], t)
+        node.name: _site_cost(node, neurons[node.name], fanout.reach_of_all(node), sites[node.name], t)
         for node in graph.sites
     }
     for node, pool in pools.items():  # a difference counts as an operation, but no neuron has spiked
-        costs[node.name] = _cost(sops=pool[:, 1], graded=pool[:, 1], float_macs=fanout.spikes[node].double().sum())
+        costs[node.name] = _cost(sops=pool[:, 1], graded=pool[:, 1], float_macs=fanout.reach_of_all(node))
     for node, macs in fanout.analog.items():
         costs[node.name] = _cost(analog=t * macs, float_macs=macs)
     costs[CONSTANT] = _cost(analog=fanout.once, float_macs=fanout.once)
@@ -269,7 +269,7 @@ def _energy(price: Prices, cost: Cost) -> Tensor:
     return energy.expand_as(cost.spikes) if energy.dim() == 0 else energy  # alike for every image
 
 
-def _site_cost(node: Node, neuron: Neuron, reach: Tensor | None, counts: Tensor, t: int) -> Cost:
+def _site_cost(node: Node, neuron: Neuron, reach: float, counts: Tensor, t: int) -> Cost:
     size = elements(node)
     bursts, burst_ops, events, event_ops = counts.unbind(1)
     if neuron.window:
@@ -284,6 +284,6 @@ def _site_cost(node: Node, neuron: Neuron, reach: Tensor | None, counts: Tensor,
         updates=size * (t - 1) if neuron.adaptive else 0,  # none at first, where θ is θ_max
         analog=size * t * neuron.activation.curved,
         traffic=READ_AND_WRITE * len(neuron.keeps) * size * t // (neuron.window or 1),
-        float_macs=0 if reach is None else reach.double().sum(),
+        float_macs=reach,
         float_traffic=READ_AND_WRITE * size,
     )

@@ -21,6 +21,7 @@ from msat_det.graph.ops import Kind
 from msat_det.graph.precision import LOW
 from msat_det.spiking.kernels import (
     Scan,
+    as_product,
     count_events,
     events,
     fused_pool,
@@ -91,6 +92,10 @@ class Run:
         self.sums, self.late, self.early = {}, 0, {}
         for scan in self.scans.values():
             scan.restart()
+
+    def rest(self) -> None:
+        """Let go of what belongs to one batch alone, when it has been read."""
+        self.static, self.sums, self.early = {}, {}, {}
 
     def _population(self, node: Node, currents: Tensor) -> Scan:
         reach = self.fanout.reach(node, self.device)
@@ -207,13 +212,16 @@ class Chunk(Values):
         return self.run.graph.evaluate(node, ShapeValues(self))
 
     def linear(self, node: Node) -> Any:
-        """A linear node on a chunk of spikes: a convolution by its events where they are few, or on tensor cores."""
+        """A linear node on a chunk of spikes: a convolution by its events where they are few, or as on a GPU it is
+        fastest."""
         precision = self.run.graph.precision
         if node.op == "call_module" and node.args and facts(node).op == "conv2d" and precision not in LOW:
             conv, x = self.run.graph.module.get_submodule(node.target), self[node.args[0]]
             value = events.convolution(conv, x)
-            if value is None and precision == "float32":
+            if value is None and precision == "tf32x3":
                 value = on_tensor_cores(conv, x)
+            if value is None and precision in ("float32", "tf32x3"):
+                value = as_product(conv, x)
             if value is not None:
                 return value
         return self.run.graph.evaluate(node, self)

@@ -36,8 +36,8 @@ class SpikingNetwork(nn.Module):
     runs at once; None chooses it by the size of the activations. detector: what the network is a part of, if anything.
     energy: what its operations cost, see ``spiking.energy.prices``. maxima: {call site name: (C,) the largest float
     activation of each channel on the calibration images}, where they are known. precision: of its convolutions,
-    float32, tf32, bf16 or fp16, see ``graph.precision``; potentials are float32, and so is the float network. T:
-    timesteps where none are given. method: the name of the one that made it. counts: of the last run, see ``run``.
+    float32, tf32x3, tf32, bf16 or fp16, see ``graph.precision``; potentials are float32, and so is the float network.
+    T: timesteps where none are given. method: the name of the one that made it. counts: of the last run, see ``run``.
 
     Its parameters are the weights, which nothing trains: it stays in evaluation mode. Its state dict holds, beside
     them, the neurons' thresholds, biases and initial potentials as ``neurons.<call site>.<name>``.

@@ -1,14 +1,14 @@
-"""A simulation captured as CUDA graphs, for one batch after another of the same shape (rate coding).
+"""One batch after another of the same shape (rate coding on a GPU): neurons stay laid out, and are put to rest again.
 
-A GPU is done with the layers of a few images before Python has asked for the next one. So what the first batch of a
-shape has run is captured when the second one comes, a graph for each chunk and reading, and replayed from then on: the
-same kernels on the same numbers. Where that can't be (see ``key_of`` and ``fits``), and where capturing fails, a
-simulation runs as it is; that is told once.
+With MSAT_DET_CUDA_GRAPHS=on what the first batch of a shape has run is captured when the second one comes, a CUDA graph
+for each chunk and reading, and replayed from then on: the same kernels on the same numbers, without Python between
+them. It is off by default, for a capture that fails leaves PyTorch's allocator and random numbers in a state from which
+nothing brings them back (https://github.com/pytorch/pytorch/pull/190308).
 """
 
 import contextlib
 import functools
-import warnings
+import os
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from msat_det.base.errors import InputError
 from msat_det.graph.inputs import Batch
 from msat_det.spiking.engine import Run
 from msat_det.spiking.plan import Setup
@@ -24,7 +25,7 @@ SHARE = 8  # states are kept from batch to batch where they take no more than th
 
 
 def key_of(setup: Setup, batch: Batch, T: int, record: Sequence[int]) -> Hashable:
-    """What two simulations must share for one to be replayed as the other; None on a CPU."""
+    """What two simulations must share for one to go on in the memory of the other; None on a CPU."""
     inputs = setup.graph.bind(batch)
     if not torch.cuda.is_available() or any(value.device.type != "cuda" for value in inputs.values()):
         return None
@@ -40,7 +41,7 @@ def key_of(setup: Setup, batch: Batch, T: int, record: Sequence[int]) -> Hashabl
 
 
 def fits(run: Run) -> bool:
-    """Whether a run can be captured: neurons in kernels, nothing drawn by image, and memory for the states."""
+    """Whether a run can be repeated: neurons in kernels, nothing drawn by image, and memory for the states."""
     if not all(scan.repeats for scan in run.scans.values()):
         return False
     states = sum(
@@ -49,22 +50,29 @@ def fits(run: Run) -> bool:
     return states <= torch.cuda.mem_get_info(run.device)[0] / SHARE
 
 
+def captures() -> bool:
+    """Whether what repeats is captured as CUDA graphs: MSAT_DET_CUDA_GRAPHS=on."""
+    return os.environ.get("MSAT_DET_CUDA_GRAPHS") == "on"
+
+
 class Replay:
     """A run that begins anew with every batch; in every other way as ``engine.Run``.
 
-    Its graphs share one pool of memory with those of all networks. That is sound because they are replayed one network
-    after the other, always in the order in which they were captured, and what is read is copied before the next.
+    Its graphs share one pool of memory, which is no other's: they are replayed in the order in which they were
+    captured, and all of them go at once. A pool may not be captured into once more when its last graph has gone.
     """
 
     def __init__(self, run: Run, batch: Batch):
         self.run, self.chunk = run, run.chunk
-        self.inputs = {name: value.clone() for name, value in run.graph.bind(batch).items()}
+        self.pool = torch.cuda.graph_pool_handle() if captures() else None
+        self.inputs = {name: value.clone() for name, value in run.graph.bind(batch).items()} if self.pool else {}
         self.graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Any]] = {}
+        run.rest()
 
     def begin(self, batch: Batch) -> None:
-        for name, value in self.run.graph.bind(batch).items():
-            self.inputs[name].copy_(value, non_blocking=True)
-        self._done("begin", lambda: self.run.restart(self.inputs))
+        for name, value in self.inputs.items():
+            value.copy_(self.run.graph.bind(batch)[name], non_blocking=True)
+        self._done("begin", lambda: self.run.restart(self.inputs or batch))
 
     def advance(self, t0: int, steps: int) -> None:
         self._done(t0, lambda: self.run.advance(t0, steps))
@@ -78,9 +86,15 @@ class Replay:
     def spikes(self, t: int) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
         return self.run.apart(self._done(("spikes", t), self.run.counted), t)
 
+    def rest(self) -> None:
+        if self.pool is None:  # else that memory is the graphs'
+            self.run.rest()
+
     def _done(self, key: Hashable, call: Callable[[], Any]) -> Any:
+        if self.pool is None:
+            return call()
         if key not in self.graphs:
-            self.graphs[key] = _captured(call)
+            self.graphs[key] = _captured(call, self.pool)
         graph, result = self.graphs[key]
         graph.replay()
         return result
@@ -92,7 +106,6 @@ class Replays:
     def __init__(self) -> None:
         self.key: Hashable = None
         self.replay: Replay | None = None
-        self.fails = False
 
     def find(self, key: Hashable) -> Replay | None:
         """The simulation of that key. Any other one is given up, for the sake of its memory."""
@@ -100,20 +113,12 @@ class Replays:
             self.key = self.replay = None
         return self.replay
 
-    def keep(self, key: Hashable, run: Run, batch: Batch) -> None:
-        if key is not None and not self.fails and fits(run):
+    def keep(self, key: Hashable, run: Run | Replay, batch: Batch) -> None:
+        """Keep a simulation that has been read."""
+        if isinstance(run, Replay):
+            run.rest()
+        elif key is not None and fits(run):
             self.key, self.replay = key, Replay(run, batch)
-
-    def give_up(self, error: RuntimeError) -> None:
-        self.key, self.replay, self.fails = None, None, True
-        torch.cuda.synchronize()
-        reason = str(error).partition("\n")[0]
-        warnings.warn(f"this network runs without CUDA graphs, for capturing it fails: {reason}", stacklevel=4)
-
-
-@functools.cache
-def _pool() -> tuple[int, int]:
-    return torch.cuda.graph_pool_handle()
 
 
 @functools.cache
@@ -121,18 +126,25 @@ def _stream(device: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def _captured(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
-    """What ``call`` does on the GPU, not done yet, and what it returns, which a replay fills."""
+def _captured(call: Callable[[], Any], pool: tuple[int, int]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """What ``call`` does on the GPU, not done yet, and what it returns, which a replay fills.
+
+    Raises InputError where that fails: what PyTorch calculates in this process from then on can't be relied on.
+    """
     graph, stream = torch.cuda.CUDAGraph(), _stream(torch.cuda.current_device())
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
-        with torch.inference_mode(False):  # else graphs that the caller captures outside of it fail
-            graph.capture_begin(_pool(), "thread_local")  # other threads read images into pinned memory
         try:
+            with torch.inference_mode(False):  # else graphs that the caller captures outside of it fail
+                graph.capture_begin(pool, "thread_local")  # other threads read images into pinned memory
             result = call()
-        except BaseException:
+            graph.capture_end()
+        except RuntimeError as error:
             with contextlib.suppress(RuntimeError):
                 graph.capture_end()
-            raise
-        graph.capture_end()
+            reason = str(error).partition("\n")[0]
+            raise InputError(
+                f"capturing CUDA graphs fails, and PyTorch is unsound from then on: run again without "
+                f"MSAT_DET_CUDA_GRAPHS ({reason})"
+            ) from error
     return graph, result

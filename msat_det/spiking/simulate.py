@@ -47,7 +47,7 @@ def simulate(
 ) -> Result:
     """Run T timesteps of one batch of the images that ``setup.graph`` is measured for.
 
-    record, images: see ``SpikingNetwork.run``. replays: what the last simulation has left to be replayed, on a GPU.
+    record, images: see ``SpikingNetwork.run``. replays: what the last simulation has left for the next one, on a GPU.
     Raises InputError as ``SpikingNetwork.run`` does.
     """
     times, on = recorded(T, record), watchers or Watchers()
@@ -65,17 +65,15 @@ def simulate(
 def _run(
     setup: Setup, batch: Batch, times: list[int], images: list | None, on: Watchers, replays: Replays | None
 ) -> Result:
-    """Under rate coding: the last simulation replayed, where there is one like it, else one that is kept."""
+    """Under rate coding: in the memory of the last simulation, where there is one like it, else one that is kept."""
     if replays is None or on != Watchers():
         return _read(Run(setup, batch, images, on.tap, on.watch), setup, times, on.stop)
     key = key_of(setup, batch, times[-1], times)
-    if replay := replays.find(key):
-        try:
-            replay.begin(batch)
-            return _read(replay, setup, times, None)
-        except RuntimeError as error:
-            replays.give_up(error)
-    run = Run(setup, batch, images)
+    run: Run | Replay | None = replays.find(key)
+    if isinstance(run, Replay):
+        run.begin(batch)
+    else:
+        run = Run(setup, batch, images)
     result = _read(run, setup, times, None)
     replays.keep(key, run, batch)
     return result

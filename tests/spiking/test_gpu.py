@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from support.networks import Residual, Yolo
+from support.on_gpu import METHODS, converted, needs_gpu, plain
 from torch import nn
 
 import msat_det
@@ -12,22 +13,8 @@ from msat_det.graph.precision import arithmetic
 from msat_det.methods.observe import observe
 from msat_det.spiking import kernels
 from msat_det.spiking.engine import Run
+from msat_det.spiking.kernels import product
 from msat_det.spiking.network import SpikingNetwork
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-METHODS = {
-    "signed bursts": ("constant", {"signed": True, "gamma": 3, "scale": "channel", "initial": "half"}),
-    "msat": ("msat", {}),
-    "msat normalised": ("msat", {"variant": "normalised", "signed": True, "gamma": 3}),
-    "calibration": ("calibration", {}),
-    "spike-norm": ("spike-norm", {}),
-    "confidence": ("constant", {"confidence": "estimate"}),
-}
-
-
-def plain() -> nn.Module:
-    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3), nn.SiLU(), nn.Conv2d(8, 2, 1)]
-    return nn.Sequential(*layers)
 
 
 @needs_gpu
@@ -83,18 +70,10 @@ def test_nothing_waits_for_the_gpu_inside_a_chunk() -> None:
             torch.cuda.set_sync_debug_mode("default")
 
 
-def converted(method: str, make: Callable = plain) -> tuple[SpikingNetwork, list[torch.Tensor]]:
-    """A network on the GPU, the same each time, and three batches."""
-    torch.manual_seed(0)
-    net, batches = make().eval().cuda(), [torch.randn(2, 3, 32, 32).cuda() for _ in range(3)]
-    name, options = METHODS[method]
-    return msat_det.convert(observe(net, [batches[0]]), method=name, T=8, **options), batches
-
-
 @needs_gpu
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("make", [plain, Residual, Yolo])
-def test_batches_that_are_replayed_give_the_same_bits(make: Callable, method: str) -> None:
+def test_batches_in_the_memory_of_the_last_one_give_the_same_bits(make: Callable, method: str) -> None:
     snn, batches = converted(method, make)
     for batch in [*batches, batches[0]]:
         other, _ = converted(method, make)
@@ -102,41 +81,12 @@ def test_batches_that_are_replayed_give_the_same_bits(make: Callable, method: st
         leaves = [torch.utils._pytree.tree_leaves(each) for each in (found, expected)]
         assert all(map(torch.equal, *leaves))
         assert all(torch.equal(snn.counts[t].figures, other.counts[t].figures) for t in (3, 8))
-    if method == "confidence":
-        assert snn._replays.replay is None
-    else:
-        assert ("readout", 8) in snn._replays.replay.graphs
-
-
-@needs_gpu
-def test_networks_that_take_turns_do_not_disturb_each_other() -> None:
-    """Their graphs share memory."""
-    pairs = [converted(method) for method in ("signed bursts", "msat")]
-    expected = [[snn.run(batch, 8)[8].clone() for batch in batches] for snn, batches in pairs]
-    for n in (0, 1, 2, 1, 0):
-        for (snn, batches), outputs in zip(pairs, expected, strict=True):
-            assert torch.equal(snn.run(batches[n], 8)[8], outputs[n])
-
-
-@needs_gpu
-def test_what_a_graph_may_not_do_is_told_and_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    snn, batches = converted("msat")
-    expected = [snn.run(batch, 8)[8] for batch in batches[:1]]
-    advance = Run.advance
-
-    def waits(run: Run, t0: int, steps: int) -> None:
-        advance(run, t0, steps)
-        torch.cuda.synchronize()
-
-    monkeypatch.setattr(Run, "advance", waits)
-    with pytest.warns(UserWarning, match="without CUDA graphs"):
-        assert torch.equal(snn.run(batches[0], 8)[8], expected[0])
-    assert torch.equal(snn.run(batches[0], 8)[8], expected[0])
+    assert (snn._replays.replay is None) == (method == "confidence")
 
 
 @needs_gpu
 def test_float32_is_exact_and_the_other_precisions_are_near() -> None:
-    """A convolution on tensor cores is as exact as cuDNN's; tf32, bf16 and fp16 are less so, by their bits."""
+    """cuDNN's and as a product of matrices; the others are less so, by their bits."""
     torch.manual_seed(0)
     conv = nn.Conv2d(64, 64, 3, padding=1).cuda().to(memory_format=torch.channels_last)
     x = torch.randn(2, 64, 20, 20, device="cuda").contiguous(memory_format=torch.channels_last)
@@ -147,7 +97,8 @@ def test_float32_is_exact_and_the_other_precisions_are_near() -> None:
         def error(y: torch.Tensor) -> float:
             return ((y - exact).abs().max() / exact.abs().max()).item()
 
-        assert error(kernels.on_tensor_cores(conv, x)) < 2e-6
+        assert error(product.convolution(conv, x)) < 2e-6
+        assert error(kernels.on_tensor_cores(conv, x)) < 3e-5
         bounds = {"float32": (0, 2e-6), "tf32": (2e-5, 2e-3), "fp16": (2e-5, 3e-3), "bf16": (2e-4, 2e-2)}
         for name, (low, high) in bounds.items():
             with arithmetic(name, x.device):
@@ -155,13 +106,13 @@ def test_float32_is_exact_and_the_other_precisions_are_near() -> None:
 
 
 @needs_gpu
-@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["tf32x3", "tf32", "bf16", "fp16"])
 def test_a_network_in_another_precision_finds_about_the_same(precision: str) -> None:
     snn, batches = converted("signed bursts", Yolo)
     leaves = torch.utils._pytree.tree_leaves
     expected = torch.cat([leaf.flatten() for leaf in leaves(snn.run(batches[0], 8))])
     snn.precision = precision
-    for _ in range(3):  # as it is, captured, replayed
+    for _ in range(2):  # the second time in the memory of the first
         found = torch.cat([leaf.flatten() for leaf in leaves(snn.run(batches[0], 8))])
         assert found.dtype == torch.float32
         assert 0 < (found - expected).abs().mean() < 0.2 * expected.abs().mean()

@@ -54,8 +54,11 @@ def test_convolutions_are_calculated_in_it_and_potentials_are_not(name: str, dty
     assert torch.equal(snn.graph(images()), network()(images()))  # the float network
 
 
-def test_tf32_is_float32_on_a_cpu() -> None:
-    assert torch.equal(converted("tf32").run(images(), 4)[4], converted("float32").run(images(), 4)[4])
+@pytest.mark.parametrize("coding", ["rate", "delta"])
+@pytest.mark.parametrize("name", ["tf32x3", "tf32"])
+def test_on_a_cpu_it_is_float32(name: str, coding: str) -> None:
+    found = converted(name, coding=coding).run(images(), 4)[4]
+    assert torch.equal(found, converted("float32", coding=coding).run(images(), 4)[4])
 
 
 def test_it_can_be_set_later_and_copies_keep_it() -> None:
@@ -102,7 +105,7 @@ def plain_switches() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("way", [lambda: None, by_matmul_precision, by_older_switches, by_newer_switches])
-@pytest.mark.parametrize(("name", "convolutions"), [("float32", "ieee"), ("tf32", "tf32")])
+@pytest.mark.parametrize(("name", "convolutions"), [("float32", "ieee"), ("tf32x3", "ieee"), ("tf32", "tf32")])
 def test_what_pytorch_is_set_to_decides_nothing_and_is_kept(
     name: str, convolutions: str, way: Callable[[], None], plain_switches: None
 ) -> None:

@@ -1,5 +1,8 @@
-"""Batches replayed, with a stand-in for CUDA graphs that calls again what it captured; test_gpu.py has real ones."""
+"""Simulations that go on in the memory of the last one, as they are and with a stand-in for CUDA graphs, which calls
+again what it captured; test_gpu_graphs.py has real ones."""
 
+import contextlib
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +13,10 @@ from support.networks import Residual, Yolo
 from torch import Tensor, nn
 
 import msat_det
+from msat_det.base.errors import InputError
 from msat_det.methods.observe import observe
 from msat_det.spiking import replay, simulate
+from msat_det.spiking.engine import Run
 from msat_det.spiking.network import SpikingNetwork
 
 METHODS = {
@@ -24,8 +29,8 @@ METHODS = {
 class Again:
     """In a CUDA graph's place: a replay calls once more, and puts what that gives where the first call left it."""
 
-    def __init__(self, call: Callable[[], Any], result: Any):
-        self.call, self.result, self.replays = call, result, 0
+    def __init__(self, call: Callable[[], Any], pool: tuple[int, int], result: Any):
+        self.call, self.pool, self.result, self.replays = call, pool, result, 0
 
     def replay(self) -> None:
         self.replays += 1
@@ -34,17 +39,33 @@ class Again:
 
 
 @pytest.fixture
-def captured(monkeypatch: pytest.MonkeyPatch) -> list[Again]:
-    """All that is captured, where every two simulations of one shape, T and record are alike."""
-    found: list[Again] = []
+def kept(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+    """All runs that are made; every two simulations of one shape, T and record are alike."""
+    found: list[Run] = []
 
-    def capture(call: Callable[[], Any]) -> tuple[Again, Any]:
-        result = call()
-        found.append(Again(call, result))
-        return found[-1], result
+    def made(*given: Any) -> Run:
+        found.append(Run(*given))
+        return found[-1]
 
+    monkeypatch.setattr(simulate, "Run", made)
     monkeypatch.setattr(simulate, "key_of", lambda setup, batch, T, record: (batch.shape, T, tuple(record)))
     monkeypatch.setattr(replay, "fits", lambda run: True)
+    return found
+
+
+@pytest.fixture
+def captured(kept: list[Run], monkeypatch: pytest.MonkeyPatch) -> list[Again]:
+    """All that is captured."""
+    found: list[Again] = []
+    pools = ((0, number) for number in itertools.count(1))
+
+    def capture(call: Callable[[], Any], pool: tuple[int, int]) -> tuple[Again, Any]:
+        result = call()
+        found.append(Again(call, pool, result))
+        return found[-1], result
+
+    monkeypatch.setenv("MSAT_DET_CUDA_GRAPHS", "on")
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(pools))
     monkeypatch.setattr(replay, "_captured", capture)
     return found
 
@@ -78,7 +99,20 @@ def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("make", [plain, Residual, Yolo])
-def test_every_batch_begins_from_rest(make: Callable[[], nn.Module], method: str, captured: list[Again]) -> None:
+def test_every_batch_begins_from_rest(make: Callable[[], nn.Module], method: str, kept: list[Run]) -> None:
+    snn = converted(make, method)
+    expected = [numbers(converted(make, method), seed) for seed in (1, 2, 3)]
+    kept.clear()
+    for seed, numbers_then in zip((1, 2, 3), expected, strict=True):
+        assert same(numbers(snn, seed), numbers_then)
+        (run,) = kept
+        assert not run.static  # nothing but the neurons' states is kept
+        assert not run.sums
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("make", [plain, Residual, Yolo])
+def test_a_graph_of_it_is_replayed(make: Callable[[], nn.Module], method: str, captured: list[Again]) -> None:
     snn = converted(make, method)
     expected = [numbers(converted(make, method), seed) for seed in (1, 2, 3)]
     captured.clear()
@@ -96,32 +130,57 @@ def test_another_record_or_shape_is_captured_anew(captured: list[Again]) -> None
         assert len(captured) == captures
     snn.run(images(1, count=3), 6, [6])
     assert len(captured) == 15
+    # a pool is of one simulation alone: PyTorch takes none again whose graphs are gone
+    pools = [one.pool for one in captured]
+    assert (len({*pools[:6]}), len({*pools[6:]}), len({*pools})) == (1, 1, 2)
 
 
-def test_what_looks_inside_runs_as_it_is(captured: list[Again]) -> None:
+def test_what_looks_inside_runs_as_it_is(kept: list[Run]) -> None:
     snn = converted()
     for _ in range(2):
         snn.run(images(1), 6, tap=lambda site, y: None)
         snn.run(images(1), 6, watch=lambda site, scan, x: None)
         snn.run(images(1), 6, stop=lambda outputs: False)
-    assert captured == []
+    assert len(kept) == 6
 
 
-def test_a_capture_that_fails_is_told_once_and_run_as_it_is(
-    captured: list[Again], monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+class Refused:
+    """A CUDA graph whose capture fails as PyTorch's does: at once, or when it is to end."""
+
+    def __init__(self, begins: bool):
+        self.begins, self.ended = begins, 0
+
+    def capture_begin(self, pool: tuple[int, int], mode: str) -> None:
+        if not self.begins:
+            raise RuntimeError("use_count > 0 INTERNAL ASSERT FAILED\nplease report a bug")
+
+    def capture_end(self) -> None:
+        self.ended += 1
+        raise RuntimeError("operation failed due to a previous error during capture\nCUDA kernel errors might …")
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_capture_that_fails_ends_the_simulation(
+    begins: bool, kept: list[Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(call: Callable[[], Any]) -> None:
-        raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might …")
-
-    monkeypatch.setattr(replay, "_captured", fails)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    """Going on would give anything: PyTorch's allocator and generators stay as they are during a capture."""
+    graphs = []
+    monkeypatch.setenv("MSAT_DET_CUDA_GRAPHS", "on")
+    for name, value in {
+        "graph_pool_handle": lambda: (0, 1),
+        "CUDAGraph": lambda: graphs.append(Refused(begins)) or graphs[-1],
+        "current_device": lambda: 0,
+        "synchronize": lambda: None,
+        "stream": contextlib.nullcontext,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(replay, "_stream", lambda device: None)
     snn = converted()
-    recwarn.clear()
-    for seed in (1, 2, 3):
-        assert same(numbers(snn, seed), numbers(converted(), seed))
-    (warning,) = recwarn
-    said = "this network runs without CUDA graphs, for capturing it fails: operation not permitted when"
-    assert str(warning.message) == f"{said} stream is capturing"
+    numbers(snn, 1)
+    reason = "operation failed due to a previous error during capture" if begins else "use_count > 0 INTERNAL"
+    with pytest.raises(InputError, match=f"run again without MSAT_DET_CUDA_GRAPHS .{reason}"):
+        numbers(snn, 2)
+    assert [graph.ended for graph in graphs] == [2 if begins else 1]
 
 
 def test_on_a_cpu_nothing_is_kept() -> None:

@@ -1,4 +1,5 @@
-"""Convolutions on tensor cores: on a GPU as they are, else by Triton's interpreter and the CPU's float32."""
+"""Convolutions on tensor cores: on a GPU as they are, else by Triton's interpreter and the CPU's float32, which shows
+that the parts' products are right; what tensor cores cut off shows on a GPU alone."""
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def test_the_parts_are_what_a_tensor_core_takes_and_add_up() -> None:
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_a_convolution_is_as_exact_as_in_float32(name: str) -> None:
+def test_a_convolution_s_products_are_exact_enough(name: str) -> None:
     torch.manual_seed(0)
     conv = CONVOLUTIONS[name]().eval()
     x = values(2, conv.in_channels, 9, 11)
@@ -53,7 +54,7 @@ def test_a_convolution_is_as_exact_as_in_float32(name: str) -> None:
     assert split.fits(conv, x)
     with torch.inference_mode():
         found = split.convolution(conv, parts_of(x.to(DEVICE))).cpu()
-    assert (found - exact).abs().max() <= 1e-6 * size
+    assert (found - exact).abs().max() <= (3e-5 if DEVICE.type == "cuda" else 1e-6) * size
 
 
 def test_weights_that_change_are_split_again() -> None:
@@ -74,7 +75,7 @@ def test_what_is_left_to_cudnn(conv: nn.Module) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the stand-in needs Triton's interpreter")
-def test_a_simulation_takes_it_on_a_device_in_float32_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_simulation_takes_it_on_a_device_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     net = (
         nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 32, 3), nn.ReLU(), nn.Conv2d(32, 2, 1))
@@ -89,11 +90,13 @@ def test_a_simulation_takes_it_on_a_device_in_float32_alone(monkeypatch: pytest.
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     with StandIn():
         snn = spiking_network("constant", {"gamma": 3}, observe(net.to("cuda"), [x]), 2)
+        for precision in ("float32", "tf32"):
+            snn.precision = precision
+            snn.run(x, 2)
+        assert calls == []
+        snn.precision = "tf32x3"
         found = snn.run(x, 2)[2].cpu()
-        assert [(conv.in_channels, conv.out_channels) for conv in calls] == [(8, 32)]
-        snn.precision = "tf32"
-        snn.run(x, 2)
     torch.__future__.set_overwrite_module_params_on_conversion(False)
-    assert len(calls) == 1
+    assert [(conv.in_channels, conv.out_channels) for conv in calls] == [(8, 32)]
     assert kernels.on_tensor_cores(net[2].cpu(), values(1, 8, 5, 5)) is None  # on the CPU
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from msat_det.graph.channels import rows_by_channel
-from msat_det.spiking.kernels import split
+from msat_det.spiking.kernels import product, split
 from msat_det.spiking.kernels.build import keep_freed_memory as keep_freed_memory
 from msat_det.spiking.kernels.build import wanted
 from msat_det.spiking.kernels.window import Window
@@ -277,6 +277,11 @@ def on_tensor_cores(conv: nn.Module, x: Tensor) -> Tensor | None:
     if not (x.is_cuda and on_gpu() and split.fits(conv, x)):
         return None
     return split.convolution(conv, on_gpu()[2].split(x))
+
+
+def as_product(conv: nn.Module, x: Tensor) -> Tensor | None:
+    """``conv(x)`` by ``product``, or None where that does not pay or is not possible: call the module then."""
+    return product.convolution(conv, x) if x.is_cuda and product.fits(conv, x) else None
 
 
 def count_events(y: Tensor, fanout: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
-"""Float32 convolutions on a GPU's tensor cores, without the rounding of TF32.
+"""Convolutions as three products on a GPU's tensor cores: precision tf32x3, between float32 and TF32.
 
-A tensor core takes operands of 11 significant bits and adds up in float32. A float32 number is the sum of two such ones
-to 2^-23 of it, x = x₁ + x₂, w = w₁ + w₂, and x·w is x₁·w₁ + x₂·w₁ + x₁·w₂ to about as much. So a convolution over three
-times the channels, [x₁, x₂, x₁] with [w₁, w₁, w₂], is as exact as one in float32, and on an H100 several times faster
-than cuDNN's. (Ootomo and Yokota 2022, "Recovering single precision accuracy from Tensor Cores".)
+A tensor core takes operands of 11 significant bits. A float32 number is the sum of two such ones to 2^-23 of it,
+x = x₁ + x₂, w = w₁ + w₂, and x·w is x₁·w₁ + x₂·w₁ + x₁·w₂ to about as much. So a convolution over three times the
+channels, [x₁, x₂, x₁] with [w₁, w₁, w₂], has exact enough products; but a tensor core cuts off what it adds up instead
+of rounding it. On an H100 results of SSD300's layers are up to 1.1e-4 of the largest off, more the longer the sum
+(float32 3.9e-6, TF32 3.3e-4), at three times the speed of cuDNN's float32. (Ootomo and Yokota 2022, "Recovering single
+precision accuracy from Tensor Cores".)
 """
 
 from weakref import WeakKeyDictionary

@@ -1,0 +1,81 @@
+"""Convolutions as products of matrices."""
+
+import pytest
+import torch
+from support.devices import StandIn
+from torch import Tensor, nn
+
+from msat_det.methods.convert import spiking_network
+from msat_det.methods.observe import observe
+from msat_det.spiking import kernels
+from msat_det.spiking.kernels import product
+
+CONVOLUTIONS = {
+    "3x3": lambda: nn.Conv2d(64, 256, 3, padding=1),
+    "pointwise": lambda: nn.Conv2d(512, 256, 1, bias=False),
+    "pointwise at 2": lambda: nn.Conv2d(512, 256, 1, stride=2),
+    "oblong, at 2 and 1, dilated, padded": lambda: nn.Conv2d(64, 260, (3, 5), (2, 1), (2, 3), (2, 3), bias=False),
+}
+
+
+def values(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_it_is_the_convolution(name: str, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    conv = CONVOLUTIONS[name]().to(memory_format=layout)
+    x = values(5, conv.in_channels, 13, 15).contiguous(memory_format=layout)
+    assert product.fits(conv, x)
+    exact = nn.functional.conv2d(
+        x.double(), conv.weight.double(), None if conv.bias is None else conv.bias.double(), conv.stride, conv.padding,
+        conv.dilation,
+    )  # fmt: skip
+    whole = product.convolution(conv, x)
+    monkeypatch.setattr(product, "BYTES", 4 * 2 * exact[0, 0].numel() * conv.weight[0].numel())  # two images at once
+    for y in (whole, product.convolution(conv, x)):
+        assert y.shape == exact.shape
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        assert (y - exact).abs().max() <= 2e-6 * exact.abs().max()
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(512, 512, 3, groups=2),
+        nn.Conv2d(128, 128, 3),
+        nn.Conv2d(256, 256, 1),
+        nn.Conv2d(64, 256, 3, padding="same"),
+        nn.Conv2d(64, 256, 3, padding=1, padding_mode="reflect"),
+        nn.ReLU(),
+    ],
+    ids=str,
+)
+def test_what_is_left_to_cudnn(conv: nn.Module) -> None:
+    """Groups, few outputs or terms, paddings of another kind, other modules."""
+    assert not product.fits(conv, values(1, getattr(conv, "in_channels", 1), 5, 5))
+
+
+def test_a_simulation_takes_it_on_a_device_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 256, 3), nn.ReLU(), nn.Conv2d(256, 2, 1))
+    net.eval().requires_grad_(False)
+    x = values(1, 3, 8, 8)
+    expected = spiking_network("constant", {"gamma": 3}, observe(net, [x]), 2).run(x, 2)[2]
+    calls = []
+    convolution = product.convolution
+    monkeypatch.setattr(product, "convolution", lambda *given: calls.append(given[0]) or convolution(*given))
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    with StandIn():
+        snn = spiking_network("constant", {"gamma": 3}, observe(net.to("cuda"), [x]), 2)
+        snn.precision = "tf32"
+        snn.run(x, 2)
+        assert calls == []
+        snn.precision = "float32"
+        found = snn.run(x, 2)[2].cpu()
+    torch.__future__.set_overwrite_module_params_on_conversion(False)
+    assert [(conv.in_channels, conv.out_channels) for conv in calls] == [(64, 256)]
+    assert kernels.as_product(net[2].cpu(), values(1, 64, 5, 5)) is None  # on the CPU
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

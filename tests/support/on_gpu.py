@@ -1,0 +1,34 @@
+"""Small networks on a GPU, and the mark of tests that need one."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import msat_det
+from msat_det.methods.observe import observe
+from msat_det.spiking.network import SpikingNetwork
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+METHODS = {
+    "signed bursts": ("constant", {"signed": True, "gamma": 3, "scale": "channel", "initial": "half"}),
+    "msat": ("msat", {}),
+    "msat normalised": ("msat", {"variant": "normalised", "signed": True, "gamma": 3}),
+    "calibration": ("calibration", {}),
+    "spike-norm": ("spike-norm", {}),
+    "confidence": ("constant", {"confidence": "estimate"}),
+}
+
+
+def plain() -> nn.Module:
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3), nn.SiLU(), nn.Conv2d(8, 2, 1)]
+    return nn.Sequential(*layers)
+
+
+def converted(method: str, make: Callable = plain) -> tuple[SpikingNetwork, list[torch.Tensor]]:
+    """A network on the GPU, the same each time, and three batches."""
+    torch.manual_seed(0)
+    net, batches = make().eval().cuda(), [torch.randn(2, 3, 32, 32).cuda() for _ in range(3)]
+    name, options = METHODS[method]
+    return msat_det.convert(observe(net, [batches[0]]), method=name, T=8, **options), batches
