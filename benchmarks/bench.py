@@ -46,9 +46,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="ssd-mobilenet at batch 4, T = 8: under a minute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="results, with FILE.md beside them")
-    parser.add_argument("--part", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}; all")
+    parser.add_argument("--part", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)} (all)")
     parser.add_argument("--network", nargs="+", choices=NETWORKS, metavar="NAME", help=f"of {', '.join(NETWORKS)}")
-    parser.add_argument("--neuron", nargs="+", choices=NEURONS, metavar="NAME", help=f"of {', '.join(NEURONS)}; all")
+    parser.add_argument("--neuron", nargs="+", choices=NEURONS, metavar="NAME", help=f"of {', '.join(NEURONS)} (all)")
     parser.add_argument("--batch", nargs="+", type=int, metavar="N", help="1 16")
     parser.add_argument("--T", nargs="+", type=int, metavar="N", help="8 64")
     parser.add_argument(

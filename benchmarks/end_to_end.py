@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-from msat_det.base.settings import PROJECT, shared_data
+from msat_det.base.settings import PROJECT, data_root, expanded
 
 IMAGES = (16, 80)
 T = 16
@@ -17,7 +17,7 @@ T = 16
 
 def rows(threads: int, images: tuple[int, int] = IMAGES) -> Iterator[dict]:
     """One dict for each of a constant and an adaptive threshold: seconds of both runs and the images/s between them."""
-    real = (shared_data() / "coco_val128").is_dir()
+    real = (expanded(data_root()) / "coco_val128").is_dir()
     cfg, labels = "configs/ssd_coco.yaml", ("signed-b3", "msat")
     if real:
         cfg, labels = "configs/real/ssd_mobilenet_coco.yaml", ("if-signed-b3", "msat-reference")

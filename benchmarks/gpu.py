@@ -3,7 +3,7 @@
 Correctness first: kernels against the reference step, the device against the CPU. Then the scan's bandwidth beside a
 copy of the same bytes, and for each network a float forward by layout and precision, the cost of a timestep beside
 it, SpikingJelly on the same folded network in turns, and images a second from JPEG files to boxes. Weights are random
-but for SSD-MobileNet's where MSAT_SHARED_DATA holds them. A part that fails prints its traceback and the others go on.
+but for SSD-MobileNet's where MSAT_DET_DATA holds them. A part that fails prints its traceback and the others go on.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from benchmarks.gpu_networks import Bench
 from benchmarks.gpu_parts import chunk_rows, convolution_rows, part_rows, reading_rows, replay_rows
 from benchmarks.timing import ratio
 from msat_det.base.names import PRECISIONS
-from msat_det.base.settings import shared_data
+from msat_det.base.settings import data_root, expanded
 from msat_det.data import ImageFiles
 from msat_det.graph.ops import Activation
 from msat_det.run.batches import load_batches, on_cpu
@@ -341,7 +341,7 @@ def image_rows(clock: Clock, name: str, bench: Bench) -> Iterator[dict]:
     """Images a second from JPEG files to boxes on the CPU, and milliseconds a batch of each stage by itself."""
     batch, T = IMAGES[name] if clock.device.type == "cuda" else (2, 4)
     if bench.model is None:
-        yield {"network": name, "left_out": "no weights: set MSAT_SHARED_DATA"}
+        yield {"network": name, "left_out": "no weights: set MSAT_DET_DATA"}
         return
     with tempfile.TemporaryDirectory() as name_of_folder:
         folder = photographs(Path(name_of_folder))
@@ -396,8 +396,8 @@ def accuracy_rows(clock: Clock) -> Iterator[dict]:
 
 def photographs(folder: Path) -> Path:
     """The shared data's, or noise of a photograph's size."""
-    if (shared_data() / "coco_val128/val2017").is_dir():
-        return shared_data() / "coco_val128/val2017"
+    if (expanded(data_root()) / "coco_val128/val2017").is_dir():
+        return expanded(data_root()) / "coco_val128/val2017"
     from torchvision.io import write_jpeg
 
     for number in range(64):

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from msat_det.base.config import Model
 from msat_det.base.errors import InputError
-from msat_det.base.settings import shared_data
+from msat_det.base.settings import data_root, expanded
 from msat_det.data import ImageFiles
+from msat_det.data.catalogue import get_with
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import Observation, observe
 from msat_det.models import build_detector
@@ -47,10 +48,10 @@ class Source:
 
 
 def ssd_mobilenet() -> Source:
-    path = shared_data() / "weights/ssd_mobilenet_v1_075_coco.safetensors"
+    path = expanded(data_root()) / "weights/ssd_mobilenet_v1_075_coco.safetensors"
     if path.is_file():
         model = build_detector(Model("ssd_mobilenet_v1", weights=str(path)))
-        return Source(model.net, 300, "trained", model, shared_data() / "coco_calib64")
+        return Source(model.net, 300, "trained", model, expanded(data_root()) / "coco_calib64")
     net = SsdMobileNetV1()
     for module in net.modules():  # there is no batch norm to keep the activations in size
         if isinstance(module, nn.Conv2d):
@@ -59,21 +60,21 @@ def ssd_mobilenet() -> Source:
 
 
 def yolo_nano() -> Source:
-    stem = shared_data() / "weights/MobileNetV2-YOLOv3-Nano-coco"
+    stem = expanded(data_root()) / "weights/MobileNetV2-YOLOv3-Nano-coco"
     cfg, weights = stem.with_suffix(".cfg"), stem.with_suffix(".weights")
     if weights.is_file():
         model = build_detector(Model("darknet", cfg=str(cfg), weights=str(weights), names="coco"))
-        return Source(model.net, 320, "trained", model, shared_data() / "coco_calib64")
+        return Source(model.net, 320, "trained", model, expanded(data_root()) / "coco_calib64")
     if not cfg.is_file():
-        raise InputError(f"yolo-nano needs {cfg}: set MSAT_SHARED_DATA to the folder above weights/, or leave it out")
+        raise InputError(f"yolo-nano needs {cfg}: {get_with(cfg)}, or leave it out")
     return Source(DarknetNet(parse_cfg(cfg)), 320, "random")
 
 
 def resnet20() -> Source:
-    path = shared_data() / "weights/cifar100_resnet20.safetensors"
+    path = expanded(data_root()) / "weights/cifar100_resnet20.safetensors"
     if path.is_file():
         model = build_classifier(Model("resnet20", weights=str(path), preprocess="cifar"))
-        return Source(model.net, 32, "trained", model, shared_data() / "cifar100_subset/test")
+        return Source(model.net, 32, "trained", model, expanded(data_root()) / "cifar100_subset/test")
     return Source(CLASSIFIERS["resnet20"].build(100), 32, "random")
 
 

@@ -8,7 +8,11 @@ import pytest
 import torch
 from support.roots import SCENES, voc_xml, write_image
 
-from msat_det.base import settings
+from msat_det.base.settings import PROJECT
+
+SHARED = Path(os.environ.get("MSAT_SHARED_DATA") or PROJECT.parent / "shared" / "data")
+if SHARED.is_dir():
+    os.environ.setdefault("MSAT_DET_DATA", str(SHARED))  # it has the layout of what ``msat-det fetch`` brings
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
@@ -18,11 +22,10 @@ if not torch.cuda.is_available():
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data and weights (SOURCES.md); where absent: skip, or fail if MSAT_REQUIRE_SHARED is set."""
-    path = settings.shared_data()
-    if not path.is_dir():
+    if not SHARED.is_dir():
         give_up = pytest.fail if os.environ.get("MSAT_REQUIRE_SHARED") else pytest.skip
-        give_up(f"no shared data at {path} (set MSAT_SHARED_DATA)")
-    return path
+        give_up(f"no shared data at {SHARED} (set MSAT_SHARED_DATA)")
+    return SHARED
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Data sets and weights by name; needs no installation. --help tells how, --list what there is."""
+"""A shim of ``msat-det fetch``, for a checkout in which nothing is installed."""
 
 import sys
 from pathlib import Path

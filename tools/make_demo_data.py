@@ -13,7 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
+
+from msat_det.base.progress import Progress
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -65,7 +66,7 @@ def make_voc(root: Path, splits: dict[str, int] = VOC_SPLITS) -> None:
         (base / folder).mkdir(parents=True, exist_ok=True)
     for split, count in splits.items():
         names = []
-        for _ in tqdm(range(count), desc=f"voc {split}", unit="img"):
+        for _ in Progress(range(count), desc=f"voc {split}", unit="img"):
             number += 1
             scene = draw_scene(VOC_SEED, number)
             names.append(f"{number:06d}")
@@ -107,7 +108,7 @@ def make_coco(root: Path, splits: dict[str, int] = COCO_SPLITS) -> None:
     number = 0
     for split, count in splits.items():
         images, annotations = [], []
-        for _ in tqdm(range(count), desc=f"coco {split}", unit="img"):
+        for _ in Progress(range(count), desc=f"coco {split}", unit="img"):
             number += 1
             scene = draw_scene(COCO_SEED, number, crowds=True)
             name = f"{number:012d}.jpg"
@@ -159,7 +160,7 @@ def make_tiles(root: Path, splits: dict[str, int] = TILE_SPLITS) -> None:
     """Write root/<split>/<class>/<number>.jpg, 32x32: the classification set."""
     number = 0
     for split, count in splits.items():
-        for label, name in enumerate(tqdm(CLASSES, desc=f"cls {split}", unit="class")):
+        for label, name in enumerate(Progress(CLASSES, desc=f"cls {split}", unit="class")):
             for _ in range(count):
                 number += 1
                 path = root / split / name / f"{number:05d}.jpg"

@@ -1,4 +1,4 @@
-"""Trains a float classifier to be converted by eval_cls.py; needs no installation. --help tells how."""
+"""A shim of ``msat-det train``, for a checkout in which nothing is installed."""
 
 import sys
 from pathlib import Path
@@ -7,4 +7,4 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from msat_det.__main__ import start
 
 if __name__ == "__main__":
-    sys.exit(start("training.classifiers:main"))
+    sys.exit(start("msat_det.run.cli:train"))

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
+
+from msat_det.base.progress import Progress
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -66,7 +67,7 @@ def tile(index: int) -> np.ndarray:
 
 def draw(function: Callable[[int], Any], count: int) -> list:
     with ProcessPoolExecutor(2) as pool:
-        return list(tqdm(pool.map(function, range(count), chunksize=32), desc="drawing", total=count, unit="img"))
+        return list(Progress(pool.map(function, range(count), chunksize=32), desc="drawing", total=count, unit="img"))
 
 
 def detection_data(detector: Detector, count: int) -> tuple[Tensor, Objects]:

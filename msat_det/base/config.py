@@ -292,8 +292,12 @@ class Config:
         str,
         "of the spiking networks' convolutions: float32, tf32x3, tf32, bf16 or fp16; the float network's is float32.",
     ] = "float32"
-    out: Annotated[str | None, "run directory; null: runs/<name of the configuration file>."] = None
+    out: Annotated[
+        str | None,
+        "run directory; null: runs/NAME by the configuration's name, runs/NAME-2 … where a finished run is there.",
+    ] = None
     resume: Annotated[bool, "go on where an interrupted run in the same directory stopped."] = False
+    overwrite: Annotated[bool, "replace the run that the directory holds."] = False
     strict: Annotated[bool, "stop at a corrupt image instead of counting it and going on."] = False
     command: Annotated[
         str | None,

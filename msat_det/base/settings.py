@@ -3,7 +3,7 @@
 import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from string import Template
@@ -17,7 +17,10 @@ from msat_det.base.files import show, yaml_of
 from msat_det.base.names import hint as nearest
 from msat_det.base.typed import Reader
 
-PROJECT = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).resolve().parents[1]
+PROJECT = PACKAGE.parent
+# where configs/ and data/ lie: in a wheel, which has no checkout around it, setup.py puts them into the package
+SHARE = PACKAGE / "share" if (PACKAGE / "share").is_dir() else PROJECT
 PATH_KEYS = {"data.root", "calib.root", "model.weights", "model.cfg", "model.names", "energy", "out"}
 BELOW_ROOT_KEYS = {f"{section}.{key}" for section in ("data", "calib") for key in ("annotations", "images")}
 NAME_OR_PATH_KEYS = {"model.weights", "model.names", "energy"}  # a bare word is a name there: DEFAULT, voc, 45nm
@@ -27,8 +30,6 @@ def read_yaml(file: Path) -> dict:
     """One YAML mapping; InputError names the file and, where the text is not YAML, the line."""
     try:
         tree = yaml_of(file)
-    except FileNotFoundError:
-        raise InputError(f"no configuration {file}: {PROJECT / 'configs'} holds {known_configs()}") from None
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:
@@ -37,13 +38,28 @@ def read_yaml(file: Path) -> dict:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{file} is not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(tree, dict):
-        raise InputError(f"{file} does not hold a mapping of keys to values: start from one in {PROJECT / 'configs'}")
+        raise InputError(f"{file} does not hold a mapping of keys to values: start from one in {SHARE / 'configs'}")
     return tree
 
 
-def shared_data() -> Path:
-    """What ``$MSAT_SHARED_DATA`` stands for: the variable where set, else shared/data beside the project."""
-    return Path(os.environ.get("MSAT_SHARED_DATA") or PROJECT.parent / "shared" / "data")
+def data_root() -> str:
+    """What ``$MSAT_DET_DATA`` stands for, and where ``fetch`` puts things: the variable where set, else ~/data."""
+    return os.environ.get("MSAT_DET_DATA") or "~/data"
+
+
+def find_config(word: str) -> Path:
+    """The file of that path; where there is none, the configuration of that name among those that come along.
+
+    Raises InputError where neither is there.
+    """
+    file = expanded(word)
+    if os.path.exists(file):  # noqa: PTH110 (False for a name too long to exist, too)
+        return file
+    name, known = word.removesuffix(".yaml"), known_configs()
+    if name not in known:
+        near = nearest(Path(name).name, known, "`msat-det list configs` shows those that come along")
+        raise InputError(f"no configuration {word}: {near}")
+    return SHARE / "configs" / f"{name}.yaml"
 
 
 class Key(NamedTuple):
@@ -137,7 +153,7 @@ def expanded(text: str) -> Path:
 
 def _shared(text: str) -> Path:
     try:
-        return Path(Template(text).safe_substitute(MSAT_SHARED_DATA=str(shared_data()))).expanduser()
+        return Path(Template(text).safe_substitute(MSAT_DET_DATA=data_root())).expanduser()
     except RuntimeError:  # ~someone without a home
         raise ValueError("a path that exists") from None
 
@@ -172,13 +188,37 @@ def nearest_key(word: str) -> str:
     return nearest(word, ending or keys, "--help lists all keys", 0 if ending else 0.4)
 
 
-def known_configs() -> str:
-    names = sorted(file.relative_to(PROJECT / "configs").as_posix() for file in PROJECT.glob("configs/**/*.yaml"))
-    return ", ".join(names) or "none"
+def known_configs() -> list[str]:
+    """The names of the configurations that come along: their paths below configs/, without the ending."""
+    folder = SHARE / "configs"
+    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.glob("**/*.yaml"))
 
 
 def read_config(file: Path) -> Config:
     """The configuration that a file holds, as it stands there. Raises InputError (one line) that names the file."""
-    tree = read_yaml(file)
-    values = {key: as_key_takes(key, value, f"in {file}", PROJECT) for key, value in flatten(tree, file).items()}
-    return build(Config, values, file)
+    return build(Config, values_of(read_yaml(file), file), file)
+
+
+def values_of(tree: dict, file: Path, but: Iterable[str] = ()) -> dict[str, Any]:
+    """A file's mapping as {dotted key: value of the key's type}, relative paths counted from the file's folder.
+
+    but: keys whose values will not be used. Raises InputError (one line) for a key or a value that can't be.
+    """
+    folder, flat = file.absolute().parent, flatten(tree, file)
+    for key in flat.keys() & PATH_KEYS - set(but):
+        if isinstance(flat[key], str):
+            _refuse_old_path(key, flat[key], file, folder)
+    return {key: as_key_takes(key, value, f"in {file}", folder) for key, value in flat.items()}
+
+
+def _refuse_old_path(key: str, path: str, file: Path, folder: Path) -> None:
+    """Raise InputError for a path that is right from the project's root alone, from which paths counted once."""
+    if "$MSAT_SHARED_DATA" in path:
+        raise InputError(f"{key} in {file} names $MSAT_SHARED_DATA: it is $MSAT_DET_DATA now, ~/data unless set")
+    old = PROJECT / path
+    there = os.path.exists  # False, too, for names that are too long or hold half a character
+    if key != "out" and not there(folder / path) and there(old):
+        raise InputError(
+            f"{key} is {path} in {file}, which is not there: a relative path counts from the file's folder, no longer "
+            f"from the project's; write {os.path.relpath(old, folder)}"
+        )

@@ -6,8 +6,6 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-DEFAULT_ROOT = "~/data"  # where the configurations of public data look, too
-
 
 @dataclass(frozen=True)
 class Source:
@@ -42,14 +40,16 @@ class Item:
 
 @dataclass(frozen=True)
 class Entry:
-    """A name of the catalogue: what it is, and what it consists of."""
+    """A name of the catalogue: what it is, what it consists of, and what its publishers say of its use."""
 
     about: str
     items: tuple[Item, ...]
+    licence: str = ""
 
 
 # MD5 sums are the publishers', from torchvision/datasets/voc.py and cifar.py; sizes and COCO's SHA-256 sums are from
-# TensorFlow Datasets (url_checksums/voc.txt and coco2017.txt). COCO publishes none, and nobody any of single images.
+# TensorFlow Datasets (url_checksums/voc.txt and coco2017.txt). COCO publishes none: those of single images are of the
+# copies with which the figures of configs/real were measured, two of them from different places and alike.
 VOC = "https://thor.robots.ox.ac.uk/pascal/VOC"
 VOC2007_TRAINVAL = Source(
     f"{VOC}/voc2007/VOCtrainval_06-Nov-2007.tar", 460_032_000, "md5:c52e279531787c972589f7e41ab4ae64"
@@ -69,17 +69,25 @@ COCO_VAL = Source(
     815_585_330,
     "sha256:4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
 )
-# fmt: off
-CALIBRATION_IDS = (  # the first 64 of train2017, those of $MSAT_SHARED_DATA/coco_calib64
-    9, 25, 30, 34, 36, 42, 49, 61, 64, 71, 72, 73, 74, 77, 78, 81, 86, 89, 92, 94, 109, 110, 113, 127, 133, 136, 138,
-    142, 143, 144, 149, 151, 154, 164, 165, 192, 194, 196, 201, 208, 241, 247, 250, 257, 260, 263, 283, 294, 307, 308,
-    309, 312, 315, 321, 322, 326, 328, 332, 338, 349, 357, 359, 360, 368,
+SUMS = Path(__file__).with_name("coco128.sha256").read_text("utf-8").split()  # digits, name, digits, name …
+COCO128 = tuple(  # the first 128 of train2017
+    Source(f"{COCO}/train2017/{name}", 1_000_000, f"sha256:{digits}")
+    for digits, name in zip(SUMS[::2], SUMS[1::2], strict=True)
 )
-# fmt: on
-COCO_CALIB64 = Item(
-    "coco_calib64",
-    tuple(Source(f"{COCO}/train2017/{id:012}.jpg", 1_000_000) for id in CALIBRATION_IDS),
-    least=len(CALIBRATION_IDS),
+COCO_CALIB64 = Item("coco_calib64", COCO128[:64], least=64)
+COCO_VAL128 = (
+    Item(
+        "coco_val128/annotations/instances_val2017.json",
+        (
+            Source(
+                "https://raw.githubusercontent.com/developer0hye/COCO128/47a3de30aaf7ad1c02105bd80598fb03ac0d0789"
+                "/annotations/instances_train2017.json",
+                560_697,
+                "sha256:b50631f1014dd6799df6b946be53e6f23693364a9a7690bdd2a6e754439f0ca0",
+            ),
+        ),
+    ),
+    Item("coco_val128/val2017", COCO128, least=128),
 )
 CIFAR100 = Source(
     "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", 169_001_437, "md5:eb9058c3a382ffc7106e4002c42a8d85"
@@ -141,15 +149,66 @@ FASTEST = (
     ),
 )
 
+RESNET20 = Item(
+    "weights/cifar100_resnet20-23dac2f1.pt",  # as torch.hub names files: the name ends in the SHA-256's first digits
+    (
+        Source(
+            "https://github.com/chenyaofo/pytorch-cifar-models/releases/download/resnet/cifar100_resnet20-23dac2f1.pt",
+            3_000_000,
+            "sha256:23dac2f1",
+        ),
+    ),
+)
+GITHUB = "https://raw.githubusercontent.com"
+YOLOX = Item(
+    "weights/yolox_nano.onnx",
+    (
+        Source(
+            f"{GITHUB}/Kazuhito00/YOLOX-ONNX-TFLite-Sample/ac07155e3ac8a531d89d24204e50f364d3444275/model/yolox_nano.onnx",
+            3_660_092,
+            "sha256:695e750a5d5754bb5a8d5325643b59282191a7e7a564e435a415fd3c578eab14",
+        ),
+    ),
+)
+PICODET = Item(
+    "weights/picodet_s_320_coco.onnx",
+    (
+        Source(
+            f"{GITHUB}/hpc203/picodet-onnxruntime/6bd166c3944bf8b3a0c41951344ecb5101af756a/coco/picodet_s_320_coco.onnx",
+            4_040_569,
+            "sha256:d7852a1508b36bfc2739770ad52ff28bf81e219dc5c15dd7868d5ebdf007b6c8",
+        ),
+    ),
+)
+FASTESTDET = Item(
+    "weights/FastestDet.pth",
+    (
+        Source(
+            f"{GITHUB}/dog-qiuqiu/FastestDet/97df0a850c4949dcd7d9abf9c539679eee6b6a90"
+            "/weights/weight_AP05%3A0.253207_280-epoch.pth",
+            1_157_945,
+            "sha256:7f688d478ee474c82dbdb9c10e0ede2f8f3cf5d603f0825d2efd925eb561d05e",
+        ),
+    ),
+)
+YOLOV8N = Item(  # its publishers name no checksum
+    "weights/yolov8n.pt",
+    (Source("https://github.com/ultralytics/assets/releases/download/v8.3.0/yolov8n.pt", 7_000_000),),
+)
+COCO_TERMS = "annotations CC BY 4.0, images by Flickr's terms"
+UNSTATED = "no licence stated"
+
 # Files in a complete folder: an image and an annotation each for VOC, which has other files besides.
 CATALOGUE = {
     "voc2007": Entry(
         "PASCAL VOC 2007, trainval and test",
         (Item("VOCdevkit/VOC2007", (VOC2007_TRAINVAL, VOC2007_TEST), unpacked=600_000_000, least=2 * 9_963),),
+        "images by Flickr's terms",
     ),
     "voc2012": Entry(
         "PASCAL VOC 2012, trainval",
         (Item("VOCdevkit/VOC2012", (VOC2012_TRAINVAL,), unpacked=2_500_000_000, least=2 * 17_125),),
+        "images by Flickr's terms",
     ),
     "coco2017": Entry(
         "COCO val2017 with its boxes, and 64 training images to calibrate with",
@@ -158,14 +217,44 @@ CATALOGUE = {
             Item("val2017", (COCO_VAL,), unpacked=1_000_000_000, least=5_000),
             COCO_CALIB64,
         ),
+        COCO_TERMS,
     ),
-    "coco_calib64": Entry("those 64 training images alone", (COCO_CALIB64,)),
+    "coco_calib64": Entry("those 64 training images alone", (COCO_CALIB64,), COCO_TERMS),
+    "coco_val128": Entry("128 COCO images with their boxes, those 64 among them", COCO_VAL128, COCO_TERMS),
     "cifar100": Entry(
-        "CIFAR-100 as its authors publish it", (Item("cifar-100-python", (CIFAR100,), unpacked=300_000_000, least=3),)
+        "CIFAR-100 as its authors publish it",
+        (Item("cifar-100-python", (CIFAR100,), unpacked=300_000_000, least=3),),
+        UNSTATED,
     ),
-    "yolo-nano-voc": Entry("MobileNetV2-YOLOv3-Nano for VOC's classes, Darknet", NANO_VOC),
-    "yolo-nano-coco": Entry("MobileNetV2-YOLOv3-Nano for COCO's classes, Darknet", NANO_COCO),
-    "yolo-fastest": Entry("YOLO-Fastest 1.1 for COCO's classes, Darknet", FASTEST),
+    "resnet20-cifar100": Entry("CIFAR ResNet-20 for CIFAR-100", (RESNET20,), "BSD-3-Clause"),
+    "yolo-nano-voc": Entry("MobileNetV2-YOLOv3-Nano for VOC's classes, Darknet", NANO_VOC, UNSTATED),
+    "yolo-nano-coco": Entry("MobileNetV2-YOLOv3-Nano for COCO's classes, Darknet", NANO_COCO, UNSTATED),
+    "yolo-fastest": Entry("YOLO-Fastest 1.1 for COCO's classes, Darknet", FASTEST, UNSTATED),
+    "yolox-nano": Entry("YOLOX-Nano for COCO's classes, ONNX", (YOLOX,), "Apache-2.0"),
+    "picodet-s": Entry("PicoDet-S 320 for COCO's classes, ONNX", (PICODET,), "Apache-2.0"),
+    "fastestdet": Entry("FastestDet for COCO's classes, PyTorch", (FASTESTDET,), "BSD-3-Clause"),
+    "yolov8n": Entry("Ultralytics' YOLOv8n for COCO's classes, PyTorch", (YOLOV8N,), "AGPL-3.0"),
+}
+
+# What configurations name and nobody publishes as it is, by its last two names → what to fetch, what then to add.
+# ROOT stands for the folder that it would lie in.
+INSTEAD = {
+    "cifar100_subset": ("cifar100", "--data.kind cifar100 --calib.kind cifar100 --data.root ROOT"),
+    "imagenet_subset": ("imagenet", "--data.kind imagenet --calib.kind imagenet --data.root ROOT"),
+    "voc_classes_of_coco": ("voc2007", "--data.root ROOT"),
+    "weights/cifar100_resnet20.safetensors": (
+        "resnet20-cifar100",
+        "--model.weights ROOT/weights/cifar100_resnet20-23dac2f1.pt",
+    ),
+    "weights/squeezenet1_0_deep_compression.safetensors": (
+        "torchvision:squeezenet1_0",
+        "--model.weights DEFAULT --model.preprocess imagenet",
+    ),
+    "weights/yolov8n_fused_fp16.safetensors": ("yolov8n", "--model.weights ROOT/weights/yolov8n.pt"),
+    "weights/ssd_mobilenet_v1_075_coco.safetensors": (
+        "torchvision:ssdlite320_mobilenet_v3_large",
+        "--model.name ssdlite320_mobilenet_v3_large --model.weights DEFAULT",
+    ),
 }
 
 
@@ -174,6 +263,10 @@ def data_command(kind: str, root: Path, split: str, year: str) -> str:
     folder is somebody's own, because it holds other things."""
     if kind == "images" and root.name == COCO_CALIB64.path:
         return fetch_command("coco_calib64", root.parent)
+    if kind == "coco" and root.name == "coco_val128":
+        return fetch_command("coco_val128", root.parent)
+    if root.name in INSTEAD:
+        return instead(root.name, root.parent)
     if kind == "imagenet":  # it fetches nothing
         return fetch_command("imagenet", root)
     if not _holds_only_ours(root):
@@ -205,10 +298,18 @@ def _listed(folder: Path) -> list[str]:
 
 def get_with(path: Path) -> str:
     """What to say of a missing file at ``path``: which command puts it there; "" where none does."""
+    place = "/".join(path.parts[-2:])
     for name, entry in CATALOGUE.items():
-        if any(Path(item.path).parts == path.parts[-2:] for item in entry.items):
+        if any(item.path == place for item in entry.items):
             return f"get it with: {fetch_command(name, path.parents[1])}"
-    return ""
+    return f"it can't be fetched; run {instead(place, path.parents[1])}" if place in INSTEAD else ""
+
+
+def instead(place: str, root: Path) -> str:
+    """The command that gets what comes nearest to a place of INSTEAD, and what then to add."""
+    name, words = INSTEAD[place]
+    folder = shlex.quote(str(root))
+    return f"{fetch_command(name, root)}, then add {words.replace('ROOT', folder)}"
 
 
 def fetch_command(name: str, root: Path | str) -> str:

@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 import pooch
 import requests
 from requests.exceptions import ChunkedEncodingError, ConnectionError, HTTPError, RequestException, Timeout
-from tqdm import tqdm
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import one_line
+from msat_det.base.progress import Progress
 from msat_det.data.catalogue import Source
 
 PAUSE = 1.0  # seconds before a broken transfer goes on
@@ -95,7 +95,7 @@ def _transfer(url: str, part: Path, source: Source, show: bool) -> None:
     if start:
         headers["Range"] = f"bytes={start}-"
     desc = source.name + (f", from {start / 1e6:.0f} MB" if start else "")
-    bar = tqdm(desc=desc, total=source.size, unit="B", unit_scale=True, disable=None if show else True)
+    bar = Progress(desc=desc, total=source.size, unit="B", unit_scale=True, disable=None if show else True)
     with part.open("ab") as file, bar:
         sink = _Sink(file, source)
         pooch.HTTPDownloader(

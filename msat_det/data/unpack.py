@@ -15,10 +15,9 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from tqdm import tqdm
-
 from msat_det.base.errors import InputError
 from msat_det.base.files import one_line, show
+from msat_det.base.progress import Progress
 
 MAX_MEMBERS = 200_000
 MAX_NAME = 1 << 20  # bytes of a tar's long names and other extended headers, which are read at once
@@ -57,7 +56,7 @@ def unpack(archive: Path, folder: Path, wanted: str, bound: int) -> None:
     """
     total = 0
     try:
-        for count, member in enumerate(tqdm(_members(archive), archive.name, unit=" files", disable=None)):
+        for count, member in enumerate(Progress(_members(archive), archive.name, unit=" files", disable=None)):
             path = PurePosixPath(member.name)
             if path.is_absolute() or ".." in path.parts or set(member.name) & {"\\", "\0"}:
                 raise _refused(archive, f"its member {show(member.name)} leads out of the folder")

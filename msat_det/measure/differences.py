@@ -3,11 +3,10 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tqdm import tqdm
-
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
 from msat_det.base.files import csv_text
+from msat_det.base.progress import Progress
 from msat_det.data import Dataset
 from msat_det.measure.accuracy import AgreementEvaluator, Resampling, TopKEvaluator, has_boxes, make_evaluator
 from msat_det.measure.parts import Parts
@@ -53,7 +52,7 @@ def difference_rows(
     held = {t for c in conversions if c.label == settings.against for t in c.record}
     pairs = [(c.label, t) for c in conversions if c.label != settings.against for t in c.record if t in held]
     rows = []
-    for label, t in tqdm(pairs, "bootstrap", unit="difference", leave=False):
+    for label, t in Progress(pairs, "bootstrap", unit="difference", leave=False):
         ours, theirs = parts.found(label, t), parts.found(settings.against, t)
         for metric, evaluator in evaluators.items():
             found = evaluator.difference(ours, theirs, resampling)

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import torch.utils._pytree as pytree
 from torch import Tensor
-from tqdm import tqdm
 
 from msat_det.base import ranks
 from msat_det.base.config import Config, method_options
+from msat_det.base.progress import Progress
 from msat_det.graph.graph import Batch
 from msat_det.measure.diagnosis import Finding, Patient
 from msat_det.measure.ledger import Entry, ledger
@@ -44,7 +44,7 @@ def examine(
     entries = {entry["label"]: entry for entry in config.methods}
     found: dict[str, Examination] = {}
     last = {c.label: c for c in conversions}
-    for conversion in tqdm(conversions, "examining", unit="method", leave=False, disable=ranks.rank() > 0):
+    for conversion in Progress(conversions, "examining", unit="method", leave=False, disable=ranks.rank() > 0):
         label, snn, record = conversion.label, conversion.snn, conversion.record
         one, end = found.setdefault(label, Examination(label)), conversion is last[label]
         book = ledger(snn, batches, record[-1], record, effects=end)

@@ -1,7 +1,6 @@
 """From the parts of a run to the rows of its curve."""
 
-from tqdm import tqdm
-
+from msat_det.base.progress import Progress
 from msat_det.data import Dataset
 from msat_det.measure.accuracy import AgreementEvaluator, has_boxes, make_evaluator
 from msat_det.measure.parts import Parts
@@ -15,7 +14,7 @@ def score(dataset: Dataset, classes: list[str], conversions: list[Conversion], p
     agreement = AgreementEvaluator(level, classes) if has_boxes(level) else None
     rows = [CurveRow("float", None, evaluator(level))]
     pairs = [(c.label, t) for c in conversions for t in c.record]
-    for label, t in tqdm(pairs, "scoring", unit="curve point", leave=False):
+    for label, t in Progress(pairs, "scoring", unit="curve point", leave=False):
         costs = (parts.costs(label, t) / len(dataset)).tolist()
         found = parts.found(label, t)
         metrics = evaluator(found) | ({"agreement": agreement(found)} if agreement else {})

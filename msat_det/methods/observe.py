@@ -13,10 +13,10 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.fx.node import Node
-from tqdm import tqdm
 
 from msat_det.base.checks import check_percentile
 from msat_det.base.errors import InputError
+from msat_det.base.progress import Progress
 from msat_det.base.tables import html_table, text_table
 from msat_det.graph.channels import Axis, channels
 from msat_det.graph.facts import facts
@@ -190,7 +190,7 @@ def observe_sites(
     sites = {node.name: _empty(node) for node in nodes}
     numbers = range(len(batches)) if share is None else share
     with torch.inference_mode():
-        for number in tqdm(numbers, "observing", unit="batch", disable=not progress, leave=False):
+        for number in Progress(numbers, "observing", unit="batch", disable=not progress, leave=False):
             _observe_batch(graph, batches[number], sites)
     return sites
 

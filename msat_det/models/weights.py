@@ -16,6 +16,7 @@ from msat_det.base.errors import InputError
 from msat_det.base.files import is_file, show, text_of
 from msat_det.data import VOC_CLASSES
 from msat_det.data.base import class_names
+from msat_det.data.catalogue import get_with
 from msat_det.models.checkpoint import DTYPES, FAULTS, Checkpoint, Foreign, Stored
 from msat_det.models.state_dict import SAVE, find_weights
 
@@ -81,7 +82,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     except OSError as error:
         what = "safetensors" if Path(path).suffix == ".safetensors" else "weights"
         reason = error.strerror or str(error)
-        raise InputError(f"{path}: not readable as {what} ({reason}); give --model.weights a whole file") from None
+        mend = (not is_file(path) and get_with(Path(path))) or "give --model.weights a whole file"
+        raise InputError(f"{path}: not readable as {what} ({reason}); {mend}") from None
     if kind == "a PyTorch checkpoint":
         return _finite(_read_checkpoint(path), path)
     if kind == "a safetensors file" or Path(path).suffix == ".safetensors":

@@ -1,30 +1,31 @@
 """From a YAML file and ``--key value`` words to the run configuration."""
 
 import argparse
+import itertools
 import re
 import shlex
+import sys
 import typing
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from msat_det.base import ranks
 from msat_det.base.config import Config, checked_method
 from msat_det.base.errors import InputError
 from msat_det.base.files import show, yaml_value
 from msat_det.base.settings import (
     BELOW_ROOT_KEYS,
     PATH_KEYS,
-    PROJECT,
     as_key_takes,
     build,
-    expanded,
-    flatten,
+    find_config,
     keys_of,
-    known_configs,
     nearest_key,
     read_yaml,
     sections_of,
+    values_of,
 )
 from msat_det.base.typed import kinds_of
 
@@ -34,25 +35,28 @@ METHODS_HELP = (
 )
 
 
-def load_config(argv: list[str], prog: str = "convert_det.py", about: str = "", examples: str = "") -> Config:
-    """``--cfg FILE [--key value …]`` → Config.
+def load_config(argv: list[str], prog: str = "msat-det run", about: str = "", examples: str = "") -> Config:
+    """``CONFIG [--key value …]`` → Config. CONFIG, or ``--cfg CONFIG``: a file, or the name of one that comes along.
 
-    Relative paths in the file are relative to the project root, those on the command line to the working directory;
-    ``~`` and ``$MSAT_SHARED_DATA`` expand in both. A later source wins: defaults, file, command line.
+    Relative paths in the file count from the file's folder, those on the command line from the working directory;
+    ``~`` and ``$MSAT_DET_DATA`` (else ~/data) expand in both. A later source wins: defaults, file, command line.
 
     Raises InputError (one line) for a missing file, an unknown key, a wrong type, a value out of range, an unknown
     label in ``--methods``. ``--help`` prints every key and exits with SystemExit(0).
     """
-    arguments, unknown = make_parser(prog, about, examples).parse_known_args(argv)
+    named = argv[:1] if argv and not argv[0].startswith("-") else []
+    arguments, unknown = make_parser(prog, about, examples).parse_known_args(argv[len(named) :])
     given = vars(arguments)
-    if "cfg" not in given:
-        raise InputError(f"no configuration: give one with --cfg FILE; configs/ holds {known_configs()}")
-    file = expanded(given.pop("cfg"))
+    named += [given.pop("cfg")] if "cfg" in given else []
+    if len(named) != 1:
+        found = "two configurations" if named else "no configuration"
+        raise InputError(f"{found}: give a file or a name of `msat-det list configs`")
+    file = find_config(named[0])
     tree = read_yaml(file)
     picked = given.pop("methods", None)
     tree["methods"] = _pick_methods(tree.get("methods", []), picked, _method_overrides(unknown), file)
 
-    values = {key: as_key_takes(key, value, f"in {file}", PROJECT) for key, value in flatten(tree, file).items()}
+    values = values_of(tree, file, but=given)
     command = {key: as_key_takes(key, value, "on the command line", Path.cwd()) for key, value in given.items()}
     if "sim.T" in command and values.get("sim.record"):  # --sim.T 8 shortens the file's record
         values["sim.record"] = [t for t in values["sim.record"] if t < command["sim.T"]] + [command["sim.T"]]
@@ -64,17 +68,32 @@ def load_config(argv: list[str], prog: str = "convert_det.py", about: str = "", 
         values["model.name"] = "darknet"
     values |= command
     if values.get("out") is None:
-        values["out"] = str(Path.cwd() / "runs" / file.stem)
+        values["out"] = str(_run_directory(file.stem, bool(values.get("resume")), bool(values.get("overwrite"))))
     values["command"] = command_line(prog, argv)
     values["free_batch"] = "batch" not in values
     return build(Config, values, file)
 
 
+def _run_directory(name: str, resume: bool, overwrite: bool) -> Path:
+    """runs/NAME, or the first of runs/NAME-2 … that holds no finished run, said on stderr; to go on: the last one."""
+    first = Path.cwd() / "runs" / name
+    numbered = itertools.chain([first], (first.with_name(f"{name}-{number}") for number in itertools.count(2)))
+    if overwrite:
+        return first
+    if resume:
+        return [first, *itertools.takewhile(Path.exists, numbered)][-1]
+    free = next(folder for folder in numbered if not (folder / "summary.json").exists())
+    if free != first and ranks.rank() == 0:
+        print(f"{first} holds a finished run, this goes to {free.name}; --overwrite would replace it", file=sys.stderr)
+    return free
+
+
 def command_line(prog: str, argv: list[str]) -> str:
-    """The words of a run as a shell takes them, without --resume: with it and without it a run ends the same."""
-    words = ["python", f"tools/{prog}"] if prog.endswith(".py") else prog.split()
+    """The words of a run as a shell takes them, without --resume and --overwrite, with which a run ends the same."""
+    words = prog.split()
     for before, word in zip(["", *argv], argv, strict=False):
-        asked = word.partition("=")[0] == "--resume" or (before == "--resume" and word in ("true", "false"))
+        again = ("--resume", "--overwrite")
+        asked = word.partition("=")[0] in again or (before in again and word in ("true", "false"))
         words += [] if asked else [word]
     return shlex.join(words)
 
@@ -83,14 +102,15 @@ def make_parser(prog: str, about: str = "", examples: str = "") -> argparse.Argu
     """The command line of a run: --cfg and one option for every key of the tree, help from what annotates them."""
     parser = Parser(
         prog=prog,
-        usage=f"{prog} --cfg FILE [--key value …]",
+        usage=f"{prog} CONFIG [--key value …]",
         description=about,
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    parser.add_argument("--cfg", metavar="FILE", help="the YAML file that holds the run's values; see configs/")
+    parser.add_argument("--cfg", metavar="CONFIG", help="the same as CONFIG: a YAML file, or a name that comes along")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")  # ``guarded`` takes it out
     groups = {"": parser.add_argument_group("run")}
     groups |= {name: parser.add_argument_group(name, text) for name, text in sections_of().items()}
     for name, key in keys_of().items():
@@ -167,7 +187,7 @@ def _pick_methods(entries: Any, picked: str | None, overrides: list[tuple[str, s
     """
     by_label = {
         entry["label"]: dict(entry)
-        for entry in map(checked_method, as_key_takes("methods", entries, f"in {file}", PROJECT))
+        for entry in map(checked_method, as_key_takes("methods", entries, f"in {file}", Path()))
     }
     if len(by_label) < len(entries):
         return entries  # Config names the label that stands twice

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from msat_det.base import ranks
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
+from msat_det.base.progress import Progress
 from msat_det.data import Dataset
 from msat_det.data.images import CorruptImage
 from msat_det.graph.graph import Graph, elements
@@ -174,7 +174,7 @@ def simulate(
     def images() -> int:
         return sum(len(batches[number]) for number in parts.done())
 
-    bar = tqdm(total=len(dataset), initial=images(), desc="simulating", unit="image", disable=ranks.rank() > 0)
+    bar = Progress(total=len(dataset), initial=images(), desc="simulating", unit="image", disable=ranks.rank() > 0)
     with bar, torch.inference_mode():
         for loaded in load_batches(config, model, dataset, batches, todo):
             for message in loaded.corrupt:
@@ -195,7 +195,7 @@ def simulate_batch(
     conversions: list[Conversion],
     loaded: Loaded,
     part: Part,
-    bar: tqdm,
+    bar: Progress,
     exits: list[str],
 ) -> None:
     """Fill ``part`` with what every network finds on one batch and what that costs, the labels ``exits`` per image."""

@@ -1,4 +1,4 @@
-"""The command line: what the tools/ shims and the console script ``msat-det`` call."""
+"""The command line: what the console script ``msat-det`` and its shims in tools/ call."""
 
 import argparse
 import functools
@@ -7,8 +7,11 @@ import re
 import sys
 from pathlib import Path
 
+from msat_det.base import __version__
 from msat_det.base.config import MOST_TIMESTEPS
 from msat_det.base.errors import InputError
+from msat_det.base.names import hint
+from msat_det.base.settings import SHARE, keys_of, known_configs
 from msat_det.run.arguments import Parser, load_config, whole
 from msat_det.run.terminal import guarded, once
 
@@ -19,27 +22,24 @@ REGISTRIES = {
 }
 
 ABOUT_RUN = """\
-Converts the {network} of a configuration file into spiking networks, one for each of the
-file's methods, runs them on the evaluated images for T timesteps and writes what they still
-{verb} at every recorded timestep, beside the float network. The run directory (--out) then
-holds report.html, a page that shows it all, curve.csv, summary.json, coverage.json, coverage.svg,
-curve.png, TensorBoard events{pictures}.
+Converts the detector or classifier of a configuration into spiking networks, one for each of its
+methods, runs them on the evaluated images for T timesteps and writes what they still detect or
+recognise at every recorded timestep, beside the float network. The run directory (--out) then holds
+report.html, a page that shows it all, curve.csv, summary.json, coverage.json, coverage.svg,
+curve.png, TensorBoard events, and pictures of a detector's boxes.
 
-Any key of the file can be set here as --key value. Relative paths are relative to the working
-directory here and to the project root in the file; $MSAT_SHARED_DATA stands for
-../shared/data beside the project."""
+CONFIG is a YAML file, or the name of a configuration that comes along (msat-det list configs). Any
+key of it can be set here as --key value. Relative paths count from the working directory here, and
+in a file from the folder of that file; $MSAT_DET_DATA stands for ~/data unless set.
 
-EXAMPLES_DETECTION = """\
+A finished run is never overwritten: the next one goes to runs/NAME-2, unless --overwrite says so."""
+
+EXAMPLES_RUN = """\
 examples:
-  python tools/convert_det.py --cfg configs/yolo_voc.yaml
-  python tools/convert_det.py --cfg configs/yolo_voc.yaml --methods signed-b3,staged-4 --sim.T 16 --data.limit 32
-  python tools/convert_det.py --cfg configs/ssd_coco.yaml --data.root ~/coco --out runs/coco
-  tensorboard --logdir runs"""
-
-EXAMPLES_CLASSIFICATION = """\
-examples:
-  python tools/eval_cls.py --cfg configs/vgg_demo.yaml
-  python tools/eval_cls.py --cfg configs/vgg_demo.yaml --sim.record 8,16,32 --out runs/vgg
+  msat-det run yolo_voc
+  msat-det run yolo_voc --methods signed-b3,staged-4 --sim.T 16 --data.limit 32
+  msat-det run vgg_demo --sim.record 8,16,32 --out runs/vgg
+  msat-det run ssd_coco --data.root ~/coco --out runs/coco
   tensorboard --logdir runs"""
 
 ABOUT_COMPARE = """\
@@ -51,8 +51,8 @@ paper's own figures, marked as such; and pareto.png: accuracy against operations
 
 EXAMPLES_COMPARE = """\
 examples:
-  msat-det compare --cfg configs/vgg_demo.yaml --methods all
-  msat-det compare --cfg configs/yolo_voc.yaml --sim.record 8,16,32 --data.limit 32 --out runs/side-by-side"""
+  msat-det compare vgg_demo --methods all
+  msat-det compare yolo_voc --sim.record 8,16,32 --data.limit 32 --out runs/side-by-side"""
 
 ABOUT_INSPECT = """\
 Says of every node of a configuration's network what it becomes, without running it in time: traces
@@ -64,8 +64,8 @@ graph, coloured by kind, as coverage.svg."""
 
 EXAMPLES_INSPECT = """\
 examples:
-  msat-det inspect --cfg configs/yolo_voc.yaml
-  msat-det inspect --cfg configs/vgg_demo.yaml --methods signed --calib.limit 8 --out runs/look"""
+  msat-det inspect yolo_voc
+  msat-det inspect vgg_demo --methods signed --calib.limit 8 --out runs/look"""
 
 ABOUT_DOCTOR = """\
 Says where the error of every method of a configuration comes from. Runs them on a few calibration
@@ -77,8 +77,8 @@ pictures and TensorBoard events. The configuration key ledger.images makes a run
 
 EXAMPLES_DOCTOR = """\
 examples:
-  msat-det doctor --cfg configs/vgg_demo.yaml --methods msat,signed --sim.T 16
-  msat-det doctor --cfg configs/yolo_voc.yaml --images 4 --out runs/look"""
+  msat-det doctor vgg_demo --methods msat,signed --sim.T 16
+  msat-det doctor yolo_voc --images 4 --out runs/look"""
 
 ABOUT_REPORT = """\
 Of one run directory: makes its report.html anew from its other files. Of several: lays them side by
@@ -95,12 +95,26 @@ Converts one method of a configuration on its calibration images and writes it i
 Python's msat_det.load(FILE) runs with the same results to the bit. With --onnx the file is one
 timestep as an ONNX graph: image, timestep and neuron states in, outputs and states out; before it
 is written, onnxruntime runs it beside msat-det for eight steps. Evaluated images are not touched.
-Any key of the configuration can be set as --key value, as for convert-det."""
+Any key of the configuration can be set as --key value, as for run."""
 
 EXAMPLES_EXPORT = """\
 examples:
-  msat-det export --cfg configs/yolo_voc.yaml --method signed --out yolo.safetensors
-  msat-det export --cfg configs/yolo_voc.yaml --method signed --out yolo.onnx --onnx"""
+  msat-det export yolo_voc --method signed --out yolo.safetensors
+  msat-det export yolo_voc --method signed --out yolo.onnx --onnx"""
+
+COMPLETION = """\
+# bash: eval "$(msat-det completion)" in ~/.bashrc; zsh: autoload -U +X bashcompinit && bashcompinit before it
+_msat_det() {
+    local word=${COMP_WORDS[COMP_CWORD]} words
+    case $COMP_CWORD:${COMP_WORDS[1]}:$word in
+        1:*) words="COMMANDS" ;;
+        2:list:*) words="LISTS" ;;
+        *:*:-*) words="KEYS" ;;
+        2:*) words="CONFIGS" ;;
+    esac
+    COMPREPLY=($(compgen -W "$words" -- "$word"))
+}
+complete -o default -F _msat_det msat-det"""
 
 USAGE = """\
 usage: msat-det COMMAND …
@@ -108,31 +122,31 @@ usage: msat-det COMMAND …
 Turns float object detectors and classifiers into spiking networks and measures what they still know after T timesteps.
 
 commands:
-  convert-det --cfg FILE [--key value …]        convert a detector: mAP over time
-  eval-cls --cfg FILE [--key value …]           convert a classifier: accuracy over time
-  compare --cfg FILE [--key value …]            all methods of a file, or of the registry, in one table
-  inspect --cfg FILE [--key value …]            what every node of the network becomes: table and picture
-  doctor --cfg FILE [--images N] [--key value …] the worst layers of every method, with cause and mend
-  report DIR … [--out FILE]                     the page of a run, or several runs side by side in one
-  export --cfg FILE --method LABEL --out FILE   one method as a file to be run elsewhere; --onnx for other runtimes
-  fetch NAME … [--root DIR]                     data sets and weights by name; --list shows them
-  list methods|detectors|classifiers            the names that a configuration may use, one a line
+  run CONFIG [--key value …]              convert a network: mAP, or accuracy, over time
+  compare CONFIG [--key value …]          all methods of a file, or of the registry, in one table
+  inspect CONFIG [--key value …]          what every node of the network becomes: table and picture
+  doctor CONFIG [--images N] […]          the worst layers of every method, with cause and mend
+  export CONFIG --method LABEL --out FILE one method as a file to be run elsewhere; --onnx for other runtimes
+  report DIR … [--out FILE]               the page of a run, or several runs side by side in one
+  fetch NAME … [--root DIR]               data sets and weights by name; --list shows them
+  train --model NAME --root DIR           a float classifier from scratch, to be converted
+  list configs|methods|detectors|classifiers   the names that may be used, one a line
+  completion                              what lets a shell complete these words
 
-Each command explains itself: msat-det convert-det --help"""
-
-
-@guarded
-def convert_det(argv: list[str]) -> None:
-    """``tools/convert_det.py``: mAP over time of a detector's conversions."""
-    about = ABOUT_RUN.format(network="detector", verb="detect", pictures=", pictures of boxes")
-    _run("detection", argv, "convert_det.py", about, EXAMPLES_DETECTION)
+CONFIG is a YAML file, or the name of a configuration that comes along: msat-det run yolo_voc
+Each command explains itself: msat-det run --help
+With --quiet there are no progress bars. --version tells the version."""
 
 
 @guarded
-def eval_cls(argv: list[str]) -> None:
-    """``tools/eval_cls.py``: accuracy over time of a classifier's conversions."""
-    about = ABOUT_RUN.format(network="classifier", verb="recognise", pictures="")
-    _run("classification", argv, "eval_cls.py", about, EXAMPLES_CLASSIFICATION)
+def run(argv: list[str]) -> None:
+    """``msat-det run``: accuracy over time of a network's conversions."""
+    config = load_config(argv, "msat-det run", ABOUT_RUN, EXAMPLES_RUN)
+    # only now: PyTorch takes seconds to import, a wrong option is told at once
+    from msat_det.run.experiment import run
+    from msat_det.run.prepare import task_of
+
+    run(config, task=task_of(config))
 
 
 @guarded
@@ -187,7 +201,7 @@ def export(argv: list[str]) -> None:
     """``msat-det export``: one method of a configuration as a file."""
     parser = Parser(
         "msat-det export",
-        usage="msat-det export --cfg FILE --method LABEL --out FILE [--t T] [--onnx] [--key value …]",
+        usage="msat-det export CONFIG --method LABEL --out FILE [--t T] [--onnx] [--key value …]",
         description=ABOUT_EXPORT,
         epilog=EXAMPLES_EXPORT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -201,7 +215,7 @@ def export(argv: list[str]) -> None:
     given, words = parser.parse_known_args(argv)
     if "," in given.method:
         raise InputError(f"--method is {given.method}: give one label")
-    config = load_config([*words, "--methods", given.method], "msat-det export")
+    config = load_config([*words, "--methods", given.method, "--out", str(given.out)], "msat-det export")
     from msat_det.run.export import export
 
     export(config, given.t, given.out, given.onnx)
@@ -210,57 +224,80 @@ def export(argv: list[str]) -> None:
 @once
 def list_names(argv: list[str]) -> None:
     """``msat-det list KIND``: the names in one registry, one a line, and what each method does."""
-    if len(argv) != 1 or argv[0] not in REGISTRIES:
-        raise InputError(f"list takes one of {', '.join(REGISTRIES)}")
-    module, registry = REGISTRIES[argv[0]]
-    things = getattr(importlib.import_module(module), registry)
-    print("\n".join(f"{name:18} {thing}" if argv[0] == "methods" else name for name, thing in things.items()))
+    kinds = ["configs", *REGISTRIES]
+    if len(argv) != 1 or argv[0] not in kinds:
+        raise InputError(f"list takes one of {', '.join(kinds)}")
+    if argv == ["configs"]:
+        things = dict.fromkeys(known_configs())
+    else:
+        module, registry = REGISTRIES[argv[0]]
+        things = getattr(importlib.import_module(module), registry)
+    print("\n".join(f"{name:18} {thing}" if argv == ["methods"] else name for name, thing in things.items()))
 
 
 @functools.partial(guarded, again="the same command goes on from here")
 def fetch(argv: list[str]) -> None:
-    """``tools/fetch.py``: data sets and weights by name."""
+    """``msat-det fetch``: data sets and weights by name."""
     from msat_det.run.fetch import fetch
 
     fetch(argv)
 
 
+@functools.partial(guarded, again="the same command with --resume goes on after the last finished epoch")
+def train(argv: list[str]) -> None:
+    """``msat-det train``: a float classifier from scratch, by tools/training/, which comes along."""
+    sys.path.append(str(SHARE / "tools"))
+    from training.classifiers import main
+
+    main(argv)
+
+
+@once
+def completion(argv: list[str]) -> None:
+    """``msat-det completion``: what a shell evaluates to complete commands, configurations and keys."""
+    if argv:
+        raise InputError("completion takes no words")
+    words = {
+        "COMMANDS": [*COMMANDS, "--help", "--version"],
+        "LISTS": ["configs", *REGISTRIES],
+        "KEYS": ["--help", "--quiet", *(f"--{key}" for key in keys_of())],
+        "CONFIGS": known_configs(),
+    }
+    print(re.sub("|".join(words), lambda match: " ".join(words[match[0]]), COMPLETION))
+
+
 COMMANDS = {
-    "convert-det": convert_det,
-    "eval-cls": eval_cls,
+    "run": run,
     "compare": compare,
     "inspect": inspect,
     "doctor": doctor,
-    "report": report,
     "export": export,
+    "report": report,
     "fetch": fetch,
+    "train": train,
     "list": list_names,
+    "completion": completion,
 }
+FORMER = {"convert-det": run, "eval-cls": run}  # names that run had once
 
 
 def main(argv: list[str] | None = None) -> int:
     """``msat-det COMMAND …``. Returns the exit status."""
     command, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    if command in ("-h", "--help"):
-        return usage(words)
-    return COMMANDS[command](words) if command in COMMANDS else unknown([command])
+    if command in ("-h", "--help", "--version"):
+        return tell([command])
+    commands = COMMANDS | FORMER
+    return commands[command](words) if command in commands else unknown([command])
 
 
 @once
-def usage(_: list[str]) -> None:
-    """``msat-det --help``."""
-    print(USAGE)
+def tell(argv: list[str]) -> None:
+    """``msat-det --help`` and ``msat-det --version``."""
+    print(f"msat-det {__version__}" if argv == ["--version"] else USAGE)
 
 
 @once
 def unknown(argv: list[str]) -> None:
     """``msat-det`` with a command that it does not have."""
-    raise InputError(f"no command {argv[0]}: give one of {', '.join(COMMANDS)}")
-
-
-def _run(task: str, argv: list[str], prog: str, about: str, examples: str) -> None:
-    config = load_config(argv, prog, about, examples)
-    # only now: PyTorch takes seconds to import, a wrong option is told at once
-    from msat_det.run.experiment import run
-
-    run(config, task=task)
+    known = f"give one of {', '.join(COMMANDS)}"
+    raise InputError(f"no command {argv[0]}: {hint(argv[0], COMMANDS, known)}")

@@ -8,6 +8,7 @@ from msat_det.measure.examination import Examination, examine
 from msat_det.report.directory import RunDirectory
 from msat_det.run.examine import examination_text, write_examinations
 from msat_det.run.prepare import build_model, conversions, observed, settle, task_of
+from msat_det.run.resume import refuse_finished
 
 IMAGES = 8
 
@@ -19,6 +20,7 @@ def doctor(config: Config) -> list[Examination]:
     Raises InputError for bad input of any kind.
     """
     config, directory = settle(config), RunDirectory(config.out)
+    refuse_finished(directory, config)
     observation = observed(config, build_model(config, task_of(config)))
     converted = list(conversions(config, observation))
     if not converted:

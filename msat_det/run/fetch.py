@@ -8,13 +8,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pooch
-from tqdm import tqdm
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import one_line, show
 from msat_det.base.names import hint
-from msat_det.base.settings import expanded
-from msat_det.data.catalogue import CATALOGUE, DEFAULT_ROOT, Entry, Item, Source
+from msat_det.base.progress import Progress
+from msat_det.base.settings import data_root, expanded
+from msat_det.data.catalogue import CATALOGUE, Entry, Item, Source
 from msat_det.data.download import download, matches
 from msat_det.data.unpack import unpack
 from msat_det.run.arguments import Parser
@@ -22,8 +22,8 @@ from msat_det.run.locks import POSSIBLE, lock
 
 ABOUT = """\
 Fetches data sets and weights by name into the folder that --data.root of a run then names. What is there is left as it
-is; a transfer that broke off goes on where it stopped; everything is compared with a known checksum. Where there
-is none, the first copy is trusted, and its SHA-256, kept beside it, binds all later ones."""
+is; a transfer that broke off goes on where it stopped; everything is compared with a known checksum. Where
+its publisher names none, the first copy is trusted, and its SHA-256, kept beside it, binds all later ones."""
 EPILOG = """\
 imagenet says how to lay out ImageNet, which only its owners may hand out. torchvision:MODEL, or with the name of one of
 its weights torchvision:MODEL:WEIGHTS, goes into torch.hub's cache, where torchvision looks for it.
@@ -51,7 +51,7 @@ def fetch(argv: list[str]) -> None:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to fetch; --list shows what there is")
     parser.add_argument("--list", action="store_true", help="show all names, what they are and where they go")
-    parser.add_argument("--root", metavar="DIR", default=DEFAULT_ROOT, help="folder for it all (default %(default)s)")
+    parser.add_argument("--root", metavar="DIR", default=data_root(), help="folder for it all (default %(default)s)")
     given = parser.parse_args(argv)
     if given.list:
         print(listing())
@@ -110,7 +110,7 @@ def fetch_item(item: Item, root: Path) -> None:
             unpack(stage / source.name, whole, item.path, item.unpacked)
     else:
         many = len(item.sources) > 1
-        for source in tqdm(item.sources, item.path, unit=" files", disable=None if many else True):
+        for source in Progress(item.sources, item.path, unit=" files", disable=None if many else True):
             download(source, made / source.name if many else made, show=not many)
     if count(made) < item.least:
         raise InputError(
@@ -136,8 +136,10 @@ def check(item: Item, root: Path) -> None:
         raise InputError(
             f"{target} is incomplete, {found} files of at least {item.least}: move it away and fetch it again"
         )
-    if target.is_file() and not item.unpacked and not matches(target, item.sources[0].checksum):
-        raise InputError(f"{target} is another file, its checksum differs: move it away and fetch it again")
+    for source in () if item.unpacked else item.sources:
+        file = target if target.is_file() else target / source.name
+        if not file.is_file() or not matches(file, source.checksum):
+            raise InputError(f"{file} is another file, or missing: move {target} away and fetch it again")
     trust(item, root, root)
 
 
@@ -233,14 +235,15 @@ def imagenet(root: Path) -> Entry:
 
 
 def listing() -> str:
-    """A line for every name: bytes to transfer, what it is, where it goes."""
+    """A line for every name: bytes to transfer, what it is, where it goes, checksum, licence."""
     rows = []
     for name, entry in CATALOGUE.items():
         sources = [source for item in entry.items for source in item.sources]
         size = sum(source.size for source in sources if source.checksum) / 1e6
         kinds = sorted({source.checksum.partition(":")[0] or "first copy trusted" for source in sources})
         where = ", ".join(dict.fromkeys(f"{Path(item.path).parts[0]}/" for item in entry.items))
-        rows.append((name, f"{size:,.1f} MB" if size else "", f"{entry.about} → {where} ({', '.join(kinds)})"))
+        text = f"{entry.about} → {where} ({', '.join([*kinds, entry.licence])})"
+        rows.append((name, f"{size:,.1f} MB" if size else "", text))
     rows.append(("imagenet", "", "how to lay out ImageNet's validation images → val"))
     rows.append(("torchvision:MODEL[:WEIGHTS]", "", "weights of a torchvision model → torch.hub's cache (sha256)"))
     return "\n".join(f"{name:<28}{size:>11}  {text}" for name, size, text in rows)

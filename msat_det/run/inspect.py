@@ -9,6 +9,7 @@ from msat_det.models.importers.darknet.network import RANDOM
 from msat_det.report.coverage_table import coverage_text
 from msat_det.report.directory import RunDirectory
 from msat_det.run.prepare import build_model, convert, observed, settle, task_of
+from msat_det.run.resume import refuse_finished
 
 
 def inspect_network(config: Config) -> list[dict]:
@@ -19,6 +20,7 @@ def inspect_network(config: Config) -> list[dict]:
     InputError for bad input of any kind.
     """
     config, directory = settle(config), RunDirectory(config.out)
+    refuse_finished(directory, config)
     if config.model.cfg and config.model.weights is None:
         told = "shapes, kinds and multiply-adds are the network's, its thresholds are not"
         print(f"{config.model.cfg} is inspected without weights, on random ones: {told}", file=sys.stderr)
@@ -28,6 +30,8 @@ def inspect_network(config: Config) -> list[dict]:
     networks = {label: convert(config, entry, observation, t[0]) for label, (entry, t) in last.items() if t}
     rows = coverage(observation, networks)
     directory.write_coverage(rows)
+    if first := next(iter(networks), None):
+        print(f"θ are the thresholds of {first} at t = {last[first][1][0]}; --methods LABEL prints another's\n")
     print(coverage_text(rows, most=1), end="")
     others = f", thresholds of all {len(networks)} methods with them" if len(networks) > 1 else ""
     print(f"coverage.json, coverage.txt and coverage.svg are in {directory.path}{others}", file=sys.stderr)

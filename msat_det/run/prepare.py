@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from msat_det.base import ranks
 from msat_det.base.config import Config, method_options
 from msat_det.base.device import find_device
 from msat_det.base.errors import InputError
+from msat_det.base.progress import Progress
 from msat_det.data import DATASETS, Dataset, build_dataset, corrupt, subset
 from msat_det.data.augment import augmented
 from msat_det.methods import find_method, parse_options
@@ -105,7 +105,7 @@ def observed(config: Config, model: Any) -> Observation:
 def conversions(config: Config, observation: Observation) -> Iterator[Conversion]:
     """Every method of the configuration, those that need T once for each recorded t."""
     quiet = ranks.rank() > 0
-    for entry in tqdm(config.methods, "converting", unit="method", leave=False, disable=quiet):
+    for entry in Progress(config.methods, "converting", unit="method", leave=False, disable=quiet):
         record = config.record_of(entry)
         if not record:
             if not quiet:

@@ -32,7 +32,7 @@ from msat_det.methods.observe import Observation
 from msat_det.report.directory import RunDirectory, commit_id
 from msat_det.run.locks import lock
 
-FREE = ("out", "resume")  # keys that decide nothing of what is computed
+FREE = ("out", "resume", "overwrite")  # keys that decide nothing of what is computed
 
 
 @contextmanager
@@ -72,16 +72,18 @@ def is_finished(directory: RunDirectory, config: Config) -> bool:
     """Whether the directory already holds the whole result of this run.
 
     Raises InputError where --resume would go on with another configuration (naming the key), and where a run without
-    it would throw away what an unfinished one has computed.
+    it would throw away what a finished one has left or an unfinished one has computed.
     """
     begun = _begun(directory).is_file()
     if not config.resume:
         done = len(Parts(directory.parts).done())
-        if begun and done:
+        if begun and done and not config.overwrite:
             raise InputError(
                 f"{directory.path} holds {done} batches of an unfinished run: add --resume to go on with it, give "
-                f"another folder with --out DIR, or delete {directory.parts} to start anew"
+                "another folder with --out DIR, or add --overwrite to start anew"
             )
+        if not begun:
+            refuse_finished(directory, config)
         return False
     if not begun and not (directory.path / "summary.json").is_file():
         return False
@@ -93,6 +95,14 @@ def earlier_batch(directory: RunDirectory, config: Config) -> int | None:
     """The batch of the run that this one goes on with, if any: free memory may be another now."""
     goes_on = config.free_batch and config.resume and _begun(directory).is_file()
     return yaml_of(directory.path / "config.yaml")["batch"] if goes_on else None
+
+
+def refuse_finished(directory: RunDirectory, config: Config) -> None:
+    """Raise InputError where the directory holds a finished run, unless that is to be overwritten."""
+    if (directory.path / "summary.json").exists() and not config.overwrite:
+        raise InputError(
+            f"{directory.path} holds a finished run: give another folder with --out DIR, or --overwrite to replace it"
+        )
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,7 @@ def begin(directory: RunDirectory, config: Config, observation: Observation, dat
         try:
             path.unlink(missing_ok=True)
             directory.clear()
-            directory.write_config(replace(config, resume=False).to_yaml())
+            directory.write_config(replace(config, resume=False, overwrite=False).to_yaml())
             directory.parts.mkdir(exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot write {error.filename} ({error.strerror}): give another --out DIR") from error

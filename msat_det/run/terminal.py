@@ -25,6 +25,7 @@ def guarded(command: Callable[[list[str]], None], again: str = RESUMES) -> Calla
 
     0: done. 2: bad input, or a disk or a stream that takes no more, told in one line on stderr. 130: interrupted (143:
     by SIGTERM), told with ``again``, how to go on. 141: nobody reads the output any more. No traceback for any of them.
+    The word ``--quiet`` is taken out: no progress bars then.
     Under torchrun one rank tells it.
     """
 
@@ -34,6 +35,9 @@ def guarded(command: Callable[[list[str]], None], again: str = RESUMES) -> Calla
             try:
                 make_streams_usable()
                 words = sys.argv[1:] if argv is None else argv
+                if "--quiet" in words:
+                    os.environ["TQDM_DISABLE"] = "1"
+                words = [word for word in words if word != "--quiet"]
                 try:
                     if words and not {"-h", "--help"}.intersection(words):
                         _require_working_directory()

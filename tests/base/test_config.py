@@ -1,5 +1,6 @@
 """The configuration tree and its loader: what it resolves, and the one line that it refuses bad input with."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ from msat_det.methods import METHODS, parse_options
 from msat_det.run.arguments import load_config
 
 TREE = {
-    "data": {"kind": "coco", "root": "data/coco", "split": "val2017"},
+    "data": {"kind": "coco", "root": "scenes/coco", "split": "val2017"},
     "model": {"name": "yolo_demo", "weights": "data/weights/x.safetensors", "score": "1e-2"},
-    "calib": {"root": "$MSAT_SHARED_DATA/calib"},
+    "calib": {"root": "$MSAT_DET_DATA/calib"},
     "methods": [
         {"label": "if", "method": "constant", "percentile": 99.9},
         {"label": "staged-4", "method": "constant", "stages": [2, 1], "record": [4]},
@@ -44,14 +45,56 @@ def changed(cfg: Path, **sections: object) -> list[str]:
 
 
 def test_file_and_defaults(cfg: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MSAT_SHARED_DATA", "/somewhere")
+    monkeypatch.setenv("MSAT_DET_DATA", "/somewhere")
     config = load(cfg)
-    assert config.data == Data("coco", str(PROJECT / "data/coco"), "val2017")
-    assert config.model == Model("yolo_demo", str(PROJECT / "data/weights/x.safetensors"), score=0.01)
+    assert config.data == Data("coco", str(cfg.parent / "scenes/coco"), "val2017")
+    assert config.model == Model("yolo_demo", str(cfg.parent / "data/weights/x.safetensors"), score=0.01)
     assert config.calib == Calib("images", "/somewhere/calib")
     assert config.sim == Sim(16, [4, 8, 16])
     assert (config.batch, config.seed, config.resume, config.strict) == (8, 0, False, False)
     assert config.out == str(Path.cwd() / "runs/demo")
+
+
+def test_a_path_that_counted_from_the_project_is_mended(cfg: Path) -> None:
+    words = changed(cfg, data={"kind": "voc", "root": "data/voc"})
+    with pytest.raises(
+        InputError, match=r"^data\.root is data/voc in .*demo\.yaml, which is not there: .*; write "
+    ) as e:
+        load_config(words)
+    right = str(e.value).rpartition(" ")[2]
+    assert load_config([*words, "--data.root", "."]).data.root == str(Path.cwd())
+    assert load_config(changed(cfg, data={"kind": "voc", "root": right})).data.root == str(PROJECT / "data/voc")
+    (cfg.parent / "data/voc").mkdir(parents=True)
+    words = changed(cfg, data={"kind": "voc", "root": "data/voc"})
+    assert load_config(words).data.root == str(cfg.parent / "data/voc")
+    with pytest.raises(InputError, match=r"names \$MSAT_SHARED_DATA: it is \$MSAT_DET_DATA now, ~/data unless set$"):
+        load_config(changed(cfg, calib={"root": "$MSAT_SHARED_DATA/x"}))
+
+
+def test_the_data_folder_is_at_home_unless_set(cfg: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MSAT_DET_DATA", raising=False)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert load(cfg).calib.root == "/home/someone/data/calib"
+
+
+def test_a_finished_run_keeps_its_directory(
+    cfg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = tmp_path / "runs"
+
+    def out(words: str = "") -> str:
+        return Path(load(cfg, words).out).name
+
+    assert (out(), out("--resume"), out("--overwrite")) == ("demo", "demo", "demo")
+    for name, following in (("demo", "demo-2"), ("demo-2", "demo-3")):
+        (runs / name).mkdir(parents=True)
+        assert (out(), out("--resume")) == (name, name)  # an unfinished one is told of later
+        (runs / name / "summary.json").touch()
+        assert (out(), out("--resume"), out("--overwrite")) == (following, name, "demo")
+    told = f"{runs / 'demo'} holds a finished run, this goes to demo-2; --overwrite would replace it"
+    assert told in capsys.readouterr().err.splitlines()
+    assert out("--out runs/demo") == "demo"  # the run itself refuses
 
 
 def test_command_line_wins(cfg: Path) -> None:
@@ -166,7 +209,9 @@ def test_shipped_configurations(file: Path) -> None:
     assert config.methods
     assert all(config.record_of(entry) for entry in config.methods)
     header = file.read_text().partition("\ndata:")[0]
-    assert all(part in header for part in ("Paper:", "Expected:", f"--cfg {file.relative_to(PROJECT)}"))
+    assert all(part in header for part in ("Paper:", "Expected:"))
+    name = file.relative_to(PROJECT / "configs").with_suffix("")
+    assert re.search(rf"msat-det (run|compare) {name}\b", header)
 
 
 @pytest.mark.parametrize(
@@ -237,9 +282,9 @@ def test_refused_in_the_file(cfg: Path, sections: dict, parts: list[str]) -> Non
 
 
 def test_refused_files(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no configuration: give one with --cfg FILE"):
+    with pytest.raises(InputError, match=r"^no configuration: give a file or a name of `msat-det list configs`$"):
         load_config([])
-    with pytest.raises(InputError, match=r"no configuration .*nope\.yaml.*yolo_voc\.yaml"):
+    with pytest.raises(InputError, match=r"no configuration .*nope\.yaml: `msat-det list configs` shows"):
         load_config(["--cfg", str(tmp_path / "nope.yaml")])
     with pytest.raises(InputError, match="cannot read"):
         load_config(["--cfg", str(tmp_path)])

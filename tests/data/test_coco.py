@@ -251,7 +251,7 @@ def test_the_keys_name_file_and_folder(tmp_path: Path) -> None:
     write(tmp_path / "root/lists/mine.json", content("pictures/a.jpg"))
     words = ["--cfg", "configs/ssd_coco.yaml", "--data.root", str(tmp_path / "root")]
     words += ["--data.annotations", "lists/mine.json", "--data.images", str(tmp_path / "far/pictures")]
-    words += ["--calib.annotations=~/x.json", "--calib.images", "$MSAT_SHARED_DATA/x"]
+    words += ["--calib.annotations=~/x.json", "--calib.images", "$MSAT_DET_DATA/x"]
     config: Config = load_config(words)
     assert (config.data.annotations, config.data.images) == ("lists/mine.json", str(tmp_path / "far/pictures"))
     assert config.calib.annotations == str(Path.home() / "x.json")

@@ -21,13 +21,17 @@ import torch
 
 from msat_det.base.config import Model
 from msat_det.base.errors import InputError
-from msat_det.base.settings import PROJECT
+from msat_det.base.settings import PROJECT, keys_of
+from msat_det.data import build_dataset
 from msat_det.data import download as downloads
-from msat_det.data.catalogue import CATALOGUE, DEFAULT_ROOT, Entry, Item, Source, get_with
+from msat_det.data.catalogue import CATALOGUE, INSTEAD, Entry, Item, Source, get_with
 from msat_det.data.unpack import unpack
 from msat_det.models import build_detector
+from msat_det.models.classifiers import build_classifier
 from msat_det.run import cli
 from msat_det.run import fetch as command
+from msat_det.run.arguments import load_config
+from msat_det.run.prepare import task_of
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB, more than one chunk
 CUT = 6 * downloads.CHUNK
@@ -546,15 +550,15 @@ def test_the_catalogue_keeps_its_rules() -> None:
     places = {}
     for name, entry in CATALOGUE.items():
         assert entry.about
+        assert entry.licence
         for item in entry.items:
             assert places.setdefault(item.path, item) is item, f"{name}: two things at {item.path}"
             assert item.unpacked == 0 or item.unpacked >= item.sources[0].size // 2
             for source in item.sources:
                 assert source.url.startswith("https://")
-                assert re.fullmatch(r"(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})?", source.checksum)
+                assert re.fullmatch(r"(md5:[0-9a-f]{32}|sha256:[0-9a-f]{8}([0-9a-f]{56})?)?", source.checksum)
                 assert source.checksum or not item.unpacked, "an archive is never unpacked on trust"
     assert len(CATALOGUE["coco2017"].items[-1].sources) == 64
-    assert DEFAULT_ROOT == "~/data"
 
 
 @pytest.mark.parametrize(
@@ -576,9 +580,44 @@ def test_a_missing_network_names_the_command_that_gets_it(tmp_path: Path) -> Non
     assert "fetch yolo-nano-voc" in get_with(tmp_path / "weights/MobileNetV2-YOLOv3-Nano-voc.weights")
 
 
+@pytest.mark.parametrize("file", sorted((PROJECT / "configs/real").glob("*.yaml")), ids=lambda p: p.stem)
+def test_whatever_a_real_configuration_lacks_names_what_gets_it(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MSAT_DET_DATA", str(tmp_path))
+    config = load_config([str(file)])
+    build = build_detector if task_of(config) == "detection" else build_classifier
+    for get in (
+        lambda: build(config.model),
+        lambda: build_dataset(config.data.kind, config.data.root, config.data.split),
+        lambda: build_dataset(config.calib.kind, config.calib.root, config.calib.split),
+    ):
+        with pytest.raises(InputError) as told:
+            get()
+        (name,) = re.findall(r"msat-det fetch (\S+) --root", str(told.value))
+        assert name in {*CATALOGUE, "imagenet"} or command.find(name, tmp_path)
+
+
+def test_what_nobody_publishes_has_a_way_round(tmp_path: Path) -> None:
+    keys = set(keys_of())
+    for name, words in INSTEAD.values():
+        assert name in {*CATALOGUE, "imagenet"} or command.find(name, tmp_path)
+        assert {word[2:] for word in words.split() if word.startswith("--")} <= keys
+    told = get_with(tmp_path / "weights/cifar100_resnet20.safetensors")
+    file = f"{tmp_path}/weights/cifar100_resnet20-23dac2f1.pt"
+    assert told == (
+        f"it can't be fetched; run msat-det fetch resnet20-cifar100 --root {tmp_path}, then add --model.weights {file}"
+    )
+    assert file == str(tmp_path / CATALOGUE["resnet20-cifar100"].items[0].path)
+
+
 def test_the_catalogue_s_networks_are_those_of_the_configurations(shared_data: Path) -> None:
     for name in ("yolo-nano-voc", "yolo-nano-coco", "yolo-fastest"):
         assert cli.main(["fetch", name, "--root", str(shared_data)]) == 0
-    assert {source.name for source in CATALOGUE["coco_calib64"].items[0].sources} == {
-        path.name for path in (shared_data / "coco_calib64").iterdir()
-    }
+    for name in ("coco_calib64", "coco_val128"):
+        for item in CATALOGUE[name].items:
+            place = shared_data / item.path
+            files = {source.name: place / source.name for source in item.sources} if place.is_dir() else {"": place}
+            assert place.is_file() or set(files) == {path.name for path in place.iterdir()}
+            for source, path in zip(item.sources, files.values(), strict=True):
+                assert source.checksum == f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"

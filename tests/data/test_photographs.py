@@ -109,7 +109,7 @@ def test_a_run_ends_with_what_its_figures_are_not_about(
     words = ["--cfg", CFG, "--data.root", str(root), "--calib.root", str(PROJECT / "data/coco"), "--calib.limit", "4"]
     words += ["--methods", "signed", "--sim.record", "1", "--draw.images", "1", "--batch", "5"]
     words += ["--out", str(tmp_path / "out")]
-    assert cli.convert_det(words) == 0
+    assert cli.run(words) == 0
     missing = f"no image file {first}: restore it or take it off the list"
     misfit = f"{second} has 50 x 40 pixels, its annotation is for {was}"
     warnings = [
@@ -128,6 +128,6 @@ def test_a_run_ends_with_what_its_figures_are_not_about(
     assert "2 more images could not be read and are left out." in page
     assert "1 image has another size than its annotation says, so that its boxes lie elsewhere." in page
     assert misfit in page
-    assert cli.convert_det([*words, "--resume"]) == 0  # it is done: the same is said
+    assert cli.run([*words, "--resume"]) == 0  # it is done: the same is said
     assert told() == warnings
     assert left_out({"images": 10, "corrupt_images": [], "misfit_images": []}) == left_out({"images": 10}) == []

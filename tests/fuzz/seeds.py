@@ -241,9 +241,7 @@ def configuration() -> list[Case]:
         "batch": 2,
         "seed": 1,
     }
-    second = (
-        "data: {kind: images, root: $MSAT_SHARED_DATA/x}\nmodel: {name: resnet20}\ncalib: {root: ~/y}\nsim: {T: 4}\n"
-    )
+    second = "data: {kind: images, root: $MSAT_DET_DATA/x}\nmodel: {name: resnet20}\ncalib: {root: ~/y}\nsim: {T: 4}\n"
     words = "--sim.record 2,4\n--methods m,s\n--methods.m.gamma 5\n--data.limit=3\n--out out\n--strict\n"
     text = yaml.safe_dump(first, sort_keys=False).encode()
     return [

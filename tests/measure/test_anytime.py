@@ -93,7 +93,7 @@ SMALL = "--data.limit 6 --calib.limit 4 --batch 4 --draw.images 0 --threads 1 --
 
 def test_a_run_tells_what_stopping_brings(tmp_path: Path) -> None:
     words = ["--cfg", CFG, "--out", str(tmp_path), "--methods", "signed-b3", "--exit.methods", "signed-b3", *SMALL]
-    assert cli.convert_det([*words, "--exit.images", "4", "--exit.allowance", "0.2"]) == 0
+    assert cli.run([*words, "--exit.images", "4", "--exit.allowance", "0.2"]) == 0
     with (tmp_path / "exit.csv").open() as file:
         rows = list(csv.DictReader(file))
     with (tmp_path / "curve.csv").open() as file:
@@ -132,5 +132,5 @@ def test_an_exit_that_cannot_be_is_told(
     cfg.write_text(text.replace("methods:\n", "methods:\n  - {label: opt, method: opt}\n", 1), encoding="utf-8")
     root = ["--data.root", str(PROJECT / "data/voc"), "--calib.root", str(PROJECT / "data/voc")]
     line = ["--cfg", str(cfg), "--out", str(tmp_path / "out"), *methods, *root, *SMALL[:-2]]
-    assert cli.convert_det([*line, *(["--sim.record", "2,4"] if "--sim.record" not in words else []), *words]) == 2
+    assert cli.run([*line, *(["--sim.record", "2,4"] if "--sim.record" not in words else []), *words]) == 2
     assert part in capsys.readouterr().err

@@ -266,7 +266,6 @@ def test_networks_trace(name: str) -> None:
         torch.testing.assert_close(graph(images), net(images), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["alexnet", "densenet121", "googlenet", "inception_v3", "mnasnet0_5", "vgg11_bn"])
 def test_more_of_torchvision_traces(name: str) -> None:
     assert trace(random_net(name), torch.randn(2, 3, 160, 160)).sites

@@ -313,7 +313,7 @@ def test_conversion_in_short(name: str, size: int) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", SINGLE_STAGE)
 def test_conversion(name: str) -> None:
-    """The whole check, one process each for its peak memory (pytest -s -m slow -k NAME)."""
-    result = check(name, (8, 16, 32, 64))
+    """The whole check; the pyramids' at half the side of docs/torchvision.md's table takes a quarter of its time."""
+    result = check(name, (8, 16, 32, 64), 320 if name.startswith("ssd") else 160)
     assert_converted(result, limit=0.03)
     assert result.matched >= 0.9

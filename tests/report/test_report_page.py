@@ -250,7 +250,7 @@ def test_an_image_from_elsewhere_is_refused(photo: str, folder: Path) -> None:
 
 def test_the_page_shows_command_and_versions(folder: Path) -> None:
     about = json.loads((folder / "report.json").read_text())
-    assert about["command"].startswith("python tools/convert_det.py --cfg ")
+    assert about["command"].startswith("msat-det run --cfg ")
     assert list(about["versions"]) == ["python", "msat-det", "torch", "torchvision"]
     text = Reader(run_page(folder)).text
     assert all(word in text for word in (about["command"], *about["versions"].values(), "split: test"))
@@ -503,7 +503,7 @@ def test_in_a_browser(folder: Path, chromium: str, tmp_path: Path) -> None:
 def test_config_knows_its_command_line() -> None:
     words = ["--cfg", str(PROJECT / "configs/yolo_voc.yaml"), "--seed", "3"]
     config: Config = load_config([*words, "--resume"])
-    assert config.command == f"python tools/convert_det.py {' '.join(words)}"
+    assert config.command == f"msat-det run {' '.join(words)}"
     assert "command" not in config.to_yaml()
     assert (
         load_config([*words, "--resume", "true"], "msat-det compare").command == f"msat-det compare {' '.join(words)}"

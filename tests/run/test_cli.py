@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+import msat_det
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
 from msat_det.base.settings import PROJECT, keys_of, sections_of
@@ -38,14 +40,100 @@ def test_tools_refuse_bad_input_without_a_traceback(tool: str, tmp_path: Path) -
 
 def test_tools_hand_over_the_configuration(seen: list) -> None:
     words = ["--cfg", str(PROJECT / "configs/yolo_voc.yaml"), "--sim.T", "4"]
-    assert cli.convert_det(words) == 0
-    assert cli.eval_cls(words) == 0
-    assert cli.main(["convert-det", *words]) == 0
-    assert [task for _, task in seen] == ["detection", "classification", "detection"]
+    assert cli.main(["run", *words]) == 0
+    assert cli.main(["convert-det", *words]) == 0  # its former name
+    assert cli.main(["eval-cls", "vgg_demo"]) == 0
+    assert [task for _, task in seen] == ["detection", "detection", "classification"]
     assert seen[0][0].sim.T == 4
 
 
-@pytest.mark.parametrize("command", ["convert-det", "eval-cls", "compare", "inspect"])
+@pytest.mark.parametrize("tool", sorted(file.name for file in (PROJECT / "tools").glob("*.py")))
+def test_every_tool_explains_itself(tool: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(sys, "argv", [tool, "--help"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(PROJECT / "tools" / tool), run_name="__main__")
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: ")
+
+
+def test_a_configuration_comes_first_or_by_name(seen: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["run", "yolo_voc", "--methods", "signed", "--methods.signed.gamma", "3"]) == 0
+    assert cli.main(["run", "--cfg", "yolo_voc.yaml"]) == 0
+    assert cli.main(["run", "real/yolo_nano_coco"]) == 0
+    (tmp_path / "vgg_demo").write_text((PROJECT / "configs/yolo_voc.yaml").read_text().replace("../", f"{PROJECT}/"))
+    assert cli.main(["run", "vgg_demo"]) == 0  # a file goes before what comes along
+    roots = [config.data.root for config, _ in seen]
+    assert [roots[0], roots[1], roots[3]] == [str(PROJECT / "data/voc")] * 3
+    assert [config.out for config, _ in seen[:2]] == [str(tmp_path / "runs/yolo_voc")] * 2
+    assert seen[0][0].methods[0]["gamma"] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["rnu"], "no command rnu: did you mean run?"),
+        (["run", "yolo_vo"], "no configuration yolo_vo: did you mean yolo_voc?"),
+        (["run", "configs/yolo_voc.yml"], "no configuration configs/yolo_voc.yml: did you mean yolo_voc?"),
+        (["run"], "no configuration: give a file or a name of `msat-det list configs`"),
+        (
+            ["run", "yolo_voc", "--cfg", "ssd_voc"],
+            "two configurations: give a file or a name of ",
+        ),
+        (["completion", "fish"], "completion takes no words"),
+    ],
+)
+def test_what_is_near_is_suggested(words: list[str], said: str, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(words) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {said}")
+    assert told.count("\n") == 1
+
+
+def test_version(capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"msat-det {msat_det.__version__}\n"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["list", "configs"]], ids=" ".join)
+def test_whoever_reads_the_beginning_alone_gets_no_traceback(words: list[str]) -> None:
+    command = " ".join([sys.executable, "-m", "msat_det", *words])
+    done = subprocess.run(["bash", "-c", f"{command} | head -n 1"], cwd=PROJECT, capture_output=True, text=True)
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")
+
+
+def test_bash_completes_commands_configurations_and_keys() -> None:
+    script = """
+        eval "$("$0" -m msat_det completion)"
+        for line in 'comp' 'list me' 'run yolo_' 'run yolo_voc --sim.r'; do
+            COMP_WORDS=(msat-det $line) COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _msat_det; echo "${COMPREPLY[@]}"
+        done
+    """
+    done = subprocess.run(["bash", "-c", script, sys.executable], cwd=PROJECT, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == ["compare completion", "methods", "yolo_coco yolo_voc", "--sim.record"]
+
+
+def test_quiet_takes_the_bars_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("TQDM_DISABLE", "")  # and forgotten afterwards
+    words = "run vgg_demo --data.limit 2 --calib.limit 2 --sim.record 2 --methods signed --threads 1".split()
+    words += ["--out", str(tmp_path / "run")]
+    assert cli.main(words) == 0
+    loud = capsys.readouterr()
+    assert cli.main([*words, "--overwrite", "--quiet"]) == 0
+    quiet = capsys.readouterr()
+    bars = [line.partition(":")[0] for line in loud.err.splitlines() if "%|" in line]
+    assert "simulating" in bars
+    assert max(map(bars.count, bars)) <= 2  # no terminal: the first and the last state of each
+    assert "\r" not in loud.err
+    assert "%|" not in quiet.err
+    assert quiet.out == loud.out  # results stay
+
+
+@pytest.mark.parametrize("command", ["run", "convert-det", "compare", "inspect"])
 def test_help_names_every_key_and_starts_fast(command: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
@@ -93,7 +181,14 @@ def test_list_says_what_a_method_does_and_who_published_it(capsys: pytest.Captur
 
 def test_list_of_nothing(capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["list", "x"]) == 2
-    assert capsys.readouterr().err == "error: list takes one of methods, detectors, classifiers\n"
+    assert capsys.readouterr().err == "error: list takes one of configs, methods, detectors, classifiers\n"
+
+
+def test_list_of_configurations(capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["list", "configs"]) == 0
+    names = capsys.readouterr().out.splitlines()
+    assert {"yolo_voc", "vgg_demo", "real/ssd_mobilenet_coco"} <= set(names)
+    assert all((PROJECT / f"configs/{name}.yaml").is_file() for name in names)
 
 
 def test_errors_become_one_line_and_a_status(capsys: pytest.CaptureFixture) -> None:

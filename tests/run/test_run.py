@@ -19,7 +19,7 @@ SMALL = ["--data.limit", "6", "--calib.limit", "4", "--batch", "4", "--sim.recor
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "yolo"
-    assert cli.convert_det(["--cfg", CFG, "--out", str(out), "--methods", "signed-b3,msat,staged-4", *SMALL]) == 0
+    assert cli.run(["--cfg", CFG, "--out", str(out), "--methods", "signed-b3,msat,staged-4", *SMALL]) == 0
     return out
 
 
@@ -74,7 +74,7 @@ def test_the_summary_tells_images_seed_and_analog_share(finished: Path) -> None:
 
 def test_batches_do_not_matter_to_spikes_beyond_ties(finished: Path, tmp_path: Path) -> None:
     words = ["--cfg", CFG, "--out", str(tmp_path), "--methods", "signed-b3", *SMALL, "--batch", "3"]
-    assert cli.convert_det(words) == 0
+    assert cli.run(words) == 0
     first, second = (json.loads((path / "summary.json").read_text()) for path in (finished, tmp_path))
     for t in ("2", "4"):
         a, b = (summary["methods"]["signed-b3"][t]["spikes_per_neuron"] for summary in (first, second))
@@ -95,12 +95,12 @@ def test_a_corrupt_image_is_named_and_left_out_or_stops_a_strict_run(
     )
     words = ["--cfg", CFG, "--data.root", str(root), "--calib.root", str(PROJECT / "data" / "voc")]
     words += ["--methods", "signed", *SMALL, "--out", str(tmp_path / "out")]
-    assert cli.convert_det(words) == 0
+    assert cli.run(words) == 0
     assert broken.name in capsys.readouterr().err
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["images"] == 3
     assert len(summary["corrupt_images"]) == 1
-    assert cli.convert_det([*words, "--strict", "--out", str(tmp_path / "strict")]) == 2
+    assert cli.run([*words, "--strict", "--out", str(tmp_path / "strict")]) == 2
     assert "error:" in capsys.readouterr().err
 
 
@@ -143,7 +143,7 @@ BAD = {
 def test_bad_input_is_one_line_and_status_2(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = BAD[case](tmp_path)
     words = words if "--out" in words else [*words, "--out", str(tmp_path / "out")]
-    assert cli.convert_det(words) == 2
+    assert cli.run(words) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(lines) == 1
     assert len(lines[0]) > 30  # it says what, where and how to mend it
@@ -154,7 +154,7 @@ def test_truncated_darknet_weights(shared_data: Path, tmp_path: Path, capsys: py
     cut = tmp_path / "cut.weights"
     cut.write_bytes((shared_data / "weights" / f"{name}.weights").read_bytes()[:100_000])
     words = ["--cfg", CFG, "--model.cfg", str(shared_data / "weights" / f"{name}.cfg"), "--model.weights", str(cut)]
-    assert cli.convert_det([*words, "--out", str(tmp_path / "out")]) == 2
+    assert cli.run([*words, "--out", str(tmp_path / "out")]) == 2
     assert "cut.weights" in capsys.readouterr().err
 
 
@@ -164,7 +164,7 @@ def test_nan_weights_name_the_call_site(tmp_path: Path, capsys: pytest.CaptureFi
     tensors[name] = torch.full_like(tensors[name], float("nan"))
     save_file(tensors, tmp_path / "nan.safetensors")
     words = ["--cfg", CFG, "--model.weights", str(tmp_path / "nan.safetensors"), "--out", str(tmp_path / "out"), *SMALL]
-    assert cli.convert_det(words) == 2
+    assert cli.run(words) == 2
     assert "nan" in capsys.readouterr().err.lower()
 
 
@@ -175,18 +175,18 @@ def test_whole_batches_of_corrupt_images(voc_root: Path, tmp_path: Path, capsys:
     images = sorted((voc_root / "VOCdevkit" / "VOC2007" / "JPEGImages").iterdir())
     for path in images[:2]:
         path.write_bytes(b"no JPEG")
-    assert cli.convert_det(words) == 0
+    assert cli.run(words) == 0
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["images"] == 2
     capsys.readouterr()
     for path in images[2:]:
         path.write_bytes(b"no JPEG")
-    assert cli.convert_det(words) == 2
+    assert cli.run([*words, "--overwrite"]) == 2
     assert "error: none of the 4 images could be read; the first: can't read" in capsys.readouterr().err
 
 
 def test_classification_is_the_same_line(tmp_path: Path) -> None:
     words = ["--cfg", str(PROJECT / "configs" / "vgg_demo.yaml"), "--methods", "signed,staged-4", "--sim.record", "4"]
-    assert cli.eval_cls([*words, "--data.limit", "20", "--calib.limit", "20", "--out", str(tmp_path)]) == 0
+    assert cli.run([*words, "--data.limit", "20", "--calib.limit", "20", "--out", str(tmp_path)]) == 0
     with (tmp_path / "curve.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0])[:4] == ["method", "t", "top1", "top5"]

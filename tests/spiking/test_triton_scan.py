@@ -43,7 +43,6 @@ CURVED = {
 FOLLOWED = {name: Activation(name, fn, curved=True) for name, fn in CURVED.items()} | {"leakyrelu": LEAKY}
 HELD = {name: options for name, options in OPTIONS.items() if options.get("reset") != "zero"}
 ADAPTIVE = [name for name, adaptive in VARIANTS.items() if adaptive]
-slow = pytest.mark.slow  # the interpreter takes seconds for each
 
 
 @pytest.fixture(autouse=True)
@@ -75,11 +74,7 @@ def check(neuron: Neuron, currents: Tensor, exact: bool, least: float = 0.95, cl
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [
-        pytest.param(a, o, marks=[] if (i + j) % 3 == 0 else slow)
-        for i, a in enumerate(ACTIVATIONS)
-        for j, o in enumerate(HELD)
-    ],
+    [(a, o) for i, a in enumerate(ACTIVATIONS) for j, o in enumerate(HELD)],
 )
 def test_constant_thresholds_give_the_bits_of_the_step(name: str, options: str) -> None:
     check(Neuron(THETAS, ACTIVATIONS[name], **HELD[options]), currents_for(), exact=True)
@@ -90,9 +85,9 @@ def test_constant_thresholds_give_the_bits_of_the_step(name: str, options: str) 
     ("name", "options"),
     [
         ("relu", "plain"),
-        pytest.param("relu", "signed, margin, bursts", marks=slow),
-        pytest.param("relu6", "rounding, stages", marks=slow),
-        pytest.param("identity", "plain", marks=slow),
+        ("relu", "signed, margin, bursts"),
+        ("relu6", "rounding, stages"),
+        ("identity", "plain"),
     ],
 )
 def test_adaptive_thresholds_are_those_of_the_step(name: str, variant: str, options: str) -> None:
@@ -115,7 +110,7 @@ def test_errors_of_sixteen_full_steps_are_sent_at_once(name: str, options: str, 
     check(neuron, pulses, exact=adaptive is None, least=0.75, close=1e-5)  # large bursts are near a tie more often
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in ("silu", "leakyrelu") else slow) for n in FOLLOWED])
+@pytest.mark.parametrize("name", FOLLOWED)
 @pytest.mark.parametrize("adaptive", [None, Msat(normalised=True)], ids=["constant", "normalised"])
 def test_tracking_neurons(name: str, adaptive: Msat | None) -> None:
     neuron = Neuron(THETAS, FOLLOWED[name], gamma=3, adaptive=adaptive)
@@ -123,7 +118,7 @@ def test_tracking_neurons(name: str, adaptive: Msat | None) -> None:
 
 
 @pytest.mark.parametrize("drop", ["keep", "lossy"])
-@pytest.mark.parametrize("options", [{}, pytest.param({"signed": True, "gamma": 2}, marks=slow)], ids=str)
+@pytest.mark.parametrize("options", [{}, {"signed": True, "gamma": 2}], ids=str)
 def test_confidence_draws_the_masks_of_the_cpu(options: dict, drop: str) -> None:
     neuron = Neuron(THETAS, RELU, confidence=0.4, drop=drop, **options)
     check(neuron, currents_for(), exact=True)
@@ -177,7 +172,7 @@ def test_other_shapes_and_strides() -> None:
 
 @pytest.mark.parametrize("activation", [*ACTIVATIONS.values(), SILU], ids=lambda a: a.name)
 @pytest.mark.parametrize("adaptive", [None, Msat()], ids=["constant", "adaptive"])
-@pytest.mark.parametrize("options", ["plain", pytest.param("signed, margin, bursts", marks=slow)])
+@pytest.mark.parametrize("options", ["plain", "signed, margin, bursts"])
 def test_a_nan_gets_through_to_the_counts(activation: Activation, adaptive: Msat | None, options: str) -> None:
     x = currents_for()[:3].clone()
     x[1, 1, 3, 2, 2] = float("nan")

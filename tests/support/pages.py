@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from msat_det.base.settings import PROJECT
-from msat_det.run.cli import COMMANDS
+from msat_det.run.cli import COMMANDS, FORMER
 
 PAGES = [PROJECT / "README.md", *sorted(PROJECT.glob("docs/*.md"))]
 # a fence, or lines that are indented by four after an empty one, which are shell commands in our pages
@@ -43,15 +43,15 @@ def commands(block: Block) -> list[str]:
 
 
 def words_of(command: str) -> list[str]:
-    """A command as words of ``msat-det``: tools/convert_det.py is its convert-det, whatever starts it."""
+    """A command as words of ``msat-det``: tools/convert_det.py is its run, whatever starts it."""
     words = shlex.split(command, comments=True)
     for number, word in enumerate(words):
-        if word == "msat-det":
+        if word in ("msat-det", ".venv/bin/msat-det"):
             return words[number + 1 :]
         if match := re.fullmatch(r"(?:tools|benchmarks)/(\w+)\.py", word):
             assert (PROJECT / word).is_file(), f"{command}: there is no {word}"
             name = match[1].replace("_", "-")
-            return [name if name in COMMANDS else word, *words[number + 1 :]]
+            return [name if name in COMMANDS | FORMER else word, *words[number + 1 :]]
     raise AssertionError(f"{command}: neither msat-det nor a script of this project")
 
 

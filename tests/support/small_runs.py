@@ -2,10 +2,13 @@
 
 import contextlib
 import io
+import itertools
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -23,7 +26,7 @@ CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 
 
 def command(out: Path, *words: str) -> list[str]:
-    """The words of tools/convert_det.py for four batches of ten images."""
+    """The words of ``msat-det run`` for four batches of ten images."""
     return ["--cfg", str(PROJECT / "configs/yolo_voc.yaml"), "--out", str(out), *WORDS.split(), *words]
 
 
@@ -38,21 +41,29 @@ def run_quietly(config: Config) -> list[CurveRow]:
         return run(config)
 
 
-def die_at(step: int, config: Config) -> None:
-    """Run, but die of SIGKILL just before the file system of the run directory is changed for the ``step``-th time."""
-    left = [step]
+def before_changes(config: Config, do: Callable[[int], None]) -> None:
+    """Run, and ``do`` something just before each change of the run directory's files, given how many there were."""
+    step = itertools.count()
 
     def watch(event: str, arguments: tuple) -> None:
         if event not in CHANGES or not str(arguments[0]).startswith(config.out):
             return
         if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
             return
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        left[0] -= 1
+        do(next(step))
 
     sys.addaudithook(watch)
     run_quietly(config)
+
+
+def die_at(step: int, config: Config) -> None:
+    """Run, but die of SIGKILL just before the file system of the run directory is changed for the ``step``-th time."""
+    before_changes(config, lambda now: os.kill(os.getpid(), signal.SIGKILL) if now == step else None)
+
+
+def keep_states(folder: Path, config: Config) -> None:
+    """Run, and copy what a SIGKILL before each change would leave of the run directory to ``folder``/NUMBER."""
+    before_changes(config, lambda now: shutil.copytree(config.out, folder / str(now), dirs_exist_ok=True))
 
 
 def start(target: object, *arguments: object) -> BaseProcess:

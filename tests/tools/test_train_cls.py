@@ -9,13 +9,14 @@ import torch
 from PIL import Image
 from torch import nn
 from training import classifiers as train_cls
-from training.classifiers import Pictures, Recipe, augmentation, main, read_recipe, train
+from training.classifiers import Pictures, Recipe, augmentation, read_recipe, train
 
 from msat_det.base.config import Model
 from msat_det.base.errors import InputError
 from msat_det.base.settings import PROJECT
 from msat_det.data import ClassFolders
 from msat_det.models.classifiers import CLASSIFIERS, PREPROCESS, Network, build_classifier
+from msat_det.run import cli
 
 
 @pytest.fixture
@@ -147,9 +148,9 @@ def test_command_line(recipe: Recipe, capsys: pytest.CaptureFixture) -> None:
         (["--lr", "2"], "error: unrecognized arguments: --lr 2 (--help lists all options)\n"),
         (["--model", "vgg16_cifra"], "error: no classifier 'vgg16_cifra': did you mean vgg16_cifar?"),
     ):
-        assert main([*words, *extra]) == 2
+        assert cli.train([*words, *extra]) == 2
         assert capsys.readouterr().err.startswith(expected)
-    assert main(words) == 0
+    assert cli.train(words) == 0
     assert f"the weights are in {recipe.out}" in capsys.readouterr().out
 
 
@@ -158,7 +159,7 @@ def test_interruption_says_how_to_go_on(recipe: Recipe, monkeypatch: pytest.Monk
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train_cls, "train", interrupted)
-    assert main(["--model", "tiny", "--root", recipe.root, "--out", recipe.out]) == 130
+    assert cli.train(["--model", "tiny", "--root", recipe.root, "--out", recipe.out]) == 130
 
 
 def test_embedded_data_train_a_small_network(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ training was interrupted nor on how many processes prepare the pictures, and a c
 
 import argparse
 import csv
-import functools
 import io
 import math
 from dataclasses import MISSING, asdict, dataclass, replace
@@ -20,9 +19,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import v2
-from tqdm import tqdm
 
 from msat_det.base.errors import InputError
+from msat_det.base.progress import Progress
 from msat_det.base.settings import described, expanded
 from msat_det.base.typed import Reader
 from msat_det.data import Dataset, build_dataset
@@ -30,7 +29,6 @@ from msat_det.measure.accuracy.topk import topk
 from msat_det.models.classifiers import PREPROCESS, Preprocess, find_classifier
 from msat_det.report.directory import RunDirectory
 from msat_det.run.arguments import Parser, add_option
-from msat_det.run.terminal import guarded
 
 MOMENTUM = 0.9
 UNCHANGED = ("resume", "workers", "threads", "out")  # settings that do not decide what comes out
@@ -87,7 +85,7 @@ class Pictures(TorchDataset):
     """
 
     def __init__(self, dataset: Dataset, inputs: Preprocess, name: str):
-        progress = tqdm(range(len(dataset)), f"reading {name}", unit="image", leave=False)
+        progress = Progress(range(len(dataset)), f"reading {name}", unit="image", leave=False)
         self.pixels = torch.stack([inputs.fit(dataset[i].image) for i in progress])
         self.labels = torch.tensor([dataset.target(id) for id in dataset.ids])
         self.inputs, self.augment, self.key = inputs, None, (0, 0)
@@ -194,7 +192,7 @@ def train(recipe: Recipe) -> dict[str, float]:
     pictures.augment = augment
 
     total = recipe.epochs * len(pictures)
-    bar = tqdm(total=total, initial=len(log) * len(pictures), desc=f"training {recipe.model}", unit="image")
+    bar = Progress(total=total, initial=len(log) * len(pictures), desc=f"training {recipe.model}", unit="image")
     with bar, torch.backends.cudnn.flags(benchmark=False, deterministic=True):
         for epoch in range(len(log), recipe.epochs):
             loss = run_epoch(net, optimiser, pictures, recipe, epoch, device, bar)
@@ -213,7 +211,7 @@ def run_epoch(
     recipe: Recipe,
     epoch: int,
     device: torch.device,
-    bar: tqdm,
+    bar: Progress,
 ) -> float:
     """One pass through the training pictures. Returns the mean loss."""
     seed = mixed(recipe.seed, epoch)
@@ -261,10 +259,10 @@ def loader(pictures: Pictures, recipe: Recipe, order: list[int] | None = None) -
 def read_recipe(argv: list[str]) -> Recipe:
     """The command line → Recipe. Raises InputError; --help exits."""
     parser = Parser(
-        prog="train_cls.py",
+        "msat-det train",
         description="Trains a float classifier from scratch, on a GPU where there is one. Ctrl-C stops it; the same "
         "command with --resume goes on after the last finished epoch, to the same result.",
-        epilog="example: python tools/train_cls.py --model vgg16_cifar --root ~/data --autoaugment --cutout 16 "
+        epilog="example: msat-det train --model vgg16_cifar --root ~/data --autoaugment --cutout 16 "
         "--workers 8 --out runs/train/vgg16_cifar (the folder that holds cifar-100-python/)",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
@@ -278,9 +276,8 @@ def read_recipe(argv: list[str]) -> Recipe:
     return replace(recipe, root=str(expanded(recipe.root)), out=str(expanded(recipe.out)))
 
 
-@functools.partial(guarded, again="the same command with --resume goes on after the last finished epoch")
 def main(argv: list[str]) -> None:
-    """``tools/train_cls.py``: train and say where the weights are and what they reach."""
+    """``msat-det train``: train and say where the weights are and what they reach."""
     recipe = read_recipe(argv)
     last = train(recipe)
     print(f"top1 {last['top1']:.2f}, top5 {last['top5']:.2f} on {recipe.test}; the weights are in {recipe.out}")

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_iou, complete_box_iou_loss
-from tqdm import tqdm
 
+from msat_det.base.progress import Progress
 from msat_det.models.ssd import SsdDetector
 from msat_det.models.yolo import YoloDetector
 
@@ -182,7 +182,7 @@ def fit(
     optimiser = torch.optim.AdamW(net.parameters(), rate, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.2)
     losses = []
-    progress = tqdm(range(steps), desc="training", unit="step")
+    progress = Progress(range(steps), desc="training", unit="step")
     for _ in progress:
         inputs, target = next(batches)
         optimiser.zero_grad()
