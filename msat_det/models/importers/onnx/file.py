@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from msat_det.base.errors import InputError
-from msat_det.base.files import bytes_of, inside, show
+from msat_det.base.files import bytes_of, inside, is_file, show
+from msat_det.data.catalogue import get_with
 
 OPSETS = range(9, 24)
 MAX_NODES = 20_000
@@ -60,7 +61,8 @@ def read_onnx(path: str | Path) -> OnnxFile:
     try:
         model = onnx.ModelProto.FromString(bytes_of(path))
     except OSError as error:
-        raise InputError(f"{path}: not readable as ONNX ({error.strerror or error}); give a .onnx file") from None
+        mend = (not is_file(Path(path)) and get_with(Path(path))) or "give a .onnx file"
+        raise InputError(f"{path}: not readable as ONNX ({error.strerror or error}); {mend}") from None
     except (DecodeError, ValueError) as error:
         raise InputError(f"{path}: not readable as ONNX ({str(error)[:200]}); give a whole .onnx file") from None
     return _Reading(path, model.graph, _opset(path, model)).file()
