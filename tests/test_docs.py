@@ -38,7 +38,7 @@ ROWS: list[tuple[str, str | None, str]] = [
     (r"--onnx", None, "needs more packages; test_onnx.py does"),
     (r"compare .*vgg_demo", None, "every method on all images; test_compare.py does"),
     (r"--resume", None, "a hundred images; test_resume.py does"),
-    (r"doctor|inspect|export|report|list", "", "small as it stands"),
+    (r"detect|doctor|inspect|export|report|list", "", "small as it stands"),
     (r"--data.limit 8", "--draw.images 1", "but for the pictures small as it stands"),
     (r".", "--data.limit 2 --calib.limit 4 --sim.record 2 --draw.images 0", "longer than a test should, on all images"),
 ]

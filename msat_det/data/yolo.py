@@ -201,7 +201,7 @@ def read_labels(path: Path, classes: int, columns: int | None = None) -> np.ndar
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if words := line.split():
             rows.setdefault(_numbers(words, f"{path}, line {number}"), f"{path}, line {number}")
-    if len(kinds := {len(row[:columns]) > 5 for row in rows}) > 1:
+    if len({len(row[:columns]) > 5 for row in rows}) > 1:
         raise InputError(f"{path} has boxes in some lines and polygons in others: make all of one kind")
     return np.array([_box(row[:columns], where, classes) for row, where in rows.items()]).reshape(-1, 5)
 

@@ -5,6 +5,7 @@ import functools
 import importlib
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from msat_det.base import __version__
@@ -116,6 +117,18 @@ _msat_det() {
 }
 complete -o default -F _msat_det msat-det"""
 
+ABOUT_DETECT = """\
+Detects on pictures of one's own with a spiking network: a picture, all pictures of a folder, those that
+a pattern in quotes fits ('photos/**/*.jpg'), or a video (pip install 'msat-det[video]'). Writes each
+of them with its boxes and a detections.json in COCO's form (with scores) into --out, and prints a
+line for each. With --cfg any key of the configuration can be set as --key value."""
+
+EXAMPLES_DETECT = """\
+examples:
+  msat-det detect photo.jpg --cfg yolo_voc
+  msat-det detect holiday/ --cfg yolo_voc --method staged-4 --t 4 --compare --out boxes
+  msat-det detect street.mp4 --model yolo.safetensors --classes person,car"""
+
 USAGE = """\
 usage: msat-det COMMAND …
 
@@ -127,6 +140,7 @@ commands:
   inspect CONFIG [--key value …]          what every node of the network becomes: table and picture
   doctor CONFIG [--images N] […]          the worst layers of every method, with cause and mend
   export CONFIG --method LABEL --out FILE one method as a file to be run elsewhere; --onnx for other runtimes
+  detect SOURCE --cfg CONFIG […]         boxes on pictures, folders or videos of your own
   report DIR … [--out FILE]               the page of a run, or several runs side by side in one
   fetch NAME … [--root DIR]               data sets and weights by name; --list shows them
   train --model NAME --root DIR           a float classifier from scratch, to be converted
@@ -222,6 +236,43 @@ def export(argv: list[str]) -> None:
 
 
 @once
+def detect(argv: list[str]) -> None:
+    """``msat-det detect``: a detector on pictures of one's own."""
+    parser = Parser(
+        "msat-det detect",
+        usage="msat-det detect SOURCE --cfg FILE | --model FILE [--method NAME] [--t T] [--compare] […]",
+        description=ABOUT_DETECT,
+        epilog=EXAMPLES_DETECT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", metavar="SOURCE", help="a picture, a folder, a pattern in quotes, or a video")
+    parser.add_argument("--cfg", metavar="FILE", help="configuration whose detector is converted, on its calibration")
+    parser.add_argument("--model", metavar="FILE", type=Path, help="a network that msat-det export or Python saved")
+    text = "a label of the configuration, or a name that `msat-det list methods` shows (default: delta-3)"
+    parser.add_argument("--method", metavar="NAME", help=text)
+    parser.add_argument("--t", metavar="T", type=whole(1, MOST_TIMESTEPS), help="timesteps (default: delta 4, rate 32)")
+    parser.add_argument("--classes", metavar="NAME,NAME", default="", help="only these classes")
+    parser.add_argument("--score", metavar="X", type=share, default=0.3, help="the least that counts (default: 0.3)")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs/detect"), help="default: %(default)s")
+    parser.add_argument("--compare", action="store_true", help="the float network's boxes and those over t, in a row")
+    given, words = parser.parse_known_args(argv)
+    if (given.cfg is None) == (given.model is None):
+        raise InputError("give the network, either by --cfg FILE or by --model FILE")
+    if given.model and (words or given.method):
+        raise InputError(
+            f"{(words or ['--method'])[0]} does not go with --model, a network that is converted: leave it out"
+        )
+    config = load_config(["--cfg", given.cfg, *words], "msat-det detect") if given.cfg else None
+    from msat_det.run.detect import Wanted, detect
+
+    classes = tuple(name.strip() for name in given.classes.split(",") if name.strip())
+    wanted = Wanted(given.out, given.t, classes, given.score, given.compare)
+    folder = detect(given.source, config or given.model, given.method, wanted)
+    print(f"pictures and detections.json are in {folder}")
+
+
+@once
 def list_names(argv: list[str]) -> None:
     """``msat-det list KIND``: the names in one registry, one a line, and what each method does."""
     kinds = ["configs", *REGISTRIES]
@@ -266,12 +317,21 @@ def completion(argv: list[str]) -> None:
     print(re.sub("|".join(words), lambda match: " ".join(words[match[0]]), COMPLETION))
 
 
+def share(word: str) -> float:
+    """A number from 0 to 1, for argparse."""
+    with suppress(ValueError):
+        if 0 <= (value := float(word)) <= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"{word!r} is no number from 0 to 1")
+
+
 COMMANDS = {
     "run": run,
     "compare": compare,
     "inspect": inspect,
     "doctor": doctor,
     "export": export,
+    "detect": detect,
     "report": report,
     "fetch": fetch,
     "train": train,

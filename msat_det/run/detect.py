@@ -1,0 +1,208 @@
+"""``msat-det detect``: a converted detector on pictures of one's own."""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from msat_det.base.config import Config
+from msat_det.base.errors import InputError
+from msat_det.base.files import show, write_whole
+from msat_det.base.names import hint
+from msat_det.data.images import CorruptImage, read_image
+from msat_det.data.sources import VideoFile, frames_of, images_of, is_video
+from msat_det.methods import DEFAULT, METHODS
+from msat_det.models.detector import Detections, Detector
+from msat_det.report.side_by_side import side_by_side
+from msat_det.run.prepare import build_model, convert, observed, settle, task_of
+from msat_det.spiking.network import SpikingNetwork, load
+
+FRAMES = 8  # of a video that are simulated at once
+ENOUGH = {"delta": 4, "rate": 32}  # timesteps where none are asked for
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for. t: timesteps, None: as many as the coding needs. classes: names, empty for all. score: the
+    least that counts. compare: the float network's boxes and those over t in one picture."""
+
+    out: Path
+    t: int | None = None
+    classes: tuple[str, ...] = ()
+    score: float = 0.3
+    compare: bool = False
+
+
+def detect(source: str, network: Config | Path, method: str | None, wanted: Wanted) -> Path:
+    """Detect on a picture, the pictures of a folder or a pattern, or a video; write pictures and detections.json into
+    ``wanted.out``, and print a line for each picture. Returns that folder.
+
+    network: a configuration, whose detector is converted by ``method`` (a label of the file or a registered name, by
+    default the library's), or a file that ``msat_det.save`` wrote. Raises InputError for bad input of any kind.
+    """
+    frames = frames_of(Path(source).expanduser()) if is_video(source) else None
+    files = {} if frames else images_of(source)
+    snn = load(network) if isinstance(network, Path) else converted(network, method, wanted.t)
+    job = Job(snn, wanted)
+    wanted.out.mkdir(parents=True, exist_ok=True)
+    if frames is None:
+        job.pictures(files)
+    else:
+        job.video(Path(source).name, frames)
+    job.write()
+    return wanted.out
+
+
+def converted(config: Config, method: str | None, T: int | None) -> SpikingNetwork:
+    """The detector of a configuration as a spiking network. Raises InputError."""
+    if task_of(config) != "detection":
+        raise InputError("this configuration is a classifier's: give a detector's")
+    config = settle(config)
+    name = method or DEFAULT
+    entries = {entry["label"]: entry for entry in config.methods}
+    if name not in entries and name not in METHODS:
+        known = list(dict.fromkeys([*entries, *METHODS]))
+        raise InputError(f"no method {show(name)}: {hint(name, known, 'msat-det list methods shows all')}")
+    model = build_model(config, "detection")
+    observation = observed(config, model)
+    observation.detector = model
+    entry = entries.get(name, {"label": name, "method": name})
+    coding = METHODS.find(entry["method"]).options().coding
+    return convert(config, entry, observation, T or ENOUGH[entry.get("coding", coding)])
+
+
+@dataclass
+class Job:
+    """One call of the command: what it detects with, and what it has found so far."""
+
+    snn: SpikingNetwork
+    wanted: Wanted
+    images: list[dict[str, Any]] = field(default_factory=list)
+    found: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.snn.detector, Detector):
+            raise InputError("this network has no detector to read boxes: save one that has its detector")
+        self.T = self.wanted.t or self.snn.T
+        names = list(self.snn.detector.classes)
+        self.labels = torch.tensor([self._label(name, names) for name in self.wanted.classes], dtype=torch.int64)
+        self.times = sorted({2**i for i in range(self.T.bit_length())} | {self.T}) if self.wanted.compare else [self.T]
+
+    @staticmethod
+    def _label(name: str, names: list[str]) -> int:
+        if name not in names:
+            known = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+            mend = hint(name, names, f"give some of {known}")
+            raise InputError(f"the detector knows no {show(name)}: {mend}")
+        return names.index(name)
+
+    def pictures(self, files: dict[str, Path]) -> None:
+        """Pictures one by one; of several those that can't be read are told and left out."""
+        for name, path in files.items():
+            try:
+                image = read_image(path)
+            except CorruptImage as error:
+                if len(files) == 1:
+                    raise
+                print(f"warning: {error}", file=sys.stderr)
+                continue
+            (row,) = self.detected([image])
+            self.note(name, row[self.T], image)
+            target = self.place(name)
+            drawn = self.drawn(image, row)
+            write_whole(target, lambda file, drawn=drawn: drawn.save(file, "JPEG", quality=92))
+            print(f"{name}: {self.told(row[self.T])}")
+        if not self.images:
+            raise InputError("none of the pictures could be read: give others")
+
+    def video(self, name: str, frames: Iterator[tuple[float, Tensor]]) -> None:
+        """A video, a few frames at once; the pictures become a video as well."""
+        target, rate, before = self.place(name, ".mp4"), 25.0, None
+        with VideoFile(target, rate) as video:
+            for group in tqdm(groups(frames, FRAMES), "detecting", unit=f"×{FRAMES} frames", disable=None, leave=False):
+                if before is None and len(group) > 1 and group[-1][0] > group[0][0]:
+                    video.rate = max(1, round((len(group) - 1) / (group[-1][0] - group[0][0])))
+                images = [image for _, image in group]
+                for (seconds, image), row in zip(group, self.detected(images), strict=True):
+                    before = seconds
+                    self.note(name, row[self.T], image, frame=len(self.images), seconds=round(seconds, 4))
+                    video.write(np.asarray(self.drawn(image, row)))
+                    print(f"{name}, {seconds:.2f} s: {self.told(row[self.T])}")
+        if not self.images:
+            raise InputError(f"{name} holds no frame: give another video")
+
+    def detected(self, images: list[Tensor]) -> list[dict[int | str, Detections]]:
+        """For each image what is found at every timestep, and under "float" what the float network finds."""
+        found: dict[int | str, list[Detections]] = {**self.snn.detect(images, self.T, self.times)}
+        if self.wanted.compare:
+            found = {"float": self.float_boxes(images)} | found
+        return [{key: self.chosen(each[i]) for key, each in found.items()} for i in range(len(images))]
+
+    def float_boxes(self, images: list[Tensor]) -> list[Detections]:
+        detector = self.snn.detector
+        pixels, metas = zip(*map(detector.preprocess, images), strict=True)
+        found = detector.decode(self.snn.graph(torch.stack(pixels)), list(metas))
+        return [Detections(one.boxes, one.scores, one.labels, tuple(detector.classes)) for one in found]
+
+    def chosen(self, one: Detections) -> Detections:
+        """The boxes of the asked classes that are sure enough."""
+        one = one.above(self.wanted.score)
+        keep = torch.isin(one.labels.cpu(), self.labels) if self.wanted.classes else slice(None)
+        return Detections(one.boxes.cpu()[keep], one.scores.cpu()[keep], one.labels.cpu()[keep], one.classes)
+
+    def drawn(self, image: Tensor, row: dict[int | str, Detections]) -> Image.Image:
+        if not self.wanted.compare:
+            return row[self.T].draw(image, self.wanted.score)
+        photo = Image.fromarray(image.permute(1, 2, 0).numpy())
+        headings = {"float network" if key == "float" else f"t = {key}": one for key, one in row.items()}
+        return side_by_side(photo, headings, self.wanted.score)
+
+    def told(self, one: Detections) -> str:
+        """``2 person, 1 dog; t = 4, 0.31 of the float network's energy``."""
+        kinds = ", ".join(f"{count} {name}" for name, count in Counter(one.names).most_common()) or "nothing"
+        return f"{kinds}; t = {self.T}, {self.snn.counts[self.T].energy_ratio:.2f} of the float network's energy"
+
+    def note(self, name: str, one: Detections, image: Tensor, **more: Any) -> None:
+        """Keep the boxes of an image as COCO has them."""
+        id = len(self.images) + 1
+        size = {"width": image.shape[2], "height": image.shape[1]}
+        self.images.append({"id": id, "file_name": name, **size, **more})
+        for (x1, y1, x2, y2), score, label in zip(
+            one.boxes.tolist(), one.scores.tolist(), one.labels.tolist(), strict=True
+        ):
+            box = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
+            entry = {"id": len(self.found) + 1, "image_id": id, "category_id": label + 1, "bbox": box}
+            self.found.append(entry | {"area": round(box[2] * box[3], 2), "iscrowd": 0, "score": round(score, 5)})
+
+    def place(self, name: str, suffix: str = ".jpg") -> Path:
+        """Where the picture of a source goes: its name below ``out``."""
+        path = self.wanted.out / name
+        target = path.with_suffix(suffix)
+        if path.suffix.lower() not in (suffix, ".jpeg") and target.exists():  # a.png beside a.jpg
+            target = path.with_name(f"{path.name}{suffix}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+    def write(self) -> None:
+        """detections.json: images, categories and annotations as COCO has them, each with its score."""
+        categories = [{"id": i, "name": name} for i, name in enumerate(self.snn.detector.classes, 1)]
+        content = {"images": self.images, "categories": categories, "annotations": self.found}
+        text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+        write_whole(self.wanted.out / "detections.json", lambda file: file.write_bytes(text.encode()))
+
+
+def groups(values: Iterable, size: int) -> Iterator[list]:
+    """Lists of up to ``size`` values that follow each other."""
+    values = iter(values)
+    while group := list(islice(values, size)):
+        yield group

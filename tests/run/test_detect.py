@@ -1,0 +1,187 @@
+"""``msat-det detect``: pictures, folders, patterns and videos in, pictures, detections.json and a line each out."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import msat_det
+from msat_det.base.config import Model
+from msat_det.base.settings import PROJECT
+from msat_det.data.images import read_image
+from msat_det.data.sources import VideoFile, frames_of, images_of
+from msat_det.models import build_detector
+from msat_det.run import cli
+
+PHOTOGRAPHS = sorted((PROJECT / "data/voc").rglob("*.jpg"))[:3]
+CFG = str(PROJECT / "configs/yolo_voc.yaml")
+
+
+@cache
+def network() -> msat_det.SpikingNetwork:
+    weights = str(PROJECT / "data/weights/yolo_demo.safetensors")
+    detector = build_detector(Model(name="yolo_demo", weights=weights, names="voc"))
+    return msat_det.convert(detector, PHOTOGRAPHS, T=2)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> str:
+    network().save(tmp_path / "yolo.safetensors")
+    return str(tmp_path / "yolo.safetensors")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "in/more").mkdir(parents=True)
+    (tmp_path / "in/a.jpg").write_bytes(PHOTOGRAPHS[0].read_bytes())
+    Image.open(PHOTOGRAPHS[1]).save(tmp_path / "in/a.png")
+    (tmp_path / "in/more/b.jpg").write_bytes(PHOTOGRAPHS[2].read_bytes())
+    (tmp_path / "in/broken.jpg").write_bytes(b"no image")
+    return tmp_path / "in"
+
+
+def run(*words: object) -> int:
+    return cli.main(["detect", *map(str, words)])
+
+
+def test_a_picture_by_a_configuration_is_what_the_library_finds(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["--cfg", CFG, "--calib.limit", "4", "--method", "signed-b3", "--t", "4", "--score", "0.5"]
+    assert run(PHOTOGRAPHS[0], *words, "--out", tmp_path / "out") == 0
+    printed = capsys.readouterr().out.splitlines()
+    content = json.loads((tmp_path / "out/detections.json").read_text())
+    image = read_image(PHOTOGRAPHS[0])
+    name, (_, height, width) = PHOTOGRAPHS[0].name, image.shape
+    assert content["images"] == [{"id": 1, "file_name": name, "width": width, "height": height}]
+    assert len(content["categories"]) == 20
+    assert all(entry["score"] >= 0.5 for entry in content["annotations"])
+    assert printed[0].startswith(f"{name}: ")
+    assert "; t = 4, 0." in printed[0]
+    assert printed[-1] == f"pictures and detections.json are in {tmp_path / 'out'}"
+    assert Image.open(tmp_path / "out" / name).size == (width, height)
+
+
+def test_boxes_are_coco_objects_with_scores(saved: str, tmp_path: Path) -> None:
+    assert run(PHOTOGRAPHS[0], "--model", saved, "--out", tmp_path) == 0
+    (expected,) = network().detect(PHOTOGRAPHS[0], 2)[2]
+    expected = expected.above(0.3)
+    content = json.loads((tmp_path / "detections.json").read_text())
+    assert len(expected) > 2
+    names = {entry["id"]: entry["name"] for entry in content["categories"]}
+    assert [names[entry["category_id"]] for entry in content["annotations"]] == expected.names
+    boxes = torch.tensor([entry["bbox"] for entry in content["annotations"]])
+    boxes[:, 2:] += boxes[:, :2]
+    assert torch.allclose(boxes, expected.boxes, atol=0.02)
+    scores = [entry["score"] for entry in content["annotations"]]
+    assert scores == pytest.approx(expected.scores.tolist(), abs=1e-4)
+
+
+def test_a_folder_goes_on_after_what_cannot_be_read(
+    saved: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run(folder, "--model", saved, "--t", 1, "--out", tmp_path / "out") == 0
+    printed = capsys.readouterr()
+    assert [line.partition(":")[0] for line in printed.out.splitlines()[:-1]] == ["a.jpg", "a.png", "more/b.jpg"]
+    assert printed.err.startswith(f"warning: can't read image {folder / 'broken.jpg'}")
+    written = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
+    assert written == ["a.jpg", "a.png.jpg", "detections.json", "more/b.jpg"]
+    assert [i["file_name"] for i in json.loads((tmp_path / "out/detections.json").read_text())["images"]] == [
+        *("a.jpg", "a.png", "more/b.jpg")
+    ]
+
+
+def test_a_pattern_names_pictures_below_its_fixed_part(folder: Path) -> None:
+    assert list(images_of(f"{folder}/**/*.jpg")) == ["a.jpg", "broken.jpg", "more/b.jpg"]
+    assert list(images_of(f"{folder}/a.*")) == ["a.jpg", "a.png"]
+    assert images_of(str(folder / "a.png")) == {"a.png": folder / "a.png"}
+
+
+def test_only_the_classes_that_are_asked_for(saved: str, tmp_path: Path) -> None:
+    (all_of_them,) = network().detect(PHOTOGRAPHS[0], 2)[2]
+    wanted = all_of_them.above(0.3).names[:2]
+    assert run(PHOTOGRAPHS[0], "--model", saved, "--classes", ",".join(wanted), "--out", tmp_path) == 0
+    content = json.loads((tmp_path / "detections.json").read_text())
+    names = {entry["id"]: entry["name"] for entry in content["categories"]}
+    assert {names[entry["category_id"]] for entry in content["annotations"]} == set(wanted)
+
+
+def test_compare_puts_float_beside_spiking_over_t(saved: str, tmp_path: Path) -> None:
+    assert run(PHOTOGRAPHS[0], "--model", saved, "--t", 5, "--compare", "--out", tmp_path) == 0
+    picture = Image.open(tmp_path / PHOTOGRAPHS[0].name)
+    panels = 1 + len([1, 2, 4, 5])
+    width, height = Image.open(PHOTOGRAPHS[0]).size
+    longer = max(width, height)
+    assert picture.width == panels * (round(480 * width / longer) + 10) + 10
+    row = np.asarray(picture.convert("L"))
+    assert (row[:30, :] < 120).any()  # headings
+
+
+def test_a_video_becomes_a_video(saved: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("av")
+    image = read_image(PHOTOGRAPHS[0])
+    with VideoFile(tmp_path / "clip.mp4", 10) as video:
+        for _ in range(11):
+            video.write(image.permute(1, 2, 0).numpy())
+    assert run(tmp_path / "clip.mp4", "--model", saved, "--t", 1, "--out", tmp_path / "out") == 0
+    content = json.loads((tmp_path / "out/detections.json").read_text())
+    assert [entry["frame"] for entry in content["images"]] == list(range(11))
+    assert [entry["seconds"] for entry in content["images"]] == pytest.approx([i / 10 for i in range(11)], abs=0.01)
+    frames = list(frames_of(tmp_path / "out/clip.mp4"))
+    assert len(frames) == 11
+    assert frames[1][0] == pytest.approx(0.1, abs=0.01)
+    assert frames[0][1].shape == (3, image.shape[1] // 2 * 2, image.shape[2] // 2 * 2)
+    assert (frames[5][1].float() - image[:, : frames[5][1].shape[1], : frames[5][1].shape[2]]).abs().mean() < 25
+    assert capsys.readouterr().out.count("clip.mp4, ") == 11
+
+
+BAD = {
+    "nowhere.jpg --model MODEL": "no picture, folder or video nowhere.jpg: give one that is there",
+    "PHOTO": "give the network, either by --cfg FILE or by --model FILE",
+    "PHOTO --model MODEL --cfg x.yaml": "give the network, either by --cfg FILE or by --model FILE",
+    "PHOTO --model nowhere.safetensors": "no file nowhere.safetensors: give the path of a saved network",
+    "PHOTO --model MODEL --method msat": "--method does not go with --model",
+    "PHOTO --model MODEL --data.limit 3": "--data.limit does not go with --model",
+    "PHOTO --model MODEL --classes persn": "the detector knows no 'persn': did you mean person?",
+    "PHOTO --model MODEL --score 1.5": "argument --score: '1.5' is no number from 0 to 1",
+    "PHOTO --model MODEL --t 0": "argument --t",
+    "TEXT --model MODEL": "can't read image",
+    "EMPTY --model MODEL": "names no picture: give one, or a folder with some",
+    "CLIP --model MODEL": "can't be read as a video",
+    "PHOTO --cfg CLASSIFIER": "this configuration is a classifier's: give a detector's",
+    "PHOTO --cfg DETECTOR --method signd-b3": "no method 'signd-b3': did you mean signed-b3?",
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_status_2(
+    case: str, saved: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "text.jpg").write_text("hello")
+    (tmp_path / "clip.mp4").write_text("#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n")
+    (tmp_path / "empty").mkdir()
+    words = {
+        "PHOTO": PHOTOGRAPHS[0],
+        "MODEL": saved,
+        "TEXT": tmp_path / "text.jpg",
+        "EMPTY": tmp_path / "empty",
+        "CLIP": tmp_path / "clip.mp4",
+        "CLASSIFIER": PROJECT / "configs/vgg_demo.yaml",
+        "DETECTOR": CFG,
+    }
+    if "CLIP" in case:
+        pytest.importorskip("av")
+    assert run(*(words.get(word, word) for word in case.split()), "--out", tmp_path / "out") == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert BAD[case] in told
+    assert told.count("\n") == 1
+
+
+def test_a_network_without_its_detector_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    bare = msat_det.convert(network().detector.net, torch.rand(2, 3, *network().detector.size), T=1)
+    bare.save(tmp_path / "bare.safetensors")
+    assert run(PHOTOGRAPHS[0], "--model", tmp_path / "bare.safetensors", "--out", tmp_path / "out") == 2
+    assert "has no detector to read boxes" in capsys.readouterr().err
