@@ -16,6 +16,7 @@ from msat_det.base.settings import PROJECT
 
 SECONDS, PATIENCE = 5, 900  # of the process's own time, and of the clock: much other work may share the machine
 GIBIBYTE = 1 << 30
+MOST = 600 << 20  # bytes that a read may take, above what the process (with the fuzzer's own seeds in it) has held
 LONGEST = 2000  # characters of a message
 
 # Events that stand for reaching out of the process, or for running what a file says.
@@ -75,6 +76,7 @@ class Guard:
         A hang kills the process (SIGPROF, SIGALRM): whoever forked it sees that.
         """
         self.seen.clear()
+        held, highest = resident(), peak()
         self._real = os.path.realpath if links else os.path.abspath  # the former is slow on deep paths
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         signal.setitimer(signal.ITIMER_REAL, PATIENCE)
@@ -97,8 +99,8 @@ class Guard:
             pass
         if self.seen:
             outcome.fault = f"touched {self.seen[0]}"
-        elif peak() > GIBIBYTE:
-            outcome.fault = f"took {peak() >> 20} MiB"
+        elif peak() > highest and peak() - held > MOST:
+            outcome.fault = f"took {peak() - held >> 20} MiB"
         return outcome
 
     def _audit(self, event: str, arguments: tuple) -> None:
@@ -152,6 +154,11 @@ def described(error: BaseException) -> Outcome:
 def peak() -> int:
     """Most memory that this process has held, bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def resident() -> int:
+    """Memory that this process holds, bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def limit_memory() -> None:

@@ -57,7 +57,9 @@ from msat_det.run.arguments import load_config
 from msat_det.run.resume import begin, is_finished
 from msat_det.spiking.energy import prices
 from msat_det.spiking.formats.plan import load_plan
+from msat_det.spiking.kernels import levels_library, library
 
+library(), levels_library()  # which look at the machine's processor and compiler the first time
 TINY = "tiny_for_fuzzing"
 classifiers.CLASSIFIERS[TINY] = Network(lambda num_classes: classifiers.CifarResNet((1, 1), 2, num_classes), classes=4)
 PLAIN = {Foreign, Stored, Storage, dict, list, tuple, str, bytes, bytearray, int, float, bool, type(None)}

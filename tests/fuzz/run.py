@@ -28,7 +28,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch  # noqa: E402 (only now: one thread)
-from guard import Guard, Outcome, limit_memory, peak  # noqa: E402
+from guard import Guard, Outcome, limit_memory, peak, resident  # noqa: E402
 from mutate import Case, mutate  # noqa: E402
 from readers import READERS, Reader  # noqa: E402
 from seeds import image  # noqa: E402
@@ -39,6 +39,7 @@ FOUND = HERE / "found"
 FOLDERS = ("root", "outside", "elsewhere")
 POOL = 3000  # seeds at most
 MEMORY = Path("/dev/shm")  # a disk in memory, where there is one: laying a case out takes a third of the time
+FULL = 512 << 20  # bytes of seeds and of what libraries keep, after which a new process goes on
 OURS = 4  # exit status: the fuzzer itself is wrong
 MOST_FAULTS = 40  # of different kinds, after which a reader is given up
 
@@ -115,6 +116,7 @@ def fuzz(name: str, reader: Reader, begin: int, inputs: int, seed: int, place: W
     first, good = iter(pool.copy()), reader.seeds()
     guard = Guard(place.root, place.outside, place.elsewhere, reader.writes)
     limit_memory()
+    held = resident()
     random, ways, current = Random(f"{name} {seed} {begin}"), set(), place.path / "current"
     with os.fdopen(tell, "w", buffering=1) as out:
         for number in range(begin, inputs):
@@ -134,8 +136,8 @@ def fuzz(name: str, reader: Reader, begin: int, inputs: int, seed: int, place: W
             if outcome.fault:
                 shutil.copy(current, place.path / f"fault {number}")
             out.write(json.dumps([outcome.kind, outcome.seconds, peak(), len(ways), outcome.fault, number]) + "\n")
-            if "took" in outcome.fault[:5]:
-                os._exit(3)  # the most memory ever held can't be forgotten otherwise
+            if "took" in outcome.fault[:5] or resident() > held + FULL:
+                os._exit(3)  # the most memory ever held can't be forgotten otherwise, nor can torch.fx forget a graph
 
 
 def run(name: str, inputs: int, seed: int, keep: bool = True) -> Report:
@@ -184,7 +186,7 @@ def blame(report: Report, name: str, fault: str, file: Path, keep: bool) -> None
     if known in report.faults:
         return
     report.faults[known] = report.inputs
-    content = dump(anonymous(load(file.read_bytes()), PROJECT, Path.home(), file.parent))
+    content = dump(anonymous(load(file.read_bytes()), PROJECT, Path.home(), Path(sys.prefix), file.parent))
     digest = hashlib.sha256(content).hexdigest()[:12]
     print(f"  {name}: {fault}  [{digest}]", file=sys.stderr, flush=True)
     if keep:

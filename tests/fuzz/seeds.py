@@ -227,9 +227,9 @@ def image_folder() -> list[Case]:
 
 def configuration() -> list[Case]:
     first = {
-        "data": {"kind": "voc", "root": "data/voc", "split": "test", "year": "2007", "limit": 4},
+        "data": {"kind": "voc", "root": "pictures/voc", "split": "test", "year": "2007", "limit": 4},
         "model": {"name": "yolo_demo", "weights": "a/b.safetensors", "size": 160, "score": 0.05, "resize": "stretch"},
-        "calib": {"kind": "voc", "root": "data/voc", "split": "train", "skip": 0, "limit": 8},
+        "calib": {"kind": "voc", "root": "pictures/voc", "split": "train", "skip": 0, "limit": 8},
         "methods": [
             {"label": "m", "method": "msat", "variant": "normalised", "signed": True, "gamma": 3, "record": [4]},
             {"label": "s", "method": "constant", "stages": [2, 1, 0.5], "scale": "channel", "percentile": 99.9},

@@ -178,7 +178,10 @@ class _Reading:
                 elif node.op.startswith("call"):
                     args, kwargs = (fx.map_arg(a, env.__getitem__) for a in (node.args, node.kwargs))
                     layer = graph.module.get_submodule(node.target) if node.op == "call_module" else None
-                    known.check_call(node, ops.canonical(node, layer), args, kwargs)
+                    op = ops.canonical(node, layer)
+                    known.check_call(node, op, args, kwargs)
+                    if op in ops.CONVOLUTIONS:
+                        known.check_convolution(node, op, layer, args, kwargs)
                     value = graph.call(node, args, kwargs)
                 else:
                     value = graph.evaluate(node, env)

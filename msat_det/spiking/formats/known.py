@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from msat_det.base.errors import InputError
+from msat_det.base.files import show
 from msat_det.graph import ops
 
 _OPERATIONS = ops.KNOWN - ops.NEUTRAL
@@ -50,6 +51,7 @@ _NAME_OF = {function: name for name, function in reversed(FUNCTIONS.items())}
 _ON_NUMBERS = {FUNCTIONS[name] for name in FUNCTIONS if name.startswith("operator.")} - {operator.getitem, operator.add}
 _INPUTS = (fx.Node, type(None))  # what a device may come from
 _CASTS = ("to", "type")
+_GEOMETRY = ("stride", "padding", "dilation", "groups")  # a convolution's arguments behind input, weight and bias
 _MOST_PARTS = 4096  # of a value that is split
 
 
@@ -76,6 +78,30 @@ def layer_arguments(layer: nn.Module) -> dict[str, Any]:
         elif key != "inplace" and hasattr(layer, key):
             found[key] = getattr(layer, key)
     return found
+
+
+def check_convolution(node: fx.Node, op: str, layer: nn.Module | None, args: tuple, kwargs: dict) -> None:
+    """Refuse strides and the like that no convolution takes: the meta device does not look. Raises InputError.
+
+    layer: None for a call of a function with args and kwargs. Lengths, and least values, are PyTorch's.
+    """
+    transposed, dims = "transpose" in op, int(op[-2])
+    order = ("stride", "padding", "output_padding", "groups", "dilation") if transposed else _GEOMETRY
+    given = kwargs | dict(zip(order, args[3:], strict=False))
+    found: dict[str, list[int]] = {}
+    for name, low in (("stride", 1), ("dilation", 1), ("padding", 0), ("output_padding", 0)):
+        value = given.get(name) if layer is None else getattr(layer, name, None)
+        if value is None or (isinstance(value, str) and not transposed):  # same, valid: the call itself looks
+            value = low
+        numbers = list(value) if isinstance(value, list | tuple) else [value]
+        if len(numbers) not in (1, dims) or not all(type(number) is int and number >= low for number in numbers):
+            raise InputError(f"node '{node.name}' has {name} {show(value)}: a {op} takes {dims} of at least {low}")
+        found[name] = numbers * (dims // len(numbers))
+    added = zip(found["output_padding"], found["stride"], found["dilation"], strict=True)
+    if transposed and any(one >= max(stride, dilation) for one, stride, dilation in added):
+        raise InputError(
+            f"node '{node.name}' has output_padding {show(found['output_padding'])}: it must be below stride"
+        )
 
 
 def check_call(node: fx.Node, op: str, args: tuple, kwargs: dict) -> None:
