@@ -39,10 +39,10 @@ from msat_det.spiking.walk import Values, advance, readout, simulated, weighed
 # 15.2; YOLO Nano, signed bursts 14.7 / 11.5 / 9.8 / 9.2.
 CHUNK_BYTES = 256 << 20  # aim of one layer's activations over a chunk
 LONGEST_CHUNK = 8
-# A GPU reads and writes the states every chunk, so longer ones are better, until cuDNN's float32 convolutions become
-# slow. On an H100 a timestep of SSD300 takes .59 float forwards with 370 MB of the largest layer's activations at once
-# (16 images, batch 1) and 1.87 with 1.5 GB (64 images, batch 16), of SSD-MobileNet 27 with 4.4 GB (1,024 images).
-LONGEST_CHUNK_GPU, CHUNK_BYTES_GPU, IMAGES_AT_ONCE_GPU = 16, 400 << 20, 64
+# A GPU reads and writes the states every chunk, so longer ones are better, until cuDNN's float32 turns slow.
+# A timestep of SSD300 at batch 16 on an H100 takes .55 float forwards with 16 images at once, .50 with 64 (1.5 GB in
+# the largest layer) and .47 with 256; one of SSD-MobileNet took 27 with 1,024 (4.4 GB).
+LONGEST_CHUNK_GPU, CHUNK_BYTES_GPU, IMAGES_AT_ONCE_GPU = 16, 1600 << 20, 64
 
 
 def images_at_once(graph: Graph) -> int:
