@@ -22,7 +22,7 @@ from msat_det.models.detector import Detections
 from msat_det.report.directory import RunDirectory
 from msat_det.run import batches, prepare, resume
 from msat_det.run.arguments import load_config
-from msat_det.run.cli import convert_det
+from msat_det.run.cli import run
 from msat_det.spiking import engine, kernels
 
 pytest.importorskip("triton")
@@ -132,7 +132,7 @@ def test_a_whole_run_on_a_device(tmp_path, monkeypatch: pytest.MonkeyPatch, requ
 def test_a_device_that_is_not_there(name: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys, tmp_path) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert convert_det([*command(tmp_path), "--device", name]) == 2
+    assert run([*command(tmp_path), "--device", name]) == 2
     assert capsys.readouterr().err == f"error: {said}\n"
 
 
