@@ -1,0 +1,85 @@
+"""Imported networks are carried away like the others: resumed, shared by ranks, saved, exported as a timestep."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.onnx_files import node, write_onnx
+from support.small_runs import command, contents, die_at, run_quietly, start, tiny
+
+import msat_det
+from msat_det.base.settings import PROJECT
+from msat_det.data.images import read_image
+from msat_det.run import cli
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What makes the embedded YOLO's configuration one of an ONNX file with YOLOX's outputs."""
+    random, file = np.random.default_rng(0), tmp_path_factory.mktemp("net") / "net.onnx"
+    constants = {"w": random.standard_normal((16, 3, 8, 8)) * 5e-4, "u": random.random((25, 16, 1, 1))}
+    heads = [node("Conv", f"{level} u b", f"{level}_raw") for level in ("fine", "middle", "coarse")]
+    halves = (("fine", "middle"), ("middle", "coarse"))
+    pools = [node("MaxPool", a, b, kernel_shape=[2, 2], strides=[2, 2]) for a, b in halves]
+    joined = [node("Sigmoid", "a", "s"), node("Mul", "a s", "fine")]  # SiLU as exporters write it
+    first = node("Conv", "x w v", "a", strides=[8, 8])
+    write_onnx(
+        file,
+        [first, *joined, *pools, *heads],
+        constants=constants | {"v": np.zeros(16), "b": np.full(25, -0.5)},
+        outputs="fine_raw middle_raw coarse_raw",
+        shape=(1, 3, 96, 96),
+    )
+    return f"--model.name onnx --model.weights {file} --model.head yolox --model.names voc --methods delta-3".split()
+
+
+@pytest.fixture(scope="module")
+def whole(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    process = start(run_quietly, tiny(out, *words))
+    process.join()
+    assert process.exitcode == 0
+    return out
+
+
+def test_resumed(words: list[str], whole: Path, tmp_path: Path) -> None:
+    process = start(die_at, 30, tiny(tmp_path / "run", *words))
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    process = start(run_quietly, tiny(tmp_path / "run", *words, "--resume"))
+    process.join()
+    assert contents(tmp_path / "run") == contents(whole)
+
+
+def test_two_ranks(words: list[str], tmp_path: Path) -> None:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GIT_DIR": "/nowhere"}
+    found = []
+    for number, launcher in enumerate((torchrun, [])):
+        out = tmp_path / str(number) / "run"
+        tool = [sys.executable, *launcher, str(PROJECT / "tools/convert_det.py"), *command(out, *words)]
+        subprocess.run(tool, env=environment, check=True, capture_output=True)
+        found.append(contents(out))
+    assert found[0] == found[1]
+
+
+def test_saved_and_exported(words: list[str], tmp_path: Path) -> None:
+    """To the bit after loading, boxes included; its timestep in onnxruntime (the command checks it)."""
+    cfg = ["--cfg", str(PROJECT / "configs/yolo_voc.yaml"), *words[:-2], "--calib.limit", "4", "--method", "delta-3"]
+    assert cli.main(["export", *cfg, "--out", str(tmp_path / "net.msat")]) == 0
+    assert cli.main(["export", *cfg, "--out", str(tmp_path / "step.onnx"), "--onnx"]) == 0
+    detector = msat_det.load_detector(words[3], "yolox", classes="voc")
+    images = [read_image(path) for path in sorted((PROJECT / "data/voc").rglob("*.jpg"))[:4]]
+    snn = msat_det.convert(detector, [images], "delta-3")
+    snn.save(tmp_path / "again.msat")
+    loaded = msat_det.load(tmp_path / "again.msat")
+    assert loaded.detector.classes == detector.classes
+    for a, b in zip(snn.detect(images, 2)[2], loaded.detect(images, 2)[2], strict=True):
+        assert len(a.scores)
+        assert torch.equal(a.boxes, b.boxes)
+        assert torch.equal(a.scores, b.scores)
