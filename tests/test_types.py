@@ -11,7 +11,9 @@ from msat_det.base.settings import PROJECT
 # What the public names are made of. Elsewhere types are for readers.
 MODULES = """
     __init__ base/colours base/errors base/names base/tables measure/anytime methods/__init__ methods/api
-    methods/convert methods/presets models/detector models/drawing models/pictures spiking/energy spiking/network
+    methods/convert methods/presets models/detector models/drawing models/headed models/heads models/importers/onnx/cut
+    models/importers/onnx/detector models/importers/onnx/file models/importers/onnx/network models/importers/ultralytics
+    models/own models/pictures models/preprocessing spiking/energy spiking/network
 """.split()
 LATER = {"models/importers/torchvision"}  # returns what torchvision leaves untyped
 

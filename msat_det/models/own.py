@@ -37,10 +37,10 @@ def build_own(model: Any) -> Any:
     if not callable(build):
         raise InputError(f"model.name is {show(model.name)}: {place} has no function or class {show(name)}")
     try:
-        takes = inspect.signature(build).parameters
+        takes = "model" in inspect.signature(build).parameters
     except ValueError:  # some of what is written in C
-        takes = {}
-    return build(model) if "model" in takes else build()
+        takes = False
+    return build(model) if takes else build()
 
 
 def own_detector(model: Any) -> Detector:

@@ -1,5 +1,6 @@
 """Bringing photographs to a network's input size, and its boxes back to the photograph."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -55,7 +56,8 @@ def letterbox(
     return F.pad(resized, around, value=grey), Geometry(width, height, geometry.scale, (left, top))
 
 
-RESIZES = {"stretch": stretch, "letterbox": letterbox, "corner": partial(letterbox, centred=False)}
+Resize = Callable[..., tuple[Tensor, Geometry]]
+RESIZES: dict[str, Resize] = {"stretch": stretch, "letterbox": letterbox, "corner": partial(letterbox, centred=False)}
 
 
 @dataclass(frozen=True)

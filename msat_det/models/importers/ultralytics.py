@@ -112,7 +112,7 @@ def ultralytics(model: Any) -> HeadDetector:
     if count is None:
         raise InputError(f"{model.arch} has no weights: give --model.weights FILE, or --model.num_classes N")
     network = _called(model.arch, DetectionModel, f"{model.arch.removesuffix('.yaml')}.yaml", nc=count, verbose=False)
-    if tensors is not None:
+    if tensors is not None and weights is not None:
         if not any(".bn." in name for name in tensors):
             network.fuse(verbose=False)
         load_tensors(network, without_prefix(tensors, network.state_dict(), weights), weights)

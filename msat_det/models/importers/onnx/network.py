@@ -62,9 +62,10 @@ def _sizes(file: OnnxFile, name: str, size: tuple[int, int] | None) -> list[int]
         raise InputError(f"{file.path}: its input {show(name)} is for {batch} images at once: export it for one")
     if size is not None and len(own) == 3:
         own[1:] = size
-    if None in own:
+    known = [side for side in own if side is not None]
+    if len(known) < len(own):
         raise InputError(f"{file.path}: its input {show(name)} leaves sizes free: give size=(height, width)")
-    return own
+    return known
 
 
 def _outputs(file: OnnxFile, node: OnnxNode, values: dict[str, Value], building: Building) -> list[Value]:
