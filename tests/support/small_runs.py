@@ -63,7 +63,12 @@ def die_at(step: int, config: Config) -> None:
 
 def keep_states(folder: Path, config: Config) -> None:
     """Run, and copy what a SIGKILL before each change would leave of the run directory to ``folder``/NUMBER."""
-    before_changes(config, lambda now: shutil.copytree(config.out, folder / str(now), dirs_exist_ok=True))
+
+    def keep(now: int) -> None:
+        if os.path.isdir(config.out):  # noqa: PTH112 (the first change makes it)
+            shutil.copytree(config.out, folder / str(now))
+
+    before_changes(config, keep)
 
 
 def start(target: object, *arguments: object) -> BaseProcess:
