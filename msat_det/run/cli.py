@@ -140,7 +140,7 @@ commands:
   inspect CONFIG [--key value …]          what every node of the network becomes: table and picture
   doctor CONFIG [--images N] […]          the worst layers of every method, with cause and mend
   export CONFIG --method LABEL --out FILE one method as a file to be run elsewhere; --onnx for other runtimes
-  detect SOURCE --cfg CONFIG […]         boxes on pictures, folders or videos of your own
+  detect SOURCE --cfg CONFIG […]          boxes on pictures, folders or videos of your own
   report DIR … [--out FILE]               the page of a run, or several runs side by side in one
   fetch NAME … [--root DIR]               data sets and weights by name; --list shows them
   train --model NAME --root DIR           a float classifier from scratch, to be converted
@@ -263,7 +263,8 @@ def detect(argv: list[str]) -> None:
         raise InputError(
             f"{(words or ['--method'])[0]} does not go with --model, a network that is converted: leave it out"
         )
-    config = load_config(["--cfg", given.cfg, *words], "msat-det detect") if given.cfg else None
+    words = ["--cfg", given.cfg, *words, "--out", str(given.out)] if given.cfg else []
+    config = load_config(words, "msat-det detect") if given.cfg else None
     from msat_det.run.detect import Wanted, detect
 
     classes = tuple(name.strip() for name in given.classes.split(",") if name.strip())
