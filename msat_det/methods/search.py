@@ -25,7 +25,6 @@ from msat_det.methods.observe import Observation
 from msat_det.methods.sensitivity import sensitivity
 from msat_det.methods.sequential import layer_by_layer
 from msat_det.spiking.kernels import Scan
-from msat_det.spiking.levels import digits
 from msat_det.spiking.neurons import Msat, Neuron, threshold
 
 SILENT = 1000.0  # a stage's factor under which nothing fires
@@ -225,9 +224,9 @@ class Bench:
     def _spikes(self, neuron: Neuron, outputs: list[Tensor], scan: Scan) -> Tensor:
         """Σ|s| of each channel, per neuron; of binary levels the digits, of heights that differ what they cost."""
         if neuron.bits:
-            theta = threshold(neuron, outputs[0])
-            whole = ((o.abs() / (theta * neuron.stage(t))).round() for t, o in enumerate(outputs))
-            return sum(self.mean(digits(size, neuron.bits)) for size in whole)
+            heights = [threshold(neuron, outputs[0]) * neuron.stage(t) for t in range(len(outputs))]
+            whole = ((o.abs() / height).round().int() for o, height in zip(outputs, heights, strict=True))
+            return sum(self.mean(_digits(size, neuron.bits).float()) for size in whole)
         if neuron.adaptive is None:
             sizes = sum(self.mean(o.abs()) / neuron.stage(t) for t, o in enumerate(outputs))
             return torch.where(neuron.theta > 0, sizes / neuron.theta.clamp(min=1e-30), 0.0)
@@ -248,6 +247,12 @@ class Bench:
         weights = [max(1.0, t / FADING) for t in self.goal.times]
         bias = sum(weight * mean for weight, mean in zip(weights, means, strict=True)) / sum(weights)
         return replace(neuron, bias=bias)
+
+
+def _digits(whole: Tensor, bits: int) -> Tensor:
+    """``levels.digits`` of int32, in a few operations."""
+    top = bits - 1
+    return sum(((whole >> k) & 1 for k in range(top)), whole >> top)
 
 
 def search(bench: Bench, make: Callable[[Node, Tensor], Neuron]) -> Trial:
