@@ -37,7 +37,7 @@ BURSTS = tuple(2 ** (i / 2) for i in range(-9, 2))  # on the channel's scale, wh
 STAGES = (1.0, 0.5, 0.25)  # of later timesteps
 TERMS = 6
 ZONES = (0.5, 0.7, 1.0)
-SAMPLE = 1 << 18  # elements of a call site that candidates are tried on
+SAMPLE = 1 << 17  # elements of a call site that candidates are tried on
 PASSES, CLOSE = 7, 0.01
 
 
