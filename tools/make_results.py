@@ -27,7 +27,7 @@ VARIANTS = "msat,msat-paper,msat-normalised,dtt-only,det-only,msat-confidence"
 CLASSIFICATION = f"--methods {METHODS},{VARIANTS}"
 CODINGS = (
     "--methods delta-1,delta-2,delta-3,delta-3-w8,dcgs,dcgs-halves,h-mt,ltb,adafire,msat-fit-energy,delta-fit,"
-    "delta-fit-anytime,int8 --sim.record 1,2,4,8,16 --bootstrap.against int8"
+    "delta-fit-anytime,int8 --sim.record 1,2,4,8,16 --bootstrap.against int8 --bootstrap.draws 200"
 )
 # Name of a configuration in configs/real, and of an experiment with it → heading, and what the command sets beside the
 # configuration.
@@ -38,7 +38,7 @@ DELTA = {
     "squeezenet_imagenet:codings": ("SqueezeNet 1.0, ImageNet: both codings, one to sixteen timesteps", CODINGS),
     "yolo_fastest_coco:codings": (
         "YOLO-Fastest 1.1 (leaky ReLU), COCO: delta coding",
-        "--methods delta-2,delta-3,delta-fit,int8 --sim.record 1,2 --bootstrap.against int8",
+        "--methods delta-2,delta-3,delta-fit,int8 --sim.record 1,2 --bootstrap.against int8 --bootstrap.draws 200",
     ),
 }
 RESULTS = {
