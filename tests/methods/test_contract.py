@@ -15,6 +15,7 @@ from msat_det.base.errors import InputError
 from msat_det.graph.facts import facts
 from msat_det.methods import METHODS
 from msat_det.methods.convert import spiking_network
+from msat_det.methods.fitted import DeltaFit
 from msat_det.methods.layerwise import LayerByLayer
 from msat_det.methods.observe import Observation, observe
 from msat_det.spiking.network import SpikingNetwork
@@ -23,11 +24,13 @@ T = 16
 
 
 def coding(method: str) -> str:
-    return METHODS[method].options().coding or "rate"  # left open, each of them is met in its turn
+    return METHODS[method].options().coding or "rate"  # left open, as delta it is delta-fit
 
 
-# every method under its own coding, and under the other one where it has both
-OTHER = {f"{name} as delta": name for name, made in METHODS.items() if made.codings[1:] and coding(name) == "rate"}
+# every method under its own coding, and under the other one where it has both and is no other method then
+OTHER = {
+    f"{name} as delta": name for name, made in METHODS.items() if made.codings[1:] and made.options().coding == "rate"
+}
 PAIRS = [(method, network) for method in [*METHODS, *OTHER] for network in NETWORKS]
 every_pair = pytest.mark.parametrize(("method", "network"), PAIRS, ids=[f"{m} {n}" for m, n in PAIRS])
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -244,6 +247,10 @@ def test_conversion_is_repeatable_and_leaves_the_observation_alone(method: str, 
 def test_every_method_takes_the_common_options(method: str, options: dict) -> None:
     if coding(method) == "delta" and set(options) & {"initial", "confidence", "rounding", "margin"}:
         with pytest.raises(InputError, match="it is for coding rate"):
+            spiking_network(method, options, observed("residual"), T)
+        return
+    if issubclass(METHODS[method].options, DeltaFit) and "stages" in options:
+        with pytest.raises(InputError, match="it is what is fitted"):
             spiking_network(method, options, observed("residual"), T)
         return
     snn = spiking_network(method, options, observed("residual"), T)
