@@ -49,8 +49,7 @@ class Unit:
         """What these neurons spend on a batch up to T, all that it costs in it: of energy first layers, poolings and
         what is analog, too."""
         snn = SpikingNetwork(self.observation.graph, dict(neurons), self.observation.fanout)
-        snn.run(batch, T)
-        return getattr(snn.counts[T], _FIGURES[self.of])
+        return getattr(snn.simulate(batch, T).counts[T], _FIGURES[self.of])
 
 
 def check_by_t(name: str, given: ByT | None) -> None:

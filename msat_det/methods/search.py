@@ -224,9 +224,7 @@ class Bench:
     def _spikes(self, neuron: Neuron, outputs: list[Tensor], scan: Scan) -> Tensor:
         """Σ|s| of each channel, per neuron; of binary levels the digits, of heights that differ what they cost."""
         if neuron.bits:
-            heights = [threshold(neuron, outputs[0]) * neuron.stage(t) for t in range(len(outputs))]
-            whole = ((o.abs() / height).round().int() for o, height in zip(outputs, heights, strict=True))
-            return sum(self.mean(_digits(size, neuron.bits).float()) for size in whole)
+            return self._terms(neuron, outputs)
         if neuron.adaptive is None:
             sizes = sum(self.mean(o.abs()) / neuron.stage(t) for t, o in enumerate(outputs))
             return torch.where(neuron.theta > 0, sizes / neuron.theta.clamp(min=1e-30), 0.0)
@@ -236,6 +234,18 @@ class Bench:
         # heights differ by neuron: the count of all spikes, shared out by where there are any
         each = scan.counts[:, 0].mean().item() / self.positions
         return each * events / events.sum().clamp(min=1e-30)
+
+    def _terms(self, neuron: Neuron, outputs: list[Tensor]) -> Tensor:
+        """The binary digits of each channel's bursts, per neuron; timesteps of one stage at once."""
+        by_stage: dict[float, list[Tensor]] = {}
+        for t, output in enumerate(outputs):
+            by_stage.setdefault(neuron.stage(t), []).append(output)
+        total = self.wanted.new_zeros(())
+        for stage, sent in by_stage.items():
+            if stage != SILENT:
+                whole = (torch.cat(sent).abs() / (threshold(neuron, sent[0]) * stage)).round().int()
+                total = total + len(sent) * self.mean(_digits(whole, neuron.bits).float())
+        return total
 
     def corrected(self, neuron: Neuron) -> Neuron:
         """The neuron with each channel's mean error, over the wanted timesteps, as a bias.

@@ -102,7 +102,7 @@ def test_what_calibration_has_not_seen_converges(method: str, network: str) -> N
     assert any((site.maximum == 0).any() for site in observation.sites.values())
     name = OTHER.get(method, method)
     options = {"images": 2} if issubclass(METHODS[name].options, LayerByLayer) else {}
-    options |= {"coding": "delta"} if method in OTHER else {}
+    options |= {"coding": "delta" if method in OTHER else coding(method)}
     expected, times = build(network)(x), [t * LONGER.get(method, 1) for t in (128, 1024)]
     made = {t: spiking_network(name, options, observation, t) for t in times}
     before, after = (error(snn.run(x, t)[t], expected) for t, snn in made.items())

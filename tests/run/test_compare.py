@@ -21,7 +21,17 @@ from msat_det.run.arguments import load_config
 
 FILES = {"config.yaml", "curve.csv", "summary.json", "coverage.json", "curve.png"}
 COSTS = ["spikes_per_neuron", "sops_per_mac", "energy_ratio", "events_per_neuron", "energy_ratio_int8"]
-YOUNGER = {"adafire", "dcgs", "delta", "delta-fit", "delta-fit-anytime", "ftbc", "h-mt", "int8", "ltb"}  # than the paper
+YOUNGER = {
+    "adafire",
+    "dcgs",
+    "delta",
+    "delta-fit",
+    "delta-fit-anytime",
+    "ftbc",
+    "h-mt",
+    "int8",
+    "ltb",
+}  # than the paper
 OURS = {"constant", "constant-fit", "msat-fit", "msat-fit-anytime"}
 
 
