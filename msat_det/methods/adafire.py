@@ -40,10 +40,7 @@ class AdaFire(Calibration):
         check_by_t("budget", self.budget)
 
 
-CHOSEN = "its bursts are chosen anew for each T"
-
-
-@method("adafire", AdaFire, needs_t=True, codings=RATE, stays_off=CHOSEN, source="AAAI 2025")
+@method("adafire", AdaFire, needs_t=True, codings=RATE, source="AAAI 2025")
 def adafire(options: AdaFire, observation: Observation, T: int) -> Neurons:
     """Bursts of a γ for each call site: each γ is tried with all other sites at 1, and a Pareto dynamic programme takes
     the sum of changes that lessens the error of the outputs most within the budget of spikes.

@@ -110,10 +110,7 @@ class Hmt(Options):
     terms: tuple[int, ...] = (8,)
 
 
-H_MT_STAYS = "at T = 1 it is as fine as 8 bits already"
-
-
-@method("h-mt", Hmt, needs_t=True, codings=("rate",), stays_off=H_MT_STAYS, source="AAAI 2026")
+@method("h-mt", Hmt, needs_t=True, codings=("rate",), source="AAAI 2026")
 def h_mt(options: Hmt, observation: Observation, T: int) -> Neurons:
     """Half-start multi-threshold neurons: s = clamp(⌊v/θ⌋, 0, 2^N − 1), v(−1) = θ/2, sent as the binary digits of s.
 

@@ -50,10 +50,7 @@ class Fitted(LayerByLayer):
         check_by_t("budget", self.budget)
 
 
-PRICED = "what a spike may cost sets the error, not T"
-
-
-@method("constant-fit", Fitted, needs_t=True, stays_off=PRICED, codings=RATE)
+@method("constant-fit", Fitted, needs_t=True, codings=RATE)
 def constant_fit(options: Fitted, observation: Observation, T: int) -> Neurons:
     """Constant thresholds by the same search as ``msat-fit``, at the same budget: what adaptivity adds is the rest."""
     return _fit_rate(options, observation, [T], [(1.0,)])
@@ -91,7 +88,7 @@ class MsatFit(Fitted):
         return [self.coding] if self.coding else ["rate"] if self._rate_alone else ["rate", "delta"]
 
 
-@method("msat-fit", MsatFit, needs_t=True, stays_off=PRICED)
+@method("msat-fit", MsatFit, needs_t=True)
 def msat_fit(options: MsatFit, observation: Observation, T: int) -> Neurons:
     """The multi-stage threshold fitted for one T: scale per channel, stages and, if asked, eqs. 16 and 17 per call
     site, by eq. 14 under a budget of spikes. Ours; see ``methods.search``.
@@ -103,7 +100,7 @@ def msat_fit(options: MsatFit, observation: Observation, T: int) -> Neurons:
     return _nearest(options, observation, [T], stage_candidates(T))
 
 
-@method("msat-fit-anytime", MsatFit, stays_off=PRICED)
+@method("msat-fit-anytime", MsatFit)
 def msat_fit_anytime(options: MsatFit, observation: Observation, T: int) -> Neurons:
     """One plan for every t: the error is averaged over t = 2, 3, 4, 6, 8, 12, 16, … up to T."""
     times = [t for t in _doubling(T) if t <= T] or [T]
@@ -196,7 +193,7 @@ class DeltaFit(LayerByLayer):
         check_by_t("budget", self.budget)
 
 
-@method("delta-fit", DeltaFit, needs_t=True, stays_off=PRICED, codings=("delta",))
+@method("delta-fit", DeltaFit, needs_t=True, codings=("delta",))
 def delta_fit(options: DeltaFit, observation: Observation, T: int) -> Neurons:
     """Delta coding with θ per channel, terms and dead zones per call site, fitted under a budget. Ours; see
     ``methods.delta_search``. All of the budget goes to the first timestep, and later ones correct it: a value that is
@@ -204,7 +201,7 @@ def delta_fit(options: DeltaFit, observation: Observation, T: int) -> Neurons:
     return _fit_corrections(options, observation, [T])
 
 
-@method("delta-fit-anytime", DeltaFit, stays_off=PRICED, codings=("delta",))
+@method("delta-fit-anytime", DeltaFit, codings=("delta",))
 def delta_fit_anytime(options: DeltaFit, observation: Observation, T: int) -> Neurons:
     """One plan for every t: a budget for each timestep, {1: 0.6, 2: 0.9, 4: 1.1}, up to which it may have spent, and
     stages, terms and dead zones of their own; without a budget four timesteps, each at half the price of the one

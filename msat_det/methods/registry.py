@@ -23,16 +23,14 @@ RATE = ("rate",)
 
 @dataclass(frozen=True)
 class Method:
-    """A registered method. needs_t: it is made anew for each recorded t. stays_off: why its error need not fall with
-    T, where it need not. clips: why what lies beyond its range stays clipped, where it does. codings: those that it
-    makes neurons for. source: who published it. preset: values of its options that stand in place of their defaults
-    (``preset``), of the method named ``base``. about: what it does."""
+    """A registered method. needs_t: it is made anew for each recorded t. clips: why what lies beyond its range stays
+    clipped, where it does. codings: those that it makes neurons for. source: who published it. preset: values of its
+    options that stand in place of their defaults (``preset``), of the method named ``base``. about: what it does."""
 
     name: str
     options: type[Options]
     make: Callable[[Any, Observation, int], Neurons]
     needs_t: bool
-    stays_off: str = ""
     clips: str = ""
     codings: tuple[str, ...] = ("rate", "delta")
     source: str = "ours"
@@ -53,7 +51,6 @@ def method(
     name: str,
     options: type[Options],
     needs_t: bool = False,
-    stays_off: str = "",
     clips: str = "",
     codings: tuple[str, ...] = ("rate", "delta"),
     source: str = "ours",
@@ -64,7 +61,7 @@ def method(
     def register(make: Callable[[Any, Observation, int], Neurons]) -> Callable:
         text = " ".join((inspect.getdoc(make) or "").replace("`", "").split())
         about = re.split(r"\. (?=[A-Zθ\"])", text)[0].rstrip(".")
-        METHODS[name] = Method(name, options, make, needs_t, stays_off, clips, codings, source, about=about)
+        METHODS[name] = Method(name, options, make, needs_t, clips, codings, source, about=about)
         return make
 
     return register

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
+from unittest import mock
 
 import mutate
 import seeds
@@ -262,8 +263,9 @@ def read_unfinished(root: Path) -> None:
     with contextlib.redirect_stderr(io.StringIO()):
         if not is_finished(directory, config):
             observation = SimpleNamespace(graph=SimpleNamespace(module=torch.nn.Identity()), sites={})
-            resume.digest, resume.commit_id = lambda *contents: "a" if contents else "b", lambda: "abc"
-            begin(directory, config, observation, SimpleNamespace(ids=[1]), 3)
+            stands = {"digest": lambda *contents: "a" if contents else "b", "commit_id": lambda: "abc"}
+            with mock.patch.multiple(resume, **stands):
+                begin(directory, config, observation, SimpleNamespace(ids=[1]), 3)
 
 
 def read_plan(root: Path) -> None:

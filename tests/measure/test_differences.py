@@ -31,7 +31,14 @@ def test_differences_of_a_run(words: list[str], against: str, tmp_path: Path) ->
         ours, theirs = (summary["methods"][label][row["t"]][row["metric"]] for label in ("signed-b3", against))
         assert told["difference"] == pytest.approx(ours - theirs, abs=1e-6)
         assert float(row["difference"]) == pytest.approx(told["difference"], abs=1e-3)
-        assert told["low"] <= told["high"]
+        assert told["low"] <= told["difference"] <= told["high"]
+        reach = (told["high"] - told["low"]) / 2
+        if metrics == ["top1"]:  # ours is always right, so that the difference of an image is 0 or 1
+            assert ours == 100
+            share, images = told["difference"] / 100, summary["images"]
+            assert reach == pytest.approx(164.5 * (share * (1 - share) / images) ** 0.5, abs=50 / images)
+        else:
+            assert reach > 0
         assert f"{told['difference']:+.1f} ({told['low']:+.1f}, {told['high']:+.1f})" in page
     assert ("Agreement with the float network" in page) == ("agreement" in metrics)
 

@@ -60,17 +60,22 @@ def error(got: Any, expected: Any) -> float:
     return max(((a - b).norm() / b.norm()).item() for a, b in pairs)
 
 
+HELD = {"msat-fit-anytime as delta": 0.012}  # the last level that is fitted, at the fourth timestep, holds
+
+
 @every_pair
 def test_outputs_approach_the_float_networks(method: str, network: str) -> None:
-    """A method that does not promise that says why in an attribute ``stays_off``; it is finite all the same."""
+    """All but those that clip, and say why; they are finite all the same."""
     expected = build(network)(images())
     outputs = outputs_at(method, network, [8, 128])
     for got in outputs.values():
         assert pytree.tree_structure(got) == pytree.tree_structure(expected)
         assert all(x.isfinite().all() for x in pytree.tree_leaves(got))
     made = METHODS[OTHER.get(method, method)]
-    if not made.stays_off and not made.clips:
-        before, after = (error(outputs[t], expected) for t in (8, 128))
+    before, after = (error(outputs[t], expected) for t in (8, 128))
+    if method in HELD:
+        assert max(before, after) < HELD[method]
+    elif not made.clips:
         assert after < 0.8 * before or after < 0.005  # some are as good as done after eight timesteps
 
 

@@ -16,7 +16,7 @@ from msat_det.graph.facts import facts
 from msat_det.methods import fitted
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import Observation, observe
-from msat_det.methods.search import Bench, Fit, Goal, anytime_candidates, fit, fit_once, search, stage_candidates
+from msat_det.methods.search import Bench, Fit, Goal, Trial, anytime_candidates, fit, fit_once, search, stage_candidates
 from msat_det.methods.sensitivity import sensitivity
 from msat_det.methods.sequential import run_alone
 from msat_det.spiking.formats.plan import load_plan, save_plan
@@ -162,6 +162,20 @@ def test_a_budget_is_kept_and_used(method: str, budget_of: str, levels: str) -> 
         assert 0.9 * budget < spent <= 1.001 * budget
 
 
+@pytest.mark.parametrize("method", ["constant-fit", "msat-fit", "delta-fit"])
+def test_fits_converge_with_their_budget(method: str) -> None:
+    """Twice the timesteps and twice the budget leave less than half the error, and the budget is kept."""
+    errors = []
+    for T, budget in ((2, 0.6), (4, 1.2)):
+        options = {"budget": budget, "budget_of": "spikes", "images": 8}
+        options |= {"coding": "rate"} if method == "msat-fit" else {}
+        snn = spiking_network(method, options, observed("plain"), T)
+        errors.append(relative(snn, T))
+        assert snn.counts[T].spikes_per_neuron < 1.05 * budget
+    assert errors[1] < 0.5 * errors[0]
+    assert errors[1] < 0.05
+
+
 def test_binary_levels_are_counted_by_their_digits() -> None:
     """7 = 1 + 2 + 4 takes three, 8 one, 15 four; bursts take 30."""
     bench = bench_of(observed("plain"), 1)
@@ -198,19 +212,31 @@ def test_a_budget_may_differ_by_t() -> None:
     assert [fitted.at(options.budget, T) for T in (2, 3, 4, 6, 8, 64)] == [2.5, 2.5, 3.0, 3.0, 5.0, 5.0]
 
 
+@pytest.mark.parametrize("adaptive", [["dtt"], ["det"], ["dtt", "det"]])
+def test_eqs_16_and_17_are_taken_where_they_help(adaptive: list[str]) -> None:
+    """Within four timesteps they lower the cost that is searched for; at the first one θ is θ_max whatever they say."""
+
+    def searched(T: int, adaptive: list[str]) -> Trial:
+        bench = bench_of(observed("plain"), T, stages=[(1.0,)], adaptive=adaptive)
+        found = search(bench, lambda node, unit: neuron_of(bench, 1.0))
+        assert bench.try_(found.neuron).total == pytest.approx(found.total)
+        return found
+
+    without, found = searched(4, []), searched(4, adaptive)
+    assert without.neuron.adaptive is None
+    assert found.total < 0.999 * without.total
+    assert (found.neuron.adaptive.dtt, found.neuron.adaptive.det) == ("dtt" in adaptive, "det" in adaptive)
+    without, found = searched(1, []), searched(1, adaptive)
+    assert found.neuron.adaptive is None
+    assert found.total == without.total
+
+
 @pytest.mark.parametrize("parts", [{"dtt": True}, {"det": True}, {"dtt": True, "det": True}])
-def test_eqs_16_and_17_are_taken_where_they_help(parts: dict) -> None:
-    """Never worse by the cost that is searched for, and among the neurons of what is fitted where they are better."""
-    adaptive = [name for name in parts if parts[name]]
-    make = lambda node, unit: neuron_of(bench, 1.0)  # noqa: E731
-    bench = bench_of(observed("plain"), 4, stages=[(1.0,)])
-    without = search(bench, make)
-    bench = bench_of(observed("plain"), 4, stages=[(1.0,)], adaptive=adaptive)
-    found = search(bench, make)
-    assert found.total <= without.total
-    if found.neuron.adaptive:
-        assert (found.neuron.adaptive.dtt, found.neuron.adaptive.det) == ("dtt" in adaptive, "det" in adaptive)
-    spiking_network("msat-fit", parts, observed("residual"), 3)
+def test_a_network_is_fitted_with_eqs_16_and_17(parts: dict) -> None:
+    snn = spiking_network("msat-fit", parts, observed("residual"), 3)
+    taken = [neuron.adaptive for neuron in snn.neurons.values() if neuron.adaptive]
+    assert taken
+    assert all((one.dtt, one.det) == (parts.get("dtt", False), parts.get("det", False)) for one in taken)
 
 
 def test_an_anytime_plan_gets_better_with_t() -> None:

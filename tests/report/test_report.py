@@ -2,6 +2,7 @@
 
 import csv
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from support.rows import ROWS, picture
 
 from msat_det.base.errors import InputError
 from msat_det.measure.rows import CurveRow
+from msat_det.report import directory
 from msat_det.report.boxes import draw_detections
 from msat_det.report.curves import draw_curve
 from msat_det.report.directory import RunDirectory, commit_id
@@ -149,6 +151,26 @@ def test_unwritable_out(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_commit_id() -> None:
-    commit = commit_id()
-    assert commit is None or set(commit.removesuffix("-dirty")) <= set("0123456789abcdef")
+def test_commit_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the checkout that the code lies in: its commit, -dirty once a file differs; None where there is none."""
+
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        done = subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True)
+        return done.stdout.decode().strip()
+
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setattr(directory, "__file__", str(tmp_path / "directory.py"))
+    assert commit_id() is None
+    git("init", "-q")
+    (tmp_path / "directory.py").write_text("pass")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    git("tag", "v1")  # a tag is no commit's name
+    head = git("rev-parse", "HEAD")
+    assert len(head) == 40
+    assert commit_id() == head
+    (tmp_path / "directory.py").write_text("...")
+    assert commit_id() == f"{head}-dirty"
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git
+    assert commit_id() is None

@@ -11,7 +11,7 @@ from support.networks import images, observed
 from support.small_runs import contents, run_quietly, tiny
 from torch import nn
 
-from msat_det.base.settings import PROJECT
+from msat_det.base.settings import PROJECT, read_config
 from msat_det.measure.diagnosis import CLIPPED, COARSE, INHERITED, OVER, Finding, Patient, cause_of, mends_for
 from msat_det.measure.effects import output_error
 from msat_det.measure.ledger import PARTS, ledger
@@ -19,6 +19,7 @@ from msat_det.methods import METHODS, parse_options
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import Observation, observe
 from msat_det.report.directory import RunDirectory
+from msat_det.run import prepare
 from msat_det.run.cli import main
 from msat_det.spiking.network import SpikingNetwork
 
@@ -152,10 +153,15 @@ def test_the_command_writes_what_it_says(tmp_path: Path, capsys: pytest.CaptureF
     assert {(row["method"], row["t"]) for row in rows} == {
         ("msat", 2), ("msat", 4), ("signed", 2), ("signed", 4), ("staged-4", 4)
     }  # fmt: skip
+    config = prepare.settle(read_config(PROJECT / "configs/vgg_demo.yaml"))
+    observation = observe(prepare.build_model(config, "classification").net, [images(2, size=32)])
+    fanout = observation.fanout.spikes
+    reached = {n.name: fanout[n].sum().item() if n in fanout else 0 for n in observation.graph.sites}
     for row in rows:
         assert sum(row[part] for part in PARTS) == pytest.approx(row["total"], abs=1e-5)
         assert (row["effect"] is None) == (row["t"] == 2)
-        assert row["float_macs"] >= 0
+        assert row["float_macs"] == reached[row["site"]]
+    assert sum(reached.values()) > 1e6
     advice = json.loads((out / "doctor.json").read_text())
     assert list(advice) == ["msat", "signed", "staged-4"]
     printed = capsys.readouterr().out

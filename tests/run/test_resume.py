@@ -17,6 +17,7 @@ from msat_det.base.errors import InputError
 from msat_det.base.settings import PROJECT
 from msat_det.measure.parts import Part, Parts
 from msat_det.report.directory import RunDirectory
+from msat_det.run import resume
 from msat_det.run.resume import owned
 
 
@@ -135,7 +136,9 @@ def test_ctrl_c_leaves_what_is_done_and_says_how_to_go_on(whole: Path, tmp_path:
 
 def test_a_finished_run_has_nothing_left_to_do(whole: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.name != ".lock"}
+    own = resume.commit_id
     rows = run_quietly(tiny(whole, "--resume"))
+    assert resume.commit_id is own  # what stood in its place for the run is put back
     after = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.name != ".lock"}
     assert {p: t for p, t in after.items() if p.is_file()} == {p: t for p, t in before.items() if p.is_file()}
     assert [(row.method, row.t) for row in rows] == [("float", None), ("signed", 1), ("signed", 4), ("staged-4", 4)]

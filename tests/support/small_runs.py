@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from unittest import mock
 
 from msat_det.base.config import Config
 from msat_det.base.settings import PROJECT
@@ -36,8 +37,8 @@ def tiny(out: Path, *words: str) -> Config:
 
 def run_quietly(config: Config) -> list[CurveRow]:
     """Without bars and table; under one commit, whatever happens to the checkout meanwhile."""
-    resume.commit_id = lambda: "0123abc"
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+    quiet = contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO())
+    with quiet[0], quiet[1], mock.patch.object(resume, "commit_id", return_value="0123abc"):
         return run(config)
 
 
