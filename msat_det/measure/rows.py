@@ -70,7 +70,8 @@ def read_summary(folder: Path) -> tuple[list[CurveRow], dict[str, Any]]:
             for (label, t), row in curves.items()
         ]
         names = list(rows[0].accuracies)
-        figures = [[row.metrics[name] for name in names] + [cost or 0.0 for cost in row.costs.values()] for row in rows]
+        costs = [[0.0 if cost is None else cost for cost in row.costs.values()] for row in rows]
+        figures = [[row.metrics[name] for name in names] + line for row, line in zip(rows, costs, strict=True)]
         figures += [[row.metrics["agreement"]] for row in rows if "agreement" in row.metrics]
         if names[:1] not in (["map"], ["top1"]) or not all(
             math.isfinite(figure) for line in figures for figure in line
