@@ -82,8 +82,8 @@ class Patient:
             tried = "; ".join(map(self._words, tries))
             mend = f"no single option (tried: {tried})" + (f"; look at {first} first" if first else "")
             return Finding(entry.site, about, mend, self.t, entry.effect)
-        after = [f"{self._words(change)} ({self._error_with(change):.3g})" for change in helping[:2]]
-        mend = f"{', or '.join(after)}; error of the outputs now {before:.3g}"
+        first, *others = [f"{self._words(c)}: error {before:.3g} → {self._error_with(c):.3g}" for c in helping[:2]]
+        mend = f"Try {first}" + "".join(f"; or {other}" for other in others)
         return Finding(entry.site, about, mend, self.t, entry.effect, helping[0], before, self._error_with(helping[0]))
 
     def _before(self, site: str) -> set[str]:
@@ -106,17 +106,12 @@ class Patient:
         return self._tried[key]
 
     def _words(self, change: dict[str, Any]) -> str:
-        """``percentile 99.9 → 99.99``, ``signed: true``."""
-        words = []
-        for name, value in change.items():
-            old = self.t if name == "t" else getattr(self.options, name)
-            plain = isinstance(value, bool) or old is None
-            words.append(f"{name}: {str(value).lower()}" if plain else f"{name} {_plain(old)} → {_plain(value)}")
-        return ", ".join(words)
+        """``percentile 99.99``, ``factor 0.5 with gamma 7``, ``signed: true``."""
+        return " with ".join(f"{name}{':' * isinstance(value, bool)} {_plain(value)}" for name, value in change.items())
 
 
 def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def cause_of(entry: Entry) -> str:

@@ -1,30 +1,43 @@
 """The pictures of a run: the accuracy curve and the boxes drawn on images."""
 
 import math
+import textwrap
 
+import textalloc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from msat_det.base.colours import INK
+from msat_det.measure.arrival import NOTHING
 from msat_det.measure.exits import ExitRow
 from msat_det.measure.rows import CurveRow
 from msat_det.report.style import PALE, curve_style, quiet
 
 ACCURACY = {"map": "mAP", "top1": "top-1 accuracy"}
-COST_AXES = {
-    "sops_per_mac": "synaptic operations / multiply-adds of the float network",
+COST_AXES = {  # energy first: the order of methods differs
     "energy_ratio": "energy / energy of the float network",
+    "sops_per_mac": "synaptic operations / multiply-adds of the float network",
 }
+ZOOM = 0.8  # share of the float accuracy from which on the picture of a front is drawn, where any method reaches it
 NAMED = 0.1  # share of the float accuracy below which a point of the front has no name: they crowd there
 SILENT = 0.02  # operations per multiply-add below which next to nothing has fired: no place on a log axis
 
 
+def lost(rows: list[CurveRow], metric: str) -> set[str]:
+    """The methods whose accuracy stays below NOTHING of the float network's at every t. rows: the float row first."""
+    level, *rows = rows
+    found = {row.method for row in rows if row.metrics[metric] >= NOTHING * level.metrics[metric]}
+    return {row.method for row in rows} - found
+
+
 def draw_curve(rows: list[CurveRow], title: str = "") -> Figure:
-    """Main accuracy over t (left, log2) and over synaptic operations (right, log), the float figure as a level line."""
+    """Main accuracy over t (left, log2) and over energy (right, log), the float figure as a level line; methods that
+    find next to nothing in grey."""
     level, *rows = rows
     metric = next(iter(level.accuracies))
     labels = list(dict.fromkeys(row.method for row in rows))
+    pale = lost([level, *rows], metric)
     legend_rows = math.ceil((len(labels) + 1) / 4)
     figure = Figure(figsize=(10, 4.2 + 0.25 * legend_rows), dpi=140, layout="constrained")
     over_time, over_cost = figure.subplots(1, 2, sharey=True)
@@ -32,23 +45,23 @@ def draw_curve(rows: list[CurveRow], title: str = "") -> Figure:
     handles = []
     for i, label in enumerate(labels):
         curve = [row for row in rows if row.method == label]
-        style = curve_style(i, len(curve))
+        style = curve_style(i, len(curve), label in pale)
         handles += over_time.plot(
             [row.t for row in curve], [row.metrics[metric] for row in curve], label=label, **style
         )
         paid = [row for row in curve if row.sops_per_mac > SILENT]
-        over_cost.plot([row.sops_per_mac for row in paid], [row.metrics[metric] for row in paid], **style)
+        over_cost.plot([row.energy_ratio for row in paid], [row.metrics[metric] for row in paid], **style)
     handles.append(over_time.axhline(level.metrics[metric], color=INK, linestyle="--", linewidth=1.3))
     handles[-1].set_label(f"float network, {level.metrics[metric]:.1f}")
     over_cost.axhline(level.metrics[metric], color=INK, linestyle="--", linewidth=1.3)
     over_cost.axvline(1, color=INK, linestyle=":", linewidth=1)
 
-    steps = sorted({row.t for row in rows})
+    steps = sorted({row.t for row in rows if row.t is not None})
     over_time.set_xscale("log", base=2)
     over_time.set_xticks(steps, [str(t) for t in steps])
     over_time.set(xlabel="timesteps t", ylabel=f"{ACCURACY[metric]}, %")
     over_time.xaxis.set_minor_locator(NullLocator())
-    _cost_axis(over_cost, "sops_per_mac")
+    _cost_axis(over_cost, "energy_ratio")
     top = max([level.metrics[metric], *(row.metrics[metric] for row in rows)])
     over_time.set_ylim(0, top * 1.08 or 1)
     for axes in (over_time, over_cost):
@@ -60,34 +73,47 @@ def draw_curve(rows: list[CurveRow], title: str = "") -> Figure:
 
 
 def draw_pareto(rows: list[CurveRow], title: str = "") -> Figure:
-    """Main accuracy over synaptic operations and over energy (log) of every method, the float level, and the front: the
-    points that no other one beats in accuracy at the same or lower cost, named where the method changes.
+    """Main accuracy over energy and over synaptic operations (log) of every method, from ZOOM of the float accuracy on
+    where any reaches that, the float level, and the front: the points that no other one beats in accuracy at the same
+    or lower cost, named where the method changes.
     """
     level, *rows = rows
     metric = next(iter(level.accuracies))
-    legend_rows = math.ceil((len({row.method for row in rows}) + 2) / 5)
+    floor = ZOOM * level.metrics[metric]
+    best = {row.method: max(r.metrics[metric] for r in rows if r.method == row.method) for row in rows}
+    zoomed = max(best.values(), default=0) > floor
+    below = [label for label, accuracy in best.items() if zoomed and accuracy < floor]
+    legend_rows = math.ceil((len(best) - len(below) + 2) / 5)
     figure = Figure(figsize=(13, 5.6 + 0.25 * legend_rows), dpi=140, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
+    top = max([level.metrics[metric], *best.values()])
+    panels[0].set_ylim((floor, top + 0.15 * (top - floor)) if zoomed else (0, top * 1.08 or 1))
     for axes, cost in zip(panels, COST_AXES, strict=True):
-        _draw_front(axes, level, rows, metric, cost)
-    panels[0].set_ylim(0, max([level.metrics[metric], *(row.metrics[metric] for row in rows)]) * 1.08 or 1)
+        _draw_front(axes, level, rows, metric, cost, set(below))
     panels[0].set_ylabel(f"{ACCURACY[metric]}, %")
     if title:
         figure.suptitle(title, color=INK, fontsize=12, fontweight="bold")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    text = f"never at {ZOOM:.0%} of the float network: {', '.join(below)}" if below else None
+    note = {"title": text and textwrap.fill(text, 150), "title_fontsize": 9, "frameon": False, "fontsize": 9}
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, **note)
+    figure.draw_without_rendering()  # the axes have their size: now names find their places
+    for axes, cost in zip(panels, COST_AXES, strict=True):
+        _name_front(axes, level, rows, metric, cost)
     return figure
 
 
-def _draw_front(axes: Axes, level: CurveRow, rows: list[CurveRow], metric: str, cost: str) -> None:
+def _draw_front(axes: Axes, level: CurveRow, rows: list[CurveRow], metric: str, cost: str, below: set[str]) -> None:
     def place(row: CurveRow) -> tuple[float, float]:
         return getattr(row, cost), row.metrics[metric]
 
+    pale = lost([level, *rows], metric)
     for i, label in enumerate(dict.fromkeys(row.method for row in rows)):
         curve = [row for row in rows if row.method == label and row.sops_per_mac > SILENT]
-        axes.plot(
-            *zip(*map(place, curve), strict=True) if curve else ([], []), label=label, **curve_style(i, len(curve))
-        )
+        if label in below:
+            continue
+        style = curve_style(i, len(curve), label in pale) | {"clip_on": True}
+        axes.plot(*zip(*map(place, curve), strict=True) if curve else ([], []), label=label, **style)
     front = pareto_front(rows, metric, cost)
     axes.step(
         [place(row)[0] for row in front],
@@ -99,17 +125,49 @@ def _draw_front(axes: Axes, level: CurveRow, rows: list[CurveRow], metric: str, 
         zorder=2,
         label="no method is better at this cost",
     )
-    for before, row in zip([None, *front], front, strict=False):
-        changed = before is None or before.method != row.method
-        if changed and row.metrics[metric] > NAMED * level.metrics[metric]:
-            name, shift = f"{row.method}, t = {row.t}", {"xytext": (-7, 5), "textcoords": "offset points"}
-            axes.annotate(name, place(row), ha="right", fontsize=8, color=INK, **shift)
     name = f"float network, {level.metrics[metric]:.1f}"
     axes.axhline(level.metrics[metric], color=INK, linestyle="--", linewidth=1.3, label=name)
     axes.axvline(1, color=INK, linestyle=":", linewidth=1)
-    axes.margins(x=0.12)  # room for the names
+    _fit_costs(axes, [getattr(row, cost) for row in rows if row.metrics[metric] >= axes.get_ylim()[0]])
     _cost_axis(axes, cost)
     quiet(axes)
+
+
+def _fit_costs(axes: Axes, costs: list[float]) -> None:
+    """The axis of costs from the least to the largest of those that are seen, with room for names."""
+    seen = [cost for cost in costs if cost > 0]
+    if seen:
+        axes.set_xlim(min(*seen, 1) / 1.4, max(*seen, 1) * 1.4)
+
+
+def _name_front(axes: Axes, level: CurveRow, rows: list[CurveRow], metric: str, cost: str) -> None:
+    """Names where the front's method changes, none over another one or over a point (textalloc)."""
+    front = pareto_front(rows, metric, cost)
+    low = max(axes.get_ylim()[0], NAMED * level.metrics[metric])
+    named = [
+        row
+        for before, row in zip([None, *front], front, strict=False)
+        if row.metrics[metric] > low and (before is None or before.method != row.method)
+    ]
+    if not named:
+        return
+    seen = [row for row in rows if row.metrics[metric] >= low and getattr(row, cost) > 0]
+    lines = [line.get_data() for line in axes.lines if len(line.get_xdata()) > 1 and line.get_zorder() == 3]
+    textalloc.allocate(
+        axes,
+        [getattr(row, cost) for row in named],
+        [row.metrics[metric] for row in named],
+        [f"{row.method}, t = {row.t}" for row in named],
+        x_scatter=[getattr(row, cost) for row in seen],
+        y_scatter=[row.metrics[metric] for row in seen],
+        x_lines=[list(x) for x, _ in lines],
+        y_lines=[list(y) for _, y in lines],
+        textsize=8,
+        textcolor=INK,
+        linecolor=INK,
+        linewidth=0.6,
+        margin=0.01,
+    )
 
 
 def pareto_front(rows: list[CurveRow], metric: str, cost: str = "sops_per_mac") -> list[CurveRow]:
@@ -135,7 +193,9 @@ def draw_exits(rows: list[ExitRow], fixed: list[CurveRow], title: str = "") -> F
     figure = Figure(figsize=(11, 5), dpi=140, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, at, cost in zip(panels, ("mean_t", "energy_ratio"), ("t", "energy_ratio"), strict=True):
-        for i, label in enumerate(dict.fromkeys(row.method for row in rows)):
+        order = list(dict.fromkeys(row.method for row in fixed[1:]))  # as in the other pictures
+        for label in dict.fromkeys(row.method for row in rows):
+            i = order.index(label) if label in order else len(order)
             held = [row for row in fixed if row.method == label]
             own = [row for row in rows if row.method == label]
             style = curve_style(i, len(held))

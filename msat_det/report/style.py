@@ -9,8 +9,16 @@ LINES = ["-", (0, (5, 1)), (0, (1, 1))]
 PALE = "#DDDDDD"
 
 
-def curve_style(i: int, points: int) -> dict:
-    """The look of the i-th method's curve; one of a single point has no line and a larger marker."""
+GREY = "#BBBBBB"  # of a method that finds next to nothing
+
+
+def curve_style(i: int, points: int, grey: bool = False) -> dict:
+    """The look of the i-th method's curve, the same in every picture of a run; one of a single point has no line and a
+    larger marker. grey: it finds next to nothing."""
+    return _curve_style(i, points) | ({"color": GREY, "zorder": 2} if grey else {})
+
+
+def _curve_style(i: int, points: int) -> dict:
     return {
         "color": COLOURS[i % len(COLOURS)],
         "marker": MARKERS[i % len(MARKERS)],

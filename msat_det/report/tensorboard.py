@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 SAMPLE = 20_000  # values of a call site that enter a histogram of residuals
 SIDE = 640  # pixels up to which a small image is enlarged
 FONT = "DejaVu Sans"  # comes with matplotlib
+COSTS_SHOWN = ("spikes_per_neuron", "sops_per_mac")
 LEVELS = 127  # score thresholds of a precision-recall curve, TensorBoard's own number
 
 
@@ -62,7 +63,7 @@ def add_curves(writer: "SummaryWriter", rows: list[CurveRow]) -> None:
     CUSTOM SCALARS shows all methods in one chart.
     """
     steps = sorted({row.t for row in rows[1:]})
-    tags = [DISPLAY[name] for name in rows[0].accuracies] + ["spikes_per_neuron", "sops_per_mac"]
+    tags = [*(DISPLAY[name] for name in rows[0].accuracies), "energy_ratio", *COSTS_SHOWN, "agreement"]
     writer.add_custom_scalars({"all methods": {tag: ["Multiline", [f"{tag}/.+"]] for tag in tags}})
     for name, level in rows[0].accuracies.items():
         for t in steps:
@@ -70,8 +71,10 @@ def add_curves(writer: "SummaryWriter", rows: list[CurveRow]) -> None:
     for row in rows[1:]:
         for name, accuracy in row.accuracies.items():
             writer.add_scalar(f"{DISPLAY[name]}/{row.method}", accuracy, row.t)
-        writer.add_scalar(f"spikes_per_neuron/{row.method}", row.spikes_per_neuron, row.t)
-        writer.add_scalar(f"sops_per_mac/{row.method}", row.sops_per_mac, row.t)
+        for name in ("energy_ratio", *COSTS_SHOWN):
+            writer.add_scalar(f"{name}/{row.method}", getattr(row, name), row.t)
+        if "agreement" in row.metrics:
+            writer.add_scalar(f"agreement/{row.method}", row.metrics["agreement"], row.t)
 
 
 def add_hyperparameters(writer: "SummaryWriter", config: Config, rows: list[CurveRow]) -> None:

@@ -3,19 +3,23 @@
 import csv
 import importlib.util
 import io
+import itertools
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from msat_det.base.colours import COLOURS
 from msat_det.base.errors import InputError
 from msat_det.base.settings import PROJECT
 from msat_det.measure.rows import CurveRow, read_summary
 from msat_det.methods import METHODS
 from msat_det.report.comparison import markdown, pipe_table, read_comparison, table
-from msat_det.report.curves import draw_pareto, pareto_front
+from msat_det.report.curves import draw_curve, draw_pareto, pareto_front
 from msat_det.report.directory import RunDirectory
 from msat_det.report.paper import TABLE_1, TIMES
+from msat_det.report.style import GREY
 from msat_det.run import cli
 from msat_det.run.arguments import load_config
 
@@ -207,9 +211,9 @@ def test_a_damaged_summary_is_refused(finished: Path, text: str) -> None:
 def test_pareto_front() -> None:
     front = pareto_front([*ROWS[1:], point("silent", 8, 99, 0)], "top1")
     assert [(row.method, row.t) for row in front] == [("staged", 8), ("signed", 8), ("signed", 32), ("burst", 32)]
-    axes = draw_pareto(ROWS, "title").axes[0]
+    axes = draw_pareto(ROWS, "title").axes[1]
     assert axes.get_xscale() == "log"
-    assert [text.get_text() for text in axes.texts] == ["staged, t = 8", "signed, t = 8", "burst, t = 32"]
+    assert [text.get_text() for text in axes.texts] == ["signed, t = 8", "burst, t = 32"]  # staged: below 80 %
     assert draw_pareto([LEVEL, point("silent", 8, 0, 0)]).axes[0].texts[:] == []
 
 
@@ -218,9 +222,40 @@ def test_the_front_by_energy_is_one_of_its_own() -> None:
     rows = [LEVEL, cheap, point("dear", 8, 75, 1.0)]
     assert [row.method for row in pareto_front(rows[1:], "top1")] == ["dear"]
     assert [row.method for row in pareto_front(rows[1:], "top1", "energy_ratio")] == ["cheap", "dear"]
-    by_operations, by_energy = draw_pareto(rows).axes
+    by_energy, by_operations = draw_pareto(rows).axes  # energy first
+    assert "energy" in by_energy.get_xlabel()
     assert len(by_operations.texts) == 1
     assert len(by_energy.texts) == 2
+
+
+def test_the_picture_of_the_front_is_zoomed_and_its_names_lie_apart() -> None:
+    """From 80 % of the float figure on; who never gets there stands below, in words."""
+    many = [
+        CurveRow(f"method-{i}", 8, {"top1": 76 + 0.2 * i, "top5": 90.0}, 1, 1 + 0.01 * i, 0.3 + 0.01 * i)
+        for i in range(9)
+    ]
+    lost = CurveRow("lost", 8, {"top1": 2.0, "top5": 9.0}, 1.0, 1.0, 0.2)
+    figure = draw_pareto([LEVEL, lost, *many])
+    axes = figure.axes[0]
+    assert axes.get_ylim()[0] == pytest.approx(0.8 * LEVEL.metrics["top1"])
+    assert figure.legends[0].get_title().get_text() == "never at 80% of the float network: lost"
+    assert "lost" not in [text.get_text() for text in figure.legends[0].get_texts()]
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in axes.texts]
+    assert len(boxes) == len(many)
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    whole = draw_pareto([LEVEL, lost]).axes[0]  # nobody gets there: all is shown
+    assert whole.get_ylim()[0] == 0
+
+
+def test_a_method_that_finds_nothing_is_grey_and_others_keep_their_colours() -> None:
+    lost = CurveRow("lost", 8, {"top1": 2.0, "top5": 9.0}, 1.0, 1.0, 0.2)
+    good = CurveRow("good", 8, {"top1": 70.0, "top5": 90.0}, 1.0, 1.0, 0.2)
+    for first, second in ((lost, good), (good, lost)):
+        left = draw_curve([LEVEL, first, second]).axes[0]
+        found = {line.get_label(): line.get_color() for line in left.lines}
+        assert found["lost"] == GREY
+        assert found["good"] == COLOURS[1 if first is lost else 0]
 
 
 def test_pipe_table() -> None:
