@@ -79,6 +79,7 @@ def test_state_dicts_need_no_trust(tmp_path: Path) -> None:
     assert (trusted.size, len(trusted.classes)) == ((64, 64), 5)
     for wrong, message in (
         (Model("ultralytics", str(tmp_path / "net.pt")), r"holds code that reading it runs: set model\.trust"),
+        (Model("ultralytics", str(tmp_path / "yolov8n.pt"), trust=True), "no such file"),
         (Model("ultralytics", str(path)), r"model\.arch is None: give the network's name"),
         (Model("ultralytics", str(path), arch="../net"), "give the network's name"),
         (Model("ultralytics", arch="yolov8n"), "yolov8n has no weights"),

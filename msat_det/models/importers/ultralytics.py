@@ -6,6 +6,7 @@ asked for by name, or given.
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
@@ -93,7 +94,7 @@ def ultralytics(model: Any) -> HeadDetector:
     except ModuleNotFoundError:
         raise InputError(_NEEDED) from None
     keys = {"head": model.head or "yolov8"}
-    _, options = head_options(type("Model", (), {**vars(model), **keys}))
+    _, options = head_options(SimpleNamespace(**vars(model) | keys))
     options |= keys
     if model.names is None:
         options.pop("classes")
@@ -104,10 +105,12 @@ def ultralytics(model: Any) -> HeadDetector:
                 f"{weights} holds code that reading it runs: set model.trust true if you trust its origin, or give "
                 "model.arch and its state dict as .safetensors"
             )
+        if not weights.is_file():  # their package would go and fetch one of that name
+            raise InputError(f"{weights}: no such file; give --model.weights a whole file")
         return ultralytics_detector(_called(weights, YOLO, str(weights)), model.size, **options)
     if model.arch is None or not re.fullmatch(r"[\w.-]+", model.arch):
         raise InputError(f"model.arch is {show(model.arch)}: give the network's name, yolov8n say")
-    tensors = None if weights is None else without_layers(read_tensors(weights))
+    tensors = None if weights is None else _in_float32(read_tensors(weights))
     count = model.num_classes or (None if tensors is None else _classes_of(tensors))
     if count is None:
         raise InputError(f"{model.arch} has no weights: give --model.weights FILE, or --model.num_classes N")
@@ -121,7 +124,7 @@ def ultralytics(model: Any) -> HeadDetector:
     return ultralytics_detector(network, model.size, **options)
 
 
-def without_layers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _in_float32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
