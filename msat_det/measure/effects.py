@@ -16,6 +16,7 @@ from torch.fx.node import Node
 from msat_det.graph.facts import facts
 from msat_det.graph.graph import Batch, Graph, before_output
 from msat_det.spiking.network import SpikingNetwork
+from msat_det.spiking.simulate import Watchers
 
 IMAGES = 2  # of each batch: every float activation of theirs is in memory at once
 
@@ -62,6 +63,24 @@ def squares(got: Any, expected: Any, silent: Any) -> Tensor:
     """(2,) ‖got − expected‖² and ‖expected − silent‖² over all output tensors."""
     leaves = zip(*map(pytree.tree_leaves, (got, expected, silent)), strict=True)
     return sum(torch.stack((dot(a - b, a - b), dot(b - c, b - c))) for a, b, c in leaves if isinstance(a, Tensor))
+
+
+def residuals(snn: SpikingNetwork, batch: Batch, T: int) -> dict[str, Tensor]:
+    """What is left of each call site's error after T timesteps: the mean output (under delta coding its sum) minus the
+    float activation on ``batch``, as a share of the call site's largest float activation there, (B, C, …)."""
+    sent: dict[str, Tensor] = {}
+
+    def tap(site: str, output: Tensor) -> None:
+        sent[site] = sent.get(site, 0) + output.sum(0)
+
+    snn.simulate(batch, T, watchers=Watchers(tap))
+    count = 1 if snn.coding == "delta" else T
+    with torch.inference_mode():
+        floats = {node.name: value for node, value in snn.graph.walk(batch) if node.name in sent}
+        return {
+            site: (total / count - floats[site]) / floats[site].abs().amax().clamp(min=1e-12)
+            for site, total in sent.items()
+        }
 
 
 def output_error(snn: SpikingNetwork, batches: Iterable[Batch], t: int) -> float:

@@ -20,13 +20,11 @@ from torchvision.utils import draw_bounding_boxes
 from msat_det.base.colours import COLOURS
 from msat_det.base.config import Config
 from msat_det.data import Sample
-from msat_det.graph.graph import Batch
 from msat_det.measure.ledger import BINS, RESIDUAL
 from msat_det.measure.rows import DISPLAY, CurveRow
 from msat_det.methods import find_method
 from msat_det.models.detector import Detections
 from msat_det.report.boxes import MAX_BOXES, MIN_SCORE
-from msat_det.spiking.network import SpikingNetwork
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter  # takes half a second to import, needed only at a run's end
@@ -96,24 +94,16 @@ def add_hyperparameters(writer: "SummaryWriter", config: Config, rows: list[Curv
         writer.add_hparams(plain, metrics, run_name=f"hparams/{row.method}")
 
 
-def add_histograms(writer: "SummaryWriter", label: str, snn: SpikingNetwork, batch: Batch, T: int) -> None:
-    """threshold/<label>: θ of every channel. residual/<label>: what is left of the error after T timesteps, the mean
-    output (under delta coding its sum) minus the float activation on ``batch``, as a share of the call site's largest
-    float activation there.
+def add_histograms(
+    writer: "SummaryWriter", label: str, thresholds: dict[str, Tensor], residuals: dict[str, Tensor]
+) -> None:
+    """threshold/<label>: θ of every channel. residual/<label>: of every call site what is left of its error, see
+    ``measure.effects.residuals``.
     """
-    sent: dict[str, Tensor] = {}
-
-    def tap(site: str, output: Tensor) -> None:
-        sent[site] = sent.get(site, 0) + output.sum(0)
-
-    snn.run(batch, T, tap=tap)
-    count = 1 if snn.coding == "delta" else T
-    with torch.inference_mode():
-        floats = {node.name: value for node, value in snn.graph.walk(batch) if node.name in sent}
-        for number, (site, total) in enumerate(sent.items()):
-            writer.add_histogram(f"threshold/{label}", snn.neurons[site].theta.flatten(), number)
-            error = ((total / count - floats[site]) / floats[site].abs().amax().clamp(min=1e-12)).flatten()
-            writer.add_histogram(f"residual/{label}", error[:: max(1, len(error) // SAMPLE)], number)
+    for number, (site, residual) in enumerate(residuals.items()):
+        writer.add_histogram(f"threshold/{label}", thresholds[site].flatten(), number)
+        error = residual.flatten()
+        writer.add_histogram(f"residual/{label}", error[:: max(1, len(error) // SAMPLE)], number)
 
 
 def add_boxes(

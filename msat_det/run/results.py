@@ -9,6 +9,7 @@ from msat_det.data import Dataset, Sample
 from msat_det.measure.accuracy import VocEvaluator, make_evaluator
 from msat_det.measure.arrival import lost_notes
 from msat_det.measure.differences import difference_rows, difference_table
+from msat_det.measure.effects import residuals
 from msat_det.measure.examination import examine
 from msat_det.measure.exits import exit_rows, exit_table
 from msat_det.measure.parts import Parts
@@ -132,7 +133,8 @@ def write_board(directory: RunDirectory, outcome: Outcome) -> None:
         add_curves(board, outcome.rows)
         add_hyperparameters(board, outcome.config, outcome.rows)
         for label, (snn, t) in {c.label: (c.snn, c.record[-1]) for c in outcome.conversions}.items():
-            add_histograms(board, label, snn, outcome.observation.first(1), t)
+            thresholds = {site: neuron.theta for site, neuron in snn.neurons.items()}
+            add_histograms(board, label, thresholds, residuals(snn, outcome.observation.first(1), t))
         if "map" in outcome.rows[0].metrics:
             show_precision(board, outcome)
             show_boxes(directory, board, outcome)

@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from msat_det.data import Sample, make_target
 from msat_det.graph.facts import facts
+from msat_det.measure.effects import residuals
 from msat_det.methods.convert import spiking_network
 from msat_det.report.tensorboard import (
     add_boxes,
@@ -85,14 +86,15 @@ def test_histograms_have_a_step_for_each_call_site(tmp_path: Path) -> None:
     options = {"scale": "channel", "signed": True, "initial": "half"}
     snn = spiking_network("constant", options, observation, 64)
     with SummaryWriter(str(tmp_path)) as writer:
-        add_histograms(writer, "if", snn, images(1), 64)
+        thresholds = {site: neuron.theta for site, neuron in snn.neurons.items()}
+        add_histograms(writer, "if", thresholds, residuals(snn, images(1), 64))
     board, sites = read(tmp_path), observation.graph.sites
-    thresholds, residuals = (board.Histograms(f"{name}/if") for name in ("threshold", "residual"))
-    assert [event.step for event in thresholds] == [event.step for event in residuals] == list(range(len(sites)))
-    for event, site in zip(thresholds, sites, strict=True):
+    told, left = (board.Histograms(f"{name}/if") for name in ("threshold", "residual"))
+    assert [event.step for event in told] == [event.step for event in left] == list(range(len(sites)))
+    for event, site in zip(told, sites, strict=True):
         assert event.histogram_value.num == facts(site).shape[0]
         assert event.histogram_value.max == pytest.approx(snn.neurons[site.name].theta.max().item())
-    for event, site in zip(residuals, sites, strict=True):
+    for event, site in zip(left, sites, strict=True):
         assert event.histogram_value.num == torch.Size(facts(site).shape).numel()
         assert -0.2 < event.histogram_value.min < event.histogram_value.max < 0.2
 
