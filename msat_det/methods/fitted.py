@@ -207,8 +207,7 @@ def delta_fit_anytime(options: DeltaFit, observation: Observation, T: int) -> Ne
     stages, terms and dead zones of their own; without a budget four timesteps, each at half the price of the one
     before. After them the last one's hold, up to the 64th; from there on what is left is sent by a term a timestep,
     without a dead zone, for the last one may be to send nothing. Ours."""
-    found = _fit_corrections(options, observation, [*range(1, T + 1)])
-    return found if options.plan else {name: _never_done(made) for name, made in found.items()}
+    return _fit_corrections(options, observation, [*range(1, T + 1)])
 
 
 HALVINGS = 4
@@ -237,7 +236,8 @@ def _fit_corrections(options: DeltaFit, observation: Observation, times: Sequenc
     def make(node: Node) -> Neuron:
         return neuron(options, node, threshold(options, observation, node), terms=(1,))
 
-    return fit_delta(observation, wanted, make)
+    found = fit_delta(observation, wanted, make)
+    return {name: _never_done(made) for name, made in found.items()} if len(times) > 1 else found
 
 
 def _as_delta(options: MsatFit) -> DeltaFit:
