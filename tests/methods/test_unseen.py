@@ -14,6 +14,7 @@ import msat_det
 from msat_det.base.errors import CalibrationWarning
 from msat_det.methods import METHODS
 from msat_det.methods.convert import spiking_network
+from msat_det.methods.layerwise import LayerByLayer
 from msat_det.methods.observe import Observation, observe
 from msat_det.methods.unseen import SHARE, dead_channels, tell_unseen, unseen_channels, unseen_note
 from msat_det.run.experiment import run
@@ -138,7 +139,12 @@ def test_the_one_method_that_clips_says_so_and_clips_at_its_range() -> None:
     assert (outputs[1] - net(x)).norm() > 0.2 * net(x).norm()
 
 
-@pytest.mark.parametrize("method", [name for name, made in METHODS.items() if "delta" in made.codings])
+PLAIN = [
+    name for name, made in METHODS.items() if "delta" in made.codings and not issubclass(made.options, LayerByLayer)
+]
+
+
+@pytest.mark.parametrize("method", PLAIN)  # fits find stages of their own
 def test_levels_under_delta_coding_are_never_coarser_than_a_mean_of_spikes(method: str) -> None:
     """Whole thresholds would leave half of one for ever: O is a multiple of θ."""
     observation = seen(Two([0.1, 0.2, 0.3, 0.4]))
