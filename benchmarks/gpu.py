@@ -202,13 +202,14 @@ def scan_rows(clock: Clock) -> Iterator[dict]:
         "msat-signed": Neuron(theta, RELU, adaptive=Msat(normalised=True), signed=True, gamma=3),
     }
     gpu = kernels.on_gpu()
-    own = dict(gpu[0].SHAPES) if gpu else {False: None, True: None}
+    own = dict(gpu[0].SHAPES) if gpu else {}
     shapes = [(256, 2), (512, 4), (1024, 4), (1024, 8), (2048, 8)] if clock.device.type == "cuda" else [None]
     for name, neuron in neurons.items():
+        chosen = own[gpu[0].family_of(neuron)] if gpu else None
         for kernel in shapes:
             if gpu and kernel:
-                gpu[0].SHAPES.update({True: kernel, False: kernel})
-            for in_place in (False, True) if kernel in (own[neuron.adaptive is not None], None) else (False,):
+                gpu[0].SHAPES.update(dict.fromkeys(own, kernel))
+            for in_place in (False, True) if kernel in (chosen, None) else (False,):
                 scan = Scan(neuron, currents[0], reach, with_output=False)
                 given = currents.clone() if in_place else currents
                 run = lambda scan=scan, x=given, own=in_place: scan.run(x, 16, steps, in_place=own)  # noqa: E731
@@ -218,7 +219,7 @@ def scan_rows(clock: Clock) -> Iterator[dict]:
                     "scan": name,
                     "block,warps": str(kernel),
                     "in_place": in_place,
-                    "chosen": kernel == own[neuron.adaptive is not None],
+                    "chosen": kernel == chosen,
                     "gb_per_s": speed,
                     "of_copy": speed / copied,
                 }

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from support.networks import Residual, Yolo
-from support.on_gpu import METHODS, converted, needs_gpu, plain
+from support.on_gpu import METHODS, UNREPEATED, converted, needs_gpu, plain
 
 pytestmark = needs_gpu
-CAPTURED = [name for name in METHODS if name not in ("confidence", "spike-norm")]  # spikes by image; no kernel
+CAPTURED = [name for name in METHODS if name not in UNREPEATED]
 
 
 @pytest.fixture(autouse=True)

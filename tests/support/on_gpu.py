@@ -19,11 +19,17 @@ METHODS = {
     "spike-norm": ("spike-norm", {}),
     "confidence": ("constant", {"confidence": "estimate"}),
 }
+UNREPEATED = ("confidence", "spike-norm")  # spikes drawn by image; neurons that reset to zero have no kernel
 
 
 def plain() -> nn.Module:
     layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3), nn.SiLU(), nn.Conv2d(8, 2, 1)]
     return nn.Sequential(*layers)
+
+
+def wide() -> nn.Module:
+    """Its second convolution is one that tensor cores take."""
+    return nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Conv2d(32, 2, 1))
 
 
 def converted(method: str, make: Callable = plain) -> tuple[SpikingNetwork, list[torch.Tensor]]:

@@ -27,8 +27,9 @@ from msat_det.spiking.neurons import (
 )
 
 FUNCTIONS = set("identity leakyrelu silu sigmoid tanh hardswish hardsigmoid mish".split())  # of a tracking one
-# Neurons of a program and warps that share them, by whether the threshold is adaptive: the fastest on an H100.
-SHAPES = {False: (256, 2), True: (512, 4)}
+# Neurons of a program and warps that share them, by family: the fastest on an H100 (docs/performance.md). "signed" is
+# also for tracking neurons, which keep as much state and were not timed.
+SHAPES = {"constant": (1024, 8), "signed": (512, 4), "adaptive": (256, 2)}
 
 _LOG2_E, _LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 _WHOLE, _EARLY = tl.constexpr(WHOLE), tl.constexpr(EARLY)
@@ -44,6 +45,13 @@ def holds(neuron: Neuron) -> bool:
     charge (reset to zero, imbalanced) and those that send powers of two are left to ``step``."""
     known = not neuron.tracking or neuron.activation.name in FUNCTIONS
     return known and not neuron.forgets and neuron.bits is None
+
+
+def family_of(neuron: Neuron) -> str:
+    """The neuron's key in ``SHAPES``."""
+    if neuron.adaptive is not None:
+        return "adaptive"
+    return "signed" if neuron.signed or neuron.tracking else "constant"
 
 
 @triton.jit
@@ -283,7 +291,7 @@ class Fused:
         confident = n.confidence < 1
         drawn = _keys(chances, device) if confident else rows
         staged = tuple(n.stages) != (1.0,)
-        block, self.warps = SHAPES[m is not None]
+        block, self.warps = SHAPES[family_of(n)]
         self.counts = torch.zeros(self.B, triton.cdiv(self.N, block), 4, dtype=torch.float64, device=device)
         missing = state.v
         self.tensors = dict(
