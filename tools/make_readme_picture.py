@@ -1,6 +1,6 @@
 """Make docs/demo.png for the README from a finished run: boxes at several t above the curve.
 
-python tools/convert_det.py --cfg configs/yolo_voc.yaml && python tools/make_readme_picture.py runs/yolo_voc
+msat-det run yolo_voc && python tools/make_readme_picture.py runs/yolo_voc
 """
 
 import argparse
