@@ -4,7 +4,6 @@ Each is converted on four random images and run on one more, on one core. `--onl
 the word anew and keeps the others; without it all of them are made, in about twenty minutes.
 """
 
-import argparse
 import math
 import os
 import sys
@@ -23,6 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import msat_det
 from msat_det.base.errors import InputError
 from msat_det.base.settings import PROJECT
+from msat_det.run.arguments import Parser
+from msat_det.run.terminal import once
 
 PAGE = PROJECT / "docs" / "zoo.md"
 RATE = {"scale": "channel", "initial": "half", "signed": True, "gamma": 7, "factor": 0.5, "spiking_linear": True}
@@ -179,10 +180,12 @@ def row(name: str) -> str:
     return f"| {name} | {size} | yes | {' | '.join(cells)} | {share:.2f} | {seconds:.0f} |"
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+@once
+def main(argv: list[str]) -> None:
+    """Make the rows that are asked for, one by one, and the page after each."""
+    parser = Parser(description=__doc__)
     parser.add_argument("--only", default="", help="make the rows whose name holds this word")
-    only = parser.parse_args(arguments).only
+    only = parser.parse_args(argv).only
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     old = PAGE.read_text(encoding="utf-8").splitlines() if PAGE.exists() else []
@@ -196,4 +199,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

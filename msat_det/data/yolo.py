@@ -79,7 +79,7 @@ def data_file(root: Path, own: str) -> Path:
     if len(named) == 1:
         return named[0]
     there = f"name one of {', '.join(show(path.name) for path in found[:8])}" if found else "give the file as the root"
-    raise MissingData(f"{root} holds {len(found)} YAML files, not one: {there} by the key annotations, beside root")
+    raise MissingData(f"no single YAML file in {root}, which holds {len(found)}: {there} by the key annotations")
 
 
 def read_data(file: Path) -> dict[str, Any]:

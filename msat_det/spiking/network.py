@@ -249,7 +249,7 @@ class SpikingNetwork(nn.Module):
     def setup(self) -> Setup:
         """What a simulation of it needs, as plain values."""
         on = _at(self.plan, replace(self.graph, precision=PRECISIONS.find(self.precision)))
-        own = {"seed": self.seed, "chunk": self.chunk, "energy": self.energy}
+        own: dict[str, Any] = {"seed": self.seed, "chunk": self.chunk, "energy": self.energy}
         return Setup(**on, neurons=self.neurons, fanout=self.fanout, **own)
 
     @property

@@ -263,7 +263,7 @@ def test_the_keys_name_file_and_folder(tmp_path: Path) -> None:
         build_dataset("coco", config.data.root, annotations="lists/mine.json", images="x")
     with pytest.raises(InputError, match=r"no file \S*/root/none\.json"):
         build_dataset("coco", config.data.root, annotations="none.json")
-    with pytest.raises(InputError, match="kind voc with the key annotations, which is for kind coco: leave it out"):
+    with pytest.raises(InputError, match="kind voc with the key annotations, which is for kind coco and yolo"):
         build_dataset("voc", config.data.root, annotations="lists/mine.json")
 
 

@@ -111,7 +111,7 @@ def test_the_root_is_the_file_or_a_folder_with_it(yolo_root: Path, tmp_path: Pat
     assert build_dataset("yolo", yolo_root / "data.yaml", "val").ids == expected
     assert build_dataset("yolo", yolo_root).ids == expected
     (yolo_root / "data.yaml").rename(tmp_path / "elsewhere.yaml")
-    with pytest.raises(InputError, match="holds 0 YAML files, not one: give the file as the root"):
+    with pytest.raises(InputError, match="which holds 0: give the file as the root"):
         YoloDetection(yolo_root)
     assert build_dataset("yolo", yolo_root, annotations=str(tmp_path / "elsewhere.yaml")).ids == expected
     for name in ("a", "b"):
