@@ -60,6 +60,11 @@ class Model:
         "a safetensors file, a PyTorch state dict or the checkpoint of a training around one, a Darknet .weights "
         "file, an ONNX file, or the name of a torchvision weights enum (DEFAULT). Nothing in a checkpoint is run.",
     ] = None
+    cfg: Annotated[str | None, "Darknet .cfg file; --model.cfg makes the network a Darknet one."] = None
+    names: Annotated[
+        str | None,
+        "the network's classes: voc, coco or a file with one name a line. Data of kind voc take them over.",
+    ] = None
     trust: Annotated[bool, "read an Ultralytics .pt file, which holds code that is run."] = False
     arch: Annotated[str | None, "which network of timm (resnet18d …) or of Ultralytics (yolov8n …)."] = None
     head: Annotated[
@@ -75,11 +80,6 @@ class Model:
     activated: Annotated[bool | None, "whether the network's scores are probabilities already."] = None
     outputs: Annotated[
         list[str] | None, "names of the tensors in an ONNX file that are the raw outputs, where they are not found."
-    ] = None
-    cfg: Annotated[str | None, "Darknet .cfg file; --model.cfg makes the network a Darknet one."] = None
-    names: Annotated[
-        str | None,
-        "the network's classes: voc, coco or a file with one name a line. Data of kind voc take them over.",
     ] = None
     resize: Annotated[str | None, "stretch, letterbox, or corner: a letterbox, the photograph at the top left."] = None
     pad: Annotated[float | None, "the letterbox's grey, 0 to 255."] = None

@@ -572,7 +572,7 @@ REFUSED = {
     "unknown operation": (lambda net, x: torch.sort(x.relu())[0], "'sort'", "torch.sort", "ops.py"),
     "unknown method": (lambda net, x: x.relu().cumsum(1), "'cumsum'", "ops.py"),
     "unknown module": (lambda net, x: net.gru(x.flatten(2))[0].view(x.shape), "'gru'", "ops.py"),
-    "property of data": (lambda net, x: x.relu().mT, "'getattr", "ops.py"),
+    "property of data": (lambda net, x: x.relu().real, "'getattr", "ops.py"),
     "integer division": (lambda net, x: x.relu() // 2, "'floordiv'", "ops.py"),
     "remainder": (lambda net, x: x.relu() % 2, "'mod'", "ops.py"),
     "rounded quotient": (lambda net, x: torch.div(x.relu(), 2, rounding_mode="floor"), "'div'", "ops.py"),

@@ -182,7 +182,7 @@ def test_functional_activations_in_a_copied_graph() -> None:
 def test_yolo_nano_has_no_analog_multiply_adds(shared_data: Path) -> None:
     """Sixteen of its linear bottlenecks feed another convolution, 23.6 % of all multiply-adds without a spike."""
     stem = shared_data / "weights/MobileNetV2-YOLOv3-Nano-coco"
-    detector = build_detector(Model("darknet", f"{stem}.weights", f"{stem}.cfg", "coco"))
+    detector = build_detector(Model(name="darknet", weights=f"{stem}.weights", cfg=f"{stem}.cfg", names="coco"))
     observation = observe(detector.net, [images(1, size=320)])
     assert observation.fanout.analog_share == pytest.approx(0.236, abs=0.001)
     snn = converted(observation, spiking_linear=True)

@@ -246,6 +246,16 @@ def test_options_that_say_nothing_or_do_not_fit_are_refused(method: str, options
     assert "\n" not in str(caught.value)
 
 
+def at_a_tie(got: Spikes, expected: dict[str, Tensor]) -> bool:
+    """Whether spikes differ (DESIGN §7): if so, first at a neuron or two, within rounding of their boundary."""
+    for t in range(24):
+        for site, y in expected.items():
+            if differ := int(((got[site][t] - y[t]).abs() > 1e-4 * y.abs().max()).sum()):
+                assert differ <= 2, (site, t, differ)
+                return True
+    return False
+
+
 @pytest.mark.parametrize("method", [name for name, made in METHODS.items() if "delta" in made.codings])
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("levels", ["unary", "binary"])
@@ -259,8 +269,10 @@ def test_every_method_that_says_so_takes_delta_coding(method: str, network: str,
     options = {"coding": "delta", "levels": levels, "scale": "channel"} | initial
     snn, sent = spiking_network(method, options, observed(network), 8), Spikes()
     outputs = snn.run(images(3), 24, record=(12, 24), tap=sent)
-    alone = snn.run(images(3)[[2]], 24)[24]
-    assert_same(alone, pytree.tree_map(lambda x: x[[2]], outputs[24]), 0.05)
+    by_itself = Spikes()
+    alone = snn.run(images(3)[[2]], 24, tap=by_itself)[24]
+    tied = at_a_tie(by_itself, {site: y[:, [2]] for site, y in sent.items()})
+    assert_same(alone, pytree.tree_map(lambda x: x[[2]], outputs[24]), 0.1 if tied else 1e-4)
     seen = {site: (y != 0).double().flatten(2).sum((0, 2)) for site, y in sent.items()}
     snn.run(images(3), 24)
     for site, events in seen.items():
