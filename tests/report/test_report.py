@@ -171,7 +171,7 @@ def test_commit_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "directory.py").write_text("pass")
     git("add", ".")
     git("commit", "-qm", "one")
-    git("tag", "v1")  # a tag is no commit's name
+    git("tag", "-am", "one", "v1")  # a tag is no commit's name
     head = git("rev-parse", "HEAD")
     assert len(head) == 40
     assert commit_id() == head
