@@ -62,7 +62,7 @@ def test_killed_at_random_moments(whole: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_killed_at_twenty_random_moments(whole: Path, tmp_path: Path) -> None:
     killed_at_random_moments(20, whole, tmp_path)
 
@@ -81,7 +81,7 @@ def test_killed_at_a_change_of_the_directory(step: int, whole: Path, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_killed_at_every_change_of_the_directory(whole: Path, tmp_path: Path) -> None:
     """One run leaves all states that a kill could; that a kill leaves these, the test above shows."""
     out, states = tmp_path / "run", tmp_path / "states"
