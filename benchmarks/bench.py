@@ -43,7 +43,7 @@ PARTS = {
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="ssd-mobilenet at batch 4, T = 8: under a minute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="results, with FILE.md beside them")
     parser.add_argument("--part", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)} (all)")

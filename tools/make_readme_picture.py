@@ -3,7 +3,6 @@
 msat-det run yolo_voc && python tools/make_readme_picture.py runs/yolo_voc
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def draw(run: Path, target: Path) -> None:
 
 @once
 def main(argv: list[str]) -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("run", metavar="DIR", type=Path, help="the run directory")
     parser.add_argument("--out", metavar="FILE", type=Path, default=PROJECT / "docs" / "demo.png")
     given = parser.parse_args(argv)

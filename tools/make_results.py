@@ -5,7 +5,6 @@ directories, so that the runs may be made one at a time and in any order; a sect
 is on the page.
 """
 
-import argparse
 import shutil
 import sys
 from pathlib import Path
@@ -98,7 +97,7 @@ All figures: [{name}.csv]({folder}/{name}.csv).
 @once
 def main(argv: list[str]) -> None:
     """Run the chosen experiments, or none with --from, and write the pages of all whose run directories are there."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--only", metavar="NAME,NAME", help=f"experiments to run; of {', '.join(EXPERIMENTS)}")
     parser.add_argument("--from", dest="source", metavar="DIR", help=f"run nothing, read DIR/NAME instead of {RUNS}")
     parser.add_argument("--out", default=PROJECT / "docs", type=Path, metavar="DIR", help="where the pages go")

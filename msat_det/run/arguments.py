@@ -105,7 +105,6 @@ def make_parser(prog: str, about: str = "", examples: str = "") -> argparse.Argu
         usage=f"{prog} CONFIG [--key value …]",
         description=about,
         epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
@@ -134,10 +133,11 @@ def add_option(group: Any, name: str, hint: Any, text: str, word: str = "TEXT", 
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are InputErrors. more: what they end in, where to read on."""
+    """A parser whose errors are InputErrors, and whose help keeps its lines. more: what an error ends in, where to read
+    on."""
 
     def __init__(self, *arguments: Any, more: str = "--help lists all options", **settings: Any):
-        super().__init__(*arguments, **settings)
+        super().__init__(*arguments, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
         self.more = more
 
     def error(self, message: str) -> typing.NoReturn:

@@ -199,7 +199,6 @@ def report(argv: list[str]) -> None:
         usage="msat-det report DIR … [--out FILE]",
         description=ABOUT_REPORT,
         epilog=EXAMPLES_REPORT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", nargs="+", metavar="DIR", type=Path, help="run directories")
     text = "the page (default: report.html in the one directory, comparison.html here for several)"
@@ -218,7 +217,6 @@ def export(argv: list[str]) -> None:
         usage="msat-det export CONFIG --method LABEL --out FILE [--t T] [--onnx] [--key value …]",
         description=ABOUT_EXPORT,
         epilog=EXAMPLES_EXPORT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--method", metavar="LABEL", required=True, help="label of one of the file's methods")
@@ -243,7 +241,6 @@ def detect(argv: list[str]) -> None:
         usage="msat-det detect SOURCE --cfg FILE | --model FILE [--method NAME] [--t T] [--compare] […]",
         description=ABOUT_DETECT,
         epilog=EXAMPLES_DETECT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("source", metavar="SOURCE", help="a picture, a folder, a pattern in quotes, or a video")

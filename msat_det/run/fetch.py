@@ -1,6 +1,5 @@
 """``msat-det fetch``: data and weights by name, each whole and verified or not there at all."""
 
-import argparse
 import os
 import shutil
 from collections.abc import Iterator
@@ -46,7 +45,6 @@ def fetch(argv: list[str]) -> None:
         usage="msat-det fetch NAME … [--root DIR]",
         description=ABOUT,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         more=MORE,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to fetch; --list shows what there is")
