@@ -48,11 +48,9 @@ METHODS = {
 @pytest.fixture
 def stand_in() -> Iterator[None]:
     """Everything within the test may use cuda:0."""
-    torch.__future__.set_overwrite_module_params_on_conversion(True)
     with StandIn(), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of the interpreter, about masked lanes
         yield
-    torch.__future__.set_overwrite_module_params_on_conversion(False)
 
 
 def network() -> nn.Module:

@@ -69,7 +69,6 @@ def test_a_simulation_takes_it_on_a_device_in_float32(monkeypatch: pytest.Monkey
     calls = []
     convolution = product.convolution
     monkeypatch.setattr(product, "convolution", lambda *given: calls.append(given[0]) or convolution(*given))
-    torch.__future__.set_overwrite_module_params_on_conversion(True)
     with StandIn():
         snn = spiking_network("constant", {"gamma": 3}, observe(net.to("cuda"), [x]), 2)
         snn.precision = "tf32"
@@ -77,7 +76,6 @@ def test_a_simulation_takes_it_on_a_device_in_float32(monkeypatch: pytest.Monkey
         assert calls == []
         snn.precision = "float32"
         found = snn.run(x, 2)[2].cpu()
-    torch.__future__.set_overwrite_module_params_on_conversion(False)
     assert [(conv.in_channels, conv.out_channels) for conv in calls] == [(64, 256)]
     assert kernels.as_product(net[2].cpu(), values(1, 64, 5, 5)) is None  # on the CPU
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

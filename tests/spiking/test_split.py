@@ -87,7 +87,6 @@ def test_a_simulation_takes_it_on_a_device_where_it_is_asked_for(monkeypatch: py
     calls = []
     convolution = split.convolution
     monkeypatch.setattr(split, "convolution", lambda *given: calls.append(given[0]) or convolution(*given))
-    torch.__future__.set_overwrite_module_params_on_conversion(True)
     with StandIn():
         snn = spiking_network("constant", {"gamma": 3}, observe(net.to("cuda"), [x]), 2)
         for precision in ("float32", "tf32"):
@@ -96,7 +95,6 @@ def test_a_simulation_takes_it_on_a_device_where_it_is_asked_for(monkeypatch: py
         assert calls == []
         snn.precision = "tf32x3"
         found = snn.run(x, 2)[2].cpu()
-    torch.__future__.set_overwrite_module_params_on_conversion(False)
     assert [(conv.in_channels, conv.out_channels) for conv in calls] == [(8, 32)]
     assert kernels.on_tensor_cores(net[2].cpu(), values(1, 8, 5, 5)) is None  # on the CPU
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -32,6 +32,14 @@ class StandIn(TorchFunctionMode):
         "copy_ to set_ __get__ __set__ is_pinned _has_compatible_shallow_copy_type".split()
     )
 
+    def __enter__(self) -> "StandIn":
+        torch.__future__.set_overwrite_module_params_on_conversion(True)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        torch.__future__.set_overwrite_module_params_on_conversion(False)
+
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
