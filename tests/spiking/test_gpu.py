@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from support.networks import Residual, Yolo
-from support.on_gpu import METHODS, UNREPEATED, converted, needs_gpu, plain, wide
+from support.on_gpu import METHODS, UNREPEATED, assert_the_same_bits, converted, needs_gpu, plain, wide
 from torch import nn
 
 import msat_det
@@ -74,13 +74,7 @@ def test_nothing_waits_for_the_gpu_inside_a_chunk() -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("make", [plain, Residual, Yolo])
 def test_batches_in_the_memory_of_the_last_one_give_the_same_bits(make: Callable, method: str) -> None:
-    snn, batches = converted(method, make)
-    for batch in [*batches, batches[0]]:
-        other, _ = converted(method, make)
-        found, expected = snn.run(batch, 8, record=[3, 8]), other.run(batch, 8, record=[3, 8])
-        leaves = [torch.utils._pytree.tree_leaves(each) for each in (found, expected)]
-        assert all(map(torch.equal, *leaves))
-        assert all(torch.equal(snn.counts[t].figures, other.counts[t].figures) for t in (3, 8))
+    snn = assert_the_same_bits(method, make)
     assert (snn._replays.replay is None) == (method in UNREPEATED)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from support.networks import Residual, Yolo
-from support.on_gpu import METHODS, UNREPEATED, converted, needs_gpu, plain
+from support.on_gpu import METHODS, UNREPEATED, assert_the_same_bits, converted, needs_gpu, plain
 
 pytestmark = needs_gpu
 CAPTURED = [name for name in METHODS if name not in UNREPEATED]
@@ -19,13 +19,7 @@ def asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("method", CAPTURED)
 @pytest.mark.parametrize("make", [plain, Residual, Yolo])
 def test_batches_that_are_replayed_give_the_same_bits(make: Callable, method: str) -> None:
-    snn, batches = converted(method, make)
-    for batch in [*batches, batches[0]]:
-        other, _ = converted(method, make)
-        found, expected = snn.run(batch, 8, record=[3, 8]), other.run(batch, 8, record=[3, 8])
-        leaves = [torch.utils._pytree.tree_leaves(each) for each in (found, expected)]
-        assert all(map(torch.equal, *leaves))
-        assert all(torch.equal(snn.counts[t].figures, other.counts[t].figures) for t in (3, 8))
+    snn = assert_the_same_bits(method, make)
     assert ("readout", 8) in snn._replays.replay.graphs
     torch.randn(1, device="cuda")  # would raise after a capture that failed
 
