@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
 from msat_det.base.files import show, write_whole
 from msat_det.base.names import hint
+from msat_det.base.progress import Progress
 from msat_det.data.images import CorruptImage, read_image
 from msat_det.data.sources import VideoFile, frames_of, images_of, is_video
 from msat_det.methods import DEFAULT, METHODS
@@ -129,7 +129,8 @@ class Job:
         """A video, a few frames at once; the pictures become a video as well."""
         target, rate, before = self.place(name, ".mp4"), 25.0, None
         with VideoFile(target, rate) as video:
-            for group in tqdm(groups(frames, FRAMES), "detecting", unit=f"×{FRAMES} frames", disable=None, leave=False):
+            bar = {"desc": "detecting", "unit": f"×{FRAMES} frames", "disable": None, "leave": False}
+            for group in Progress(groups(frames, FRAMES), **bar):
                 if before is None and len(group) > 1 and group[-1][0] > group[0][0]:
                     video.rate = max(1, round((len(group) - 1) / (group[-1][0] - group[0][0])))
                 images = [image for _, image in group]
@@ -151,7 +152,7 @@ class Job:
     def float_boxes(self, images: list[Tensor]) -> list[Detections]:
         detector = self.snn.detector
         pixels, metas = zip(*map(detector.preprocess, images), strict=True)
-        found = detector.decode(self.snn.graph(torch.stack(pixels)), list(metas))
+        found = detector.decode(self.snn.graph(torch.stack(pixels).to(self.snn.device)), list(metas))
         return [Detections(one.boxes, one.scores, one.labels, tuple(detector.classes)) for one in found]
 
     def chosen(self, one: Detections) -> Detections:
