@@ -67,7 +67,8 @@ def found(scores: list[float]) -> list[Detections]:
 def make_run(folder: Path, rows: list[CurveRow] = ROWS, images: int = 2, **facts: Any) -> Path:
     """A finished run with all of its optional parts, one of them hostile."""
     directory = RunDirectory(folder)
-    config = load_config(["--cfg", str(PROJECT / "configs/yolo_voc.yaml"), "--draw.images", str(images)])
+    words = ["--cfg", str(PROJECT / "configs/yolo_voc.yaml"), "--draw.images", str(images), "--out", "run"]
+    config = load_config(words)
     directory.write_config(config.to_yaml())
     directory.write_summary(rows, **{"images": 2, "seed": 0, "commit": HOSTILE, "corrupt_images": [HOSTILE]} | facts)
     node = {"source": f"/a/net.py:7: {HOSTILE}", "shape": [4, 2, 2], "inputs": [], "macs": 1500, "analog_macs": 300}
