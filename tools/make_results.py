@@ -1,4 +1,4 @@
-"""Makes docs/results.md, every method of the comparison on public networks, and docs/fitted.md, fitted thresholds.
+"""Makes the pages of docs/results, one a network: every method of the comparison, fitted thresholds, both codings.
 
 Each experiment is one run of `msat-det compare` and takes up to hours on a laptop. The pages are made from the run
 directories, so that the runs may be made one at a time and in any order; a section whose run is not there stays as it
@@ -8,6 +8,7 @@ is on the page.
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from msat_det.base.config import Config
@@ -28,58 +29,66 @@ CODINGS = (
     "--methods delta-1,delta-2,delta-3,delta-3-w8,dcgs,dcgs-halves,h-mt,ltb,adafire,msat-fit-energy,delta-fit,"
     "delta-fit-anytime,int8 --sim.record 1,2,4,8,16 --bootstrap.against int8 --bootstrap.draws 200"
 )
-# Name of a configuration in configs/real, and of an experiment with it → heading, and what the command sets beside the
-# configuration.
-DELTA = {
-    "ssd_mobilenet_coco:codings": ("SSD-MobileNetV1, COCO: both codings, one to sixteen timesteps", CODINGS),
-    "yolo_nano_coco:codings": ("YOLOv3-Nano, COCO: both codings, one to sixteen timesteps", CODINGS),
-    "resnet20_cifar100:codings": ("ResNet-20, CIFAR-100: both codings, one to sixteen timesteps", CODINGS),
-    "squeezenet_imagenet:codings": ("SqueezeNet 1.0, ImageNet: both codings, one to sixteen timesteps", CODINGS),
-    "yolo_fastest_coco:codings": (
-        "YOLO-Fastest 1.1 (leaky ReLU), COCO: delta coding",
-        "--methods delta-2,delta-3,delta-fit,int8 --sim.record 1,2 --bootstrap.against int8 --bootstrap.draws 200",
-    ),
-}
-RESULTS = {
-    "resnet20_cifar100": ("ResNet-20, CIFAR-100", CLASSIFICATION),
-    "squeezenet_imagenet": ("SqueezeNet 1.0, ImageNet", CLASSIFICATION),
-    "ssd_mobilenet_coco": ("SSD-MobileNetV1, COCO", DETECTION),
-    "yolo_nano_coco": ("YOLOv3-Nano, COCO", DETECTION),
-}
-FITTED = {
-    "ssd_mobilenet_coco_fit": ("SSD-MobileNetV1, COCO", ""),
-    "yolo_nano_coco_fit": ("YOLOv3-Nano, COCO", ""),
-    "yolo_nano_coco_linear_fit": ("YOLOv3-Nano, COCO, spikes alone on its linear bottlenecks too", ""),
-    "resnet20_cifar100_fit": ("ResNet-20, CIFAR-100", ""),
-    "squeezenet_imagenet_fit": ("SqueezeNet 1.0, ImageNet", ""),
-    "ssd_mobilenet_coco_ablation": ("What each part brings: SSD-MobileNetV1, COCO, T = 4", ""),
-    "resnet20_cifar100_ablation": ("What each part brings: ResNet-20, CIFAR-100, T = 4", ""),
-}
-EXPERIMENTS = RESULTS | DELTA | FITTED
-# The pages: their first words, and the experiments on them.
+BOTH, EVERY = "Both codings, one to sixteen timesteps", "Every method, rate coding"
+FITS, PARTS = "Fitted thresholds at few timesteps", "What each part brings, T = 4"
+# A page → its title and experiments: the name of a configuration in configs/real, or of an experiment with it →
+# heading, and what the command sets beside the configuration.
 PAGES = {
-    "results.md": (
-        """\
-# Every method on four networks
-
-`python tools/make_results.py` makes this page from the runs whose commands stand above the tables. No network is
-trained again; thresholds come from calibration images, which are not evaluated. All figures were measured here but
-those that are marked as the paper's. The CSV files hold both accuracies and all costs at every t. What the tables of
-both codings say: [delta.md](delta.md) and [findings.md](findings.md).
-""",
-        DELTA | RESULTS,
+    "ssd_mobilenet_coco": (
+        "SSD-MobileNetV1, COCO",
+        {
+            "ssd_mobilenet_coco:codings": (BOTH, CODINGS),
+            "ssd_mobilenet_coco": (EVERY, DETECTION),
+            "ssd_mobilenet_coco_fit": (FITS, ""),
+            "ssd_mobilenet_coco_ablation": (PARTS, ""),
+        },
     ),
-    "fitted.md": (
-        """\
-# Fitted thresholds at few timesteps
-
-`python tools/make_results.py` makes this page too. Methods that need T, the fits among them, are made anew for each t;
-what they say of more than one t is each network's own. A fit sees calibration images alone, 16 of them unless its
-entry says otherwise.
-""",
-        FITTED,
+    "yolo_nano_coco": (
+        "YOLOv3-Nano, COCO",
+        {
+            "yolo_nano_coco:codings": (BOTH, CODINGS),
+            "yolo_nano_coco": (EVERY, DETECTION),
+            "yolo_nano_coco_fit": (FITS, ""),
+            "yolo_nano_coco_linear_fit": (f"{FITS}, with spikes on its linear bottlenecks too", ""),
+        },
+    ),
+    "yolo_fastest_coco": (
+        "YOLO-Fastest 1.1 (leaky ReLU), COCO",
+        {
+            "yolo_fastest_coco:codings": (
+                "Delta coding",
+                "--methods delta-2,delta-3,delta-fit,int8 --sim.record 1,2 --bootstrap.against int8 "
+                "--bootstrap.draws 200",
+            )
+        },
+    ),
+    "resnet20_cifar100": (
+        "ResNet-20, CIFAR-100",
+        {
+            "resnet20_cifar100:codings": (BOTH, CODINGS),
+            "resnet20_cifar100": (EVERY, CLASSIFICATION),
+            "resnet20_cifar100_fit": (FITS, ""),
+            "resnet20_cifar100_ablation": (PARTS, ""),
+        },
+    ),
+    "squeezenet_imagenet": (
+        "SqueezeNet 1.0, ImageNet",
+        {
+            "squeezenet_imagenet:codings": (BOTH, CODINGS),
+            "squeezenet_imagenet": (EVERY, CLASSIFICATION),
+            "squeezenet_imagenet_fit": (FITS, ""),
+        },
     ),
 }
+EXPERIMENTS = {name: about for _, experiments in PAGES.values() for name, about in experiments.items()}
+INTRODUCTION = """\
+# {title}
+
+`python tools/make_results.py` makes this page from its runs; what the tables say is in [the findings](../findings.md).
+The network is not trained again. A fit sees calibration images only, 16 of them unless its entry says otherwise.
+Methods that need T, the fits among them, are converted anew for each t: each of their columns is a network of its own.
+All figures were measured here except those marked as the paper's. The CSV files hold both accuracies and all costs.
+"""
 SECTION = """
 ## {heading}
 
@@ -88,9 +97,9 @@ SECTION = """
 {facts}
 
 {body}{orders}
-![accuracy over operations]({folder}/{name}.png)
+![accuracy over operations]({name}.png)
 
-All figures: [{name}.csv]({folder}/{name}.csv).
+All figures: [{name}.csv]({name}.csv).
 """
 
 
@@ -100,7 +109,7 @@ def main(argv: list[str]) -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--only", metavar="NAME,NAME", help=f"experiments to run; of {', '.join(EXPERIMENTS)}")
     parser.add_argument("--from", dest="source", metavar="DIR", help=f"run nothing, read DIR/NAME instead of {RUNS}")
-    parser.add_argument("--out", default=PROJECT / "docs", type=Path, metavar="DIR", help="where the pages go")
+    parser.add_argument("--out", default=PROJECT / "docs/results", type=Path, metavar="DIR", help="where the pages go")
     arguments = parser.parse_args(argv)
     names = arguments.only.split(",") if arguments.only else list(EXPERIMENTS)
     for name in names:
@@ -109,8 +118,8 @@ def main(argv: list[str]) -> None:
     runs = Path(arguments.source or RUNS)
     for name in [] if arguments.source else names:
         compare(configuration(name, runs))
-    for page, (introduction, experiments) in PAGES.items():
-        write_page(arguments.out / page, introduction, experiments, runs)
+    for page, (title, experiments) in PAGES.items():
+        write_page(arguments.out / f"{page}.md", title, experiments, runs)
 
 
 def configuration(name: str, runs: Path) -> Config:
@@ -124,9 +133,9 @@ def folder_of(name: str) -> str:
     return name.replace(":", "_")
 
 
-def write_page(page: Path, introduction: str, experiments: dict[str, tuple[str, str]], runs: Path) -> None:
-    """The page, unless no experiment of it was run, and in a folder of its name their figures as CSV and pictures."""
-    parts = [introduction]
+def write_page(page: Path, title: str, experiments: dict[str, tuple[str, str]], runs: Path) -> None:
+    """The page, unless no experiment of it was run, and beside it their figures as CSV and pictures."""
+    parts = [INTRODUCTION.format(title=title)]
     kept = sections(page)
     for name, (heading, words) in experiments.items():
         if (runs / folder_of(name) / "summary.json").is_file():
@@ -147,7 +156,7 @@ def sections(page: Path) -> dict[str, str]:
 
 def section(page: Path, name: str, heading: str, words: str, runs: Path) -> str:
     """One experiment's, its figures as CSV and its picture written beside the page."""
-    folder, own = page.with_suffix(""), folder_of(name)
+    folder, own = page.parent, folder_of(name)
     comparison = read_comparison(runs / own)
     require_same(comparison.config, configuration(name, runs), runs / own)
     folder.mkdir(parents=True, exist_ok=True)
@@ -156,8 +165,8 @@ def section(page: Path, name: str, heading: str, words: str, runs: Path) -> str:
     shutil.copyfile(runs / own / "pareto.png", folder / f"{own}.png")
     config = f"configs/real/{name.split(':')[0]}.yaml"
     command = " ".join(f"msat-det compare --cfg {config} --out {RUNS}/{own} {words}".split())
-    values = {"heading": heading, "command": command, "folder": folder.name, "name": own}
-    orders = order_by_cost(comparison) if name in DELTA else ""
+    values = {"heading": heading, "command": command, "name": own}
+    orders = order_by_cost(comparison) if name.endswith(":codings") else ""
     return SECTION.format(**values, facts=facts(comparison), body=markdown(comparison), orders=orders)
 
 
@@ -177,13 +186,20 @@ def order_by_cost(comparison: Comparison) -> str:
 
 
 def facts(comparison: Comparison) -> str:
-    """What was run, in a sentence."""
+    """What was run, and on which images, in a sentence or two."""
     calib = comparison.config.calib
     folder = "/".join(filter(None, (Path(calib.root).name, calib.split)))
     return (
         f"{comparison.title}; thresholds from {calib.limit or 'all'} images of {folder}; "
-        f"seed {comparison.facts['seed']}, commit {comparison.facts['commit']}."
+        f"seed {comparison.facts['seed']}, commit {comparison.facts['commit']}.{seen_images(comparison.facts)}"
     )
+
+
+def seen_images(facts: dict[str, Any]) -> str:
+    """How many of the evaluated images are calibration images, too; "" where the run does not say."""
+    if (seen := facts.get("calibration_images")) is None:
+        return ""
+    return f" Calibration images among the {facts['images']} evaluated ones: {seen or 'none'}."
 
 
 def require_same(found: Config, wanted: Config, run: Path) -> None:

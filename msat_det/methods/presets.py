@@ -1,4 +1,4 @@
-"""Recipes with a name: options of a method that have shown to work on detectors as they are (docs/results.md).
+"""Recipes with a name: options of a method that have shown to work on detectors as they are (docs/results).
 
 None of them is fitted. ``DEFAULT`` is what ``convert`` takes: on the detectors measured it keeps the float network's
 mAP at t = 1, for a quarter to a half of its energy (docs/delta.md).

@@ -6,6 +6,7 @@ import io
 import itertools
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -69,10 +70,10 @@ def finished(tmp_path: Path) -> Path:
     return write_run(tmp_path / "run", config.to_yaml(), ROWS)
 
 
-def write_run(path: Path, config: str, rows: list[CurveRow]) -> Path:
+def write_run(path: Path, config: str, rows: list[CurveRow], **facts: Any) -> Path:
     run = RunDirectory(path)
     run.write_config(config)
-    run.write_summary(rows, images=7, seed=0, commit="abc")
+    run.write_summary(rows, images=7, seed=0, commit="abc", **facts)
     run.write_pareto(rows)
     return run.path
 
@@ -278,35 +279,35 @@ def test_page_of_results(make_results: ModuleType, tmp_path: Path, capsys: pytes
         metrics = {"top1": 50.0, "top5": 70.0} if name == "resnet20_cifar100" else {"map": 17.0, "map50": 33.5}
         points = [(entry["label"], t) for entry in config.methods for t in config.record_of(entry)]
         rows = [CurveRow("float", None, metrics), *(CurveRow(label, t, metrics, 1.0) for label, t in points)]
-        write_run(tmp_path / name, config.to_yaml(), rows)
-    docs = tmp_path / "docs"
-    docs.mkdir()
-    page = docs / "results.md"
+        write_run(tmp_path / name, config.to_yaml(), rows, calibration_images=3 * (name == "yolo_nano_coco"))
+    docs = tmp_path / "docs/results"
+    page = docs / "yolo_nano_coco.md"
     words = ["--from", str(tmp_path), "--out", str(docs)]
     assert make_results.main(words) == 0
     told = capsys.readouterr().err
     assert all(f"{name}: no finished run" in told for name in ("squeezenet_imagenet", "ssd_mobilenet_coco"))
-    text = page.read_text()
-    assert "## ResNet-20, CIFAR-100" in text
+    classifier, text = (docs / "resnet20_cifar100.md").read_text(), page.read_text()
+    assert classifier.startswith("# ResNet-20, CIFAR-100\n")
     assert (
-        "\nMobileNetV2-YOLOv3-Nano-coco on 7 images of coco_val128/val2017; thresholds from all images of coco_calib64"
-        in text
-    )
-    assert "\n    msat-det compare --cfg configs/real/resnet20_cifar100.yaml --out runs/results/resnet20" in text
+        "\nMobileNetV2-YOLOv3-Nano-coco on 7 images of coco_val128/val2017; thresholds from all images of "
+        "coco_calib64; seed 0, commit abc. Calibration images among the 7 evaluated ones: 3.\n"
+    ) in text
+    assert "seed 0, commit abc. Calibration images among the 7 evaluated ones: none.\n" in classifier
+    assert "\n    msat-det compare --cfg configs/real/resnet20_cifar100.yaml --out runs/results/resnet20" in classifier
     assert "--sim.record 8,16,32,64 --data.limit 64 --methods p-norm,channel-norm," in text
-    assert cells(text, "method")[1:10] == [f"t = {t}" for t in (1, 2, 4, 8, 16, 32, 64, 128, 256)]
-    assert cells(text, "`msat-normalised`", 3)[1:5] == ["**17.0**"] * 4
-    assert {file.name for file in docs.iterdir()} == {"results.md", "results"}  # no fit was run
-    assert {file.name for file in (docs / "results").iterdir()} == {
-        f"{name}.{kind}" for name in ("resnet20_cifar100", "yolo_nano_coco") for kind in ("csv", "png")
+    assert cells(classifier, "method")[1:10] == [f"t = {t}" for t in (1, 2, 4, 8, 16, 32, 64, 128, 256)]
+    assert cells(text, "`msat-normalised`")[1:5] == ["**17.0**"] * 4
+    assert {file.name for file in docs.iterdir()} == {  # a page a network, and no fit was run
+        f"{name}.{kind}" for name in ("resnet20_cifar100", "yolo_nano_coco") for kind in ("csv", "md", "png")
     }
 
-    first = page.read_bytes()
+    pages = page, docs / "resnet20_cifar100.md"
+    first = [page.read_bytes() for page in pages]
     assert make_results.main(words) == 0
-    assert page.read_bytes() == first
+    assert [page.read_bytes() for page in pages] == first
     (tmp_path / "resnet20_cifar100").rename(tmp_path / "elsewhere")
     assert make_results.main(words) == 0
-    assert page.read_bytes() == first  # a section stays when its run is gone
+    assert [page.read_bytes() for page in pages] == first  # a section stays when its run is gone
 
     config = tmp_path / "yolo_nano_coco/config.yaml"
     config.write_text(config.read_text().replace("limit: 64", "limit: 8"))
@@ -327,10 +328,8 @@ def test_the_order_of_the_methods_by_each_figure(make_results: ModuleType, tmp_p
     for label, (found, spikes, sops, energy, events) in figures.items():
         rows.append(CurveRow(label, 1, {"map": found, "map50": 2 * found}, spikes, sops, energy, events, energy))
     write_run(tmp_path / "ssd_mobilenet_coco_codings", config.to_yaml(), rows)
-    docs = tmp_path / "docs"
-    docs.mkdir()
-    assert make_results.main(["--from", str(tmp_path), "--out", str(docs)]) == 0
-    text = (docs / "results.md").read_text()
+    assert make_results.main(["--from", str(tmp_path), "--out", str(tmp_path / "docs")]) == 0
+    text = (tmp_path / "docs/ssd_mobilenet_coco.md").read_text()
     assert (
         "\n- t = 1: most accurate first delta-3, h-mt, dcgs; fewest events first h-mt, dcgs, delta-3; fewest spikes "
         "first dcgs, delta-3, h-mt; least energy first dcgs, delta-3, h-mt.\n"
@@ -339,4 +338,6 @@ def test_the_order_of_the_methods_by_each_figure(make_results: ModuleType, tmp_p
 
 def test_results_of_an_unknown_experiment(make_results: ModuleType, capsys: pytest.CaptureFixture) -> None:
     assert make_results.main(["--only", "nope"]) == 2
-    assert capsys.readouterr().err.startswith("error: no experiment nope: --only takes resnet20_cifar100, ")
+    assert capsys.readouterr().err.startswith(
+        "error: no experiment nope: --only takes ssd_mobilenet_coco:codings, ssd_"
+    )

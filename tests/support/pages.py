@@ -9,7 +9,7 @@ from pathlib import Path
 from msat_det.base.settings import PROJECT
 from msat_det.run.cli import COMMANDS, FORMER
 
-PAGES = [PROJECT / "README.md", *sorted(PROJECT.glob("docs/*.md"))]
+PAGES = [PROJECT / "README.md", *sorted(PROJECT.glob("docs/**/*.md"))]
 # a fence, or lines that are indented by four after an empty one, which are shell commands in our pages
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$|(?<=\n\n)((?: {4}[^\n]*\n|\n(?= {4}))+)", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
