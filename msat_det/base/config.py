@@ -37,6 +37,10 @@ class Data:
     ] = None
     year: Annotated[str, "year of VOCdevkit/VOC<year>; other readers ignore it."] = "2007"
     limit: Annotated[int | None, "only the first N of a seeded shuffle of the sorted ids; null: all."] = None
+    held_out: Annotated[
+        bool,
+        "evaluate only images that are not calibration images as well; their bytes are compared, before limit counts.",
+    ] = False
     corrupt: Annotated[
         str | None,
         "evaluate spoilt images, noise, blur, fog, brightness or jpeg with a severity of 1 to 5, as in noise:3.",
@@ -318,7 +322,7 @@ class Config:
                 raise InputError("calib.root is missing: name a folder of calibration images with --calib.root DIR")
             self.calib.root = self.data.root
         keys = ("kind", "root", "split", "annotations", "images")
-        same = all(getattr(self.calib, key) == getattr(self.data, key) for key in keys)
+        same = not self.data.held_out and all(getattr(self.calib, key) == getattr(self.data, key) for key in keys)
         if same and self.calib.skip and (self.data.limit is None or self.data.limit > self.calib.skip):
             raise InputError(
                 f"data.limit is {self.data.limit} and calib.skip {self.calib.skip}: calibration images would be "

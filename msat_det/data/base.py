@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from msat_det.base.errors import InputError
-from msat_det.base.files import MissingData, inside, is_file, show
+from msat_det.base.files import MissingData, bytes_of, inside, is_file, show
 from msat_det.data.images import Size, image_size, read_image, reduction
 
 MAX_COORDINATE = 1e9
@@ -82,6 +82,15 @@ class Dataset:
     def image(self, id: int | str) -> Tensor:
         """uint8 (3, H, W) RGB, upright where EXIF and the annotation's size say so. Raises CorruptImage."""
         return read_image(inside(self.folder, self._files[id]), self._sizes.get(id))
+
+    def content(self, id: int | str) -> bytes:
+        """An image as it is stored. Raises OSError."""
+        return bytes_of(inside(self.folder, self._files[id]))
+
+    def length(self, id: int | str) -> int | None:
+        """The number of bytes of ``content``; None where there is no file."""
+        path = inside(self.folder, self._files[id])
+        return path.stat().st_size if is_file(path) else None
 
     def target(self, id: int | str) -> Target | int | None:
         """The ground truth of one image; None where the dataset has none."""

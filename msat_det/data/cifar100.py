@@ -37,3 +37,9 @@ class Cifar100(Dataset):
 
     def image(self, id: int) -> Tensor:
         return self._pixels[id].contiguous()
+
+    def content(self, id: int) -> bytes:
+        return self._pixels[id].numpy().tobytes()
+
+    def length(self, id: int) -> int:
+        return self._pixels[id].numel()

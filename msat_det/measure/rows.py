@@ -78,8 +78,9 @@ def read_summary(folder: Path) -> tuple[list[CurveRow], dict[str, Any]]:
         ):
             raise ValueError(names)
         lists = [facts.get(name, []) for name in ("corrupt_images", "misfit_images")]
-        found = facts["images"], *lists, facts.get("energy", {})
-        if [type(fact) for fact in found] != [int, list, list, dict] or not all(0 < row.t < 2**31 for row in rows[1:]):
+        found = facts["images"], facts.get("seen_in_calibration", 0), *lists, facts.get("energy", {})
+        times = [row.t for row in rows[1:]]
+        if [type(fact) for fact in found] != [int, int, list, list, dict] or not all(0 < t < 2**31 for t in times):
             raise ValueError(found)
     except FileNotFoundError:
         raise InputError(f"no {file}: the run did not end; start it anew") from None
@@ -88,9 +89,9 @@ def read_summary(folder: Path) -> tuple[list[CurveRow], dict[str, Any]]:
     return rows, facts
 
 
-def left_out(facts: dict[str, Any]) -> list[str]:
-    """What the figures of a run are not about, in a sentence each: images of the list that could not be read, and
-    objects on images of another size. facts: of summary.json."""
+def cautions(facts: dict[str, Any]) -> list[str]:
+    """What a reader of a run's figures must know, in a sentence each: images that could not be read, objects on images
+    of another size, calibration images among the evaluated ones. facts: of summary.json."""
     corrupt, misfit = facts.get("corrupt_images") or [], facts.get("misfit_images") or []
     texts = []
     if corrupt:
@@ -100,5 +101,10 @@ def left_out(facts: dict[str, Any]) -> list[str]:
         texts.append(
             f"{len(misfit)} of {facts['images']} images have another size than their annotation says, so that their "
             f"boxes lie elsewhere; the first: {misfit[0]}: bring back the images that were annotated, or annotate these"
+        )
+    if seen := facts.get("seen_in_calibration"):
+        texts.append(
+            f"{seen} of the {facts['images']} evaluated images are calibration images: --data.held_out true evaluates "
+            "the others alone"
         )
     return texts

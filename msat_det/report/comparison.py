@@ -67,7 +67,9 @@ class Comparison:
     def title(self) -> str:
         data = self.config.data
         folder = "/".join(filter(None, (Path(data.root).name, data.split)))
-        return f"{self.network} on {self.facts['images']} images of {folder}"
+        seen = self.facts.get("seen_in_calibration")
+        shared = f" ({seen} of them calibration images)" if seen else ", held out" if data.held_out else ""
+        return f"{self.network} on {self.facts['images']} images of {folder}{shared}"
 
     def curve(self, label: str) -> list[CurveRow]:
         """A method's rows, the first t first."""

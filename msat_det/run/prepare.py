@@ -13,8 +13,9 @@ from msat_det.base.config import Config, method_options
 from msat_det.base.device import find_device
 from msat_det.base.errors import InputError
 from msat_det.base.progress import Progress
-from msat_det.data import DATASETS, Dataset, build_dataset, corrupt, subset
+from msat_det.data import DATASETS, Dataset, build_dataset, corrupt, select, subset
 from msat_det.data.augment import augmented
+from msat_det.data.overlap import overlap
 from msat_det.methods import find_method, parse_options
 from msat_det.methods.convert import Conversion, spiking_network
 from msat_det.methods.observe import Cached, Observation, observe
@@ -73,16 +74,27 @@ def evaluated_images(config: Config, classes: list[str]) -> Dataset:
     data = config.data
     places = {"annotations": data.annotations, "images": data.images}
     dataset = build_dataset(data.kind, data.root, data.split, data.year, classes=classes, **places)
+    if data.held_out:
+        seen = set(overlap(dataset, calibration_images(config)))
+        if len(seen) == len(dataset):
+            raise InputError(
+                f"data.held_out: all {len(seen)} images are calibration images: give others with calib.root"
+            )
+        dataset = select(dataset, [id for id in dataset.ids if id not in seen])
     return corrupt.corrupted(subset(dataset, data.limit, config.seed), data.corrupt, config.seed)
+
+
+def calibration_images(config: Config) -> Dataset:
+    """The images that ``config.calib`` names."""
+    calib = config.calib
+    places = {"annotations": calib.annotations, "images": calib.images}
+    dataset = build_dataset(calib.kind, calib.root, calib.split, config.data.year, option="--calib.root", **places)
+    return subset(dataset, calib.limit, config.seed, calib.skip)
 
 
 def calibration_batches(config: Config, model: Any) -> Cached:
     """The calibration images, preprocessed, in batches; an unreadable one is an error: it would shift thresholds."""
-    calib = config.calib
-    places = {"annotations": calib.annotations, "images": calib.images}
-    dataset = build_dataset(calib.kind, calib.root, calib.split, config.data.year, option="--calib.root", **places)
-    dataset = subset(dataset, calib.limit, config.seed, calib.skip)
-    dataset = augmented(dataset, calib.augment, config.seed)
+    dataset = augmented(calibration_images(config), config.calib.augment, config.seed)
 
     def make(index: int) -> Tensor:
         ids = dataset.ids[index * config.batch : (index + 1) * config.batch]

@@ -6,6 +6,7 @@ from typing import Any
 
 from msat_det.base.config import Config, method_options
 from msat_det.data import Dataset, Sample
+from msat_det.data.overlap import overlap
 from msat_det.measure.accuracy import VocEvaluator, make_evaluator
 from msat_det.measure.arrival import lost_notes
 from msat_det.measure.differences import difference_rows, difference_table
@@ -13,7 +14,7 @@ from msat_det.measure.effects import residuals
 from msat_det.measure.examination import examine
 from msat_det.measure.exits import exit_rows, exit_table
 from msat_det.measure.parts import Parts
-from msat_det.measure.rows import CurveRow, left_out, read_summary
+from msat_det.measure.rows import CurveRow, cautions, read_summary
 from msat_det.methods import find_method
 from msat_det.methods.convert import Conversion
 from msat_det.methods.layerwise import LayerByLayer
@@ -32,6 +33,7 @@ from msat_det.report.tensorboard import (
     events,
 )
 from msat_det.run.examine import write_examinations
+from msat_det.run.prepare import calibration_images
 from msat_det.spiking.energy import prices
 from msat_det.spiking.formats.plan import save_plan
 
@@ -96,6 +98,7 @@ def facts_of(outcome: Outcome) -> dict[str, Any]:
         "images": len(outcome.dataset),
         "corrupt_images": outcome.parts.corrupt(),
         "misfit_images": outcome.parts.misfit(),
+        "seen_in_calibration": len(overlap(outcome.dataset, calibration_images(outcome.config))),
         "seed": outcome.config.seed,
         "analog_mac_share": observation.fanout.analog_share,
         "energy": asdict(prices(outcome.config.energy)),
@@ -179,7 +182,7 @@ def tell(directory: RunDirectory, config: Config, rows: list[CurveRow]) -> None:
         of_int8 = "" if row.energy_ratio_int8 is None else f"  {row.energy_ratio_int8:7.2f}"
         costs = f"{spikes:>13}  {row.sops_per_mac:8.2f}  {row.energy_ratio:12.2f}{of_int8}"
         print(f"{row.method:{width}} {t:>4} {accuracies}  {costs}")
-    for text in left_out(facts):
+    for text in cautions(facts):
         print(f"warning: {text}", file=sys.stderr)
     for text in lost_notes(config, rows):
         print(f"note: {text}", file=sys.stderr)
