@@ -8,8 +8,8 @@ from torch.fx.node import Node
 from msat_det.base.errors import InputError
 from msat_det.base.names import hint
 from msat_det.graph import ops
-from msat_det.graph.facts import amend, facts, state
-from msat_det.graph.fanout import static_nodes
+from msat_det.graph.facts import amend, facts, is_mask, state
+from msat_det.graph.fanout import is_event_source, static_nodes
 from msat_det.graph.folds import unfold
 from msat_det.graph.graph import Graph, closure
 from msat_det.graph.ops import Activation, Kind
@@ -27,14 +27,17 @@ def keep_analog(graph: Graph, name: str) -> None:
 def linear_carriers(graph: Graph) -> list[Node]:
     """Nodes whose outputs, no spikes, reach a multiplying one through linear nodes alone: it pays them at full price.
 
-    They are multiplying ones themselves, the operands of attention's products among them, and the norms of tokens.
+    They are multiplying ones themselves, the operands of attention's products among them, and differential ones: norms,
+    gates, products.
     """
     static = static_nodes(graph)
-    sources = [n for n in graph.nodes if _multiplies(n) or facts(n).op in _TOKEN_NORMS]
-    return [n for n in sources if n not in static and _feeds_another(n)]
+    return [n for n in graph.nodes if n not in static and _is_analog(n) and _feeds_another(n)]
 
 
-_TOKEN_NORMS = {"layernorm", "rmsnorm"}
+def _is_analog(node: Node) -> bool:
+    """Whether it gives real numbers of its own, and no spikes."""
+    differential = facts(node).kind is Kind.DIFFERENTIAL and not is_event_source(node) and not is_mask(facts(node))
+    return differential or _multiplies(node)
 
 
 def _multiplies(node: Node) -> bool:

@@ -1,0 +1,41 @@
+"""Networks of other packages as they are: every one converts, and its outputs converge under both codings."""
+
+import importlib.util
+
+import pytest
+import torch
+from make_zoo_table import RATE, ZOO, build, error, rt_detr, timm, ultralytics
+
+import msat_det
+
+PACKAGES = {ultralytics: "ultralytics", rt_detr: "transformers"}
+QUICK = ("rt_detr", "shufflenet_v2_x0_5", "vit_tiny_patch16_224", "yolov8n")
+
+
+def needed(name: str) -> str | None:
+    """The package that builds a network, where it is no dependency."""
+    make = ZOO[name][0]
+    return PACKAGES.get(make) or ("timm" if make is timm or "timm" in make.__code__.co_names else None)
+
+
+def cases() -> list:
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ZOO]
+
+
+@pytest.mark.parametrize("name", cases())
+def test_it_converts_and_converges_as_it_is(name: str) -> None:
+    package = needed(name)
+    if package and importlib.util.find_spec(package) is None:
+        pytest.skip(f"{name} is built by {package}, which is not installed")
+    net, images = build(name)
+    observed = msat_det.observe(net, images[:2])
+    with torch.no_grad():
+        wanted = net(images[4:])
+    assert error(observed.graph(images[4:]), wanted) < 1e-4
+    snn = msat_det.convert(observed, method="delta", bits=12, terms=6, spiking_linear=True)
+    assert error(snn.run(images[4:], 8)[8], wanted) < 0.05
+    assert snn.fanout.analog_share < 0.1  # attention's products stay
+    if name in QUICK:
+        snn = msat_det.convert(observed, method="constant", T=48, **RATE)
+        outputs = snn.run(images[4:], 48, (8, 48))
+        assert error(outputs[48], wanted) < min(0.08, error(outputs[8], wanted) / 3)
