@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,11 +125,12 @@ ZOO: dict[str, tuple[Make, int]] = {  # how it is made, and the side of its imag
     "rt_detr": (rt_detr, 64),
     **dict.fromkeys(TIMM.split(), (timm, 64)),
     "levit_128s": (timm, 224),
-    "vit_tiny_patch16_224": (lambda name: timm(name, img_size=64), 64),
-    "swin_tiny_patch4_window7_224": (lambda name: timm(name, img_size=56), 56),
+    "vit_tiny_patch16_224": (partial(timm, img_size=64), 64),
+    "swin_tiny_patch4_window7_224": (partial(timm, img_size=56), 56),
     **dict.fromkeys(TORCHVISION.split(), (torchvision, 64)),
-    "inception_v3": (torchvision, 96),
-    "vit_b_16": (lambda name: torchvision(name, image_size=64), 64),
+    "inception_v3": (torchvision, 128),
+    "vit_b_16": (partial(torchvision, image_size=64), 64),
+    "maxvit_t": (torchvision, 224),
 }
 
 

@@ -28,10 +28,22 @@ def linear_carriers(graph: Graph) -> list[Node]:
     """Nodes whose outputs, no spikes, reach a multiplying one through linear nodes alone: it pays them at full price.
 
     They are multiplying ones themselves, the operands of attention's products among them, and differential ones: norms,
-    gates, products.
+    gates, products. Not so a product that a quotient's divisor comes from, as in linear attention: its numerator does,
+    too, and rounded apart from each other they would divide by next to nothing.
     """
-    static = static_nodes(graph)
-    return [n for n in graph.nodes if n not in static and _is_analog(n) and _feeds_another(n)]
+    static, divisors = static_nodes(graph), _in_divisors(graph)
+    return [n for n in graph.nodes if n not in static | divisors and _is_analog(n) and _feeds_another(n)]
+
+
+def _in_divisors(graph: Graph) -> set[Node]:
+    """Products of branches that reach a quotient's divisor through linear nodes and other products alone."""
+
+    def before(node: Node) -> Iterable[Node]:
+        return node.all_input_nodes if facts(node).kind is Kind.LINEAR or _multiplies(node) else ()
+
+    quotients = [n for n in graph.nodes if facts(n).kind is Kind.DIFFERENTIAL and facts(n).op == "truediv"]
+    found = closure([n.args[1] for n in quotients if isinstance(n.args[1], Node)], before)
+    return {n for n in found if facts(n).kind is Kind.DIFFERENTIAL and _multiplies(n)}
 
 
 def _is_analog(node: Node) -> bool:

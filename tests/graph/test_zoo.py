@@ -8,14 +8,14 @@ from make_zoo_table import RATE, ZOO, build, error, rt_detr, timm, ultralytics
 
 import msat_det
 
-PACKAGES = {ultralytics: "ultralytics", rt_detr: "transformers"}
+PACKAGES = {ultralytics: "ultralytics", rt_detr: "transformers", timm: "timm"}
 QUICK = ("rt_detr", "shufflenet_v2_x0_5", "vit_tiny_patch16_224", "yolov8n")
 
 
 def needed(name: str) -> str | None:
     """The package that builds a network, where it is no dependency."""
     make = ZOO[name][0]
-    return PACKAGES.get(make) or ("timm" if make is timm or "timm" in make.__code__.co_names else None)
+    return PACKAGES.get(getattr(make, "func", make))
 
 
 def cases() -> list:
