@@ -1,6 +1,10 @@
 """Methods that keep next to nothing of the float network at any recorded t, and why."""
 
+from collections.abc import Iterable
+from contextlib import suppress
+
 from msat_det.base.config import Config, method_options
+from msat_det.base.errors import InputError
 from msat_det.measure.rows import CurveRow
 from msat_det.methods import parse_options
 from msat_det.methods.direct import MsatOptions
@@ -8,20 +12,26 @@ from msat_det.methods.direct import MsatOptions
 NOTHING = 0.05  # of the float network's accuracy: below it a curve says nothing
 
 
-def lost(config: Config, rows: list[CurveRow]) -> dict[str, str]:
-    """The labels whose main accuracy stays below NOTHING of the float network's, with the reason that their options
-    give. rows: the float row first."""
+def lost(rows: list[CurveRow]) -> list[str]:
+    """The methods that stay below NOTHING of the float network's accuracy at every t. rows: the float row first."""
     level, *rows = rows
     metric = next(iter(level.accuracies))
     best: dict[str, float] = {}
     for row in rows:
         best[row.method] = max(best.get(row.method, 0.0), row.metrics[metric])
+    return [method for method, accuracy in best.items() if accuracy < NOTHING * level.metrics[metric]]
+
+
+def reasons(config: Config, labels: Iterable[str]) -> dict[str, list[str]]:
+    """{reason: the labels that it holds back}. A method or an option that is not known here, of a run of another
+    version, has none."""
     entries = {entry["label"]: entry for entry in config.methods}
-    return {
-        label: reason(entries[label])
-        for label, accuracy in best.items()
-        if label in entries and accuracy < NOTHING * level.metrics[metric]
-    }
+    found: dict[str, list[str]] = {}
+    for label in labels:
+        if label in entries:
+            with suppress(InputError):
+                found.setdefault(reason(entries[label]), []).append(label)
+    return found
 
 
 def reason(entry: dict) -> str:
@@ -36,8 +46,6 @@ def reason(entry: dict) -> str:
 
 def lost_notes(config: Config, rows: list[CurveRow]) -> list[str]:
     """One line for each reason: the labels that it keeps at zero, and where to read on."""
-    by_reason: dict[str, list[str]] = {}
-    for label, why in lost(config, rows).items():
-        by_reason.setdefault(why, []).append(label)
+    found = reasons(config, lost(rows))
     more = "read docs/findings.md, or let `msat-det doctor` name the layers"
-    return [f"{', '.join(labels)} at next to nothing: {why}; {more}" for why, labels in by_reason.items()]
+    return [f"{', '.join(labels)} at next to nothing: {why}; {more}" for why, labels in found.items()]

@@ -10,6 +10,7 @@ from msat_det.base.errors import InputError
 from msat_det.base.files import text_of
 
 COSTS = ("spikes_per_neuron", "sops_per_mac", "energy_ratio", "events_per_neuron", "energy_ratio_int8")
+DIFFERENCE = ("method", "against", "metric"), ("t", "difference", "low", "high")  # of ``differences.DifferenceRow``
 DISPLAY = {"map": "mAP", "map50": "mAP50", "top1": "top1", "top5": "top5"}
 
 
@@ -77,6 +78,10 @@ def read_summary(folder: Path) -> tuple[list[CurveRow], dict[str, Any]]:
             math.isfinite(figure) for line in figures for figure in line
         ):
             raise ValueError(names)
+        for row in facts.get("differences", []):
+            texts, numbers = ([row[name] for name in names] for names in DIFFERENCE)
+            if not all(isinstance(text, str) for text in texts) or not all(map(math.isfinite, numbers)):
+                raise ValueError(row)
         lists = [facts.get(name, []) for name in ("corrupt_images", "misfit_images")]
         found = facts["images"], facts.get("seen_in_calibration", 0), *lists, facts.get("energy", {})
         times = [row.t for row in rows[1:]]

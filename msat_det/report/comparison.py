@@ -75,9 +75,9 @@ class Comparison:
         """A method's rows, the first t first."""
         return sorted((row for row in self.rows[1:] if row.method == label), key=lambda row: row.t)
 
-    def near(self, label: str) -> CurveRow | None:
-        """The first t at which a method keeps NEAR of the float network's main accuracy; None where it never does."""
-        wanted = NEAR * self.rows[0].metrics[self.metric]
+    def near(self, label: str, share: float = NEAR) -> CurveRow | None:
+        """The first t at which a method keeps a share of the float's main accuracy; None where it never does."""
+        wanted = share * self.rows[0].metrics[self.metric]
         return next((row for row in self.curve(label) if row.metrics[self.metric] >= wanted), None)
 
     def accuracy(self, label: str, t: int) -> float | None:

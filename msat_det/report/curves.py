@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from msat_det.base.colours import INK
-from msat_det.measure.arrival import NOTHING
+from msat_det.measure.arrival import lost
 from msat_det.measure.exits import ExitRow
 from msat_det.measure.rows import CurveRow
 from msat_det.report.style import PALE, curve_style, quiet
@@ -24,20 +24,13 @@ NAMED = 0.1  # share of the float accuracy below which a point of the front has 
 SILENT = 0.02  # operations per multiply-add below which next to nothing has fired: no place on a log axis
 
 
-def lost(rows: list[CurveRow], metric: str) -> set[str]:
-    """The methods whose accuracy stays below NOTHING of the float network's at every t. rows: the float row first."""
-    level, *rows = rows
-    found = {row.method for row in rows if row.metrics[metric] >= NOTHING * level.metrics[metric]}
-    return {row.method for row in rows} - found
-
-
 def draw_curve(rows: list[CurveRow], title: str = "") -> Figure:
     """Main accuracy over t (left, log2) and over energy (right, log), the float figure as a level line; methods that
     find next to nothing in grey."""
     level, *rows = rows
     metric = next(iter(level.accuracies))
     labels = list(dict.fromkeys(row.method for row in rows))
-    pale = lost([level, *rows], metric)
+    pale = lost([level, *rows])
     legend_rows = math.ceil((len(labels) + 1) / 4)
     figure = Figure(figsize=(10, 4.2 + 0.25 * legend_rows), dpi=140, layout="constrained")
     over_time, over_cost = figure.subplots(1, 2, sharey=True)
@@ -107,7 +100,7 @@ def _draw_front(axes: Axes, level: CurveRow, rows: list[CurveRow], metric: str, 
     def place(row: CurveRow) -> tuple[float, float]:
         return getattr(row, cost), row.metrics[metric]
 
-    pale = lost([level, *rows], metric)
+    pale = lost([level, *rows])
     for i, label in enumerate(dict.fromkeys(row.method for row in rows)):
         curve = [row for row in rows if row.method == label and row.sops_per_mac > SILENT]
         if label in below:

@@ -12,9 +12,9 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from msat_det.base.colours import COLOURS, INK
 from msat_det.measure.examination import Examination
 from msat_det.measure.ledger import BINS, PARTS, RESIDUAL
-from msat_det.report.style import curve_style, quiet
+from msat_det.report.style import GREY, METHOD_COLOURS, curve_style, quiet
 
-PART_COLOURS = dict(zip(PARTS, (COLOURS[0], COLOURS[5], COLOURS[1], "#BBBBBB"), strict=True))
+PART_COLOURS = dict(zip(PARTS, (*(METHOD_COLOURS[i] for i in (0, 1, 3)), GREY), strict=True))  # as page.css has them
 NAMES = {"sin": "SIN"}
 DEPTH = "call site, from the first layer to the last"
 

@@ -2,33 +2,29 @@
 
 from matplotlib.axes import Axes
 
-from msat_det.base.colours import COLOURS, INK
+from msat_det.base.colours import INK
 
-MARKERS = "osD^vPX"
+# Of methods, in pictures and on the page: seen on white and on a dark page (3:1), told apart by colour-blind readers.
+METHOD_COLOURS = ["#0077BB", "#DD6611", "#11AA66", "#EE0044", "#7744FF", "#FF11DD", "#995588", "#779988"]
+MARKERS = "osD^v*P"
 LINES = ["-", (0, (5, 1)), (0, (1, 1))]
 PALE = "#DDDDDD"
-
-
 GREY = "#BBBBBB"  # of a method that finds next to nothing
 
 
 def curve_style(i: int, points: int, grey: bool = False) -> dict:
     """The look of the i-th method's curve, the same in every picture of a run; one of a single point has no line and a
     larger marker. grey: it finds next to nothing."""
-    return _curve_style(i, points) | ({"color": GREY, "zorder": 2} if grey else {})
-
-
-def _curve_style(i: int, points: int) -> dict:
     return {
-        "color": COLOURS[i % len(COLOURS)],
+        "color": GREY if grey else METHOD_COLOURS[i % len(METHOD_COLOURS)],
         "marker": MARKERS[i % len(MARKERS)],
-        "linestyle": LINES[i // len(COLOURS) % len(LINES)] if points > 1 else "none",
+        "linestyle": LINES[i // len(METHOD_COLOURS) % len(LINES)] if points > 1 else "none",
         "markersize": 7 if points > 1 else 10,
         "markeredgecolor": "white",
         "markeredgewidth": 0.8,
         "linewidth": 1.8,
         "clip_on": False,
-        "zorder": 3,
+        "zorder": 2 if grey else 3,
     }
 
 

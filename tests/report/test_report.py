@@ -10,14 +10,13 @@ import torch
 from PIL import Image
 from support.rows import ROWS, picture
 
-from msat_det.base.colours import COLOURS
 from msat_det.base.errors import InputError
 from msat_det.measure.rows import CurveRow
 from msat_det.report import directory
 from msat_det.report.boxes import draw_detections
 from msat_det.report.curves import draw_curve
 from msat_det.report.directory import RunDirectory, commit_id
-from msat_det.report.style import GREY
+from msat_det.report.style import GREY, METHOD_COLOURS
 
 
 @pytest.fixture
@@ -109,7 +108,11 @@ def test_pictures_show_what_they_should() -> None:
     energies = [[row.energy_ratio for row in ROWS if row.method == label] for label in ("if", "staged-4")]
     assert [list(line.get_xdata()) for line in right.lines[:2]] == energies
     assert "energy" in right.get_xlabel()
-    assert [line.get_color() for line in left.lines[:3]] == [COLOURS[0], COLOURS[1], GREY]  # silent finds nothing
+    assert [line.get_color() for line in left.lines[:3]] == [
+        METHOD_COLOURS[0],
+        METHOD_COLOURS[1],
+        GREY,
+    ]  # silent finds nothing
 
     figure = draw_detections(*picture(), "title")
     assert [axes.get_title() for axes in figure.axes] == ["ground truth", "float", "t = 4"]

@@ -26,6 +26,7 @@ from msat_det.report.directory import RunDirectory
 from msat_det.report.drawn import animate, write_about
 from msat_det.report.page.chart import Curve, charts, steps
 from msat_det.report.page.page import comparison_page, run_page, verdict, write_report
+from msat_det.report.style import METHOD_COLOURS
 from msat_det.run import cli
 from msat_det.run.arguments import load_config
 
@@ -159,6 +160,75 @@ def test_nothing_is_good_enough_for_a_network_that_finds_nothing(folder: Path) -
     run = read_comparison(make_run(folder.parent / "zero", [point("float", None, 0.0), point("a", 4, 0.0)]))
     assert verdict(run)["best"] is None
     assert "–" in Reader(run_page(folder.parent / "zero")).text
+
+
+def boxes_of(page: str) -> dict[str, Any]:
+    """What the page tells its slider."""
+    return json.loads(next(script for script in Reader(page).scripts if script.startswith("{")))
+
+
+def test_it_opens_at_the_verdict(folder: Path, tmp_path: Path) -> None:
+    """The method of least energy that keeps 95 %, there; else the most accurate one; else what ``draw.method`` says."""
+    first = boxes_of(run_page(folder))
+    assert (first["method"], first["t"]) == ("staged-4", 4)
+    closest = boxes_of(run_page(make_run(tmp_path / "closest", [ROWS[0], *ROWS[5:], point("a", 4, 30.0)])))
+    assert (closest["method"], closest["t"]) == ("a", 4)
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("  method: null\nledger", "  method: signed\nledger"))
+    asked = boxes_of(run_page(folder))
+    assert (asked["method"], asked["t"]) == ("signed", 16)
+
+
+def test_buttons_for_what_is_kept(folder: Path) -> None:
+    """Each at the row of least energy that keeps its share: staged-4 has 95 %, signed 98 %, nothing 99 %."""
+    page = run_page(folder)
+    found = re.findall(r"<button type=\"button\" aria-pressed=\"false\"(.*?)>(\d\d) %</button>", page)
+    assert found == [
+        (' data-keeps="staged-4" data-t="4"', "90"),
+        (' data-keeps="staged-4" data-t="4"', "95"),
+        (' disabled title="no method keeps it"', "99"),
+    ]
+    text = "".join(Reader(page).text.split())
+    rows = ["allfloatnetwork50.01.00", "90%staged-4447.50.40", "95%staged-4447.50.40", "99%none–––"]
+    assert f"keepsmethodfromtmAP%energy{''.join(rows)}" in text
+
+
+def test_intervals_stand_beside_their_figures(folder: Path) -> None:
+    """Where the run has them; nothing is said of them where it has none."""
+    assert "head of" not in Reader(run_page(folder)).text.replace("heads", "")
+    summary = json.loads((folder / "summary.json").read_text())
+    apart = {"method": "staged-4", "against": "signed", "t": 4, "metric": "map", "difference": 7.5, "low": -1.04}
+    others = [apart | {"high": 9.25}, apart | {"high": 0.0, "metric": "agreement"}]
+    (folder / "summary.json").write_text(json.dumps(summary | {"differences": others}))
+    page = run_page(folder)
+    assert page.count('data-value="7.5"><span class="apart">+7.5 (−1.0, +9.2)</span>') == 4  # verdict twice, two tables
+    assert page.count("ahead of signed") == 3
+    assert "in brackets what 90 % of 1000 bootstrap samples of the images hold" in Reader(page).text
+    for broken in ([{}], [apart], [apart | {"high": "1"}], [apart | {"high": 1.0, "against": 7}], 3):
+        (folder / "summary.json").write_text(json.dumps(summary | {"differences": broken}))
+        with pytest.raises(InputError, match=r"summary\.json is not what a run writes"):
+            run_page(folder)
+
+
+def test_why_a_method_never_arrives(folder: Path) -> None:
+    """p-norm's neurons are unsigned. The doctor is linked where he has seen it, else the command that asks him."""
+    page = run_page(folder)
+    assert "p-norm: its neurons cannot take back spikes that came too early" in Reader(page).text
+    (folder / "doctor.json").write_text(json.dumps({name: [{"site": "a", "cause": "b"}] for name in ("x", "p-norm")}))
+    page = run_page(folder)
+    assert '<a href="#doctor-1">p-norm</a>' in page
+    assert '<h3 id="doctor-1">p-norm</h3>' in page
+    assert "msat-det doctor" not in Reader(page).text
+    for others in ({}, {"signed": [{"site": "a"}]}):
+        (folder / "doctor.json").write_text(json.dumps(others))
+        text = Reader(run_page(folder)).text
+        assert "msat-det doctor config.yaml --out . --overwrite in this folder, then msat-det report ." in text
+
+
+def test_a_method_of_another_version_has_no_reason(folder: Path) -> None:
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("method: p-norm", "method: gone"))
+    assert "cannot take back" not in Reader(run_page(folder)).text
 
 
 def test_the_page_needs_nothing_else_and_runs_no_other_script(folder: Path) -> None:
@@ -334,7 +404,8 @@ def test_colours_can_be_seen_in_both_modes() -> None:
     style = (PROJECT / "msat_det/report/page/page.css").read_text()
     light, dark = re.findall(r":root \{(.*?)\}", style, re.DOTALL)[:2]
     for mode in (light, dark):
-        colours = dict(re.findall(r"--(\w+): (#\w{6})", mode))
+        colours = dict(re.findall(r"--(\w+): (#\w{6})", light)) | dict(re.findall(r"--(\w+): (#\w{6})", mode))
+        assert [colours[f"k{i}"].upper() for i in range(8)] == METHOD_COLOURS  # the same as in curve.png
         for name in [f"k{i}" for i in range(8)] + ["spiking", "linear", "differential", "input", "shape"]:
             assert contrast(colours[name], colours["card"]) >= 3, name
         for name in ("ink", "soft", "accent", "warn"):
@@ -447,6 +518,17 @@ const act = (id, value, event) => {
 };
 const say = () => said.push(document.querySelector(".spiking-boxes .picture").ariaLabel.replace(/: aero.*/, ""));
 say();
+const press = (share) => {
+  const buttons = [...document.querySelectorAll(".keeps button")];
+  const button = buttons.find((one) => one.textContent.startsWith(share));
+  button.click();
+  say();
+  said.push(buttons.map((one) => one.ariaPressed).join());
+};
+press("99");
+press("90");
+act("method", "signed", "change");
+act("time", 2, "input");
 act("time", 1, "input");
 act("method", "staged-4", "change");
 act("method", "p-norm", "change");
@@ -483,14 +565,18 @@ def title_of(page: str, chromium: str, folder: Path, *flags: str) -> str:
 
 
 @pytest.mark.timeout(240)
-def test_in_a_browser(folder: Path, chromium: str, tmp_path: Path) -> None:
-    page = run_page(folder)
+def test_in_a_browser(chromium: str, tmp_path: Path) -> None:
+    page = run_page(make_run(tmp_path / "run", [*ROWS[:3], point("signed", 16, 49.6, 1.2), *ROWS[4:]]))
     driven = page.replace("</body>", f"<script>{DRIVER}</script></body>")
     untouched = title_of(driven, chromium, tmp_path)  # the policy forbids the added script
     assert untouched == "yolo_demo on 2 images of voc/test · msat-det"
     free = re.sub(r"<meta http-equiv=.*?>", "", driven)
     said = json.loads(title_of(free, chromium, tmp_path, "--window-size=500,800"))
     assert said == [
+        "Image a, staged-4, t = 4: 1 box",  # the verdict's
+        *("Image a, signed, t = 16: 2 boxes", "false,false,true"),  # keeps 99 %
+        *("Image a, staged-4, t = 4: 1 box", "true,true,false"),
+        "Image a, signed, t = 4: 1 box",
         "Image a, signed, t = 16: 2 boxes",
         "Image a, signed, t = 4: 1 box",
         "Image a, staged-4, t = 4: 1 box",

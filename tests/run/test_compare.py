@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from msat_det.base.colours import COLOURS
 from msat_det.base.errors import InputError
 from msat_det.base.settings import PROJECT
 from msat_det.measure.rows import CurveRow, read_summary
@@ -20,7 +19,7 @@ from msat_det.report.comparison import markdown, pipe_table, read_comparison, ta
 from msat_det.report.curves import draw_curve, draw_pareto, pareto_front
 from msat_det.report.directory import RunDirectory
 from msat_det.report.paper import TABLE_1, TIMES
-from msat_det.report.style import GREY
+from msat_det.report.style import GREY, METHOD_COLOURS
 from msat_det.run import cli
 from msat_det.run.arguments import load_config
 
@@ -256,7 +255,7 @@ def test_a_method_that_finds_nothing_is_grey_and_others_keep_their_colours() -> 
         left = draw_curve([LEVEL, first, second]).axes[0]
         found = {line.get_label(): line.get_color() for line in left.lines}
         assert found["lost"] == GREY
-        assert found["good"] == COLOURS[1 if first is lost else 0]
+        assert found["good"] == METHOD_COLOURS[1 if first is lost else 0]
 
 
 def test_pipe_table() -> None:

@@ -16,7 +16,8 @@ ROOM = 4  # percent left free at either end of a logarithmic axis
 
 @dataclass(frozen=True)
 class Curve:
-    """A method's curve, the ``number``-th on the page. rows: by t. colour, marker, dash: numbers of any size."""
+    """A method's curve, the ``number``-th on the page. rows: by t. colour, marker, dash: numbers of any size. lost: it
+    finds next to nothing and is grey."""
 
     name: str
     rows: list[CurveRow]
@@ -24,11 +25,13 @@ class Curve:
     colour: int
     marker: int
     dash: int
+    lost: bool = False
 
     @property
     def style(self) -> str:
         """The classes of page.css."""
-        return f"c{self.colour % COLOURS} d{self.dash % DASHES}"
+        colour = "lost" if self.lost else f"c{self.colour % COLOURS}"
+        return f"{colour} d{self.dash % DASHES}"
 
     @property
     def mark(self) -> str:

@@ -81,8 +81,9 @@ for (const table of all(".sortable")) {
 const data = document.getElementById("boxes-data");
 if (data) showBoxes(JSON.parse(data.textContent));
 
-function showBoxes({ images, figures }) {
+function showBoxes({ images, figures, t }) {
   const [method, time, play, output] = ["method", "time", "play", "figures"].map((id) => document.getElementById(id));
+  const keeps = all("[data-keeps]");
   const stops = document.querySelector(".stops");
   const pictures = document.getElementById("pictures");
   const colours = new Map();
@@ -174,6 +175,8 @@ function showBoxes({ images, figures }) {
   const times = () => Object.keys(figures[method.value]);
   const update = () => {
     const t = times()[time.value];
+    const here = (button) => button.dataset.keeps === method.value && button.dataset.t === t;
+    keeps.forEach((button) => button.setAttribute("aria-pressed", here(button)));
     const heading = `${method.value}, t = ${t}`;
     time.setAttribute("aria-valuetext", `t = ${t}`);
     output.textContent = `t = ${t}: ${figures[method.value][t]}`;
@@ -196,6 +199,12 @@ function showBoxes({ images, figures }) {
     time.dataset.t = times()[time.value];
     update();
   });
+  for (const button of keeps)
+    button.addEventListener("click", () => {
+      stop();
+      [method.value, time.dataset.t] = [button.dataset.keeps, button.dataset.t];
+      choose();
+    });
 
   let playing = null;
   const stop = () => {
@@ -221,6 +230,7 @@ function showBoxes({ images, figures }) {
   });
   for (const control of [method, time]) control.addEventListener("pointerdown", stop);
   showStill();
+  time.dataset.t = t;
   choose();
   // captions keep their size when the pictures change theirs
   new ResizeObserver(() => {

@@ -15,8 +15,9 @@ import jinja2
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import write_whole
-from msat_det.measure.rows import DISPLAY
-from msat_det.report.comparison import NEAR, Comparison, read_comparison
+from msat_det.measure.arrival import lost, reasons
+from msat_det.measure.rows import DISPLAY, CurveRow
+from msat_det.report.comparison import APART, KEPT, NEAR, Comparison, read_comparison
 from msat_det.report.page import files as page_files
 from msat_det.report.page.chart import COLOURS, Curve, charts
 
@@ -41,8 +42,12 @@ def run_page(folder: Path) -> str:
     """The page of one run directory."""
     run = read_comparison(folder)
     about, ledger = page_files.about(folder), page_files.ledger(folder)
-    curves = [Curve(label, run.curve(label), i, i, i, i // COLOURS) for i, label in enumerate(run.labels)]
-    name, level = NAMES[run.metric], run.rows[0]
+    pale = lost(run.rows)
+    curves = [
+        Curve(label, run.curve(label), i, i, i, i // COLOURS, label in pale) for i, label in enumerate(run.labels)
+    ]
+    name, level, found = NAMES[run.metric], run.rows[0], verdict(run)
+    opening = _opening(run, found)
     return _render(
         "run.html",
         title=run.title,
@@ -50,10 +55,11 @@ def run_page(folder: Path) -> str:
         charts=charts(curves, {f"float {level.metrics[run.metric]:.1f}": level.metrics[run.metric]}, run.metric, name),
         curves=curves,
         lines=[method_line(run, curve) for curve in curves],
-        boxes=_boxes(run, about, curves),
+        boxes=_boxes(run, about, curves, opening),
+        failures=reasons(run.config, found["failing"]),
         coverage=page_files.coverage(folder),
         ledger=ledger,
-        opened=next((one for one in ledger[::-1] if one["method"] == about["method"]), ledger[-1]) if ledger else None,
+        opened=_opened(ledger, opening),
         doctor=page_files.doctor(folder),
         about=about,
         config=(folder / "config.yaml").read_text("utf-8"),
@@ -105,27 +111,60 @@ def verdict(run: Comparison) -> dict[str, Any]:
     """Which methods are good enough, and when: the rows that first keep NEAR of the float accuracy.
 
     best: the one of least energy. others: the remaining ones by energy. failing: labels of methods that never do.
-    closest: the most accurate row of all, None where there is no method.
+    closest: the most accurate row of all, None where there is no method. kept: for each share of KEPT, in percent, the
+    row of least energy that first keeps it, or None.
     """
-    near = {label: run.near(label) for label in run.labels} if run.rows[0].metrics[run.metric] > 0 else {}
-    good = sorted((row for row in near.values() if row), key=lambda row: (row.energy_ratio, row.t))
+    good = {share: _keeping(run, share) for share in (NEAR, *KEPT)}
+    near = good[NEAR]
     return {
-        "best": good[0] if good else None,
-        "others": good[1:],
-        "failing": [label for label in run.labels if not near.get(label)],
+        "best": near[0] if near else None,
+        "others": near[1:],
+        "failing": [label for label in run.labels if label not in {row.method for row in near}],
+        "kept": {round(100 * share): next(iter(good[share]), None) for share in sorted(KEPT)},
         "closest": max(run.rows[1:], key=lambda row: row.metrics[run.metric], default=None),
     }
 
 
+def _keeping(run: Comparison, share: float) -> list[CurveRow]:
+    """The rows at which methods first keep a share of the float accuracy, that of least energy first."""
+    if not run.rows[0].metrics[run.metric] > 0:
+        return []
+    found = [row for label in run.labels if (row := run.near(label, share))]
+    return sorted(found, key=lambda row: (row.energy_ratio, row.t))
+
+
+def _opening(run: Comparison, found: dict[str, Any]) -> CurveRow | None:
+    """The method and t that the page shows first: the verdict's, unless ``draw.method`` asks for a method."""
+    asked = run.config.draw.method
+    if asked in run.labels:
+        return run.near(asked) or run.curve(asked)[-1]
+    return found["best"] or found["closest"]
+
+
+def _opened(ledger: list[dict[str, Any]] | None, opening: CurveRow | None) -> dict[str, Any] | None:
+    """The table of ``ledger`` that stands open: of the method and t that are shown first, or the method's last."""
+    if not ledger or not opening:
+        return None
+    own = [one for one in ledger if one["method"] == opening.method]
+    return next((one for one in own if one["t"] == opening.t), (own or ledger)[-1])
+
+
 def method_line(run: Comparison, curve: Curve) -> dict[str, Any]:
-    """A line of the method table. near: the row that first keeps NEAR. best: the most accurate one."""
+    """A line of the method table. near: the row that first keeps NEAR. best: the most accurate one. ahead: {t: how far
+    it is ahead of the method that the bootstrap compares with, and the interval}."""
+    label = curve.rows[0].method
     best = max(curve.rows, key=lambda row: row.metrics[run.metric])
     return {
         "curve": curve,
-        "near": run.near(curve.rows[0].method),
+        "near": run.near(label),
         "best": best,
         "last": curve.rows[-1],
         "level": run.rows[0],
+        "ahead": {
+            row["t"]: row
+            for row in run.facts.get("differences", [])
+            if (row["method"], row["metric"]) == (label, run.metric)
+        },
     }
 
 
@@ -148,9 +187,9 @@ def _require_same(a: Comparison, b: Comparison, seen_a: str | None, seen_b: str 
             )
 
 
-def _boxes(run: Comparison, about: dict, curves: list[Curve]) -> dict[str, Any] | None:
-    """What the slider shows, for page.js: {method, images, figures: {label: {t: text}}, level}; None without images."""
-    if not about["images"] or not curves:
+def _boxes(run: Comparison, about: dict, curves: list[Curve], opening: CurveRow | None) -> dict[str, Any] | None:
+    """What the slider shows, for page.js: {method, t, images, figures: {label: {t: text}}}; None without images."""
+    if not about["images"] or not opening:
         return None
     name = NAMES[run.metric]
     drawn = about["images"][0]["methods"]
@@ -163,8 +202,8 @@ def _boxes(run: Comparison, about: dict, curves: list[Curve]) -> dict[str, Any] 
         for curve in curves
         if curve.name in drawn
     }
-    method = about["method"] if about["method"] in figures else next(iter(figures), None)
-    return {"method": method, "images": about["images"], "figures": figures} if figures else None
+    method = opening.method if opening.method in figures else next(iter(figures), None)
+    return {"method": method, "t": opening.t, "images": about["images"], "figures": figures} if figures else None
 
 
 def _figure(value: Any, digits: int = 2) -> str:
@@ -172,6 +211,10 @@ def _figure(value: Any, digits: int = 2) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     return f"{round(value, digits) + 0.0:,.{digits}f}".replace("-", "−")  # + 0: no minus before zero
+
+
+def _apart(difference: dict[str, Any]) -> str:
+    return APART.format(**difference).replace("-", "−")
 
 
 def _count(value: int) -> str:
@@ -198,7 +241,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"figure": _figure, "count": _count}
+    environment.filters |= {"figure": _figure, "count": _count, "apart": _apart}
     environment.globals |= {
         "DISPLAY": DISPLAY,
         "NAMES": NAMES,
