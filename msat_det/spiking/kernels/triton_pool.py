@@ -12,10 +12,30 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from msat_det.spiking.kernels.triton_scan import add_up
 from msat_det.spiking.kernels.window import Window
 
 # Outputs of a program, which is one warp: a thread holds whole windows, four where channels lie side by side, else one.
 BLOCKS = {torch.channels_last: 128, torch.contiguous_format: 32}
+
+
+@triton.jit
+def _windows(
+    i, C, H, W, OH, OW, step_h, step_w, pad_h, pad_w,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TAPS: tl.constexpr, LAST: tl.constexpr,
+):  # fmt: skip
+    """Of the windows of outputs i, (TAPS, outputs): where their inputs lie in (C, H, W), which are there, and which of
+    these are the output's to write: an input that several windows hold is written by the last of them."""
+    if LAST:
+        c, column, row = i % C, i // C % OW, i // (C * OW)
+    else:
+        column, row, c = i % OW, i // OW % OH, i // (OW * OH)
+    tap = tl.arange(0, TAPS)[:, None]
+    dh, dw = tap // COLUMNS, tap % COLUMNS
+    h, w = (row * step_h - pad_h)[None, :] + dh, (column * step_w - pad_w)[None, :] + dw
+    valid = (tap < ROWS * COLUMNS) & (h >= 0) & (h < H) & (w >= 0) & (w < W) & (i < C * OH * OW)[None, :]
+    at = (h * W + w) * C + c[None, :] if LAST else (c[None, :] * H + h) * W + w
+    return at, valid, valid & ((dh < step_h) | (row == OH - 1)[None, :]) & ((dw < step_w) | (column == OW - 1)[None, :])
 
 
 @triton.jit(do_not_specialize=["K", "B"])
@@ -30,18 +50,9 @@ def _pool(
     size, total = C * H * W, C * OH * OW
     i = block * BLOCK + tl.arange(0, BLOCK)
     inside = i < total
-    if LAST:
-        c, column, row = i % C, i // C % OW, i // (C * OW)
-    else:
-        column, row, c = i % OW, i // OW % OH, i // (OW * OH)
-    tap = tl.arange(0, TAPS)[:, None]
-    dh, dw = tap // COLUMNS, tap % COLUMNS
-    h, w = (row * step_h - pad_h)[None, :] + dh, (column * step_w - pad_w)[None, :] + dw
-    valid = (tap < ROWS * COLUMNS) & (h >= 0) & (h < H) & (w >= 0) & (w < W) & inside[None, :]
-    at = (h * W + w) * C + c[None, :] if LAST else (c[None, :] * H + h) * W + w
-    # an input that several windows hold is written by the last of them
-    owned = valid & ((dh < step_h) | (row == OH - 1)[None, :]) & ((dw < step_w) | (column == OW - 1)[None, :])
-
+    at, valid, owned = _windows(
+        i, C, H, W, OH, OW, step_h, step_w, pad_h, pad_w, ROWS, COLUMNS, TAPS, LAST
+    )  # fmt: skip
     first = b.to(tl.int64) * size
     plane = B.to(tl.int64) * size
     x += first
@@ -62,11 +73,8 @@ def _pool(
         x += plane
         y += B.to(tl.int64) * total
     tl.store(new + first + at, sums, mask=owned)
-    ones = tl.where(inside, events, 0.0).to(tl.float64)
     reach = tl.load(fanout + i, mask=inside, other=0.0).to(tl.float64)
-    slot = counts + (b * tl.cdiv(total, BLOCK) + block) * 2
-    tl.store(slot, tl.load(slot) + tl.sum(ones, 0))
-    tl.store(slot + 1, tl.load(slot + 1) + tl.sum(ones * reach, 0))
+    add_up(counts + (b * tl.cdiv(total, BLOCK) + block) * 2, events, reach, inside)
 
 
 class FusedPool:

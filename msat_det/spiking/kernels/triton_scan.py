@@ -128,6 +128,74 @@ def _share(
     return under / tl.fma(alive, _exp(tl.minimum(below, 88.0)), under)
 
 
+@triton.jit
+def _parameters(rows, i, stride, period, ROWS: tl.constexpr):
+    """θ, θ with 0 for dead channels, V(−1) and the bias of neurons i."""
+    if ROWS:
+        at = i // stride % period
+        theta, theta_max = tl.load(rows + at), tl.load(rows + period + at)
+        return theta, theta_max, tl.load(rows + 2 * period + at), tl.load(rows + 3 * period + at)
+    else:
+        zero = tl.zeros(i.shape, tl.float32)
+        return zero + tl.load(rows), zero + tl.load(rows + 1), zero + tl.load(rows + 2), zero + tl.load(rows + 3)
+
+
+@triton.jit
+def _held(values, inside, HELD: tl.constexpr):
+    """What the neurons remember, or zeros where they do not."""
+    value = tl.zeros(inside.shape, tl.float32)
+    if HELD:
+        value = tl.load(values, mask=inside, other=0.0)
+    return value
+
+
+@triton.jit
+def _staged(theta, overflow, stages, t, last_stage, STAGES: tl.constexpr):
+    """The stage at t, θ times it, and how many spikes of that height are an overflow."""
+    zero = tl.zeros(theta.shape, tl.float32)
+    stage, full, most = 1.0, theta, zero + overflow
+    if STAGES:
+        stage = tl.load(stages + tl.minimum(t, last_stage))
+        most = zero + tl.load(stages + last_stage + 1 + tl.minimum(t, last_stage))
+        full = theta * stage
+    return stage, full, most
+
+
+@triton.jit
+def _fired(
+    goal, level, full, most, given, start, gamma, offset, margin,
+    ADAPTIVE: tl.constexpr, SIGNED: tl.constexpr, TRACKING: tl.constexpr,
+):  # fmt: skip
+    """The spikes s, and the threshold that they were fired at: θ(t), or θ where all that is lacking is sent at once."""
+    late = goal != goal
+    if ADAPTIVE:  # θ(t) may be next to nothing, and the spikes beyond counting
+        lacking = goal
+        if SIGNED and not TRACKING:
+            lacking = _at_least(goal, start - given)
+        elif not TRACKING:
+            lacking = _at_least(goal, 0.0)
+        late = tl.abs(lacking) >= most * full
+        level = tl.where(late, full, level)
+        goal = tl.where(late, lacking, goal)
+    s = tl.floor(tl.div_rn(goal, level) + offset)
+    if not TRACKING:
+        least = tl.zeros(goal.shape, tl.float32)
+        if SIGNED:
+            least = tl.where(goal - start < -margin * level, -tl.floor(tl.div_rn(given, level) + _WHOLE), 0.0)
+        s = _at_least(s, least)
+    if not ADAPTIVE:
+        late = tl.abs(s) >= most
+    return tl.where(late, s, _at_most(_at_least(s, -gamma), gamma)), level
+
+
+@triton.jit
+def add_up(slot, numbers, reach, inside):
+    """Add Σ and Σ·fan-out of what the neurons have sent to a program's own two places."""
+    numbers = tl.where(inside, numbers, 0.0).to(tl.float64)
+    tl.store(slot, tl.load(slot) + tl.sum(numbers, 0))
+    tl.store(slot + 1, tl.load(slot + 1) + tl.sum(numbers * reach, 0))
+
+
 @triton.jit(do_not_specialize=["t0", "K", "B", "inner", "last_stage", "kept_below"])
 def _scan(
     x, y, v, o, total, mean, last, rows, stages, keys, fanout, counts,
@@ -142,8 +210,8 @@ def _scan(
     """x, y: (K, B, N), x_step 0 for a current that is constant in time. v, o, total, mean, last: (B, N), the state.
 
     stages: (2, last_stage + 1), the factor on θ and the spikes from which on all that are wanted are sent.
-    rows: (4, period) θ, θ with 0 for dead channels, V(−1) and the bias, of neuron i at i // stride % period. keys:
-    (EARLY, B). counts: (B, blocks, 4). inner: channels where they lie innermost in memory, else 1.
+    rows: (4, period) of ``_parameters``, of neuron i at i // stride % period. keys: (EARLY, B). counts:
+    (B, blocks, 4). inner: channels where they lie innermost in memory, else 1.
     """
     b, block = tl.program_id(0) % B, tl.program_id(0) // B  # images in turn: their rows and fan-out are the same
     i = block * BLOCK + tl.arange(0, BLOCK)
@@ -153,40 +221,24 @@ def _scan(
     y += first
     coming = tl.load(x + i, mask=inside, other=0.0)
 
+    theta, theta_max, start, bias = _parameters(rows, i, stride, period, ROWS)
     zero = tl.zeros([BLOCK], tl.float32)
-    if ROWS:
-        at = i // stride % period
-        theta = tl.load(rows + at)
-        theta_max = tl.load(rows + period + at)
-        start = tl.load(rows + 2 * period + at)
-        bias = tl.load(rows + 3 * period + at)
-    else:
-        theta = zero + tl.load(rows)
-        theta_max = zero + tl.load(rows + 1)
-        start = zero + tl.load(rows + 2)
-        bias = zero + tl.load(rows + 3)
     alive = tl.where(theta_max > 0.0, 1.0, 0.0)
     scale = 1.0 / theta if NORMALISED else zero + 1.0
     per_k_i, per_C = scale / k_i, -scale / C
     resting = tau_mp * theta_max if REST_IS_MAX else zero - tau_mp * rest
 
     TRACKING: tl.constexpr = FUNCTION != ""
-    volt, given, summed, average, before_last, spikes, events = zero, zero, zero, zero, zero, zero, zero
-    if ADAPTIVE or not TRACKING:
-        volt = tl.load(v + first + i, mask=inside, other=0.0)
-    if OUTPUT:
-        given = tl.load(o + first + i, mask=inside, other=0.0)
-    if TRACKING:
-        summed = tl.load(total + first + i, mask=inside, other=0.0)
-    if ADAPTIVE:
-        average = tl.load(mean + first + i, mask=inside, other=0.0)
-    if DEPOLARISATION:
-        before_last = tl.load(last + first + i, mask=inside, other=0.0)
+    volt = _held(v + first + i, inside, ADAPTIVE or not TRACKING)
+    given = _held(o + first + i, inside, OUTPUT)
+    summed = _held(total + first + i, inside, TRACKING)
+    average = _held(mean + first + i, inside, ADAPTIVE)
+    before_last = _held(last + first + i, inside, DEPOLARISATION)
+    spikes, events = zero, zero
 
     for k in range(K):
         t = t0 + k
         n = (t + 1).to(tl.float32)
-        inverse = 1.0 / n
         current = coming + bias
         x += x_step
         coming = tl.load(x + i, mask=inside & (k + 1 < K), other=0.0)
@@ -196,12 +248,8 @@ def _scan(
             before = n * _followed(tl.div_rn(summed, zero + n), slope, FUNCTION) - given
         else:
             before = volt + current
-
-        level, full, most = theta, theta, zero + overflow
-        if STAGES:
-            stage = tl.load(stages + tl.minimum(t, last_stage))
-            most = zero + tl.load(stages + last_stage + 1 + tl.minimum(t, last_stage))
-            full = theta * stage
+        stage, full, most = _staged(theta, overflow, stages, t, last_stage, STAGES)
+        level = full
         if ADAPTIVE:  # noqa: SIM102 (a branch of the compiler around one of the device)
             if t > 0:
                 drive = before - before_last if DEPOLARISATION else current
@@ -209,32 +257,9 @@ def _scan(
                     volt - average, drive, per_k_i, per_C, resting, alive, -tau_mp * alpha * k_i, tau_mp * k_a,
                     tau_det, DTT, DET, UNIT,
                 )  # fmt: skip
-                level = _at_least(theta * share, _SMALLEST)
-        if STAGES:
-            level = level * stage
-
-        goal = before
-        if BOUNDED:
-            goal = _at_most(goal, n * upper - given + start)
-        late = goal != goal
-        if ADAPTIVE:  # θ(t) may be next to nothing, and the spikes beyond counting
-            lacking = goal
-            if SIGNED and not TRACKING:
-                lacking = _at_least(goal, start - given)
-            elif not TRACKING:
-                lacking = _at_least(goal, 0.0)
-            late = tl.abs(lacking) >= most * full
-            level = tl.where(late, full, level)
-            goal = tl.where(late, lacking, goal)
-        s = tl.floor(tl.div_rn(goal, level) + offset)
-        if not TRACKING:
-            least = zero
-            if SIGNED:
-                least = tl.where(goal - start < -margin * level, -tl.floor(tl.div_rn(given, level) + _WHOLE), 0.0)
-            s = _at_least(s, least)
-        if not ADAPTIVE:
-            late = tl.abs(s) >= most
-        s = tl.where(late, s, _at_most(_at_least(s, -gamma), gamma))
+                level = _at_least(theta * share, _SMALLEST) * stage
+        goal = _at_most(before, n * upper - given + start) if BOUNDED else before
+        s, level = _fired(goal, level, full, most, given, start, gamma, offset, margin, ADAPTIVE, SIGNED, TRACKING)
 
         out = s * level
         if SIGNED and not TRACKING:
@@ -252,14 +277,13 @@ def _scan(
         if OUTPUT:
             given += out
         if ADAPTIVE:
-            average += (volt - average) * inverse
+            average += (volt - average) * (1.0 / n)
         if DEPOLARISATION:
             before_last = before
         tl.store(y + i, out, mask=inside)
         y += y_step
-        size = tl.abs(s)
-        spikes += size
-        events += _at_most(size, 1.0)
+        spikes += tl.abs(s)
+        events += _at_most(tl.abs(s), 1.0)
 
     tl.store(v + first + i, volt, mask=inside)
     if OUTPUT:
@@ -271,13 +295,9 @@ def _scan(
     if DEPOLARISATION:
         tl.store(last + first + i, before_last, mask=inside)
     reach = tl.load(fanout + i, mask=inside, other=0.0).to(tl.float64)
-    bursts = tl.where(inside, spikes, 0.0).to(tl.float64)
-    ones = tl.where(inside, events, 0.0).to(tl.float64)
     slot = counts + (b * tl.cdiv(N, BLOCK) + block) * 4
-    tl.store(slot, tl.load(slot) + tl.sum(bursts, 0))
-    tl.store(slot + 1, tl.load(slot + 1) + tl.sum(bursts * reach, 0))
-    tl.store(slot + 2, tl.load(slot + 2) + tl.sum(ones, 0))
-    tl.store(slot + 3, tl.load(slot + 3) + tl.sum(ones * reach, 0))
+    add_up(slot, spikes, reach, inside)
+    add_up(slot + 2, events, reach, inside)
 
 
 class Fused:
