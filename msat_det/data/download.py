@@ -55,13 +55,7 @@ def download(source: Source, target: Path, show: bool = True) -> None:
             time.sleep(PAUSE)
         except RequestException as error:
             raise InputError(f"{url} can't be fetched ({one_line(error)}): check MSAT_DET_MIRROR") from None
-    if not matches(part, source.checksum):
-        got = pooch.file_hash(part, source.checksum.partition(":")[0])
-        part.unlink()
-        raise InputError(
-            f"{url}: wrong checksum {got}, it should be {source.checksum}: the copy is deleted; fetch it again or "
-            "from a mirror with MSAT_DET_MIRROR"
-        )
+    _verify(part, source, url)
     part.replace(target)
 
 
@@ -87,6 +81,17 @@ def matches(file: Path, checksum: str) -> bool:
     """Whether the file has the checksum ``algorithm:digits``, which may be the first digits only; "" fits all."""
     algorithm, _, digits = checksum.partition(":")
     return not checksum or pooch.file_hash(file, algorithm).startswith(digits)
+
+
+def _verify(part: Path, source: Source, url: str) -> None:
+    if matches(part, source.checksum):
+        return
+    got = pooch.file_hash(part, source.checksum.partition(":")[0])
+    part.unlink()
+    raise InputError(
+        f"{url}: wrong checksum {got}, it should be {source.checksum}: the copy is deleted; fetch it again or from a "
+        "mirror with MSAT_DET_MIRROR"
+    )
 
 
 def _transfer(url: str, part: Path, source: Source, show: bool) -> None:

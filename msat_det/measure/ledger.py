@@ -27,7 +27,6 @@ from msat_det.spiking.neurons import Neuron, at, coming_threshold, per_channel
 from msat_det.spiking.simulate import Watchers
 
 PARTS = ("quantisation", "clipping", "sin", "inherited")
-OWN = PARTS[:3]
 COSTS = ("spikes", "sops", "graded", "updates", "analog", "traffic", "float_macs", "float_traffic")
 AT_REACH = 1 - 1e-4  # of the largest output that t timesteps allow: saturated
 TAKEN_BACK = 1e-4  # of all that was sent: an output sum below this is nothing but rounding
@@ -147,9 +146,8 @@ def ledger(
                 outputs[t] += squares(output, run.expected, silent)
                 for name in run.sites:
                     _add(costs, (name, t), found.counts[t].costs[name], size)
-            if effects:
-                for name, effect in effects_of_own_errors(snn.graph, batch, run.own):
-                    sums[name, T].effect += effect
+            for name, effect in effects_of_own_errors(snn.graph, batch, run.own) if effects else ():
+                sums[name, T].effect += effect
             for name, scan in run.scans.items():
                 result.residuals[name] = result.residuals.get(name, 0) + _residuals(scan, run.sites[name])
             result.traces |= run.traces()

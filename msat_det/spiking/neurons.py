@@ -318,6 +318,28 @@ def step(
     returns (s, y): the spikes (bursts count, negative ones take back) and the output s·θ(t), both (B, C, …).
     """
     state.x, before, theta = _charge(neuron, state, x, t)
+    s, y, charge = _fire(neuron, state, x, before, theta, t)
+    fired = s != 0
+    if neuron.confidence < 1 and t < EARLY:
+        kept = bernoulli(neuron.confidence, chances.seed, chances.images, chances.site, t, x)
+        s, y = s * kept, y * kept
+        if neuron.drop == "keep":
+            charge, fired = charge * kept, fired & (kept > 0)
+    to_zero = neuron.reset == "zero" and not neuron.tracking  # a tracking neuron's potential is its error
+    state.v = torch.where(fired, 0.0, before) if to_zero else before - charge
+    if state.o is not None:
+        state.o = state.o + y
+    if state.mean is not None:
+        state.mean = state.mean + (state.v - state.mean) / (t + 1)
+    if state.before is not None:
+        state.before = before
+    return s, y
+
+
+def _fire(
+    neuron: Neuron, state: State, x: Tensor, before: Tensor, theta: Tensor, t: int | Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The spikes s, the output s·θ and the charge that they take, of potentials ``before`` and thresholds θ(t)."""
     start = initial_potential(neuron, x)
     goal = torch.minimum(before, (t + 1) * neuron.activation.upper - state.o + start) if neuron.bounded else before
     most = neuron.overflow / neuron.stage(t)
@@ -336,26 +358,10 @@ def step(
     s = torch.where(s.abs() >= most if late is None else late, s, s.clamp(-neuron.gamma, neuron.gamma))
     if neuron.bits:
         s = leading(s, neuron.bits, at(neuron.terms, t))
-
     y = s * theta
     if neuron.signed and not neuron.tracking and not neuron.imbalanced:
         y = torch.maximum(y, -state.o)
-    charge = _spent(neuron, before, goal, y, late) if neuron.imbalanced else y
-    fired = s != 0
-    if neuron.confidence < 1 and t < EARLY:
-        kept = bernoulli(neuron.confidence, chances.seed, chances.images, chances.site, t, x)
-        s, y = s * kept, y * kept
-        if neuron.drop == "keep":
-            charge, fired = charge * kept, fired & (kept > 0)
-    to_zero = neuron.reset == "zero" and not neuron.tracking  # a tracking neuron's potential is its error
-    state.v = torch.where(fired, 0.0, before) if to_zero else before - charge
-    if state.o is not None:
-        state.o = state.o + y
-    if state.mean is not None:
-        state.mean = state.mean + (state.v - state.mean) / (t + 1)
-    if state.before is not None:
-        state.before = before
-    return s, y
+    return s, y, _spent(neuron, before, goal, y, late) if neuron.imbalanced else y
 
 
 def spikes(neuron: Neuron, s: Tensor) -> Tensor:

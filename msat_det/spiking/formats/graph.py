@@ -55,19 +55,16 @@ def write_graph(graph: Graph) -> tuple[dict[str, Any], dict[str, Tensor]]:
         elif node.op == "call_function":
             target = known.function_name(node)
         entry = {"name": node.name, "op": node.op, "target": names.get(target, target)}
-        args, kwargs = (
-            [encode(a, node.name) for a in node.args],
-            {k: encode(v, node.name) for k, v in node.kwargs.items()},
-        )
-        told = {"joined": list(facts(node).joined)} if facts(node).joined else {}
-        told |= {"axis": encode(facts(node).axis, node.name), "source": facts(node).source[:500]}
-        nodes.append(entry | {"args": args, "kwargs": kwargs} | told)
+        entry["args"] = [encode(value, node.name) for value in node.args]
+        entry["kwargs"] = {key: encode(value, node.name) for key, value in node.kwargs.items()}
+        told = facts(node)
+        if told.joined:
+            entry["joined"] = list(told.joined)
+        nodes.append(entry | {"axis": encode(told.axis, node.name), "source": told.source[:500]})
     leaves = pytree.tree_unflatten(range(graph.structure.num_leaves), graph.structure)
-    inputs = {n.target: n for n in graph.nodes if n.op == "placeholder"}
+    inputs = {n.target: facts(n) for n in graph.nodes if n.op == "placeholder"}
     document = {
-        "inputs": [
-            [name, list(facts(inputs[name]).shape), encode(facts(inputs[name]).dtype, name)] for name in graph.inputs
-        ],
+        "inputs": [[name, list(inputs[name].shape), encode(inputs[name].dtype, name)] for name in graph.inputs],
         "outputs": encode(leaves, "output"),
         "layers": layers,
         "nodes": nodes,
