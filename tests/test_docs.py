@@ -96,9 +96,25 @@ def drawn(weights: WeightsEnum, *_: Any, **__: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_page_runs(page: Path, checkout: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_blocks(blocks(page), page, capsys, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "```python" in page.read_text()], ids=lambda page: page.name
+)
+def test_cells_may_be_run_again(
+    page: Path, checkout: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = ("python", "sh") if page.name == "tutorial.md" else ("python",)
+    cells = [block for block in blocks(page) for _ in range(1 + (block.language in again))]
+    run_blocks(cells, page, capsys, monkeypatch)
+
+
+def run_blocks(cells: list[Block], page: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, Any] = {"__name__": page.stem}
     printed = ""
-    for block in blocks(page):
+    for block in cells:
         if block.language == "text":
             assert_prints(printed, block.text)
             continue

@@ -14,3 +14,5 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     built = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     assert (tmp_path / "tutorial/index.html").is_file()
+    assert "Detections(" not in (tmp_path / "notebook/index.html").read_text("utf-8")  # a table instead
+    assert 'href="notebook/"' in (tmp_path / "index.html").read_text("utf-8").split("<article")[1]
