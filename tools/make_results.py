@@ -8,7 +8,6 @@ is on the page.
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from msat_det.base.config import Config
@@ -85,9 +84,10 @@ INTRODUCTION = """\
 # {title}
 
 `python tools/make_results.py` makes this page from its runs; what the tables say is in [the findings](../findings.md).
-The network is not trained again. A fit sees calibration images only, 16 of them unless its entry says otherwise.
-Methods that need T, the fits among them, are converted anew for each t: each of their columns is a network of its own.
-All figures were measured here except those marked as the paper's. The CSV files hold both accuracies and all costs.
+The network is not trained again. Where evaluated images are calibration images too, their number is given. A fit sees
+calibration images only, 16 of them unless its entry says otherwise. Methods that need T, the fits among them, are
+converted anew for each t: each of their columns is a network of its own. All figures were measured here except those
+marked as the paper's. The CSV files hold both accuracies and all costs.
 """
 SECTION = """
 ## {heading}
@@ -186,20 +186,13 @@ def order_by_cost(comparison: Comparison) -> str:
 
 
 def facts(comparison: Comparison) -> str:
-    """What was run, and on which images, in a sentence or two."""
+    """What was run, in a sentence."""
     calib = comparison.config.calib
     folder = "/".join(filter(None, (Path(calib.root).name, calib.split)))
     return (
         f"{comparison.title}; thresholds from {calib.limit or 'all'} images of {folder}; "
-        f"seed {comparison.facts['seed']}, commit {comparison.facts['commit']}.{seen_images(comparison.facts)}"
+        f"seed {comparison.facts['seed']}, commit {comparison.facts['commit']}."
     )
-
-
-def seen_images(facts: dict[str, Any]) -> str:
-    """How many of the evaluated images are calibration images, too; "" where the run does not say."""
-    if (seen := facts.get("calibration_images")) is None:
-        return ""
-    return f" Calibration images among the {facts['images']} evaluated ones: {seen or 'none'}."
 
 
 def require_same(found: Config, wanted: Config, run: Path) -> None:
@@ -208,7 +201,7 @@ def require_same(found: Config, wanted: Config, run: Path) -> None:
         "": ("methods", "seed"),
         "sim": ("record",),
         "model": ("name",),
-        "data": ("kind", "split", "limit"),
+        "data": ("kind", "split", "limit", "held_out"),
         "calib": ("kind", "split", "skip", "limit"),
     }.items():
         for key in keys:

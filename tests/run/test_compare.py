@@ -278,7 +278,7 @@ def test_page_of_results(make_results: ModuleType, tmp_path: Path, capsys: pytes
         metrics = {"top1": 50.0, "top5": 70.0} if name == "resnet20_cifar100" else {"map": 17.0, "map50": 33.5}
         points = [(entry["label"], t) for entry in config.methods for t in config.record_of(entry)]
         rows = [CurveRow("float", None, metrics), *(CurveRow(label, t, metrics, 1.0) for label, t in points)]
-        write_run(tmp_path / name, config.to_yaml(), rows, calibration_images=3 * (name == "yolo_nano_coco"))
+        write_run(tmp_path / name, config.to_yaml(), rows, seen_in_calibration=3 * (name == "yolo_nano_coco"))
     docs = tmp_path / "docs/results"
     page = docs / "yolo_nano_coco.md"
     words = ["--from", str(tmp_path), "--out", str(docs)]
@@ -288,10 +288,10 @@ def test_page_of_results(make_results: ModuleType, tmp_path: Path, capsys: pytes
     classifier, text = (docs / "resnet20_cifar100.md").read_text(), page.read_text()
     assert classifier.startswith("# ResNet-20, CIFAR-100\n")
     assert (
-        "\nMobileNetV2-YOLOv3-Nano-coco on 7 images of coco_val128/val2017; thresholds from all images of "
-        "coco_calib64; seed 0, commit abc. Calibration images among the 7 evaluated ones: 3.\n"
+        "\nMobileNetV2-YOLOv3-Nano-coco on 7 images of coco_val128/val2017 (3 of them calibration images); thresholds "
+        "from all images of coco_calib64; seed 0, commit abc.\n"
     ) in text
-    assert "seed 0, commit abc. Calibration images among the 7 evaluated ones: none.\n" in classifier
+    assert "resnet20 on 7 images of cifar100_subset/test; thresholds from all" in classifier
     assert "\n    msat-det compare --cfg configs/real/resnet20_cifar100.yaml --out runs/results/resnet20" in classifier
     assert "--sim.record 8,16,32,64 --data.limit 64 --methods p-norm,channel-norm," in text
     assert cells(classifier, "method")[1:10] == [f"t = {t}" for t in (1, 2, 4, 8, 16, 32, 64, 128, 256)]
