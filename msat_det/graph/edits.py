@@ -25,14 +25,24 @@ def keep_analog(graph: Graph, name: str) -> None:
 
 
 def linear_carriers(graph: Graph) -> list[Node]:
-    """Nodes whose outputs, no spikes, reach a multiplying one through linear nodes alone: it pays them at full price.
+    """Nodes whose outputs, no spikes, enter a multiplying one through linear nodes alone: it pays them at full price.
 
     They are multiplying ones themselves, the operands of attention's products among them, and differential ones: norms,
     gates, products. Not so a product that a quotient's divisor comes from, as in linear attention: its numerator does,
-    too, and rounded apart from each other they would divide by next to nothing.
+    too, and rounded apart from each other they would divide by next to nothing. Of a sum it is the sum, not what it
+    adds: one event train enters the layers behind a row of residual blocks, in place of one of each block before.
     """
     static, divisors = static_nodes(graph), _in_divisors(graph)
-    return [n for n in graph.nodes if n not in static | divisors and _is_analog(n) and _feeds_another(n)]
+
+    def carries(node: Node) -> bool:
+        return _is_analog(node) or _is_sum(node, static)
+
+    def before(node: Node) -> Iterable[Node]:
+        return node.all_input_nodes if facts(node).kind is Kind.LINEAR and not carries(node) else ()
+
+    entering = closure((n for node in graph.nodes if _multiplies(node) for n in node.all_input_nodes), before)
+    found = entering - static - divisors
+    return [n for n in graph.nodes if n in found and carries(n)]
 
 
 def _in_divisors(graph: Graph) -> set[Node]:
@@ -57,11 +67,10 @@ def _multiplies(node: Node) -> bool:
     return facts(node).kind in (Kind.LINEAR, Kind.DIFFERENTIAL) and facts(node).op in ops.MULTIPLYING
 
 
-def _feeds_another(node: Node) -> bool:
-    def through(user: Node) -> Iterable[Node]:
-        return user.users if facts(user).kind is Kind.LINEAR and not _multiplies(user) else ()
-
-    return any(map(_multiplies, closure(node.users, through)))
+def _is_sum(node: Node, static: set[Node]) -> bool:
+    """Whether it adds two maps of one shape."""
+    maps = [n for n in node.all_input_nodes if n not in static]
+    return facts(node).op == "add" and len(maps) > 1 and len({facts(n).shape for n in maps}) == 1
 
 
 def add_identity(graph: Graph, node: Node) -> Node:

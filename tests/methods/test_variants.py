@@ -39,17 +39,41 @@ def test_without_the_options_nothing_is_made() -> None:
 def test_spiking_linear_leaves_no_analog_multiply_adds() -> None:
     observation = observed("bottleneck")
     assert sum(observation.fanout.analog.values()) > 0
-    assert [n.name for n in linear_carriers(observation.graph)] == ["first_2", "second_2"]
+    assert [n.name for n in linear_carriers(observation.graph)] == ["first_2", "add"]
     before = [n.name for n in observation.graph.sites]
     snn = converted(observation, spiking_linear=True)
     assert sum(snn.fanout.analog.values()) == 0
     assert snn.fanout.total == observation.fanout.total
-    assert {n.name for n in snn.graph.sites} - {*before} == {"first_2_identity", "second_2_identity"}
+    assert {n.name for n in snn.graph.sites} - {*before} == {"first_2_identity", "add_identity"}
     assert [n.name for n in observation.graph.sites] == before
     assert error(snn, observation, 64) < error(snn, observation, 16) / 2
     for node in snn.graph.sites:
         if facts(node).op == "identity":
             assert torch.equal(snn.neurons[node.name].theta, maximum(observation, node.name))
+
+
+def test_a_residual_sum_sends_one_event_train() -> None:
+    """Behind the sum, not behind each of its branches: a spike of the first block reaches the 8 channels of the second
+    block's expansion, not the 16 behind the sum as well. Adding a constant is no sum."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.narrow, self.wide, self.back = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 1), nn.Conv2d(8, 4, 1)
+            self.last, self.shift = nn.Conv2d(4, 16, 1), nn.Parameter(torch.ones(4, 1, 1))
+
+        def forward(self, x: Tensor) -> tuple[Tensor]:
+            x = self.narrow(x).relu()
+            first = self.back(self.wide(x).relu())
+            second = first + self.back(self.wide(first).relu())
+            return (self.last(second + self.shift),)
+
+    observation = observe(randomise(Net()), [images(4)])
+    snn = converted(observation, spiking_linear=True)
+    reach = {n.name: snn.fanout.spikes[n].unique().tolist() for n in snn.graph.sites if facts(n).op == "identity"}
+    assert reach == {"back_identity": [8.0], "add_identity": [16.0]}
+    assert sum(snn.fanout.analog.values()) == 0
+    assert snn.fanout.total == observation.fanout.total
 
 
 def maximum(observation: Observation, name: str) -> Tensor:
