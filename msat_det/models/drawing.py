@@ -29,7 +29,7 @@ def draw_boxes(photo: Image.Image, boxes: Sequence[Box], texts: Sequence[str], c
     lengths = [pen.textlength(text, letters) + 6 for text in texts]
     places = caption_places(boxes, lengths, line, *panel.size)
     for place, length, text, colour in zip(places, lengths, texts, colours, strict=True):
-        if place:
+        if place and text:
             left, top = place
             pen.rectangle((left, top, left + length, top + line), fill=colour)
             pen.text((left + 3, top + line / 2), text, text_on(colour), letters, anchor="lm")

@@ -11,6 +11,7 @@ from msat_det.base.colours import COLOURS, INK, text_on
 from msat_det.data import Sample
 from msat_det.models.detector import Detections
 from msat_det.models.drawing import caption_places
+from msat_det.report.style import class_colours
 
 MIN_SCORE, MAX_BOXES = 0.3, 30  # what is drawn of the detections
 CAPTION = 7  # points
@@ -29,8 +30,7 @@ def draw_detections(
     for heading, found in columns.items():
         keep = (found.scores >= MIN_SCORE).nonzero().flatten()[:MAX_BOXES]
         panels.append((heading, found.boxes[keep], [names[i] for i in found.labels[keep]], found.scores[keep], None))
-    kinds = dict.fromkeys(name for _, _, panel_names, _, _ in panels for name in panel_names)
-    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(kinds)}
+    colours = {name: COLOURS[number] for name, number in class_colours(names, classes).items()}
 
     image = sample.image.permute(1, 2, 0).numpy()
     height, width = image.shape[:2]

@@ -9,12 +9,11 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from matplotlib.font_manager import findfont
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from msat_det.base import __version__
-from msat_det.base.colours import COLOURS, INK, text_on
+from msat_det.base.colours import COLOURS, INK
 from msat_det.base.config import Config
 from msat_det.base.files import digest
 from msat_det.data import Dataset
@@ -22,9 +21,10 @@ from msat_det.measure.accuracy.detections import match_classes
 from msat_det.measure.parts import Key, Parts
 from msat_det.measure.rows import CurveRow
 from msat_det.models.detector import Detections
-from msat_det.models.drawing import caption_places
+from msat_det.models.drawing import draw_boxes, font
 from msat_det.report.boxes import MAX_BOXES, MIN_SCORE
 from msat_det.report.directory import RunDirectory
+from msat_det.report.style import class_colours
 
 SIDE, QUALITY = 480, 82  # longer side in pixels and JPEG quality of an image within the page
 PHOTO = "data:image/jpeg;base64,"
@@ -49,12 +49,13 @@ def write_about(
 
     classes: names that the Detections' labels index. label: the method that is shown first.
     """
-    images = []
+    images, colours = [], {}
     if label and config.draw.images and "map" in rows[0].metrics:
+        colours = class_colours(classes, dataset.classes)
         images = drawn_images(dataset, classes, [(row.method, row.t) for row in rows[1:]], parts, config.draw.images)
         under = {str(row.t): f"mAP {row.metrics['map']:.1f} %" for row in rows if row.method == label}
         richest = max(images, key=lambda image: len(image["float"]))
-        directory.write_animation(animate(richest, label, f"mAP {rows[0].metrics['map']:.1f} %", under))
+        directory.write_animation(animate(richest, label, f"mAP {rows[0].metrics['map']:.1f} %", under, colours))
     names = ("torch", "torchvision")
     versions = {"python": platform.python_version(), "msat-det": __version__} | {name: version(name) for name in names}
     directory.write_about(
@@ -63,6 +64,7 @@ def write_about(
             "versions": versions,
             "evaluated": digest(json.dumps(dataset.ids).encode()),
             "method": label,
+            "colours": colours,
             "images": images,
         }
     )
@@ -126,10 +128,11 @@ def _photo(image: Tensor) -> str:
     return PHOTO + base64.b64encode(file.getvalue()).decode()
 
 
-def animate(image: dict[str, Any], label: str, level: str, captions: dict[str, str]) -> bytes:
+def animate(image: dict[str, Any], label: str, level: str, captions: dict[str, str], colours: dict[str, int]) -> bytes:
     """A GIF that runs forever: one image with its ground truth, the float network's boxes, and a method's over t.
 
     image: of ``drawn_images``. level, captions: what stands under the float network's and, by t, the method's boxes.
+    colours: of ``class_colours``.
     """
     photo = Image.open(io.BytesIO(base64.b64decode(image["photo"].removeprefix(PHOTO)))).convert("RGB")
     factor = PANEL / (photo.width * photo.height) ** 0.5
@@ -139,8 +142,6 @@ def animate(image: dict[str, Any], label: str, level: str, captions: dict[str, s
     photo = photo.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).convert("RGB")
     still = [("ground truth", image["truth"], ""), ("float network", image["float"], level)]
     found = image["methods"][label]
-    all_boxes = [*image["truth"], *image["float"], *(box for boxes in found.values() for box in boxes)]
-    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(dict.fromkeys(box[4] for box in all_boxes))}
     frames = []
     for t, boxes in found.items():
         frame = Image.new("RGB", (3 * photo.width + 4 * GAP, photo.height + HEAD + FOOT), "white")
@@ -148,8 +149,8 @@ def animate(image: dict[str, Any], label: str, level: str, captions: dict[str, s
             left = GAP + i * (photo.width + GAP)
             frame.paste(_panel(photo, drawn, colours, photo.width / image["width"]), (left, HEAD))
             pen = ImageDraw.Draw(frame)
-            pen.text((left, HEAD / 2), heading, INK, _font(15), anchor="lm")
-            pen.text((left, HEAD + photo.height + FOOT / 2), caption, INK, _font(13), anchor="lm")
+            pen.text((left, HEAD / 2), heading, INK, font(15), anchor="lm")
+            pen.text((left, HEAD + photo.height + FOOT / 2), caption, INK, font(13), anchor="lm")
         frames.append(frame.quantize(palette=palette, dither=Image.Dither.NONE))
     file = io.BytesIO()
     times = [HOLD] * (len(frames) - 1) + [LAST]
@@ -157,22 +158,11 @@ def animate(image: dict[str, Any], label: str, level: str, captions: dict[str, s
     return file.getvalue()
 
 
-def _panel(photo: Image.Image, boxes: list[Box], colours: dict[str, str], scale: float) -> Image.Image:
-    """The photograph with boxes and their classes; the best last, on top."""
-    panel = photo.copy()
-    pen, font, line = ImageDraw.Draw(panel), _font(11), 15
+def _panel(photo: Image.Image, boxes: list[Box], colours: dict[str, int], scale: float) -> Image.Image:
+    """The photograph with boxes and their classes."""
     corners = [[scale * x for x in box[:4]] for box in boxes]
-    for (x1, y1, x2, y2), box in reversed(list(zip(corners, boxes, strict=True))):
-        pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colours[box[4]], width=2)
     texts = [name if isinstance(mark, bool) else f"{name} {mark:.2f}" for *_, name, mark in boxes]
-    lengths = [pen.textlength(text, font) + 6 for text in texts]
-    places = caption_places(corners, lengths, line, *panel.size)
-    for place, length, text, box in zip(places, lengths, texts, boxes, strict=True):
-        if place:
-            left, top = place
-            pen.rectangle((left, top, left + length, top + line), fill=colours[box[4]])
-            pen.text((left + 3, top + line / 2), text, text_on(colours[box[4]]), font, anchor="lm")
-    return panel
+    return draw_boxes(photo, corners, texts, [COLOURS[colours[box[4]]] for box in boxes])
 
 
 def _palette(photo: Image.Image) -> Image.Image:
@@ -183,7 +173,3 @@ def _palette(photo: Image.Image) -> Image.Image:
     palette = Image.new("P", (1, 1))
     palette.putpalette(shades + exact + greys)
     return palette
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(findfont("DejaVu Sans"), size)  # comes with matplotlib

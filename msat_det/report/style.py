@@ -1,8 +1,11 @@
 """The look that all pictures share: colours, markers, quiet axes."""
 
+from collections.abc import Iterable, Sequence
+
 from matplotlib.axes import Axes
 
-from msat_det.base.colours import INK
+from msat_det.base.colours import COLOURS, INK
+from msat_det.data.voc_classes import class_index, common_name
 
 # Of methods, in pictures and on the page: seen on white and on a dark page (3:1), told apart by colour-blind readers.
 METHOD_COLOURS = ["#0077BB", "#DD6611", "#11AA66", "#EE0044", "#7744FF", "#FF11DD", "#995588", "#779988"]
@@ -10,6 +13,17 @@ MARKERS = "osD^v*P"
 LINES = ["-", (0, (5, 1)), (0, (1, 1))]
 PALE = "#DDDDDD"
 GREY = "#BBBBBB"  # of a method that finds next to nothing
+
+
+def class_colours(classes: Sequence[str], others: Iterable[str] = ()) -> dict[str, int]:
+    """The number in COLOURS of each class, the same in every picture: a detector's label, as in ``Detections.draw``.
+
+    others: a dataset's names; those that are none of the detector's, however spelled, come after its classes.
+    """
+    known, others = class_index(classes), list(others)
+    for name in others:
+        known.setdefault(common_name(name), len(known))
+    return {name: known[common_name(name)] % len(COLOURS) for name in (*classes, *others)}
 
 
 def curve_style(i: int, points: int, grey: bool = False) -> dict:

@@ -1,21 +1,21 @@
 """What TensorBoard shows of a run: curves over t, boxes, precision over recall, thresholds, residuals, hyperparameters.
 
-Tags end in a method's label. The step is t; of the histograms it is the number of the call site, so that TensorBoard's
-stack of histograms goes through the network from its first layer to its last.
+Tags end in a method's label; beside that each method is a run of its own, with tags that have no label. The step is t;
+of the histograms it is the number of the call site, so that TensorBoard's stack of histograms goes through the network
+from its first layer to its last.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont
+from PIL import Image
 from torch import Tensor
-from torchvision.utils import draw_bounding_boxes
 
 from msat_det.base.colours import COLOURS
 from msat_det.base.config import Config
@@ -24,7 +24,10 @@ from msat_det.measure.ledger import BINS, RESIDUAL
 from msat_det.measure.rows import DISPLAY, CurveRow
 from msat_det.methods import find_method
 from msat_det.models.detector import Detections
+from msat_det.models.drawing import draw_boxes
+from msat_det.models.pictures import picture
 from msat_det.report.boxes import MAX_BOXES, MIN_SCORE
+from msat_det.report.style import class_colours
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter  # takes half a second to import, needed only at a run's end
@@ -33,7 +36,6 @@ if TYPE_CHECKING:
 
 SAMPLE = 20_000  # values of a call site that enter a histogram of residuals
 SIDE = 640  # pixels up to which a small image is enlarged
-FONT = "DejaVu Sans"  # comes with matplotlib
 COSTS_SHOWN = ("spikes_per_neuron", "sops_per_mac")
 LEVELS = 127  # score thresholds of a precision-recall curve, TensorBoard's own number
 
@@ -67,31 +69,49 @@ def add_curves(writer: "SummaryWriter", rows: list[CurveRow]) -> None:
         for t in steps:
             writer.add_scalar(f"{DISPLAY[name]}/float", level, t)
     for row in rows[1:]:
-        for name, accuracy in row.accuracies.items():
-            writer.add_scalar(f"{DISPLAY[name]}/{row.method}", accuracy, row.t)
-        for name in ("energy_ratio", *COSTS_SHOWN):
-            writer.add_scalar(f"{name}/{row.method}", getattr(row, name), row.t)
-        if "agreement" in row.metrics:
-            writer.add_scalar(f"agreement/{row.method}", row.metrics["agreement"], row.t)
+        for name, value in _figures(row).items():
+            writer.add_scalar(f"{name}/{row.method}", value, row.t)
 
 
-def add_hyperparameters(writer: "SummaryWriter", config: Config, rows: list[CurveRow]) -> None:
-    """HPARAMS: a session for each method, its options and the run's, and what it reaches at its last t."""
-    last = {row.method: row for row in rows[1:]}
+def add_methods(writer: "SummaryWriter", config: Config, rows: list[CurveRow]) -> None:
+    """A run for each method, hparams/<label>, and one for the float network: accuracies, costs and agreement over t
+    under the same tags, mAP, energy_ratio …, so that a chart has them all; for HPARAMS the method's options and the
+    run's, and what it reaches at its last t."""
+    from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard.summary import hparams
+
+    entries = {entry["label"]: entry for entry in config.methods}
+    steps = sorted({row.t for row in rows[1:]})
+    curves = {"float": [replace(rows[0], t=t) for t in steps]}
+    for row in rows[1:]:
+        curves.setdefault(row.method, []).append(row)
+    for label, curve in curves.items():
+        with SummaryWriter(f"{writer.log_dir}/hparams/{label}") as own:
+            if label in entries:
+                given, reached = _session(config, entries[label], curve[-1])
+                for summary in hparams(given, reached):
+                    own.file_writer.add_summary(summary)
+                for name, value in reached.items():
+                    own.add_scalar(name, value)
+            for row in curve:
+                for name, value in _figures(row).items():
+                    own.add_scalar(name, value, row.t)
+
+
+def _figures(row: CurveRow) -> dict[str, float]:
+    """What TensorBoard shows of a row: accuracies, costs (a method's), and how far it agrees with the float network."""
+    costs = {} if row.method == "float" else {name: getattr(row, name) for name in ("energy_ratio", *COSTS_SHOWN)}
+    agreement = {name: row.metrics[name] for name in ("agreement",) if name in row.metrics}
+    return {DISPLAY[name]: accuracy for name, accuracy in row.accuracies.items()} | costs | agreement
+
+
+def _session(config: Config, entry: dict, row: CurveRow) -> tuple[dict[str, Any], dict[str, float]]:
+    """A method's options beside the run's, and what it reaches at its last t."""
     run = {"model": config.model.name, "data": config.data.kind, "images": config.data.limit, "seed": config.seed}
-    for entry in config.methods:
-        if entry["label"] not in last:
-            continue
-        row = last[entry["label"]]
-        options = dict(find_method(entry["method"]).preset) | entry
-        given = {key: value for key, value in (run | options).items() if value is not None} | {"t": row.t}
-        plain = {
-            key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in given.items()
-        }
-        reached = {DISPLAY[name]: accuracy for name, accuracy in row.accuracies.items()}
-        reached |= {"spikes_per_neuron": row.spikes_per_neuron, "sops_per_mac": row.sops_per_mac}
-        metrics = {f"last/{name}": float(value) for name, value in reached.items()}
-        writer.add_hparams(plain, metrics, run_name=f"hparams/{row.method}")
+    options = dict(find_method(entry["method"]).preset) | entry
+    given = {key: value for key, value in (run | options).items() if value is not None} | {"t": row.t}
+    plain = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in given.items()}
+    return plain, {f"last/{name}": float(value) for name, value in _figures(row).items()}
 
 
 def add_histograms(
@@ -116,23 +136,22 @@ def add_boxes(
     writer.add_image(f"boxes {sample.id}/{tag}", _picture(sample.image, found.boxes[shown], labels, captions), t)
 
 
-def add_truth(writer: "SummaryWriter", sample: Sample, classes: list[str]) -> None:
-    """boxes <image>/truth: the objects that were to be found."""
-    labels = sample.target.labels.tolist()
-    picture = _picture(sample.image, sample.target.boxes, labels, [classes[label] for label in labels])
-    writer.add_image(f"boxes {sample.id}/truth", picture)
+def add_truth(writer: "SummaryWriter", sample: Sample, classes: list[str], names: Sequence[str] = ()) -> None:
+    """boxes <image>/truth: the objects that were to be found, of the dataset's ``classes``, with the colours that the
+    detector's ``names`` give them."""
+    captions = [classes[label] for label in sample.target.labels.tolist()]
+    numbers = class_colours(names, classes)
+    colours = [numbers[caption] for caption in captions]
+    writer.add_image(f"boxes {sample.id}/truth", _picture(sample.image, sample.target.boxes, colours, captions))
 
 
-def _picture(image: Tensor, boxes: Tensor, labels: list[int], captions: list[str]) -> Tensor:
+def _picture(image: Tensor, boxes: Tensor, colours: list[int], captions: list[str]) -> Tensor:
     """uint8 (3, H, W); a small image is enlarged, so that its captions can be read."""
     factor = max(1, SIDE // max(image.shape[1:]))
     image = image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
-    if not labels:
-        return image
-    colours = [COLOURS[label % len(COLOURS)] for label in labels]
-    first, last = boxes.split(2, 1)
-    pixels = torch.cat((first * factor, torch.maximum(last * factor - 1, first * factor)), 1)  # the last one is drawn
-    return draw_bounding_boxes(image, pixels, captions, colours, width=2, font=findfont(FONT), font_size=14)
+    photo = Image.fromarray(image.permute(1, 2, 0).numpy())
+    hues = [COLOURS[number % len(COLOURS)] for number in colours]
+    return picture(draw_boxes(photo, (boxes * factor).tolist(), captions, hues))
 
 
 def add_precision_recall(

@@ -27,7 +27,7 @@ from msat_det.report.tensorboard import (
     add_boxes,
     add_curves,
     add_histograms,
-    add_hyperparameters,
+    add_methods,
     add_precision_recall,
     add_truth,
     events,
@@ -134,7 +134,7 @@ def write_board(directory: RunDirectory, outcome: Outcome) -> None:
     """TensorBoard's events; of a detector also detections/, the same boxes as pictures."""
     with events(directory.path) as board:
         add_curves(board, outcome.rows)
-        add_hyperparameters(board, outcome.config, outcome.rows)
+        add_methods(board, outcome.config, outcome.rows)
         for label, (snn, t) in {c.label: (c.snn, c.record[-1]) for c in outcome.conversions}.items():
             thresholds = {site: neuron.theta for site, neuron in snn.neurons.items()}
             add_histograms(board, label, thresholds, residuals(snn, outcome.observation.first(1), t))
@@ -162,7 +162,7 @@ def show_boxes(directory: RunDirectory, board: Any, outcome: Outcome) -> None:
         sample: Sample = dataset[i]
         columns = {"float": level[sample.id]} | {f"{label}, t = {t}": found[t][sample.id] for t in found}
         directory.write_detections(sample, dataset.classes, columns, names, f"image {sample.id}")
-        add_truth(board, sample, dataset.classes)
+        add_truth(board, sample, dataset.classes, names)
         add_boxes(board, "float", sample, level[sample.id], names)
         for t in found:
             add_boxes(board, label, sample, found[t][sample.id], names, t)

@@ -2,21 +2,26 @@
 
 import csv
 import json
+import re
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from PIL import Image
 from support.rows import ROWS, picture
 
+from msat_det.base.colours import COLOURS, text_on
 from msat_det.base.errors import InputError
+from msat_det.base.settings import PROJECT
 from msat_det.measure.rows import CurveRow
 from msat_det.report import directory
 from msat_det.report.boxes import draw_detections
 from msat_det.report.curves import draw_curve
 from msat_det.report.directory import RunDirectory, commit_id
-from msat_det.report.style import GREY, METHOD_COLOURS
+from msat_det.report.style import GREY, METHOD_COLOURS, class_colours
 
 
 @pytest.fixture
@@ -117,6 +122,22 @@ def test_pictures_show_what_they_should() -> None:
     figure = draw_detections(*picture(), "title")
     assert [axes.get_title() for axes in figure.axes] == ["ground truth", "float", "t = 4"]
     assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == [["tvmonitor", "dog"], ["tv 0.90"], []]
+
+
+def test_a_class_has_one_colour_everywhere() -> None:
+    """The detector's label says which, however the dataset spells the name: VOC's tvmonitor is the network's tv."""
+    sample, classes, columns, names = picture()
+    numbers = class_colours(names, [*classes, "zebra"])
+    assert numbers == {"tv": 0, "tvmonitor": 0, "dog": 1, "zebra": 2}
+    hues = {name: COLOURS[number] for name, number in numbers.items()}
+    truth, found, _ = draw_detections(sample, classes, columns, names).axes
+    assert {to_hex(patch.get_edgecolor()).upper() for patch in found.patches[:1]} == {hues["tv"]}
+    assert {to_hex(patch.get_edgecolor()).upper() for patch in truth.patches[:2]} == {hues["tv"], hues["dog"]}
+    drawn = np.asarray(columns["float"].draw(torch.zeros(3, 48, 64, dtype=torch.uint8)))
+    assert tuple(drawn[41, 20]) == tuple(bytes.fromhex(hues["tv"][1:]))
+    style = (PROJECT / "msat_det/report/page/page.css").read_text()
+    found = re.findall(r"\.b\d \{ --c: (#\w{6}); --t: (#\w{3});", style)
+    assert found == [(colour.lower(), {"white": "#fff", "black": "#000"}[text_on(colour)]) for colour in COLOURS]
 
 
 def test_boxes_lie_on_their_pixels() -> None:

@@ -365,7 +365,7 @@ def test_a_large_photograph_is_made_small(folder: Path) -> None:
         "width": 1800,
         "height": 900,
     }
-    assert animate(image, "staged-4", "", {"4": ""}).startswith(b"GIF89a")
+    assert animate(image, "staged-4", "", {"4": ""}, dict.fromkeys(CLASSES, 0)).startswith(b"GIF89a")
 
 
 def test_charts() -> None:

@@ -1,6 +1,7 @@
 """TensorBoard's events, read back."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 
+from msat_det.base.colours import COLOURS
 from msat_det.data import Sample, make_target
 from msat_det.graph.facts import facts
 from msat_det.measure.effects import residuals
@@ -22,6 +24,7 @@ from msat_det.report.tensorboard import (
     add_boxes,
     add_curves,
     add_histograms,
+    add_methods,
     add_precision_recall,
     add_truth,
     events,
@@ -142,3 +145,41 @@ def test_a_run_shows_everything(tmp_path: Path) -> None:
         assert given["t"].number_value == times[-1]
         assert given["signed"].number_value == 1
         assert session.Scalars("last/mAP")[0].value == pytest.approx(board.Scalars(f"mAP/{name}")[-1].value)
+
+
+def test_each_method_is_a_run(tmp_path: Path) -> None:
+    """With the tags of all others, so that a chart holds them all; the float network's is a level line."""
+    agreeing = [replace(row, metrics=row.metrics | {"agreement": 50.0 + row.t}) for row in ROWS[1:]]
+    config = tiny(tmp_path)
+    config.methods = [{"label": "if", "method": "constant", "signed": True}]
+    with events(tmp_path) as writer:
+        add_methods(writer, config, [ROWS[0], *agreeing])
+    runs = {folder.name: read(folder) for folder in (tmp_path / "hparams").iterdir()}
+    curves = {
+        "float": {"mAP": [(4, 23.3), (8, 23.3)], "mAP50": [(4, 39.1), (8, 39.1)]},
+        "if": {"mAP": [(4, 1 / 3), (8, 20.0)], "energy_ratio": [(4, 0.0625), (8, 0.125)]},
+        "staged-4": {"mAP": [(4, 21.5)], "energy_ratio": [(4, 0.125)], "agreement": [(4, 54.0)]},
+        "silent": {"mAP": [(4, 0.0)], "agreement": [(4, 54.0)]},
+    }
+    curves["if"] |= {"agreement": [(4, 54.0), (8, 58.0)], "last/agreement": [(0, 58.0)], "last/mAP": [(0, 20.0)]}
+    assert runs.keys() == curves.keys()
+    for label, tags in curves.items():
+        for tag, points in tags.items():
+            found = [(scalar.step, scalar.value) for scalar in runs[label].Scalars(tag)]
+            assert found == [(t, pytest.approx(value)) for t, value in points]
+    assert set(runs["float"].Tags()["scalars"]) == {"mAP", "mAP50"}
+    assert len(list((tmp_path / "hparams/if").iterdir())) == 1
+
+
+def test_captions_stand_on_their_boxes_colour(tmp_path: Path) -> None:
+    """So that they can be read on any photograph: above a box of class 1 a field of its colour, dark letters in it."""
+    sample = Sample(
+        "a", torch.full((3, 320, 320), 90, dtype=torch.uint8), make_target([[40, 60, 200, 200]], [1], [False])
+    )
+    with SummaryWriter(str(tmp_path)) as writer:
+        add_truth(writer, sample, ["dog", "cat"], ["dog", "cat"])
+    data = read(tmp_path).Images("boxes a/truth")[0].encoded_image_string
+    field = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))[101:119, 81:100].reshape(-1, 3)
+    colour = tuple(bytes.fromhex(COLOURS[1][1:]))
+    assert (field == colour).all(1).mean() > 0.4
+    assert (field.max(1) < 60).any()

@@ -22,7 +22,7 @@ KINDS = {
 PARTS = ("quantisation", "clipping", "sin", "inherited")
 FIGURES = ("effect", "total", *PARTS, "sin_ratio", "spikes_per_neuron", "dead", "saturated")
 PHOTO = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/]+={0,2}")
-NOTHING = {"command": None, "versions": {}, "evaluated": None, "method": None, "images": []}
+NOTHING = {"command": None, "versions": {}, "evaluated": None, "method": None, "colours": {}, "images": []}
 
 
 def about(folder: Path) -> dict[str, Any]:
@@ -75,7 +75,9 @@ def _about(value: dict) -> dict[str, Any]:
         for image in value["images"]
     ]
     texts = {key: None if value[key] is None else str(value[key]) for key in ("command", "evaluated", "method")}
-    return texts | {"versions": {name: str(version) for name, version in value["versions"].items()}, "images": images}
+    versions = {name: str(version) for name, version in value["versions"].items()}
+    colours = {name: int(number) for name, number in value.get("colours", {}).items()}  # older runs have none
+    return texts | {"versions": versions, "colours": colours, "images": images}
 
 
 def _photo(text: str) -> str:

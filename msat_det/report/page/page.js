@@ -81,15 +81,15 @@ for (const table of all(".sortable")) {
 const data = document.getElementById("boxes-data");
 if (data) showBoxes(JSON.parse(data.textContent));
 
-function showBoxes({ images, figures, t }) {
+function showBoxes({ images, figures, colours, t }) {
   const [method, time, play, output] = ["method", "time", "play", "figures"].map((id) => document.getElementById(id));
   const keeps = all("[data-keeps]");
   const stops = document.querySelector(".stops");
   const pictures = document.getElementById("pictures");
-  const colours = new Map();
+  const numbers = new Map(Object.entries(colours));
   const colour = (name) => {
-    if (!colours.has(name)) colours.set(name, colours.size % 8);
-    return `b${colours.get(name)}`;
+    if (!numbers.has(name)) numbers.set(name, numbers.size);
+    return `b${numbers.get(name) % 8}`;
   };
 
   const draw = (picture, image, found) => {

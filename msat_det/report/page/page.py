@@ -188,7 +188,8 @@ def _require_same(a: Comparison, b: Comparison, seen_a: str | None, seen_b: str 
 
 
 def _boxes(run: Comparison, about: dict, curves: list[Curve], opening: CurveRow | None) -> dict[str, Any] | None:
-    """What the slider shows, for page.js: {method, t, images, figures: {label: {t: text}}}; None without images."""
+    """What the slider shows, for page.js: {method, t, images, figures: {label: {t: text}}, colours}; None without
+    images."""
     if not about["images"] or not opening:
         return None
     name = NAMES[run.metric]
@@ -202,8 +203,11 @@ def _boxes(run: Comparison, about: dict, curves: list[Curve], opening: CurveRow 
         for curve in curves
         if curve.name in drawn
     }
-    method = opening.method if opening.method in figures else next(iter(figures), None)
-    return {"method": method, "t": opening.t, "images": about["images"], "figures": figures} if figures else None
+    if not figures:
+        return None
+    method = opening.method if opening.method in figures else next(iter(figures))
+    own = {name: about[name] for name in ("images", "colours")}
+    return {"method": method, "t": opening.t, "figures": figures} | own
 
 
 def _figure(value: Any, digits: int = 2) -> str:
