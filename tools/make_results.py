@@ -28,6 +28,9 @@ CODINGS = (
     "--methods delta-1,delta-2,delta-3,delta-3-w8,dcgs,dcgs-halves,h-mt,ltb,adafire,msat-fit-energy,delta-fit,"
     "delta-fit-anytime,int8 --sim.record 1,2,4,8,16 --bootstrap.against int8 --bootstrap.draws 200"
 )
+HELD_OUT = "--data.held_out true"
+ALL_IMAGES = "--methods delta-2,delta-3,delta-fit,int8 --sim.record 1,2 --bootstrap.against int8 --bootstrap.draws 200"
+ON_ALL = "Delta coding on all 128 images, calibration images among them"
 BOTH, EVERY = "Both codings, one to sixteen timesteps", "Every method, rate coding"
 FITS, PARTS = "Fitted thresholds at few timesteps", "What each part brings, T = 4"
 # A page → its title and experiments: the name of a configuration in configs/real, or of an experiment with it →
@@ -36,7 +39,8 @@ PAGES = {
     "ssd_mobilenet_coco": (
         "SSD-MobileNetV1, COCO",
         {
-            "ssd_mobilenet_coco:codings": (BOTH, CODINGS),
+            "ssd_mobilenet_coco:codings": (BOTH, f"{CODINGS} {HELD_OUT}"),
+            "ssd_mobilenet_coco:all": (ON_ALL, ALL_IMAGES),
             "ssd_mobilenet_coco": (EVERY, DETECTION),
             "ssd_mobilenet_coco_fit": (FITS, ""),
             "ssd_mobilenet_coco_ablation": (PARTS, ""),
@@ -45,7 +49,8 @@ PAGES = {
     "yolo_nano_coco": (
         "YOLOv3-Nano, COCO",
         {
-            "yolo_nano_coco:codings": (BOTH, CODINGS),
+            "yolo_nano_coco:codings": (BOTH, f"{CODINGS} {HELD_OUT}"),
+            "yolo_nano_coco:all": (ON_ALL, ALL_IMAGES),
             "yolo_nano_coco": (EVERY, DETECTION),
             "yolo_nano_coco_fit": (FITS, ""),
             "yolo_nano_coco_linear_fit": (f"{FITS}, with spikes on its linear bottlenecks too", ""),
@@ -54,11 +59,8 @@ PAGES = {
     "yolo_fastest_coco": (
         "YOLO-Fastest 1.1 (leaky ReLU), COCO",
         {
-            "yolo_fastest_coco:codings": (
-                "Delta coding",
-                "--methods delta-2,delta-3,delta-fit,int8 --sim.record 1,2 --bootstrap.against int8 "
-                "--bootstrap.draws 200",
-            )
+            "yolo_fastest_coco:codings": ("Delta coding", f"{ALL_IMAGES} {HELD_OUT}"),
+            "yolo_fastest_coco:all": (ON_ALL, ALL_IMAGES),
         },
     ),
     "resnet20_cifar100": (
