@@ -27,7 +27,8 @@ from msat_det.methods.budget import Unit
 from msat_det.methods.observe import Observation
 from msat_det.methods.search import next_price
 from msat_det.methods.sensitivity import sensitivity
-from msat_det.spiking.delta import delta_step, new_delta_state, target
+from msat_det.spiking.delta import target
+from msat_det.spiking.kernels.delta import Corrections
 from msat_det.spiking.levels import by_terms, quantise
 from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.neurons import Neuron
@@ -143,13 +144,14 @@ class _Network:
         axis, weight = facts(node).axis, self.weights[node.name]
         if self.wanted.correct:
             neuron = _with_bias(neuron, self.means[node.name] - mean_by_channel(X, axis), t)
-        state, cost = new_delta_state(neuron, X), price * self.costs[node.name].to(X.device)
-        state.o = state.o if sent is None else sent
-        own = sampled(target(neuron, X, t) - state.o, axis)
-        goal = self.activations[node.name] - sampled(state.o, axis)
+        cost = price * self.costs[node.name].to(X.device)
+        sent = torch.zeros_like(X) if sent is None else sent
+        own = sampled(target(neuron, X, t) - sent, axis)
+        goal = self.activations[node.name] - sampled(sent, axis)
         neuron = (later if t else cheapest)(neuron, own, goal, weight, cost)
-        delta_step(neuron, state, X, t)
-        return neuron, state.o
+        corrections = Corrections(neuron, X, torch.zeros_like(X[0]), sent)
+        corrections.step(X, t, wanted=False)
+        return neuron, corrections.output
 
 
 def _done(found: list[Fitted], budget: float | None) -> bool:

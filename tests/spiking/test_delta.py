@@ -186,7 +186,11 @@ def test_the_kernel_is_the_readable_step(options: dict, name: str, shape: tuple)
     expected = torch.zeros(shape[0], 2, dtype=torch.float64)
     for t, x in enumerate(sums):
         _, spikes, y = delta_step(made, state, x, t)
+        before = scan.output
+        going_on = Corrections(made, x, fanout, None if before is None else before.clone())
         got = scan.step(x, t, wanted=True)
+        going_on.step(x, t, wanted=False)
+        assert torch.equal(going_on.output, state.o)
         assert torch.equal(got, y)
         assert torch.equal(scan.output, state.o)
         expected += torch.stack([(spikes.double() * f).flatten(1).sum(1) for f in (1.0, fanout.double())], 1)

@@ -49,11 +49,12 @@ class Corrections:
     """The neurons of one call site for one batch: their output sums, and their counts.
 
     sums: an example of the input sums (B, C, …), whose memory format the state takes over. fanout: (C, …) multiply-adds
-    that a spike of each neuron reaches. counts: (B, 4) float64, spikes (of a burst its size, else its terms), spikes ·
-    fan-out, Σ[s≠0] and Σ[s≠0]·fan-out of each image so far. sent: how many outputs of the last step were not 0.
+    that a spike of each neuron reaches. before: output sums (B, C, …) to go on from, 0 by default; they stay as they
+    are. counts: (B, 4) float64, spikes (of a burst its size, else its terms), spikes · fan-out, Σ[s≠0] and
+    Σ[s≠0]·fan-out of each image so far. sent: how many outputs of the last step were not 0.
     """
 
-    def __init__(self, neuron: Neuron, sums: Tensor, fanout: Tensor):
+    def __init__(self, neuron: Neuron, sums: Tensor, fanout: Tensor, before: Tensor | None = None):
         self.neuron, self.fanout = neuron, fanout.to(sums.device)
         self._format = _memory_format(sums)
         self.counts = torch.zeros(sums.shape[0], 4, dtype=torch.float64)
@@ -64,6 +65,8 @@ class Corrections:
             self.state = State(v=None)
         else:
             self.state = new_delta_state(neuron, sums)
+        if before is not None:
+            self.state.o = before.clone(memory_format=self._format)
 
     @property
     def output(self) -> Tensor:
