@@ -1,10 +1,11 @@
 """What people give as calibration, batch and timesteps → what the converter takes, or one line that says the mend."""
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
@@ -19,6 +20,17 @@ AS_IT_TAKES = (
     "give float batches (B, …) as the network takes them, dimension 0 for images alone: one image as image[None], "
     "several as torch.stack(images)"
 )
+
+
+def images_in(batch: Batch) -> int:
+    """The number of a batch's images."""
+    return len(pytree.tree_leaves(batch)[0])
+
+
+def cut(batch: Batch, size: int) -> Iterator[Batch]:
+    """A batch as smaller ones of up to ``size`` images."""
+    for first in range(0, images_in(batch), size):
+        yield pytree.tree_map(lambda value, first=first: value[first : first + size], batch)
 
 
 def mend(value: Any, shape: tuple[int, ...] | None = None) -> str:

@@ -19,7 +19,7 @@ from msat_det.graph.fanout import static_nodes
 from msat_det.graph.folds import unfold
 from msat_det.graph.functional import as_layers, drop_neutral, fold_batch_norm, free_views, functionalise
 from msat_det.graph.graph import TORCH, Graph, device_of, measure, where
-from msat_det.graph.inputs import MISFIT, Batch, as_input, mend, name_of, reason
+from msat_det.graph.inputs import MISFIT, Batch, as_input, images_in, mend, name_of, reason
 from msat_det.graph.number import Guards, drop_dead, free_number
 from msat_det.graph.ops import Kind
 from msat_det.graph.precision import arithmetic
@@ -51,7 +51,7 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     for each in (graph, other):
         functionalise(each)
     module = graph.module
-    free_number(module.graph, other.module.graph, *(len(pytree.tree_leaves(batch)[0]) for batch in (values, more)))
+    free_number(module.graph, other.module.graph, *map(images_in, (values, more)))
     free_views(graph)
     drop_neutral(graph)
     drop_dead(module.graph)

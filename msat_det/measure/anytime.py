@@ -15,7 +15,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from msat_det.base.errors import InputError
-from msat_det.graph.inputs import Batch, timesteps
+from msat_det.graph.inputs import cut, timesteps
 from msat_det.methods.observe import Observation
 from msat_det.spiking.network import SpikingNetwork
 
@@ -79,7 +79,7 @@ def fit_rule(
         raise InputError(f"an exit compares outputs at several timesteps, {list(record)} is one: record more")
     found: list[Tensor] = []
     errors: list[Tensor] = []
-    for batch in _batches(observation, images):
+    for batch in cut(observation.first(images), 8):
         goal = observation.graph(batch)
         outputs = snn.run(batch, record[-1], record)
         found.append(changes(outputs))
@@ -90,10 +90,3 @@ def fit_rule(
     kept = [c for c in candidates.tolist() if error.gather(0, exits(change, c)[None]).mean() <= allowed]
     curve = candidates.double().quantile(torch.linspace(0, 1, CURVE, dtype=torch.float64)).unique()
     return Rule(max(kept, default=0.0), tuple(curve.tolist()), record)
-
-
-def _batches(observation: Observation, images: int) -> list[Batch]:
-    """The first calibration images, in batches of up to eight."""
-    batch = observation.first(images)
-    total = pytree.tree_leaves(batch)[0].shape[0]
-    return [pytree.tree_map(lambda value, i=i: value[i : i + 8], batch) for i in range(0, total, 8)]

@@ -15,6 +15,7 @@ from torch.fx.node import Node
 
 from msat_det.graph.facts import facts
 from msat_det.graph.graph import Batch, Graph, before_output
+from msat_det.graph.inputs import images_in
 from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.simulate import Watchers
 
@@ -87,7 +88,7 @@ def output_error(snn: SpikingNetwork, batches: Iterable[Batch], t: int) -> float
     """‖outputs after t timesteps − float outputs‖ / ‖float outputs − silent outputs‖ over all images."""
     total, images = torch.zeros(2, dtype=torch.float64), 0
     for batch in batches:
-        size = pytree.tree_leaves(batch)[0].shape[0]
+        size = images_in(batch)
         found = snn.run(batch, t, images=list(range(images, images + size)))[t]
         total += squares(found, snn.graph(batch), silent_outputs(snn.graph, batch))
         images += size

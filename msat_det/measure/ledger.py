@@ -1,22 +1,22 @@
 """The ledger of a spiking network's error: what each call site adds, in which way, and what it was handed on.
 
-With ȳ the running mean of a neuron's output after t timesteps (under delta coding its sum, and that of the input),
-x̄ that of the input current it was really given,
-a = f(x) its float activation and a' = f(x̄), the error ȳ − a is inherited, a' − a (eq. 7: what the layers before hand
-on), and its own, ȳ − a'. That is SIN where the float activation is zero, so that the neuron should be silent (eq. 11);
-clipping as far as a' lies beyond what t timesteps of firing can reach, γ·Σθ/t (eq. 10); and quantisation, the rest:
-the step of the output, spikes at the wrong time, and whatever else the neuron does (eq. 9).
+With ȳ the running mean of a neuron's output after t timesteps (under delta coding its sum, and that of the input), x̄
+that of the input current it was really given, a = f(x) its float activation and a' = f(x̄), the error ȳ − a is
+inherited, a' − a (eq. 7: what the layers before hand on), and its own, ȳ − a'. That is SIN where the float activation
+is zero, so that the neuron should be silent (eq. 11); clipping as far as a' lies beyond what t timesteps of firing can
+reach, γ·Σθ/t (eq. 10); and quantisation, the rest: the step of the output, spikes at the wrong time, and whatever else
+the neuron does (eq. 9).
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx.node import Node
 
 from msat_det.graph.graph import Batch, elements
+from msat_det.graph.inputs import images_in
 from msat_det.measure.effects import dot, effects_of_own_errors, relative, silent_outputs, squares
 from msat_det.spiking.delta import coming_delta_threshold, target
 from msat_det.spiking.energy import Cost
@@ -138,7 +138,7 @@ def ledger(
     with torch.inference_mode():
         for batch in batches:
             run = _Batch(watched, batch, record, sums, chosen if images == 0 else {})
-            size = pytree.tree_leaves(batch)[0].shape[0]
+            size = images_in(batch)
             ids = list(range(images, images + size))
             found = watched.simulate(batch, T, record, ids, Watchers(run.tap, run.watch))
             silent = silent_outputs(snn.graph, batch)

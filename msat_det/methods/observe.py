@@ -22,6 +22,7 @@ from msat_det.graph.channels import Axis, channels
 from msat_det.graph.facts import facts
 from msat_det.graph.fanout import FanOut, fan_out
 from msat_det.graph.graph import Batch, Graph, where
+from msat_det.graph.inputs import images_in
 from msat_det.graph.trace import trace
 from msat_det.models.detector import Detector
 from msat_det.spiking.kernels import observe_channels
@@ -157,7 +158,7 @@ class Observation:
             if taken and _sizes(batch) != _sizes(taken[0]):
                 continue
             taken.append(_images(batch, images - total))
-            total += pytree.tree_leaves(taken[-1])[0].shape[0]
+            total += images_in(taken[-1])
             if total >= images:
                 break
         return pytree.tree_map(lambda *parts: torch.cat(parts), *taken)

@@ -151,7 +151,7 @@ def fit_once(
 ) -> Fit:
     """One pass through the network at a fixed price."""
     result = Fit({}, goal.price)
-    activations = {n.name: v for n, v in observation.graph.walk(observation.first(goal.images)) if _is_site(n)}
+    activations = {n.name: v for n, v in observation.graph.walk(observation.first(goal.images)) if is_site(n)}
 
     def decide(node: Node, currents: Tensor) -> Neuron:
         wanted = activations.pop(node.name)[: currents.shape[1]]
@@ -328,7 +328,3 @@ def _adaptive(neuron: Neuron, m: Msat) -> Neuron:
     rest = -1.0 if m.rest is None else m.rest
     total = m.dtt * m.tau_mp * (rest + m.k_a * math.log(2)) + m.det * m.tau_rd
     return replace(neuron, theta=neuron.theta * (1 + math.exp(-total)), adaptive=m)
-
-
-def _is_site(node: Node) -> bool:
-    return is_site(node)

@@ -7,6 +7,7 @@ from torch import Tensor
 from msat_det.graph.channels import mean_by_channel
 from msat_det.graph.facts import facts, is_site
 from msat_det.graph.graph import Batch, Graph
+from msat_det.graph.inputs import cut, images_in
 
 
 def sensitivity(graph: Graph, batch: Batch, seed: int = 0, draws: int = 2) -> dict[str, Tensor]:
@@ -19,11 +20,11 @@ def sensitivity(graph: Graph, batch: Batch, seed: int = 0, draws: int = 2) -> di
     """
     generator = torch.Generator().manual_seed(seed)
     axes = {node.name: facts(node).axis for node in graph.sites}
-    images = pytree.tree_leaves(batch)[0].shape[0]
+    images = images_in(batch)
     found: dict[str, Tensor] = {}
     with torch.enable_grad():
-        for i in range(images):
-            sites, outputs = _run(graph, pytree.tree_map(lambda value, i=i: value[i : i + 1].clone(), batch))
+        for one in cut(batch, 1):
+            sites, outputs = _run(graph, pytree.tree_map(torch.clone, one))
             for draw in range(draws):
                 total = sum(_projected(output, generator) for output in outputs) / len(outputs) ** 0.5
                 last = draw == draws - 1

@@ -11,10 +11,16 @@ from msat_det.base.colours import COLOURS, INK, text_on
 from msat_det.data import Sample
 from msat_det.models.detector import Detections
 from msat_det.models.drawing import caption_places
-from msat_det.report.style import class_colours
+from msat_det.report.style import class_colours, entitle
 
 MIN_SCORE, MAX_BOXES = 0.3, 30  # what is drawn of the detections
 CAPTION = 7  # points
+
+
+def shown(found: Detections) -> Detections:
+    """What pictures show of the boxes that were found."""
+    sure = found.above(MIN_SCORE)
+    return Detections(sure.boxes[:MAX_BOXES], sure.scores[:MAX_BOXES], sure.labels[:MAX_BOXES], sure.classes)
 
 
 def draw_detections(
@@ -28,8 +34,8 @@ def draw_detections(
     target = sample.target
     panels = [("ground truth", target.boxes, [classes[i] for i in target.labels], None, target.ignore)]
     for heading, found in columns.items():
-        keep = (found.scores >= MIN_SCORE).nonzero().flatten()[:MAX_BOXES]
-        panels.append((heading, found.boxes[keep], [names[i] for i in found.labels[keep]], found.scores[keep], None))
+        best = shown(found)
+        panels.append((heading, best.boxes, [names[i] for i in best.labels], best.scores, None))
     colours = {name: COLOURS[number] for name, number in class_colours(names, classes).items()}
 
     image = sample.image.permute(1, 2, 0).numpy()
@@ -48,11 +54,10 @@ def draw_detections(
             dashed = ignore is not None and bool(ignore[i])
             style = {"edgecolor": colours[box_names[i]], "linewidth": 1.6, "linestyle": "--" if dashed else "-"}
             axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, **style))
-        shown = [name.replace("$", r"\$") for name in box_names]  # two dollars would begin and end a formula
-        texts = [name if scores is None else f"{name} {scores[i]:.2f}" for i, name in enumerate(shown)]
+        plain = [name.replace("$", r"\$") for name in box_names]  # two dollars would begin and end a formula
+        texts = [name if scores is None else f"{name} {scores[i]:.2f}" for i, name in enumerate(plain)]
         _write_captions(axes, boxes.tolist(), texts, [colours[name] for name in box_names], pixels_per_point)
-    if title:
-        figure.suptitle(title, color=INK, fontsize=12, fontweight="bold")
+    entitle(figure, title)
     return figure
 
 
@@ -65,11 +70,5 @@ def _write_captions(axes: Axes, boxes: list, texts: list[str], colours: list[str
         if place:
             axes.add_patch(Rectangle(place, length, line, facecolor=colour, edgecolor="none", zorder=2))
             where = (place[0] + length / 2, place[1] + line / 2)
-            style = {
-                "color": text_on(colour),
-                "fontsize": CAPTION,
-                "ha": "center",
-                "va": "center_baseline",
-                "zorder": 3,
-            }
-            axes.text(*where, text, **style)
+            style = {"fontsize": CAPTION, "ha": "center", "va": "center_baseline", "zorder": 3}
+            axes.text(*where, text, color=text_on(colour), **style)

@@ -12,7 +12,7 @@ from msat_det.base.colours import INK
 from msat_det.measure.arrival import lost
 from msat_det.measure.exits import ExitRow
 from msat_det.measure.rows import CurveRow
-from msat_det.report.style import PALE, curve_style, quiet
+from msat_det.report.style import PALE, curve_style, entitle, legend_below, quiet
 
 ACCURACY = {"map": "mAP", "top1": "top-1 accuracy"}
 COST_AXES = {  # energy first: the order of methods differs
@@ -59,9 +59,8 @@ def draw_curve(rows: list[CurveRow], title: str = "") -> Figure:
     over_time.set_ylim(0, top * 1.08 or 1)
     for axes in (over_time, over_cost):
         quiet(axes)
-    if title:
-        figure.suptitle(title, color=INK, fontsize=12, fontweight="bold")
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=9)
+    entitle(figure, title)
+    legend_below(figure, handles, [handle.get_label() for handle in handles], 4)
     return figure
 
 
@@ -84,12 +83,10 @@ def draw_pareto(rows: list[CurveRow], title: str = "") -> Figure:
     for axes, cost in zip(panels, COST_AXES, strict=True):
         _draw_front(axes, level, rows, metric, cost, set(below))
     panels[0].set_ylabel(f"{ACCURACY[metric]}, %")
-    if title:
-        figure.suptitle(title, color=INK, fontsize=12, fontweight="bold")
+    entitle(figure, title)
     handles, labels = panels[0].get_legend_handles_labels()
     text = f"never at {ZOOM:.0%} of the float network: {', '.join(below)}" if below else None
-    note = {"title": text and textwrap.fill(text, 150), "title_fontsize": 9, "frameon": False, "fontsize": 9}
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, **note)
+    legend_below(figure, handles, labels, 5, title=text and textwrap.fill(text, 150), title_fontsize=9)
     figure.draw_without_rendering()  # the axes have their size: now names find their places
     for axes, cost in zip(panels, COST_AXES, strict=True):
         _name_front(axes, level, rows, metric, cost)
@@ -204,8 +201,6 @@ def draw_exits(rows: list[ExitRow], fixed: list[CurveRow], title: str = "") -> F
         quiet(axes)
     panels[0].set_ylabel(f"{ACCURACY[metric]}, %")
     panels[0].set_ylim(bottom=0)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    if title:
-        figure.suptitle(title, color=INK, fontsize=12, fontweight="bold")
+    legend_below(figure, *panels[0].get_legend_handles_labels(), 4)
+    entitle(figure, title)
     return figure

@@ -22,7 +22,7 @@ from msat_det.measure.parts import Key, Parts
 from msat_det.measure.rows import CurveRow
 from msat_det.models.detector import Detections
 from msat_det.models.drawing import draw_boxes, font
-from msat_det.report.boxes import MAX_BOXES, MIN_SCORE
+from msat_det.report.boxes import shown
 from msat_det.report.directory import RunDirectory
 from msat_det.report.style import class_colours
 
@@ -76,7 +76,7 @@ def drawn_images(
     """The first ``count`` images with their ground truth and what was found, as JSON holds it.
 
     classes: names that the Detections' labels index; a class is given the dataset's name for it where it has one.
-    keys: the methods and timesteps. As in all pictures, boxes below MIN_SCORE and beyond MAX_BOXES are left out.
+    keys: the methods and timesteps. Boxes as ``boxes.shown`` picks them.
     """
     matched = match_classes(classes, dataset.classes)
     names = [dataset.classes[i] if i >= 0 else name for i, name in zip(matched, classes, strict=True)]
@@ -106,9 +106,9 @@ def drawn_images(
 
 
 def _found(one: Detections, names: list[str], width: int, height: int) -> list[Box]:
-    keep = (one.scores >= MIN_SCORE).nonzero().flatten()[:MAX_BOXES]
-    scores = [round(score, 3) for score in one.scores[keep].tolist()]
-    return _boxes(one.boxes[keep], [names[k] for k in one.labels[keep]], scores, width, height)
+    best = shown(one)
+    scores = [round(score, 3) for score in best.scores.tolist()]
+    return _boxes(best.boxes, [names[k] for k in best.labels], scores, width, height)
 
 
 def _boxes(boxes: Tensor, classes: list[str], marks: list, width: int, height: int) -> list[Box]:

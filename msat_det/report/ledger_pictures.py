@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from msat_det.base.colours import COLOURS, INK
 from msat_det.measure.examination import Examination
 from msat_det.measure.ledger import BINS, PARTS, RESIDUAL
-from msat_det.report.style import GREY, METHOD_COLOURS, curve_style, quiet
+from msat_det.report.style import GREY, METHOD_COLOURS, curve_style, entitle, legend_below, quiet
 
 PART_COLOURS = dict(zip(PARTS, (*(METHOD_COLOURS[i] for i in (0, 1, 3)), GREY), strict=True))  # as page.css has them
 NAMES = {"sin": "SIN"}
@@ -46,12 +46,10 @@ def _panels(
         axes.grid(visible=not axes.images)
     for axes in panels[len(examinations) :]:
         axes.set_visible(False)
-    figure.suptitle(title, color=INK, fontsize=12, fontweight="bold")
+    entitle(figure, title)
     handles, labels = panels[0].get_legend_handles_labels()
     if handles and panels[0].get_legend() is None:
-        figure.legend(
-            handles, labels, loc="outside lower center", ncols=min(5, len(handles)), frameon=False, fontsize=9
-        )
+        legend_below(figure, handles, labels, 5)
     return figure
 
 
@@ -62,14 +60,8 @@ def _errors(axes: Axes, one: Examination) -> None:
     above, below = np.zeros(len(sites)), np.zeros(len(sites))
     for part in reversed(PARTS):
         values = np.nan_to_num(np.array([getattr(entry, part) for entry in entries]))
-        axes.bar(
-            sites,
-            values,
-            0.85,
-            np.where(values > 0, above, below),
-            color=PART_COLOURS[part],
-            label=NAMES.get(part, part),
-        )
+        bottom = np.where(values > 0, above, below)
+        axes.bar(sites, values, 0.85, bottom, color=PART_COLOURS[part], label=NAMES.get(part, part))
         above, below = above + values.clip(min=0), below + values.clip(max=0)
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -103,8 +95,8 @@ def _spikes(examinations: list[Examination]) -> Figure:
     axes.set(xlabel=DEPTH, ylabel="spikes per neuron", ylim=(0, None))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     quiet(axes)
-    figure.suptitle("Spikes by depth", color=INK, fontsize=12, fontweight="bold")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    entitle(figure, "Spikes by depth")
+    legend_below(figure, *axes.get_legend_handles_labels(), 3)
     return figure
 
 

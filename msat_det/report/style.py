@@ -1,8 +1,11 @@
 """The look that all pictures share: colours, markers, quiet axes."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from msat_det.base.colours import COLOURS, INK
 from msat_det.data.voc_classes import class_index, common_name
@@ -40,6 +43,18 @@ def curve_style(i: int, points: int, grey: bool = False) -> dict:
         "clip_on": False,
         "zorder": 2 if grey else 3,
     }
+
+
+def entitle(figure: Figure, title: str) -> None:
+    """The picture's title, where it has one."""
+    if title:
+        figure.suptitle(title, color=INK, fontsize=12, fontweight="bold")
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist], labels: Sequence[str], most: int, **more: Any) -> None:
+    """One legend for all panels below them. most: entries in a row."""
+    place = {"loc": "outside lower center", "ncols": most, "frameon": False, "fontsize": 9}
+    figure.legend(handles, labels, **place, **more)
 
 
 def quiet(axes: Axes) -> None:

@@ -26,7 +26,7 @@ from msat_det.methods import find_method
 from msat_det.models.detector import Detections
 from msat_det.models.drawing import draw_boxes
 from msat_det.models.pictures import picture
-from msat_det.report.boxes import MAX_BOXES, MIN_SCORE
+from msat_det.report.boxes import shown
 from msat_det.report.style import class_colours
 
 if TYPE_CHECKING:
@@ -130,10 +130,10 @@ def add_boxes(
     writer: "SummaryWriter", tag: str, sample: Sample, found: Detections, names: list[str], t: int | None = None
 ) -> None:
     """boxes <image>/<tag>: the surer boxes on one image, a colour for each class."""
-    shown = (found.scores >= MIN_SCORE).nonzero().flatten()[:MAX_BOXES]
-    labels, scores = found.labels[shown].tolist(), found.scores[shown].tolist()
-    captions = [f"{names[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
-    writer.add_image(f"boxes {sample.id}/{tag}", _picture(sample.image, found.boxes[shown], labels, captions), t)
+    best = shown(found)
+    labels = best.labels.tolist()
+    captions = [f"{names[label]} {score:.2f}" for label, score in zip(labels, best.scores.tolist(), strict=True)]
+    writer.add_image(f"boxes {sample.id}/{tag}", _picture(sample.image, best.boxes, labels, captions), t)
 
 
 def add_truth(writer: "SummaryWriter", sample: Sample, classes: list[str], names: Sequence[str] = ()) -> None:
@@ -164,16 +164,9 @@ def add_precision_recall(
     precision = np.where(all_passing > 0, true / np.maximum(all_passing, 1), 1.0)
     none = np.zeros(LEVELS)
     writer.add_pr_curve_raw(
-        f"precision over recall/{label}",
-        true,
-        all_passing - true,
-        none,
-        positives - true,
-        precision,
-        true / positives,
-        t,
-        LEVELS,
-    )
+        f"precision over recall/{label}", true, all_passing - true, none, positives - true, precision,
+        true / positives, t, LEVELS,
+    )  # fmt: skip
 
 
 def add_ledgers(writer: "SummaryWriter", examinations: "list[Examination]", figures: dict[str, Figure]) -> None:

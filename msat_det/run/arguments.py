@@ -100,14 +100,8 @@ def command_line(prog: str, argv: list[str]) -> str:
 
 def make_parser(prog: str, about: str = "", examples: str = "") -> argparse.ArgumentParser:
     """The command line of a run: --cfg and one option for every key of the tree, help from what annotates them."""
-    parser = Parser(
-        prog=prog,
-        usage=f"{prog} CONFIG [--key value …]",
-        description=about,
-        epilog=examples,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
+    settings = {"argument_default": argparse.SUPPRESS, "allow_abbrev": False}
+    parser = Parser(prog, "CONFIG [--key value …]", about, examples, **settings)
     parser.add_argument("--cfg", metavar="CONFIG", help="the same as CONFIG: a YAML file, or a name that comes along")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")  # ``guarded`` takes it out
     groups = {"": parser.add_argument_group("run")}
@@ -133,11 +127,19 @@ def add_option(group: Any, name: str, hint: Any, text: str, word: str = "TEXT", 
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are InputErrors, and whose help keeps its lines. more: what an error ends in, where to read
-    on."""
+    """A parser whose errors are InputErrors, and whose help keeps its lines. usage: what comes behind ``prog``; none:
+    argparse's. more: what an error ends in, where to read on."""
 
-    def __init__(self, *arguments: Any, more: str = "--help lists all options", **settings: Any):
-        super().__init__(*arguments, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+    def __init__(
+        self,
+        prog: str | None = None,
+        usage: str | None = None,
+        *arguments: Any,
+        more: str = "--help lists all options",
+        **settings: Any,
+    ):
+        usage = usage and f"{prog} {usage}"
+        super().__init__(prog, usage, *arguments, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
         self.more = more
 
     def error(self, message: str) -> typing.NoReturn:

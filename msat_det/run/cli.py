@@ -194,12 +194,7 @@ def doctor(argv: list[str]) -> None:
 @once
 def report(argv: list[str]) -> None:
     """``msat-det report``: the page of a run directory, or of several side by side."""
-    parser = Parser(
-        "msat-det report",
-        usage="msat-det report DIR … [--out FILE]",
-        description=ABOUT_REPORT,
-        epilog=EXAMPLES_REPORT,
-    )
+    parser = Parser("msat-det report", "DIR … [--out FILE]", ABOUT_REPORT, EXAMPLES_REPORT)
     parser.add_argument("runs", nargs="+", metavar="DIR", type=Path, help="run directories")
     text = "the page (default: report.html in the one directory, comparison.html here for several)"
     parser.add_argument("--out", metavar="FILE", type=Path, help=text)
@@ -212,13 +207,8 @@ def report(argv: list[str]) -> None:
 @once
 def export(argv: list[str]) -> None:
     """``msat-det export``: one method of a configuration as a file."""
-    parser = Parser(
-        "msat-det export",
-        usage="msat-det export CONFIG --method LABEL --out FILE [--t T] [--onnx] [--key value …]",
-        description=ABOUT_EXPORT,
-        epilog=EXAMPLES_EXPORT,
-        allow_abbrev=False,
-    )
+    usage = "CONFIG --method LABEL --out FILE [--t T] [--onnx] [--key value …]"
+    parser = Parser("msat-det export", usage, ABOUT_EXPORT, EXAMPLES_EXPORT, allow_abbrev=False)
     parser.add_argument("--method", metavar="LABEL", required=True, help="label of one of the file's methods")
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="the file to write")
     text = "timestep that the method is made for, where it is made for one (default: its last recorded one)"
@@ -236,13 +226,8 @@ def export(argv: list[str]) -> None:
 @once
 def detect(argv: list[str]) -> None:
     """``msat-det detect``: a detector on pictures of one's own."""
-    parser = Parser(
-        "msat-det detect",
-        usage="msat-det detect SOURCE --cfg FILE | --model FILE [--method NAME] [--t T] [--compare] […]",
-        description=ABOUT_DETECT,
-        epilog=EXAMPLES_DETECT,
-        allow_abbrev=False,
-    )
+    usage = "SOURCE --cfg FILE | --model FILE [--method NAME] [--t T] [--compare] […]"
+    parser = Parser("msat-det detect", usage, ABOUT_DETECT, EXAMPLES_DETECT, allow_abbrev=False)
     parser.add_argument("source", metavar="SOURCE", help="a picture, a folder, a pattern in quotes, or a video")
     parser.add_argument("--cfg", metavar="FILE", help="configuration whose detector is converted, on its calibration")
     parser.add_argument("--model", metavar="FILE", type=Path, help="a network that msat-det export or Python saved")

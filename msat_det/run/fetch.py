@@ -40,13 +40,7 @@ MORE = "msat-det fetch --list shows all names"
 
 def fetch(argv: list[str]) -> None:
     """The command. Raises InputError for a name, a transfer, an archive or a folder that is not as it must be."""
-    parser = Parser(
-        "msat-det fetch",
-        usage="msat-det fetch NAME … [--root DIR]",
-        description=ABOUT,
-        epilog=EPILOG,
-        more=MORE,
-    )
+    parser = Parser("msat-det fetch", "NAME … [--root DIR]", ABOUT, EPILOG, more=MORE)
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to fetch; --list shows what there is")
     parser.add_argument("--list", action="store_true", help="show all names, what they are and where they go")
     parser.add_argument("--root", metavar="DIR", default=data_root(), help="folder for it all (default %(default)s)")
