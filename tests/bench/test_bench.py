@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from benchmarks import bench, evaluation, memory, networks, rival, scan, timing
+from benchmarks import bench, evaluation, last_bits, memory, networks, rival, scan, timing
 from msat_det.base.errors import InputError
+from msat_det.base.settings import PROJECT
 
 MB = 1 << 20
 
@@ -212,3 +213,11 @@ def test_the_parts_that_help_names_are_there() -> None:
     named = re.findall(r"--part (\w+)", bench.__doc__)
     assert named
     assert set(named) <= set(bench.PARTS)
+
+
+def test_last_bits_are_of_the_same_run(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--methods delta-3 --sim.record 1 --data.limit 2 --calib.limit 4"
+    one, other = (last_bits.rows(str(PROJECT / "configs/yolo_voc.yaml"), words, onednn) for onednn in (True, False))
+    assert [(row.method, row.t) for row in one] == [(row.method, row.t) for row in other]
+    assert one[1].spikes_per_neuron == pytest.approx(other[1].spikes_per_neuron, rel=1e-3)
+    assert torch.backends.mkldnn.enabled
