@@ -2,6 +2,32 @@
 
 from collections.abc import Sequence
 from html import escape
+from typing import ClassVar
+
+
+class Tabular:
+    """A value that shows itself as a headline and a table; a notebook has every row, ``print`` the first ``_most``."""
+
+    _headings: ClassVar[Sequence[str]]
+    _most: ClassVar[int] = 60
+
+    def _rows(self) -> list[list[str]]:
+        """The cells under ``_headings``."""
+        raise NotImplementedError
+
+    @property
+    def _headline(self) -> str:
+        return repr(self)
+
+    def __str__(self) -> str:
+        rows = self._rows()
+        if not rows:
+            return self._headline
+        more = f"\n… {len(rows) - self._most} more" if len(rows) > self._most else ""
+        return f"{self._headline}\n{text_table(self._headings, rows[: self._most])}{more}"
+
+    def _repr_html_(self) -> str:
+        return html_table(self._headline, self._headings, self._rows())
 
 
 def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -17,7 +17,7 @@ from torch.fx.node import Node
 from msat_det.base.checks import check_percentile
 from msat_det.base.errors import InputError
 from msat_det.base.progress import Progress
-from msat_det.base.tables import html_table, text_table
+from msat_det.base.tables import Tabular
 from msat_det.graph.channels import Axis, channels
 from msat_det.graph.facts import facts
 from msat_det.graph.fanout import FanOut, fan_out
@@ -100,11 +100,8 @@ def _edge(index: Tensor) -> Tensor:
     return ((index.to(torch.int32) + (_FIRST - 1)) << _SHIFT).view(torch.float32)
 
 
-_HEADINGS = ("call site", "activation", "channels", "largest", "never active")
-
-
 @dataclass(repr=False)
-class Observation:
+class Observation(Tabular):
     """What the methods know: the traced network, its multiply-adds, its activations on calibration images, and those.
 
     batches: the calibration images as the network takes them; any sequence, so that they need not lie in memory.
@@ -119,6 +116,8 @@ class Observation:
     detector: Detector | None = None
     variants: dict[tuple, "Observation"] = field(default_factory=dict)
 
+    _headings = ("call site", "activation", "channels", "largest", "never active")
+
     @property
     def maxima(self) -> dict[str, Tensor]:
         """The largest |f(x)| of each channel of every call site of the graph, (C,)."""
@@ -127,12 +126,6 @@ class Observation:
     def __repr__(self) -> str:
         count, batches = f"{len(self.sites)} call sites", len(self.batches)
         return f"Observation({count} on {batches} calibration batch{'es' * (batches > 1)})"
-
-    def __str__(self) -> str:
-        return f"{self!r}\n{text_table(_HEADINGS, self._rows())}"
-
-    def _repr_html_(self) -> str:
-        return html_table(repr(self), _HEADINGS, self._rows())
 
     def _rows(self) -> list[list[str]]:
         """A line for each call site."""

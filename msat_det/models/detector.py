@@ -10,15 +10,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from msat_det.base.colours import COLOURS
-from msat_det.base.tables import html_table, text_table
+from msat_det.base.tables import Tabular
 from msat_det.models.drawing import draw_boxes
 from msat_det.models.pictures import picture
 
-_SHOWN = 10  # boxes that are printed
-
 
 @dataclass(frozen=True, repr=False)
-class Detections:
+class Detections(Tabular):
     """The boxes found on one image, best first.
 
     boxes: (N, 4) float, x1 y1 x2 y2 in pixels of the original image.
@@ -31,6 +29,9 @@ class Detections:
     scores: Tensor
     labels: Tensor
     classes: Sequence[str] = ()
+
+    _headings = ("class", "score", "x1", "y1", "x2", "y2")
+    _most = 10
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -66,27 +67,16 @@ class Detections:
         }
 
     def __repr__(self) -> str:
-        found = [f"{name} {s:.2f}" for name, s in zip(self.names[:_SHOWN], self.scores.tolist(), strict=False)]
-        return f"Detections({', '.join(found) or 'nothing'}{', …' if len(self) > _SHOWN else ''})"
-
-    def __str__(self) -> str:
-        rows = self._rows(_SHOWN)
-        more = f"\n… {len(self) - len(rows)} more" if len(self) > len(rows) else ""
-        return f"{self._count}\n{text_table(_HEADINGS, rows)}{more}" if rows else self._count
-
-    def _repr_html_(self) -> str:
-        return html_table(self._count, _HEADINGS, self._rows(len(self)))
+        found = [f"{name} {s:.2f}" for name, s in zip(self.names[: self._most], self.scores.tolist(), strict=False)]
+        return f"Detections({', '.join(found) or 'nothing'}{', …' if len(self) > self._most else ''})"
 
     @property
-    def _count(self) -> str:
+    def _headline(self) -> str:
         return f"{len(self) or 'no'} box{'es' * (len(self) != 1)}"
 
-    def _rows(self, count: int) -> list[list[str]]:
-        numbers = zip(self.names[:count], self.scores.tolist(), self.boxes.tolist(), strict=False)
+    def _rows(self) -> list[list[str]]:
+        numbers = zip(self.names, self.scores.tolist(), self.boxes.tolist(), strict=True)
         return [[name, f"{score:.2f}", *(f"{x:.1f}" for x in box)] for name, score, box in numbers]
-
-
-_HEADINGS = ("class", "score", "x1", "y1", "x2", "y2")
 
 
 @runtime_checkable

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from msat_det.base import __version__
 from msat_det.base.colours import COLOURS, INK
@@ -54,8 +55,8 @@ def write_about(
         colours = class_colours(classes, dataset.classes)
         images = drawn_images(dataset, classes, [(row.method, row.t) for row in rows[1:]], parts, config.draw.images)
         under = {str(row.t): f"mAP {row.metrics['map']:.1f} %" for row in rows if row.method == label}
-        richest = max(images, key=lambda image: len(image["float"]))
-        directory.write_animation(animate(richest, label, f"mAP {rows[0].metrics['map']:.1f} %", under, colours))
+        shown = max(images, key=_objects_found)
+        directory.write_animation(animate(shown, label, f"mAP {rows[0].metrics['map']:.1f} %", under, colours))
     names = ("torch", "torchvision")
     versions = {"python": platform.python_version(), "msat-det": __version__} | {name: version(name) for name in names}
     directory.write_about(
@@ -126,6 +127,14 @@ def _photo(image: Tensor) -> str:
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=QUALITY, optimize=True)
     return PHOTO + base64.b64encode(file.getvalue()).decode()
+
+
+def _objects_found(image: dict[str, Any]) -> int:
+    """How many objects of an image the float network finds: its box covers one of the same class by half."""
+    truth, found = image["truth"], image["float"]
+    overlap = box_iou(*(torch.tensor([box[:4] for box in boxes]).reshape(-1, 4) for boxes in (truth, found)))
+    same = torch.tensor([[a[4] == b[4] for b in found] for a in truth], dtype=torch.bool).reshape(overlap.shape)
+    return int(((overlap >= 0.5) & same).any(1).sum())
 
 
 def animate(image: dict[str, Any], label: str, level: str, captions: dict[str, str], colours: dict[str, int]) -> bytes:

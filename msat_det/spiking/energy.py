@@ -12,7 +12,7 @@ from torch.fx.node import Node
 from msat_det.base.checks import check_number
 from msat_det.base.errors import InputError
 from msat_det.base.files import yaml_of
-from msat_det.base.tables import html_table, text_table
+from msat_det.base.tables import Tabular
 from msat_det.base.typed import Reader
 from msat_det.graph.fanout import FanOut
 from msat_det.graph.graph import Graph, elements
@@ -116,11 +116,8 @@ def _cost(**parts: Tensor | float) -> Cost:
     return Cost(**{name: torch.as_tensor(value, dtype=torch.float64) for name, value in parts.items()})
 
 
-_HEADINGS = ("image", "spikes/neuron", "SOPs/MAC", "energy ratio", "events/neuron", "energy/int8")
-
-
 @dataclass(frozen=True, repr=False)
-class Counts:
+class Counts(Tabular):
     """Sums over the first t timesteps, for each of the B images of a batch, float64.
 
     spikes: (B,) Σ|s| over all neurons, a burst of k counting k. sops: (B,) synaptic operations: the multiply-adds that
@@ -143,6 +140,8 @@ class Counts:
     energy_int8: Tensor
     int8_energy: float
 
+    _headings = ("image", "spikes/neuron", "SOPs/MAC", "energy ratio", "events/neuron", "energy/int8")
+
     @property
     def figures(self) -> Tensor:
         """(B, 5) float64 of each image: spikes per neuron, operations per multiply-add, energy over the float
@@ -160,12 +159,6 @@ class Counts:
 
     def __repr__(self) -> str:
         return f"Counts({len(self.spikes)} image{'s' * (len(self.spikes) > 1)}: {self.line})"
-
-    def __str__(self) -> str:
-        return f"{self!r}\n{text_table(_HEADINGS, self._rows())}"
-
-    def _repr_html_(self) -> str:
-        return html_table(repr(self), _HEADINGS, self._rows())
 
     def _rows(self) -> list[list[str]]:
         """A line an image."""
