@@ -143,6 +143,7 @@ def _name_front(axes: Axes, level: CurveRow, rows: list[CurveRow], metric: str, 
         return
     seen = [row for row in rows if row.metrics[metric] >= low and getattr(row, cost) > 0]
     lines = [line.get_data() for line in axes.lines if len(line.get_xdata()) > 1 and line.get_zorder() == 3]
+    lines += [((1, 1), axes.get_ylim()), (axes.get_xlim(), [level.metrics[metric]] * 2)]  # the float network's
     textalloc.allocate(
         axes,
         [getattr(row, cost) for row in named],
@@ -157,6 +158,8 @@ def _name_front(axes: Axes, level: CurveRow, rows: list[CurveRow], metric: str, 
         linecolor=INK,
         linewidth=0.6,
         margin=0.01,
+        max_distance=0.4,
+        nbr_candidates=1000,
     )
 
 

@@ -55,7 +55,7 @@ def write_about(
         colours = class_colours(classes, dataset.classes)
         images = drawn_images(dataset, classes, [(row.method, row.t) for row in rows[1:]], parts, config.draw.images)
         under = {str(row.t): f"mAP {row.metrics['map']:.1f} %" for row in rows if row.method == label}
-        shown = max(images, key=_objects_found)
+        shown = max(images, key=_clarity)
         directory.write_animation(animate(shown, label, f"mAP {rows[0].metrics['map']:.1f} %", under, colours))
     names = ("torch", "torchvision")
     versions = {"python": platform.python_version(), "msat-det": __version__} | {name: version(name) for name in names}
@@ -129,12 +129,14 @@ def _photo(image: Tensor) -> str:
     return PHOTO + base64.b64encode(file.getvalue()).decode()
 
 
-def _objects_found(image: dict[str, Any]) -> int:
-    """How many objects of an image the float network finds: its box covers one of the same class by half."""
+def _clarity(image: dict[str, Any]) -> int:
+    """How many objects of an image the float network finds, its box half on one of the same class, less those that it
+    misses and the boxes that are wrong."""
     truth, found = image["truth"], image["float"]
     overlap = box_iou(*(torch.tensor([box[:4] for box in boxes]).reshape(-1, 4) for boxes in (truth, found)))
     same = torch.tensor([[a[4] == b[4] for b in found] for a in truth], dtype=torch.bool).reshape(overlap.shape)
-    return int(((overlap >= 0.5) & same).any(1).sum())
+    found_objects = int(((overlap >= 0.5) & same).any(1).sum())
+    return 3 * found_objects - len(truth) - len(found)
 
 
 def animate(image: dict[str, Any], label: str, level: str, captions: dict[str, str], colours: dict[str, int]) -> bytes:

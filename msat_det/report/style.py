@@ -12,7 +12,7 @@ from msat_det.data.voc_classes import class_index, common_name
 
 # Of methods, in pictures and on the page: seen on white and on a dark page (3:1), told apart by colour-blind readers.
 METHOD_COLOURS = ["#0077BB", "#DD6611", "#11AA66", "#EE0044", "#7744FF", "#FF11DD", "#995588", "#779988"]
-MARKERS = "osD^v*P"
+MARKERS = "osD^vXP"
 LINES = ["-", (0, (5, 1)), (0, (1, 1))]
 PALE = "#DDDDDD"
 GREY = "#BBBBBB"  # of a method that finds next to nothing

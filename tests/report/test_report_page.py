@@ -23,7 +23,7 @@ from msat_det.measure.parts import Part, Parts
 from msat_det.measure.rows import CurveRow
 from msat_det.models.detector import Detections
 from msat_det.report.directory import RunDirectory
-from msat_det.report.drawn import _objects_found, animate, write_about
+from msat_det.report.drawn import _clarity, animate, write_about
 from msat_det.report.page.chart import Curve, charts, steps
 from msat_det.report.page.page import comparison_page, run_page, verdict, write_report
 from msat_det.report.style import METHOD_COLOURS
@@ -355,13 +355,13 @@ def test_the_animation_has_a_frame_for_each_t(folder: Path) -> None:
         assert pictures[a].tobytes() != pictures[b].tobytes()
 
 
-def test_the_animation_takes_the_image_on_which_most_is_found() -> None:
-    """Boxes that cover nothing, or another class, are many on a bad image."""
+def test_the_animation_takes_the_clearest_image() -> None:
+    """The one on which the float network finds most and errs least."""
     right = [0, 0, 10, 10, "dog", False]
     good = {"truth": [right], "float": [[0, 0, 10, 8, "dog", 0.9]]}
     bad = {"truth": [right] * 3, "float": [[0, 0, 10, 10, "cat", 0.9], [5, 5, 15, 15, "dog", 0.9]] * 4}
     empty = {"truth": [], "float": []}
-    assert [_objects_found(image) for image in (good, bad, empty)] == [1, 0, 0]
+    assert [_clarity(image) for image in (good, bad, empty)] == [1, -11, 0]
 
 
 def test_a_large_photograph_is_made_small(folder: Path) -> None:
