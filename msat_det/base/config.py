@@ -26,7 +26,7 @@ class Data:
         str,
         "its folder; a COCO root holds annotations/ and <split>/, a VOC root VOCdevkit/; of kind yolo its YAML file.",
     ]
-    split: Annotated[str | None, "val2017 (COCO), test or val (VOC) …; null: the reader's own default."] = None
+    split: Annotated[str | None, "val2017 (COCO), test or val (VOC) …; null: the reader's default."] = None
     annotations: Annotated[
         str | None,
         "JSON file of kind coco, relative to root; null: found where COCO and annotation tools put it.",
@@ -43,7 +43,7 @@ class Data:
     ] = False
     corrupt: Annotated[
         str | None,
-        "evaluate spoilt images, noise, blur, fog, brightness or jpeg with a severity of 1 to 5, as in noise:3.",
+        "evaluate corrupted images, noise, blur, fog, brightness or jpeg with a severity of 1 to 5, as in noise:3.",
     ] = None
 
     def __post_init__(self) -> None:
@@ -57,7 +57,7 @@ class Model:
     name: Annotated[
         str,
         "a name in the registry of detectors or classifiers (``msat-det list detectors``), or package.module:function "
-        "for a network of one's own, which the working directory may hold.",
+        "for a network of your own, which the working directory may hold.",
     ]
     weights: Annotated[
         str | None,
@@ -67,35 +67,35 @@ class Model:
     cfg: Annotated[str | None, "Darknet .cfg file; --model.cfg makes the network a Darknet one."] = None
     names: Annotated[
         str | None,
-        "the network's classes: voc, coco or a file with one name a line. Data of kind voc take them over.",
+        "the network's classes: voc, coco or a file with one name a line. Data of kind voc adopt them.",
     ] = None
     trust: Annotated[bool, "read an Ultralytics .pt file, which holds code that is run."] = False
     arch: Annotated[str | None, "which network of timm (resnet18d …) or of Ultralytics (yolov8n …)."] = None
     head: Annotated[
         str | None,
         "how raw outputs become boxes: yolov5, yolov8, yolox, nanodet, picodet, fastestdet, ssd, retinanet, fcos or "
-        "raw; keys on heads and inputs that are not given have its usual values.",
+        "raw; its usual values are used for keys on heads and inputs that are not given.",
     ] = None
-    strides: Annotated[list[int] | None, "input pixels a cell of each level of the head."] = None
+    strides: Annotated[list[int] | None, "input pixels per cell, for each level of the head."] = None
     anchors: Annotated[
         list[list[float]] | None,
-        "of each level the widths and heights of its anchors in input pixels, [[10, 13, 16, 30], …].",
+        "for each level the widths and heights of its anchors in input pixels, [[10, 13, 16, 30], …].",
     ] = None
-    activated: Annotated[bool | None, "whether the network's scores are probabilities already."] = None
+    activated: Annotated[bool | None, "whether the network's scores are already probabilities."] = None
     outputs: Annotated[
-        list[str] | None, "names of the tensors in an ONNX file that are the raw outputs, where they are not found."
+        list[str] | None, "names of the tensors in an ONNX file that are the raw outputs, if they are not found."
     ] = None
-    resize: Annotated[str | None, "stretch, letterbox, or corner: a letterbox, the photograph at the top left."] = None
+    resize: Annotated[str | None, "stretch, letterbox, or corner: a letterbox, photograph at the top left."] = None
     pad: Annotated[float | None, "the letterbox's grey, 0 to 255."] = None
     bgr: Annotated[bool | None, "whether the input's channels are blue, green, red."] = None
-    mean: Annotated[list[float] | None, "what is subtracted from its three channels, 0 to 255."] = None
-    std: Annotated[list[float] | None, "what they are divided by then."] = None
+    mean: Annotated[list[float] | None, "what is subtracted from the input's three channels, 0 to 255."] = None
+    std: Annotated[list[float] | None, "what they are then divided by."] = None
     size: Annotated[int | None, "side of the network's square input, pixels."] = None
     preprocess: Annotated[
         str | None,
         "how a classifier's input is made, a name in ``classifiers.PREPROCESS``: cifar, imagenet or caffe.",
     ] = None
-    num_classes: Annotated[int | None, "number of classes, for networks built without weights that tell it."] = None
+    num_classes: Annotated[int | None, "number of classes, for networks built without weights that show it."] = None
     score: Annotated[float | None, "lowest score that is kept, 0 to 1."] = None
     nms_iou: Annotated[float | None, "overlap above which non-maximum suppression drops the weaker box, 0 to 1."] = None
     top_k: Annotated[int | None, "most boxes kept per image."] = None
@@ -139,7 +139,7 @@ class Calib:
     images: Annotated[str | None, "folder as in data.images."] = None
     skip: Annotated[
         int,
-        "leave out the first N of the seeded shuffle, which are evaluated, where both come from the same images.",
+        "skip the first N of the seeded shuffle, which are evaluated, if both come from the same images.",
     ] = 0
     limit: Annotated[int | None, "only the first N of a seeded shuffle of the sorted ids; null: all."] = None
     augment: Annotated[
@@ -191,7 +191,7 @@ class Draw:
     t: Annotated[list[int] | None, "recorded timesteps that are drawn; null: three spread over the record."] = None
     method: Annotated[
         str | None,
-        "label of the method that is drawn; null: of those with the most drawn timesteps the best at its last one.",
+        "label of the method that is drawn; null: of those with the most drawn timesteps, the best at its last one.",
     ] = None
 
     def __post_init__(self) -> None:
@@ -205,7 +205,7 @@ class Ledger:
 
     images: Annotated[
         int,
-        "calibration images that every method is taken apart on at the end of a run, the first ones; 0: none.",
+        "calibration images on which each method's error is analysed at the end of a run, the first ones; 0: none.",
     ] = 0
 
     def __post_init__(self) -> None:
@@ -219,12 +219,12 @@ class Exit:
 
     methods: Annotated[
         list[str],
-        "labels of the methods that it is measured for, none of which is made anew for each t.",
+        "labels of the methods that it is measured for; methods that are made anew for each t are excluded.",
     ] = field(default_factory=list)
     images: Annotated[int, "calibration images that the rule is fitted on, the first ones."] = 16
     allowance: Annotated[
         float,
-        "how much farther from the float outputs than at the last t the rule may leave them, as a share.",
+        "how much farther from the float outputs than at the last t the rule may stop, as a share.",
     ] = 0.05
 
     def __post_init__(self) -> None:
@@ -239,10 +239,10 @@ class Bootstrap:
 
     against: Annotated[
         str | None,
-        "label of the method that the others are compared with, each at the same t; null: no comparison.",
+        "label of the method that the others are compared with, at the same t; null: no comparison.",
     ] = None
-    draws: Annotated[int, "how many times the images are drawn anew."] = 1000
-    confidence: Annotated[float, "share of the draws that the interval holds."] = 0.9
+    draws: Annotated[int, "how many times the images are resampled."] = 1000
+    confidence: Annotated[float, "share of the draws that the interval contains."] = 0.9
 
     def __post_init__(self) -> None:
         _positive("bootstrap.draws", self.draws, MOST_DRAWS)
@@ -284,13 +284,13 @@ class Config:
     ] = "45nm"
     batch: Annotated[
         int,
-        "images per batch; where it is not given, a GPU evaluates as many as its free memory holds.",
+        "images per batch; if it is not given, a GPU evaluates as many as its free memory holds.",
     ] = 8
     seed: Annotated[int, "seed of subsets and of random masks."] = 0
-    threads: Annotated[int | None, "CPU threads; null: as PyTorch finds it."] = None
+    threads: Annotated[int | None, "CPU threads; null: as PyTorch chooses."] = None
     device: Annotated[
         str,
-        "where networks run: auto, cpu, cuda, cuda:N or mps; auto: a GPU where there is one.",
+        "where networks run: auto, cpu, cuda, cuda:N or mps; auto: a GPU if there is one.",
     ] = "auto"
     precision: Annotated[
         str,
@@ -298,11 +298,11 @@ class Config:
     ] = "float32"
     out: Annotated[
         str | None,
-        "run directory; null: runs/NAME by the configuration's name, runs/NAME-2 … where a finished run is there.",
+        "run directory; null: runs/NAME by the configuration's name, runs/NAME-2 … if there is a finished run.",
     ] = None
-    resume: Annotated[bool, "go on where an interrupted run in the same directory stopped."] = False
+    resume: Annotated[bool, "continue where an interrupted run in the same directory stopped."] = False
     overwrite: Annotated[bool, "replace the run that the directory holds."] = False
-    strict: Annotated[bool, "stop at a corrupt image instead of counting it and going on."] = False
+    strict: Annotated[bool, "stop at a corrupt image instead of counting it and continuing."] = False
     command: Annotated[
         str | None,
         "the command line that asked for it, which the report shows; no key.",

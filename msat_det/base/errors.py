@@ -17,4 +17,4 @@ class InputError(Exception):
 
 
 class CalibrationWarning(UserWarning):
-    """The calibration images leave something open that the conversion had to guess."""
+    """The calibration images do not determine something, and the conversion had to guess it."""

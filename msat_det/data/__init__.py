@@ -68,7 +68,7 @@ def build_dataset(
 ) -> Dataset:
     """The dataset of a registered kind. ``option`` is the setting that a message about the root names.
 
-    classes: of the network that is evaluated on it. Kinds whose files list no classes (voc) take them over.
+    classes: of the network that is evaluated on it. Kinds whose files list no classes (voc) adopt them.
     annotations, images: file and folder of kind coco, and file of kind yolo, where it does not find them itself,
     relative to the root, which of kind yolo may be that file itself.
     Raises InputError for an unknown kind, a missing root, an empty dataset, files that can't be used, and annotated

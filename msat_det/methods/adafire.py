@@ -24,8 +24,8 @@ FRONT = 2000  # points of the front that are kept
 
 @dataclass(frozen=True)
 class AdaFire(Calibration):
-    """bursts: γ that are tried beside 1. budget: spikes per neuron up to T on the calibration images, one number or one
-    for each T and those above it; None: as many as lessen the error. images: of the search, the first ones.
+    """bursts: γ that are tried besides 1. budget: spikes per neuron up to T on the calibration images, one number or
+    one for each T and those above it; None: as many as reduce the error. images: of the search, the first ones.
     """
 
     scale: Literal["layer", "channel"] = "channel"
@@ -43,11 +43,11 @@ class AdaFire(Calibration):
 @method("adafire", AdaFire, needs_t=True, codings=RATE, source="AAAI 2025")
 def adafire(options: AdaFire, observation: Observation, T: int) -> Neurons:
     """Bursts of a γ for each call site: each γ is tried with all other sites at 1, and a Pareto dynamic programme takes
-    the sum of changes that lessens the error of the outputs most within the budget of spikes.
+    the set of changes that reduces the error of the outputs most within the budget of spikes.
 
     "Adaptive calibration: a unified conversion framework of spiking neural networks", AAAI 2025. θ per channel has the
-    least squared error of the clipped, floored rate, and a bias takes the mean error off, as ``calibration`` has it.
-    What is lessened is the squared error of the outputs, of classifiers too.
+    least squared error of the clipped, floored rate, and a bias removes the mean error, as in ``calibration``. What is
+    reduced is the squared error of the outputs, also for classifiers.
     """
     goals = activations(observation, options.images)
     plain = {}

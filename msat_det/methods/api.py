@@ -35,22 +35,22 @@ def convert(
 
     network, calibration: see ``observe``; or what ``observe`` gave, so that several methods share one pass over the
         calibration images.
-    method: a name of ``METHODS``, each told in a line by ``describe``; the default needs no fit and keeps the float
-        network's boxes at t = 1 (docs/delta.md), ``msat`` is the paper's. T: for the methods that are made for one
-        timestep.
+    method: a name of ``METHODS``, each explained in a line by ``describe``; the default needs no fit and keeps the
+        float network's boxes at t = 1 (docs/delta.md), ``msat`` is the paper's. T: for the methods that are made for
+        one timestep.
     precision: of the spiking network's convolutions, float32, tf32x3, tf32, bf16 or fp16; it can be set later,
         too (``snn.precision``), and is not saved.
     options: of that method, by name. Those that any method takes, with what most of them start from:
         coding="rate" (the value is the mean of what is sent) or "delta" (the sum: only corrections are sent);
         levels="unary" (bursts of up to gamma=1 spikes) or "binary" (up to terms=3 of bits=7 powers of two);
-        scale="layer" or "channel", percentile=100.0, values="all" or "nonzero": the statistic of the activations that a
-        threshold is; factor=1.0: on it; stages=None: factors on it in each timestep, the last one held;
+        scale="layer" or "channel", percentile=100.0, values="all" or "nonzero": the statistic of the activations that
+        is the threshold; factor=1.0: on it; stages=None: factors on it in each timestep, the last one held;
         signed=False: True lets a neuron take back what it has sent, margin=0.5 thresholds of error later;
-        initial="zero" or "half" a threshold, rounding=None, "fixed" once or "track" in every timestep;
-        zone=0.5: of the smallest level, what delta coding leaves alone; weights="float" or "int8";
-        analog=[]: names of call sites that stay analog; spiking_linear=False: True for neurons on linear outputs, too;
-        confidence="none", "estimate" or a share, drop="keep" or "lossy": the paper's eq. 18.
-        correct="none" or "bias-t": a bias of each channel and timestep on top, under rate coding.
+        initial="zero" or "half" a threshold, rounding=None, "fixed" once or "track" in every timestep; zone=0.5: of the
+        smallest level, what delta coding leaves alone; weights="float" or "int8"; analog=[]: names of call sites that
+        stay analog; spiking_linear=False: True for neurons on linear outputs, too; confidence="none", "estimate" or a
+        share, drop="keep" or "lossy": the paper's eq. 18. correct="none" or "bias-t": a bias of each channel and
+        timestep on top, under rate coding.
     Raises InputError for what cannot be converted, naming node, source line and mend. Warns (CalibrationWarning) of
     channels that no calibration image has activated.
     """
@@ -77,10 +77,10 @@ def observe(network: nn.Module | Detector, calibration: Batch | Iterable[Batch |
     network: any module whose dense part traces, of any precision (the conversion calculates in float32), bare or in
         ``DataParallel``, ``torch.compile`` or the like; a ``Detector``, whose ``net`` is converted, or torchvision's
         SSD, RetinaNet or FCOS, or one of Ultralytics' detectors, which becomes one.
-    calibration: a batch of inputs or an iterable of batches, a ``DataLoader`` say, gone through once. A batch is a
-        float tensor (B, …), or a tuple or dict of tensors for several inputs; labels behind the inputs, or under names
-        that the network does not take, are left out. For a detector also images, one by one or in lists, each uint8
-        RGB (3, H, W), a path or a PIL image, which its ``preprocess`` makes ready.
+    calibration: a batch of inputs or an iterable of batches, such as a ``DataLoader``, read once. A batch is a
+        float tensor (B, …), or a tuple or dict of tensors for several inputs; labels after the inputs, or under names
+        that the network does not take, are ignored. For a detector also images, one by one or in lists, each uint8 RGB
+        (3, H, W), a path or a PIL image, which its ``preprocess`` makes ready.
     Raises InputError for what cannot be converted, naming node, source line and mend.
     """
     if isinstance(network, SpikingNetwork):

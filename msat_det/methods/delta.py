@@ -68,7 +68,7 @@ def int8(options: Int8, observation: Observation, T: int) -> Neurons:
 
 @dataclass(frozen=True)
 class Dcgs(Options):
-    """bits: N of λ_1 … λ_N, each half of the one before. scale, percentile say nothing: θ is found by its error."""
+    """bits: N of λ_1 … λ_N, each half of the one before. scale and percentile have no effect on θ."""
 
     scale: Literal["layer", "channel"] = "channel"
     coding: Literal["rate", "delta"] = "delta"
@@ -88,9 +88,9 @@ def dcgs(options: Dcgs, observation: Observation, T: int) -> Neurons:
 
     Huang et al., "Differential coding for training-free ANN-to-SNN conversion", 2025: m ← m + I + r_in − r_out, of
     λ_k = θ/2^(k−1), k = 1 … N, the largest with m ≥ .75·λ_k. A weight of 1/n on the n-th output is a stage of 1/n on θ.
-    θ has the least error of T·2^N levels, here by the observed distribution. What is taken back may pass what was given
-    by a third, where the paper's neuron stops: the next timestep mends it. An error of ``OVERFLOW`` times all levels,
-    which only a value far beyond calibration makes, is sent at once.
+    θ has the least error of T·2^N levels, here by the observed distribution. What is taken back may exceed what was
+    sent by a third, where the paper's neuron stops: the next timestep corrects it. An error of ``OVERFLOW`` times all
+    levels, which only a value far beyond calibration makes, is sent at once.
     """
     found = {}
     for node in observation.graph.sites:
@@ -101,7 +101,7 @@ def dcgs(options: Dcgs, observation: Observation, T: int) -> Neurons:
 
 @dataclass(frozen=True)
 class Hmt(Options):
-    """bits: N of the 2^N − 1 thresholds. scale, percentile say nothing: θ is found by its error."""
+    """bits: N of the 2^N − 1 thresholds. scale and percentile have no effect on θ."""
 
     scale: Literal["layer", "channel"] = "channel"
     levels: Literal["unary", "binary"] = "binary"

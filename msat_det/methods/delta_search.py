@@ -45,7 +45,7 @@ PASSES, CLOSE = 7, 0.01
 @dataclass(frozen=True)
 class Wanted:
     """What is fitted. prices, budgets: for each timestep that is fitted, what may be spent up to it in the ``unit``; a
-    budget of None: as the price says. images: the first calibration images. correct: whether inherited mean errors are
+    budget of None: the price decides. images: the first calibration images. correct: whether inherited mean errors are
     taken off."""
 
     unit: Unit

@@ -12,7 +12,7 @@ from msat_det.spiking.neurons import Msat
 
 @method("constant", Options, source="the usual control")
 def constant(options: Options, observation: Observation, T: int) -> Neurons:
-    """θ = factor × scale: the control that every adaptive result is shown against."""
+    """θ = factor × scale: the control that every adaptive result is compared with."""
     return neurons(options, observation)
 
 
@@ -97,7 +97,7 @@ def tsc(options: Options, observation: Observation, T: int) -> Neurons:
 
     Han & Roy, "Deep spiking neural network: energy efficiency through time based coding", 2020. A layer opens its
     window when the layer before it has closed its own, so the latency is T × depth; a synapse adds its weight to a
-    current at the opening spike and takes it off at the closing one, and the current enters the potential in every
+    current at the opening spike and removes it at the closing one, and the current enters the potential in every
     timestep. What a neuron receives in a window depends only on those distances: Σ w·θ·d + T·b. So one simulated step
     stands for the window: d = clamp(floor(V/θ), 0, T) timesteps open (−T..T in a bipolar, tracking neuron), each worth
     θ/T of the window's mean. A value beyond the window, above what calibration has seen, is not clipped but sent by

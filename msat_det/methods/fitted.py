@@ -23,11 +23,11 @@ from msat_det.spiking.neurons import Neuron
 @dataclass(frozen=True)
 class Fitted(LayerByLayer):
     """stages: 1 leaves them to the search. budget: spikes per neuron up to T that the fit may spend on the calibration
-    images, or as budget_of says operations over the float network's multiply-adds, or energy over its energy by the
-    table 45nm; None: as the price says. price: what a whole unit of that is worth in relative squared error of the
-    outputs; a budget's search starts there. Both: one number, or one for each T and those above it, {4: 3.1, 8: 4.8}.
-    correct: take each channel's mean error off by a bias, or by one for each timestep. plan: a file that an earlier fit
-    has left in its run directory (plans/LABEL-tT.safetensors), whose neurons are taken as they are.
+    images, or, as budget_of says, operations over the float network's multiply-adds, or energy over its energy by the
+    table 45nm; None: the price decides. price: what one unit of that is worth in relative squared error of the outputs;
+    a budget's search starts there. Both: one number, or one for each T and those above it, {4: 3.1, 8: 4.8}.
+    correct: remove each channel's mean error by a bias, or by one for each timestep. plan: a file that an earlier fit
+    has left in its run directory (plans/LABEL-tT.safetensors), whose neurons are used as they are.
     """
 
     images: int = 16
@@ -52,7 +52,8 @@ class Fitted(LayerByLayer):
 
 @method("constant-fit", Fitted, needs_t=True, codings=RATE)
 def constant_fit(options: Fitted, observation: Observation, T: int) -> Neurons:
-    """Constant thresholds by the same search as ``msat-fit``, at the same budget: what adaptivity adds is the rest."""
+    """Constant thresholds by the same search as ``msat-fit``, at the same budget: the difference is what adaptivity
+    adds."""
     return _fit_rate(options, observation, [T], [(1.0,)])
 
 
@@ -61,8 +62,8 @@ RATE_ALONE = ("dtt", "det", "stages", "signed", "margin", "initial", "rounding",
 
 @dataclass(frozen=True)
 class MsatFit(Fitted):
-    """dtt, det: also try eqs. 16 and 17, per call site. coding, levels: left open both are searched over, unless an
-    option is given that one coding alone has."""
+    """dtt, det: also try eqs. 16 and 17, per call site. coding, levels: if not set both are searched, unless an option
+    is given that only one coding has."""
 
     coding: Literal["rate", "delta"] | None = None
     levels: Literal["unary", "binary"] | None = None
@@ -93,9 +94,9 @@ def msat_fit(options: MsatFit, observation: Observation, T: int) -> Neurons:
     """The multi-stage threshold fitted for one T: scale per channel, stages and, if asked, eqs. 16 and 17 per call
     site, by eq. 14 under a budget of spikes. Ours; see ``methods.search``.
 
-    With the coding left open ``delta-fit`` for T stands beside it, and the one is taken whose outputs are nearer the
-    float network's on the calibration images. Levels left open are binary: they send whatever bursts send in no more
-    spikes.
+    If the coding is not set, ``delta-fit`` is made for T too, and the one is taken whose outputs are closer to the
+    float network's on the calibration images. If levels are not set they are binary: they send what bursts send with no
+    more spikes.
     """
     return _nearest(options, observation, [T], stage_candidates(T))
 
@@ -166,10 +167,10 @@ def _fit_rate(
 @dataclass(frozen=True)
 class DeltaFit(LayerByLayer):
     """budget: operations over the float network's multiply-adds that the calibration images may take (an energy ratio
-    of .18 is about .8 of them), or as budget_of says; one number or one for each T and those above it; None: as the
-    price says. price: what a whole unit of that is worth in relative squared error of the outputs; beyond 32 timesteps
-    an error weighs by them, so that it falls with T. correct: take the mean error off that each channel's input
-    inherits. plan: as of ``msat-fit``. stages, terms and zone are what is fitted.
+    of .18 is about .8 of them), or as budget_of says; one number or one for each T and those above it; None: the price
+    decides. price: what one unit of that is worth in relative squared error of the outputs; beyond 32 timesteps an
+    error weighs by them, so that it falls with T. correct: remove the mean error that each channel's input inherits.
+    plan: as of ``msat-fit``. stages, terms and zone are what is fitted.
     """
 
     scale: Literal["layer", "channel"] = "channel"
@@ -196,8 +197,8 @@ class DeltaFit(LayerByLayer):
 @method("delta-fit", DeltaFit, needs_t=True, codings=("delta",))
 def delta_fit(options: DeltaFit, observation: Observation, T: int) -> Neurons:
     """Delta coding with θ per channel, terms and dead zones per call site, fitted under a budget. Ours; see
-    ``methods.delta_search``. All of the budget goes to the first timestep, and later ones correct it: a value that is
-    sent later costs as much, and what was sent before it has to be corrected."""
+    ``methods.delta_search``. The whole budget goes to the first timestep, and later ones correct it: a value that is
+    sent later costs as much, and what was sent before has to be corrected."""
     return _fit_corrections(options, observation, [T])
 
 
@@ -205,8 +206,8 @@ def delta_fit(options: DeltaFit, observation: Observation, T: int) -> Neurons:
 def delta_fit_anytime(options: DeltaFit, observation: Observation, T: int) -> Neurons:
     """One plan for every t: a budget for each timestep, {1: 0.6, 2: 0.9, 4: 1.1}, up to which it may have spent, and
     stages, terms and dead zones of their own; without a budget four timesteps, each at half the price of the one
-    before. After them the last one's hold, up to the 64th; from there on what is left is sent by a term a timestep,
-    without a dead zone, for the last one may be to send nothing. Ours."""
+    before. After them the last one's apply, up to the 64th; from then on the rest is sent by a term a timestep, without
+    a dead zone, because the last one may be to send nothing. Ours."""
     return _fit_corrections(options, observation, [*range(1, T + 1)])
 
 

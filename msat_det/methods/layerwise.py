@@ -43,7 +43,7 @@ class SpikeNorm(LayerByLayer):
 
 @method("spike-norm", SpikeNorm, codings=RATE, source="Sengupta et al. 2019")
 def spike_norm(options: SpikeNorm, observation: Observation, T: int) -> Neurons:
-    """θ = the largest weighted input sum of a timestep that the spiking layers before produce; reset to zero.
+    """θ = the largest weighted input sum of a timestep from the spiking layers before; reset to zero.
 
     Sengupta et al., "Going deeper in spiking neural networks: VGG and residual architectures", 2019, Algorithm 1.
     """
@@ -52,7 +52,7 @@ def spike_norm(options: SpikeNorm, observation: Observation, T: int) -> Neurons:
 
 @dataclass(frozen=True)
 class Rmp(SpikeNorm):
-    """factor: on spike-norm's thresholds; the paper tunes it for each network, .8 stands for its range."""
+    """factor: on spike-norm's thresholds; the paper tunes it for each network, .8 is in its range."""
 
     factor: float = 0.8
 
@@ -93,7 +93,7 @@ class Calibration(LayerByLayer):
 
 @method("calibration", Calibration, needs_t=True, codings=RATE, source="Li et al. 2021")
 def calibration(options: Calibration, observation: Observation, T: int) -> Neurons:
-    """θ with the least squared error of the clipped, floored rate at T, then a correction layer after layer.
+    """θ with the least squared error of the clipped, floored rate at T, then a correction layer by layer.
 
     Li et al., "A free lunch from ANN: towards efficient, accurate spiking neural networks calibration", 2021, eqs. 12
     (MMSE threshold), 16 (bias: the mean error of each channel) and 18 (initial potential: T times that error; per
@@ -131,7 +131,7 @@ class Ftbc(LayerByLayer):
 
 @method("ftbc", Ftbc, needs_t=True, codings=RATE, source="ECCV 2024")
 def ftbc(options: Ftbc, observation: Observation, T: int) -> Neurons:
-    """A bias for each channel and timestep, layer after layer, that makes the mean output right in every timestep.
+    """A bias for each channel and timestep, layer by layer, that makes the mean output right in every timestep.
 
     "FTBC: forward temporal bias correction for optimizing ANN-SNN conversion", ECCV 2024: ten times b(t) += ½ · (mean
     activation − mean output at t). Thresholds as the options say; other methods take it as ``correct: bias-t``.

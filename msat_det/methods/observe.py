@@ -102,9 +102,9 @@ def _edge(index: Tensor) -> Tensor:
 
 @dataclass(repr=False)
 class Observation(Tabular):
-    """What the methods know: the traced network, its multiply-adds, its activations on calibration images, and those.
+    """What the methods know: the traced network, its multiply-adds, the calibration images and the activations on them.
 
-    batches: the calibration images as the network takes them; any sequence, so that they need not lie in memory.
+    batches: the calibration images as the network takes them; any sequence, so that they need not be in memory.
     detector: what the network is a part of, if anything. variants: observations of the same network under options that
     change its graph (``methods.variants``).
     """

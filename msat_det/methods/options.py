@@ -14,7 +14,7 @@ from msat_det.spiking.levels import MOST_BITS
 
 @dataclass(frozen=True)
 class Options:
-    """What any method can take.
+    """What every method accepts.
 
     scale, percentile, values: the statistic of |activation| on calibration images that a threshold starts from; values
     ``all`` counts zeros and is floored at 5 % of the maximum. factor: on that threshold. signed, margin, gamma,
@@ -27,10 +27,10 @@ class Options:
     activation between, and on the operands of attention's products.
     coding: ``rate``, the value is the running mean of what is sent, or ``delta``, it is the sum: only corrections are
     sent (docs/delta.md). levels: ``unary``, bursts of up to gamma spikes, or ``binary``, terms ±2^k·θ with k < bits,
-    the statistic standing at the top level. terms: most of them in a timestep, one number or one for each t. zone:
-    under delta coding an error below zone × the smallest level is left alone; one number or one for each t. weights:
+    the statistic being the top level. terms: most of them in a timestep, one number or one for each t. zone:
+    under delta coding an error below zone × the smallest level is not sent; one number or one for each t. weights:
     ``int8`` rounds those of every layer to eight bits, a scale for each output channel. correct: ``bias-t`` ends with a
-    bias for each channel and timestep as ``ftbc`` has it, on the calibration images; under rate coding.
+    bias for each channel and timestep as in ``ftbc``, on the calibration images; under rate coding.
     """
 
     scale: Literal["layer", "channel"] = "layer"

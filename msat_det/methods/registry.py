@@ -25,7 +25,7 @@ RATE = ("rate",)
 class Method:
     """A registered method. needs_t: it is made anew for each recorded t. clips: why what lies beyond its range stays
     clipped, where it does. codings: those that it makes neurons for. source: who published it. preset: values of its
-    options that stand in place of their defaults (``preset``), of the method named ``base``. about: what it does."""
+    options that replace their defaults (``preset``), of the method named ``base``. about: what it does."""
 
     name: str
     options: type[Options]

@@ -92,7 +92,7 @@ class Detector(Protocol):
     classes: list[str]
 
     def preprocess(self, image: Tensor) -> tuple[Tensor, Any]:
-        """One uint8 RGB image (3, H, W) → the network's input (3, h, w) float, and what ``decode`` needs to go back."""
+        """One uint8 RGB image (3, H, W) → the network's input (3, h, w) float, and what ``decode`` needs of it."""
         ...
 
     def decode(self, outputs: Any, metas: list[Any]) -> list[Detections]:

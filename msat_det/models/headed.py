@@ -27,7 +27,7 @@ class HeadDetector:
     strides: input pixels a cell, for each level; None: the head's usual ones. Head raw has no levels.
     anchors: for each level the widths and heights of its anchors, one after the other, in input pixels; None: the
         head's usual ones.
-    activated: whether the network's scores are probabilities already, through a sigmoid or softmax of its own.
+    activated: whether the network's scores are already probabilities, after its own sigmoid or softmax.
     inputs: how a photograph becomes the input; None: the head's usual way.
     score, top_k, nms_iou: see ``suppression.select``.
     """
@@ -74,7 +74,7 @@ class HeadDetector:
         return self
 
     def preprocess(self, image: Tensor) -> tuple[Tensor, Geometry]:
-        """uint8 RGB (3, H, W) → (3, *size) float, and the way back."""
+        """uint8 RGB (3, H, W) → (3, *size) float, and how to reverse it."""
         return self.inputs.ready(image, self.size)
 
     def decode(self, outputs: Any, metas: list[Geometry]) -> list[Detections]:

@@ -1,4 +1,4 @@
-"""A network of one's own by the name of what builds it: ``my_package.my_module:function``."""
+"""A network of your own by the name of what builds it: ``my_package.my_module:function``."""
 
 import importlib
 import inspect

@@ -36,10 +36,10 @@ METHODS_HELP = (
 
 
 def load_config(argv: list[str], prog: str = "msat-det run", about: str = "", examples: str = "") -> Config:
-    """``CONFIG [--key value …]`` → Config. CONFIG, or ``--cfg CONFIG``: a file, or the name of one that comes along.
+    """``CONFIG [--key value …]`` → Config. CONFIG, or ``--cfg CONFIG``: a file, or the name of an included one.
 
-    Relative paths in the file count from the file's folder, those on the command line from the working directory;
-    ``~`` and ``$MSAT_DET_DATA`` (else ~/data) expand in both. A later source wins: defaults, file, command line.
+    Relative paths in the file count from the file's folder, those on the command line from the working directory; ``~``
+    and ``$MSAT_DET_DATA`` (by default ~/data) expand in both. Later sources win: defaults, file, command line.
 
     Raises InputError (one line) for a missing file, an unknown key, a wrong type, a value out of range, an unknown
     label in ``--methods``. ``--help`` prints every key and exits with SystemExit(0).
@@ -102,7 +102,7 @@ def make_parser(prog: str, about: str = "", examples: str = "") -> argparse.Argu
     """The command line of a run: --cfg and one option for every key of the tree, help from what annotates them."""
     settings = {"argument_default": argparse.SUPPRESS, "allow_abbrev": False}
     parser = Parser(prog, "CONFIG [--key value …]", about, examples, **settings)
-    parser.add_argument("--cfg", metavar="CONFIG", help="the same as CONFIG: a YAML file, or a name that comes along")
+    parser.add_argument("--cfg", metavar="CONFIG", help="the same as CONFIG: a YAML file, or an included one by name")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")  # ``guarded`` takes it out
     groups = {"": parser.add_argument_group("run")}
     groups |= {name: parser.add_argument_group(name, text) for name, text in sections_of().items()}

@@ -25,15 +25,16 @@ REGISTRIES = {
 ABOUT_RUN = """\
 Converts the detector or classifier of a configuration into spiking networks, one for each of its
 methods, runs them on the evaluated images for T timesteps and writes what they still detect or
-recognise at every recorded timestep, beside the float network. The run directory (--out) then holds
-report.html, a page that shows it all, curve.csv, summary.json, coverage.json, coverage.svg,
+recognise at every recorded timestep, next to the float network. The run directory (--out) then
+holds report.html, a page that shows everything, curve.csv, summary.json, coverage.json, coverage.svg,
 curve.png, TensorBoard events, and pictures of a detector's boxes.
 
-CONFIG is a YAML file, or the name of a configuration that comes along (msat-det list configs). Any
-key of it can be set here as --key value. Relative paths count from the working directory here, and
-in a file from the folder of that file; $MSAT_DET_DATA stands for ~/data unless set.
+CONFIG is a YAML file, or the name of an included configuration (msat-det list configs). Any key of
+it can be set here as --key value. Relative paths count from the working directory here, and in a
+file from the folder of that file; $MSAT_DET_DATA is ~/data unless set.
 
-A finished run is never overwritten: the next one goes to runs/NAME-2, unless --overwrite says so."""
+A finished run is never overwritten: without --overwrite the next one goes to
+runs/NAME-2."""
 
 EXAMPLES_RUN = """\
 examples:
@@ -45,7 +46,7 @@ examples:
 
 ABOUT_COMPARE = """\
 Runs all methods of a configuration file (with --methods all: every method of the registry under
-its own name) on one network and one set of images, and sets them side by side. Beside the usual
+its own name) on one network and one set of images, and compares them. In addition to the usual
 files, the run directory (--out) then holds compare.md and compare.csv: accuracy or mAP at every
 recorded timestep, spikes per neuron, synaptic operations and energy of every method, and the
 paper's own figures, marked as such; and pareto.png: accuracy against operations and energy."""
@@ -56,8 +57,8 @@ examples:
   msat-det compare yolo_voc --sim.record 8,16,32 --data.limit 32 --out runs/side-by-side"""
 
 ABOUT_INSPECT = """\
-Says of every node of a configuration's network what it becomes, without running it in time: traces
-it, observes the calibration images, converts it by the file's methods and prints a table: source
+Shows what every node of a configuration's network becomes, without simulating it: traces it,
+ observes the calibration images, converts it by the file's methods and prints a table: source
 line, kind, neuron, range of thresholds θ (of the first method: --methods picks), channels without
 any activation, multiply-adds and the share of them that is paid in full at every timestep. The run
 directory (--out) then holds the table of all methods as coverage.txt and coverage.json, and the
@@ -69,10 +70,10 @@ examples:
   msat-det inspect vgg_demo --methods signed --calib.limit 8 --out runs/look"""
 
 ABOUT_DOCTOR = """\
-Says where the error of every method of a configuration comes from. Runs them on a few calibration
-images (--images N, 8 by default), takes the error of every layer's neurons apart (what the layers
-before handed on, clipping, neurons that should be silent, quantisation) and prints of each method
-the three call sites that harm the outputs most, each with its cause and a mend that was tried on
+Shows where the error of every method of a configuration comes from. Runs them on a few calibration
+images (--images N, 8 by default), splits the error of every layer's neurons by cause (inherited from
+earlier layers, clipping, neurons that should be silent, quantisation) and prints for each method
+the three call sites that harm the outputs most, each with its cause and a remedy that was tried on
 the same images. The run directory (--out) then holds ledger.json and doctor.json, and doctor/ the
 pictures and TensorBoard events. The configuration key ledger.images makes a run do this at its end."""
 
@@ -82,9 +83,9 @@ examples:
   msat-det doctor yolo_voc --images 4 --out runs/look"""
 
 ABOUT_REPORT = """\
-Of one run directory: makes its report.html anew from its other files. Of several: lays them side by
-side in one page, all methods in one table and the curves over one another; they must have measured
-the same accuracy on the same images. A page needs nothing but itself, no network either."""
+For one run directory: makes its report.html again from its other files. For several: shows them in
+one page, all methods in one table and all curves in one plot; they must have measured the same
+accuracy on the same images. A page needs no other files and no network."""
 
 EXAMPLES_REPORT = """\
 examples:
@@ -118,8 +119,8 @@ _msat_det() {
 complete -o default -F _msat_det msat-det"""
 
 ABOUT_DETECT = """\
-Detects on pictures of one's own with a spiking network: a picture, all pictures of a folder, those that
-a pattern in quotes fits ('photos/**/*.jpg'), or a video (pip install 'msat-det[video]'). Writes each
+Detects on pictures of your own with a spiking network: a picture, all pictures of a folder, those
+that match a pattern in quotes ('photos/**/*.jpg'), or a video (pip install 'msat-det[video]'). Writes each
 of them with its boxes and a detections.json in COCO's form (with scores) into --out, and prints a
 line for each. With --cfg any key of the configuration can be set as --key value."""
 
@@ -138,18 +139,18 @@ commands:
   run CONFIG [--key value …]              convert a network: mAP, or accuracy, over time
   compare CONFIG [--key value …]          all methods of a file, or of the registry, in one table
   inspect CONFIG [--key value …]          what every node of the network becomes: table and picture
-  doctor CONFIG [--images N] […]          the worst layers of every method, with cause and mend
+  doctor CONFIG [--images N] […]          the worst layers of every method, with cause and remedy
   export CONFIG --method LABEL --out FILE one method as a file to be run elsewhere; --onnx for other runtimes
   detect SOURCE --cfg CONFIG […]          boxes on pictures, folders or videos of your own
   report DIR … [--out FILE]               the page of a run, or several runs side by side in one
   fetch NAME … [--root DIR]               data sets and weights by name; --list shows them
   train --model NAME --root DIR           a float classifier from scratch, to be converted
   list configs|methods|detectors|classifiers   the names that may be used, one a line
-  completion                              what lets a shell complete these words
+  completion                              prints the shell completion of these commands
 
-CONFIG is a YAML file, or the name of a configuration that comes along: msat-det run yolo_voc
-Each command explains itself: msat-det run --help
-With --quiet there are no progress bars. --version tells the version."""
+CONFIG is a YAML file, or the name of an included configuration: msat-det run yolo_voc
+Each command has its own help: msat-det run --help
+--quiet turns progress bars off, --version prints the version."""
 
 
 @guarded
@@ -225,7 +226,7 @@ def export(argv: list[str]) -> None:
 
 @once
 def detect(argv: list[str]) -> None:
-    """``msat-det detect``: a detector on pictures of one's own."""
+    """``msat-det detect``: a detector on pictures of your own."""
     usage = "SOURCE --cfg FILE | --model FILE [--method NAME] [--t T] [--compare] […]"
     parser = Parser("msat-det detect", usage, ABOUT_DETECT, EXAMPLES_DETECT, allow_abbrev=False)
     parser.add_argument("source", metavar="SOURCE", help="a picture, a folder, a pattern in quotes, or a video")

@@ -1,4 +1,4 @@
-"""``msat-det detect``: a converted detector on pictures of one's own."""
+"""``msat-det detect``: a converted detector on pictures of your own."""
 
 import json
 import sys

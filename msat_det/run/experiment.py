@@ -26,8 +26,8 @@ def run(config: Config, task: Task = "detection") -> list[CurveRow]:
     """Run an experiment and leave its files in ``config.out``. Returns the rows of the curve, the float row first.
 
     Under torchrun the ranks share the batches; the rows come from rank 0, the others return none.
-    Raises InputError for bad input of any kind; what was computed before lies in the run directory, and
-    ``config.resume`` goes on with it.
+    Raises InputError for bad input of any kind; what was computed before is in the run directory, and ``config.resume``
+    continues with it.
     """
     config = settle(config)
     ranks.join()

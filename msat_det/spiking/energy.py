@@ -89,7 +89,7 @@ class Cost:
     each term. sops: the multiply-adds that its spikes reach. accumulations: those of them that only add. shifts: those
     that add a power of two. graded: those that multiply, since the spike's height differs by neuron and time. updates:
     of an adaptive threshold. analog: multiply-adds at full price. traffic: bytes of neuron state read and written.
-    Beside it, for the float network: float_macs, the multiply-adds that the node's output takes part in, those reached
+    For the float network: float_macs, the multiply-adds that the node's output takes part in, those reached
     by several branches or pooled elements counted for each (for what is analog: those of the node itself);
     float_traffic, bytes of its activations written once and read once.
     """
@@ -108,7 +108,7 @@ class Cost:
 
     @property
     def macs(self) -> Tensor:
-        """All that costs a multiply-add."""
+        """Everything that costs a multiply-add."""
         return self.graded + self.analog + UPDATE_MACS * self.updates
 
 
@@ -122,7 +122,7 @@ class Counts(Tabular):
 
     spikes: (B,) Σ|s| over all neurons, a burst of k counting k. sops: (B,) synaptic operations: the multiply-adds that
     spikes reach. energy: (B,) pJ. sites: {call site: (B, 4) Σ|s|, Σ|s|·fan-out, Σ[s≠0], Σ[s≠0]·fan-out}. neurons: their
-    number. macs: multiply-adds of one float forward of one image; float_energy: its pJ. costs: what made them up, by
+    number. macs: multiply-adds of one float forward of one image; float_energy: its pJ. costs: what they consist of, by
     the name of the call site, the max pooling or the analog node, and CONSTANT and EVALUATED for what has no node.
     events: (B,), of binary levels each term. energy_int8: (B,) pJ with 8-bit weights, by the table ``INT8``;
     int8_energy: by that table the pJ of one forward of the network with 8-bit weights and activations.

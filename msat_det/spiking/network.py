@@ -33,14 +33,14 @@ class SpikingNetwork(nn.Module):
 
     graph: as ``graph.trace.trace`` gives it. neurons: {call site name: Neuron}, one for each of ``graph.sites``.
     fanout: as ``graph.fanout.fan_out`` gives it. seed: of the spike confidence's masks. chunk: timesteps that a layer
-    runs at once; None chooses it by the size of the activations. detector: what the network is a part of, if anything.
+    runs at once; None: chosen by the size of the activations. detector: what the network is a part of, if anything.
     energy: what its operations cost, see ``spiking.energy.prices``. maxima: {call site name: (C,) the largest float
     activation of each channel on the calibration images}, where they are known. precision: of its convolutions,
     float32, tf32x3, tf32, bf16 or fp16, see ``graph.precision``; potentials are float32, and so is the float network.
     T: timesteps where none are given. method: the name of the one that made it. counts: of the last run, see ``run``.
 
-    Its parameters are the weights, which nothing trains: it stays in evaluation mode. Its state dict holds, beside
-    them, the neurons' thresholds, biases and initial potentials as ``neurons.<call site>.<name>``.
+    Its parameters are the weights, which are never trained: it stays in evaluation mode. Its state dict also holds the
+    neurons' thresholds, biases and initial potentials as ``neurons.<call site>.<name>``.
     """
 
     detector: Detector | None
@@ -92,14 +92,15 @@ class SpikingNetwork(nn.Module):
         """Simulate T timesteps of one batch from rest.
 
         batch: tensor (B, …), or a tuple or dict of them, held constant in time. record: timesteps (1..T) whose outputs
-        are wanted, [T] by default. images: ids of the B images, by which spike confidence draws masks (0..B−1 if None).
+        are returned, [T] by default. images: ids of the B images, by which spike confidence draws masks (0..B−1 if
+        None).
         tap: called with (call site, output s·θ of a chunk (K, B, C, …)) as the network runs; must not keep the tensor.
         watch: called before that with (call site, its population, the chunk's input currents (K, B, C, …), or
         (1, B, C, …) where they are constant in time); must not keep the tensor.
         stop: called at each recorded t with what would be returned; true ends the simulation there.
         Returns {t: the outputs in the network's own structure, on the running means over the first t timesteps (under
         delta coding on the sums)}, and leaves the spikes and operations up to each recorded t in ``counts``.
-        Raises InputError for timesteps that are no whole numbers of 1..T, and, naming the call site, when a neuron's
+        Raises InputError for timesteps that are not whole numbers in 1..T, and, naming the call site, when a neuron's
         potential is NaN.
         """
         result = self.simulate(batch, T, record, images, Watchers(tap, watch, stop))
@@ -254,13 +255,13 @@ class SpikingNetwork(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is simulated: its inputs are brought there, and its outputs lie there."""
+        """Where it is simulated: inputs are moved there, and outputs are there."""
         return self.graph.device or torch.device("cpu")
 
     def to(self, *args: Any, **kwargs: Any) -> "SpikingNetwork":
-        """Move the network, and all that was converted from the same observation with it. Returns itself.
+        """Move the network, and everything converted from the same observation. Returns itself.
 
-        Raises InputError for a device that is none, or not here, and for another dtype: neurons are of float32 alone.
+        Raises InputError for an unknown or missing device, and for another dtype: neurons are always float32.
         """
         try:
             return super().to(*args, **kwargs)
@@ -317,7 +318,7 @@ def save(snn: SpikingNetwork, path: str | Path) -> None:
 def load(path: str | Path, detector: Detector | None = None) -> SpikingNetwork:
     """The network that ``save`` wrote.
 
-    detector: in place of the saved one; needed for boxes where the network belongs to a detector of one's own class.
+    detector: in place of the saved one; needed for boxes if the network belongs to a detector of your own class.
     Raises InputError for anything but a whole, sound file.
     """
     saved = read_network(path, detector)

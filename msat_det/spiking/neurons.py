@@ -30,9 +30,9 @@ WHOLE = 1e-4  # tolerance of floor(O/θ): an output sum of k thresholds is k, wh
 class Msat:
     """Parameters of the multi-stage adaptive threshold (paper eqs. 15–17), by Table 2's column VGG16.
 
-    rest: V_T; None stands for −θ_max (−1 when normalised). normalised: Δ, V_T and D in units of θ_max instead of raw
+    rest: V_T; None means −θ_max (−1 when normalised). normalised: Δ, V_T and D in units of θ_max instead of raw
     volts. drive: D of eq. 17, the input current (reference implementation) or V⁺(t) − V⁺(t−1) (paper).
-    twice: eq. 15 multiplies by τ_rd although eq. 17 already holds it, as printed in the paper.
+    twice: eq. 15 multiplies by τ_rd although eq. 17 already contains it, as printed in the paper.
     """
 
     alpha: float = 0.03
@@ -54,22 +54,22 @@ class Neuron:
     """What a method makes of one call site.
 
     theta: θ, () for a layer or (C,) for its channels, ≥ 0; a channel with θ = 0 is dead and never fires. axis: the
-    dimension of a batch (B, …) that the channels lie along; None where it is not known and all values are ().
+    dimension of a batch (B, …) that holds the channels; None where it is not known and all values are ().
     activation: the function that the firing approximates; not rectified = a tracking neuron.
-    signed, margin: spikes may take back what was given, once the error is below −margin·θ.
+    signed, margin: spikes can take back what was sent, once the error is below −margin·θ.
     gamma: most spikes in one timestep, while the error is no more than OVERFLOW·γ·θ.
     initial: V(−1) in units of θ, a number or (C,). rounding: ``fixed`` floors V⁺/θ, ``track`` starts at 0 and rounds to
     nearest in every step. stages: factor on θ at each timestep, the last one held.
     reset: ``soft`` subtracts the spike, ``zero`` sets the potential to 0. bias: (C,) added to the current each step, or
     (K, C) where it differs over the first K timesteps, the last one held.
     confidence, drop: eq. 18, the probability that an early spike is kept, and what a dropped one does to its charge.
-    adaptive: the MSAT threshold; None for a constant one. imbalanced: leaky ReLU with slope a as channel-norm has it,
-    an integrate-and-fire neuron that fires −1 at −θ/a. window: a step stands for that many timesteps, and s is the time
+    adaptive: the MSAT threshold; None for a constant one. imbalanced: leaky ReLU with slope a as in channel-norm, an
+    integrate-and-fire neuron that fires −1 at −θ/a. window: a step stands for that many timesteps, and s is the time
     from an opening to a closing spike (temporal switch coding); a value beyond the window is sent at once, by as many
-    pairs of spikes as it takes.
+    pairs of spikes as needed.
     coding: ``rate``, or ``delta`` (``delta.py``): the sum of the output is the value, and corrections of it are sent.
     bits: an event carries ±2^k·θ, k < bits; None: bursts of single spikes, at most γ. terms: such events in a timestep,
-    over time; zone: errors below zone·θ are left alone, over time (under delta coding).
+    over time; zone: errors below zone·θ are not sent, over time (under delta coding).
     steps: so many of the smallest level are the scale of the activations, and the levels of the n-th timestep are no
     coarser than 1/n of it, as the mean of n spikes is: stages have min(1, steps/n) besides (under delta coding).
     dense: the 8-bit control, whose values go to every connection as numbers. late: timesteps before its output counts
@@ -128,12 +128,12 @@ class Neuron:
 
     @property
     def bounded(self) -> bool:
-        """Whether spikes must be held back below an upper bound of the activation."""
+        """Whether spikes must stay below an upper bound of the activation."""
         return self.activation.rectified and self.activation.upper < math.inf
 
     @property
     def overflow(self) -> float:
-        """The spikes of height θ from which on all that are wanted are sent at once; of a window what it can hold.
+        """The number of spikes of height θ from which on all are sent at once; of a window what it can hold.
 
         Under delta coding of height θ(t): with levels that become finer the error does. The 8-bit control clips.
         """

@@ -17,9 +17,9 @@ def node_table(graph: Graph, fanout: FanOut, neurons: Mapping[str, Neuron], maxi
 
     maxima: see ``SpikingNetwork``. A row: node, op, source line, kind, shape of one image's output, inputs, macs
     (multiply-adds of one float forward) and analog_macs (those paid at full price in every timestep); for a call site
-    also its activation, its numbers of neurons and of channels (1 where they are not known), where several operations
-    were one activation their names, joined, where the maxima are known the number of dead_channels, those that no
-    calibration image has activated, and, where it has a neuron, the range of its thresholds above 0.
+    also its activation, its numbers of neurons and of channels (1 where they are not known), if several operations were
+    one activation their names, joined, if the maxima are known the number of dead_channels, those that no calibration
+    image has activated, and, where it has a neuron, the range of its thresholds above 0.
     """
     table = []
     for node in graph.nodes:

@@ -46,7 +46,7 @@ class Plan:
 @dataclass(frozen=True)
 class Setup:
     """What a simulation runs, as plain values. neurons: {call site name: Neuron}. seed: of spike confidence's masks.
-    chunk: timesteps that a layer runs at once; None chooses it by the size of the activations. energy: what operations
+    chunk: timesteps that a layer runs at once; None: chosen by the size of the activations. energy: what operations
     cost, see ``energy.prices``."""
 
     graph: Graph

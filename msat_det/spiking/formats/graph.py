@@ -253,7 +253,7 @@ def _axis(node: fx.Node, entry: dict) -> Any:
 
 
 def _kept(node: fx.Node) -> Facts:
-    """What a file must give back; a function of one's own has no equal."""
+    """What a file must give back; a function of your own has no equal."""
     return replace(facts(node), source="", activation=None)
 
 

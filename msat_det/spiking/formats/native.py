@@ -50,7 +50,7 @@ def write_network(path: str | Path, net: Saved) -> None:
     """Write a network. A detector of ours goes with it; a user's own class doesn't, and is handed in at loading.
 
     Raises InputError for what can't be saved: an operation or layer that ``formats.known`` does not list, layers with
-    hooks, outputs in classes of one's own, an energy table that is a file.
+    hooks, outputs in classes of your own, an energy table that is a file.
     """
     if not is_known(net.energy):
         raise InputError(

@@ -24,8 +24,8 @@ def load_detector(
 
     head, classes: see ``HeadDetector``, as for ``options`` (strides, anchors, activated, inputs, score, nms_iou,
         top_k). Head raw keeps the file's own outputs: boxes and scores.
-    size: the images' size where the file leaves it free, or another one. outputs: names of the tensors that are the
-        raw outputs, where they are not what the last convolutions give.
+    size: the images' size if the file leaves it free, or another one. outputs: names of the tensors that are the raw
+        outputs, if they are not those of the last convolutions.
     Raises InputError as ``load_onnx``, and for outputs that do not fit the head.
     """
     file = read_onnx(path)

@@ -23,8 +23,8 @@ def load_onnx(
     """The network in an ONNX file (opset 9 to 23) as a module: (B, C, h, w) → a tensor, or a tuple of them.
 
     size: (height, width) of the images where the file leaves them free, or another size for a network that takes any.
-    outputs: names of tensors to give in place of the file's outputs; what lies behind them is left out, and need not
-        be known here. An output (N, …) of one image's rows becomes (B, N, …).
+    outputs: names of tensors to give in place of the file's outputs; what follows them is left out, and need not be
+        supported. An output (N, …) of one image's rows becomes (B, N, …).
     The module's ``meta`` holds ``size``, ``inputs`` ({name: one image's sizes}) and ``outputs``.
     No code is run from the file, and of its folder only the weights that it names are read. Raises InputError that
     names the node for an operator that is not known, and for whatever does not treat all images of a batch alike.
