@@ -58,8 +58,8 @@ examples:
 
 ABOUT_INSPECT = """\
 Shows what every node of a configuration's network becomes, without simulating it: traces it,
- observes the calibration images, converts it by the file's methods and prints a table: source
-line, kind, neuron, range of thresholds θ (of the first method: --methods picks), channels without
+observes the calibration images, converts it by the file's methods and prints a table: source line,
+kind, neuron, range of thresholds θ (of the first method: --methods picks), channels without
 any activation, multiply-adds and the share of them that is paid in full at every timestep. The run
 directory (--out) then holds the table of all methods as coverage.txt and coverage.json, and the
 graph, coloured by kind, as coverage.svg."""
