@@ -2,7 +2,6 @@
 
 import ctypes
 import functools
-import hashlib
 import os
 import platform
 import shlex
@@ -17,7 +16,7 @@ from pathlib import Path
 import torch
 
 from msat_det.base.errors import InputError
-from msat_det.base.files import show
+from msat_det.base.files import digest, show
 
 _FLAGS = "-O3 -march=native -fno-math-errno -fno-trapping-math -ffp-contract=off -fPIC -std=c++17".split()
 if platform.machine() in ("x86_64", "AMD64"):  # for Intel's processors GCC would take half of a vector
@@ -41,7 +40,8 @@ def compiled(source: Path, *flags: str) -> ctypes.CDLL:
     Raises InputError where there is no compiler or the file does not compile.
     """
     command, flags = compiler(), (*_FLAGS, *flags)
-    key = hashlib.sha256(source.read_bytes() + repr((command, flags, _cpu(), torch.__version__)).encode()).hexdigest()
+    sources = [file.read_bytes() for file in (source, *sorted(source.parent.glob("*.h")))]
+    key = digest(*sources, repr((command, flags, _cpu(), torch.__version__)).encode())
     target = cache() / f"{source.stem}-{key[:16]}.so"
     try:
         if target.exists():

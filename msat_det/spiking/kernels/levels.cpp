@@ -3,11 +3,7 @@
 //
 // Layout as in scan.cpp: x, o and y are (B, N), N the neurons of one image in whatever memory order; o may be x.
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-
-#define INLINE static inline __attribute__((always_inline))
+#include "lanes.h"
 
 extern "C" {
 
@@ -24,21 +20,6 @@ struct Correct {
 };
 
 }  // extern "C"
-
-static const int GROUP = 128;
-static const int64_t UNIT = 4096;
-static const int LANES = 8;
-
-INLINE uint32_t to_bits(float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    return bits;
-}
-INLINE float to_float(uint32_t bits) {
-    float x;
-    std::memcpy(&x, &bits, 4);
-    return x;
-}
 
 static const uint32_t SIGN = 1u << 31;
 
@@ -57,7 +38,7 @@ template <int W, bool BURST>
 INLINE void group(const Correct &c, int64_t b, int64_t i, double (*counts)[LANES]) {
     const int64_t at = b * c.N + i, p = i % c.period;
     const int32_t top = c.bits - 1;
-    float rest[W], sum[W], theta[W], sent[W], spikes[W];
+    float rest[W], sum[W], theta[W], sent[W], spikes[W], events[W];
 #pragma omp simd
     for (int j = 0; j < W; j++) {
         const float in = c.bias ? c.x[at + j] + c.bias[p + j] : c.x[at + j];
@@ -108,43 +89,22 @@ INLINE void group(const Correct &c, int64_t b, int64_t i, double (*counts)[LANES
     for (int j = 0; j < W; j++) {
         sent[j] *= theta[j];
         c.o[at + j] = sum[j] + sent[j];
+        events[j] = spikes[j] > 0.f ? 1.f : spikes[j];  // NaN stays
     }
     if (c.y) std::memcpy(c.y + at, sent, sizeof(sent));
-    const int lanes = W < LANES ? W : LANES;
-    for (int first = 0; first < W; first += lanes) {
-#pragma omp simd
-        for (int j = 0; j < lanes; j++) {
-            const double size = spikes[first + j], fanout = c.fanout[i + first + j];
-            const double event = size > 0. ? 1. : size;  // NaN stays
-            counts[0][j] += size;
-            counts[1][j] += size * fanout;
-            counts[2][j] += event;
-            counts[3][j] += event * fanout;
-        }
-    }
+    add_up<W>(spikes, events, c.fanout + i, counts);
 }
 
 template <bool BURST>
 static void correct(const Correct &c) {
-    const int64_t units = (c.N + UNIT - 1) / UNIT;
-#pragma omp parallel for schedule(static)
-    for (int64_t u = 0; u < c.B * units; u++) {
-        const int64_t b = u % c.B, unit = u / c.B, first = unit * UNIT;  // images in turn: their parameters are the same
-        const int64_t end = first + UNIT < c.N ? first + UNIT : c.N;
-        double counts[4][LANES] = {};
-        int64_t i = first;
-        for (; i + GROUP <= end; i += GROUP) group<GROUP, BURST>(c, b, i, counts);
-        for (; i < end; i++) group<1, BURST>(c, b, i, counts);
-        for (int n = 0; n < 4; n++) {
-            double &sum = c.counts[4 * (b * units + unit) + n] = 0.;
-            for (int j = 0; j < LANES; j++) sum += counts[n][j];
-        }
-    }
+    over_units(c.B, c.N, c.counts, [&c](auto width, int64_t b, int64_t i, double (*counts)[LANES]) {
+        group<width.value, BURST>(c, b, i, counts);
+    });
 }
 
 extern "C" {
 
-int64_t correct_units(int64_t N) { return (N + UNIT - 1) / UNIT; }
+int64_t correct_units(int64_t N) { return units_of(N); }
 
 int64_t correct_group() { return GROUP; }
 

@@ -4,11 +4,7 @@
 // Layout: x and y are (K, B, N), N the neurons of one image in whatever memory order; state is (B, N). x may be constant in
 // time (x_step = 0), and y may be x.
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-
-#define INLINE static inline __attribute__((always_inline))  // a call left in the loop would undo its vectors
+#include "lanes.h"
 
 extern "C" {
 
@@ -32,22 +28,6 @@ struct Scan {
 }  // extern "C"
 
 static const float SMALLEST = 1e-38f;  // θ(t)
-static const int GROUP = 128;      // neurons that run through a chunk together: their state fits the first-level cache
-static const int64_t UNIT = 4096;  // neurons of one task: whole groups, few enough to balance threads
-static const int LANES = 8;        // partial sums of a count: in a single one each addition would wait for the last
-
-// Read as whole numbers, floats of one sign keep their order. So a clamp is one instruction, where of floats GCC makes a
-// comparison and a choice.
-INLINE uint32_t to_bits(float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    return bits;
-}
-INLINE float to_float(uint32_t bits) {
-    float x;
-    std::memcpy(&x, &bits, 4);
-    return x;
-}
 
 INLINE float at_most_one(float x) {  // of x >= 0
     const uint32_t bits = to_bits(x), one = 0x3f800000;
@@ -260,35 +240,14 @@ INLINE void group(const Scan &c, int64_t b, int64_t i, double (*counts)[LANES]) 
         if (THRESHOLD) c.mean[at + j] = mean[j];
         if (THRESHOLD == ADAPTIVE && c.depolarisation) c.before[at + j] = before[j];
     }
-    const int lanes = W < LANES ? W : LANES;
-    for (int first = 0; first < W; first += lanes) {
-#pragma omp simd
-        for (int j = 0; j < lanes; j++) {
-            const double spikes = count[first + j], events = fired[first + j], fanout = c.fanout[i + first + j];
-            counts[0][j] += spikes;
-            counts[1][j] += spikes * fanout;
-            counts[2][j] += events;
-            counts[3][j] += events * fanout;
-        }
-    }
+    add_up<W>(count, fired, c.fanout + i, counts);
 }
 
 template <int FAMILY, int OUTPUT, int THRESHOLD>
 static void scan(const Scan &c) {
-    const int64_t units = (c.N + UNIT - 1) / UNIT;
-#pragma omp parallel for schedule(static)
-    for (int64_t u = 0; u < c.B * units; u++) {
-        const int64_t b = u % c.B, unit = u / c.B, first = unit * UNIT;  // images in turn: their parameters are the same
-        const int64_t end = first + UNIT < c.N ? first + UNIT : c.N;
-        double counts[4][LANES] = {};
-        int64_t i = first;
-        for (; i + GROUP <= end; i += GROUP) group<GROUP, FAMILY, OUTPUT, THRESHOLD>(c, b, i, counts);
-        for (; i < end; i++) group<1, FAMILY, OUTPUT, THRESHOLD>(c, b, i, counts);
-        for (int n = 0; n < 4; n++) {
-            double &sum = c.counts[4 * (b * units + unit) + n] = 0.;
-            for (int j = 0; j < LANES; j++) sum += counts[n][j];
-        }
-    }
+    over_units(c.B, c.N, c.counts, [&c](auto width, int64_t b, int64_t i, double (*counts)[LANES]) {
+        group<width.value, FAMILY, OUTPUT, THRESHOLD>(c, b, i, counts);
+    });
 }
 
 template <int FAMILY, int OUTPUT>
@@ -301,7 +260,7 @@ static void dispatch(const Scan &c, bool adaptive) {
 
 extern "C" {
 
-int64_t scan_units(int64_t N) { return (N + UNIT - 1) / UNIT; }
+int64_t scan_units(int64_t N) { return units_of(N); }
 
 int64_t scan_group() { return GROUP; }
 

@@ -1,0 +1,64 @@
+// What scan.cpp and levels.cpp share: floats as bits, neurons cut into groups for vectors and into tasks for threads, and
+// the counts of what they send.
+
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#define INLINE static inline __attribute__((always_inline))  // a call left in the loop would undo its vectors
+
+static const int GROUP = 128;      // neurons that run through a chunk together: their state fits the first-level cache
+static const int64_t UNIT = 4096;  // neurons of one task: whole groups, few enough to balance threads
+static const int LANES = 8;        // partial sums of a count: in a single one each addition would wait for the last
+
+// Read as whole numbers, floats of one sign keep their order. So a clamp is one instruction, where of floats GCC makes a
+// comparison and a choice.
+INLINE uint32_t to_bits(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    return bits;
+}
+INLINE float to_float(uint32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+
+static int64_t units_of(int64_t N) { return (N + UNIT - 1) / UNIT; }
+
+// Adds what W neurons have sent to the sums of spikes, spikes·fanout, events and events·fanout.
+template <int W>
+INLINE void add_up(const float *spikes, const float *events, const float *fanout, double (*counts)[LANES]) {
+    const int lanes = W < LANES ? W : LANES;
+    for (int first = 0; first < W; first += lanes) {
+#pragma omp simd
+        for (int j = 0; j < lanes; j++) {
+            const double bursts = spikes[first + j], ones = events[first + j], reach = fanout[first + j];
+            counts[0][j] += bursts;
+            counts[1][j] += bursts * reach;
+            counts[2][j] += ones;
+            counts[3][j] += ones * reach;
+        }
+    }
+}
+
+// group(number of neurons, image, the first one, counts) for all N neurons of B images; sums: (B, units, 4).
+template <class Group>
+static void over_units(int64_t B, int64_t N, double *sums, Group group) {
+    const int64_t units = units_of(N);
+#pragma omp parallel for schedule(static)
+    for (int64_t u = 0; u < B * units; u++) {
+        const int64_t b = u % B, unit = u / B, first = unit * UNIT;  // images in turn: their parameters are the same
+        const int64_t end = first + UNIT < N ? first + UNIT : N;
+        double counts[4][LANES] = {};
+        int64_t i = first;
+        for (; i + GROUP <= end; i += GROUP) group(std::integral_constant<int, GROUP>(), b, i, counts);
+        for (; i < end; i++) group(std::integral_constant<int, 1>(), b, i, counts);
+        for (int n = 0; n < 4; n++) {
+            double &sum = sums[4 * (b * units + unit) + n] = 0.;
+            for (int j = 0; j < LANES; j++) sum += counts[n][j];
+        }
+    }
+}
