@@ -25,7 +25,7 @@ from msat_det.graph.graph import Batch, Graph, where
 from msat_det.graph.inputs import images_in
 from msat_det.graph.trace import trace
 from msat_det.models.detector import Detector
-from msat_det.spiking.kernels import observe_channels
+from msat_det.spiking.kernels.cpu import observe_channels
 
 _SHIFT = 23 - 6  # a float's bits above this one are its exponent and the first six bits of its mantissa
 _LOWEST, _OCTAVES = -24, 40  # magnitudes from 2^-24 to 2^16; what is smaller counts as zero

@@ -22,13 +22,13 @@ from msat_det.graph.precision import LOW
 from msat_det.spiking.kernels import (
     Scan,
     as_product,
-    count_events,
     events,
     fused_pool,
     keep_freed_memory,
     on_tensor_cores,
     pool_in_triton,
 )
+from msat_det.spiking.kernels.cpu import count_events
 from msat_det.spiking.kernels.window import window_of
 from msat_det.spiking.masks import image_key
 from msat_det.spiking.neurons import Chances, Neuron

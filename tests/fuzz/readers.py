@@ -58,7 +58,7 @@ from msat_det.run.arguments import load_config
 from msat_det.run.resume import begin, is_finished
 from msat_det.spiking.energy import prices
 from msat_det.spiking.formats.plan import load_plan
-from msat_det.spiking.kernels import levels_library, library
+from msat_det.spiking.kernels.cpu import levels_library, library
 
 library(), levels_library()  # which look at the machine's processor and compiler the first time
 TINY = "tiny_for_fuzzing"

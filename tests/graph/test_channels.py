@@ -21,7 +21,8 @@ from msat_det.methods import METHODS
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import Observation, Site, observe
 from msat_det.spiking.formats.plan import read_neurons, write_neurons
-from msat_det.spiking.kernels import Scan, library
+from msat_det.spiking.kernels import Scan
+from msat_det.spiking.kernels.cpu import library
 from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.neurons import Msat, Neuron, new_state, step
 
@@ -270,7 +271,7 @@ def test_the_kernel_takes_thresholds_along_the_axis(axis: int | None, format: to
         state = new_state(neuron, x[0], True)
         expected = torch.stack([step(neuron, state, x[t], t)[1] for t in range(steps)])
         scan = Scan(neuron, x[0], torch.ones(shape[1:]), True)
-        assert scan._struct is not None
+        assert scan.backend == "cpu"
         got = scan.run(x, 0, steps)
         assert ((got - expected).abs().amax(0) < 1e-3).float().mean() > 0.999  # but for ties
 
@@ -279,7 +280,7 @@ def test_the_kernel_takes_thresholds_along_the_axis(axis: int | None, format: to
 @pytest.mark.parametrize("axis", [1, 2, 3, None])
 def test_statistics_along_the_axis(axis: int | None, kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not kernel:
-        monkeypatch.setattr("msat_det.spiking.kernels.library", lambda: None)
+        monkeypatch.setattr("msat_det.spiking.kernels.cpu.library", lambda: None)
     values = torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
     rows = rows_by_channel(values, axis)
     for x in (

@@ -470,6 +470,6 @@ def test_a_bias_over_time_is_the_same_in_the_kernel_and_in_plain_pytorch(monkeyp
     snn = spiking_network("ftbc", {}, observed("plain"), 6)
     assert all(neuron.bias.shape == (6, len(neuron.theta)) for neuron in snn.neurons.values())
     expected = [SpikingNetwork(snn.graph, snn.neurons, snn.fanout, chunk=c).run(images(), 8)[8] for c in (1, 4, 8)]
-    monkeypatch.setattr("msat_det.spiking.kernels.library", lambda: None)
+    monkeypatch.setattr("msat_det.spiking.kernels.cpu.library", lambda: None)
     for outputs in expected:
         assert torch.allclose(snn.run(images(), 8)[8], outputs, atol=1e-4)

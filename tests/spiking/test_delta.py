@@ -391,7 +391,7 @@ def test_digits_are_counted_by_the_kernel_as_by_the_readable_step(monkeypatch: p
         snn = spiking_network("h-mt", options, observed("yolo"), 5)
         snn.run(images(), 5)
         found.append(snn.counts[5].sites)
-        monkeypatch.setattr("msat_det.spiking.kernels.library", lambda: None)
+        monkeypatch.setattr("msat_det.spiking.kernels.cpu.library", lambda: None)
     for site, counts in found[0].items():
         assert counts[:, 0].min() > 0
         assert torch.allclose(counts, found[1][site], rtol=1e-3)

@@ -26,8 +26,8 @@ from support.scans import (
 from torch import Tensor
 
 from msat_det.methods.observe import Site
-from msat_det.spiking import kernels
-from msat_det.spiking.kernels import Scan, library
+from msat_det.spiking.kernels import Scan, cpu
+from msat_det.spiking.kernels.cpu import library
 from msat_det.spiking.neurons import Chances, Msat, Neuron, new_state, spikes, step
 
 needs_kernel = pytest.mark.skipif(library() is None, reason="no C++ compiler here, or MSAT_DET_KERNEL=off")
@@ -115,7 +115,7 @@ def test_chunks_formats_and_in_place_give_the_same_bits(variant: str, format: st
 def test_constant_current(kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """One timestep stands for all; it is never overwritten."""
     if not kernel:
-        monkeypatch.setattr(kernels, "library", lambda: None)
+        monkeypatch.setattr(cpu, "library", lambda: None)
     neuron = Neuron(THETAS, RELU, initial=0.5)
     x = currents_for()[:1].clone()
     repeated = scanned(Scan(neuron, x[0], fanout(), True), x.expand(STEPS, *SHAPE).contiguous(), 5)
@@ -240,7 +240,7 @@ def test_histograms_of_kernel_and_plain_pytorch_agree(format: str, monkeypatch: 
     values = values.contiguous(memory_format=FORMATS[format])
     by_kernel, plain = Site.empty(9), Site.empty(9)
     by_kernel.add(values)
-    monkeypatch.setattr(kernels, "library", lambda: None)
+    monkeypatch.setattr(cpu, "library", lambda: None)
     plain.add(values)
     assert torch.equal(by_kernel.histogram, plain.histogram)
     assert torch.equal(by_kernel.maximum, plain.maximum)
@@ -267,15 +267,15 @@ def test_thresholds_that_all_but_vanish_divide_nothing_by_zero(adaptive: Msat, s
 @pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_kernel), False])
 def test_events_are_counted_with_their_fanout(compiled: bool, layout: str, monkeypatch) -> None:
     if not compiled:
-        monkeypatch.setattr(kernels, "library", lambda: None)
+        monkeypatch.setattr(cpu, "library", lambda: None)
     y = (noise(3, *SHAPE[1:]) * (noise(3, *SHAPE[1:]) > 0)).contiguous(memory_format=FORMATS[layout])
     y[1, 2, 3, 4] = -0.0
     reach = torch.arange(180.0).reshape(SHAPE[1:])
     fired = (y != 0).double()
     expected = torch.stack((fired.sum((1, 2, 3)), (fired * reach).sum((1, 2, 3))), 1)
     assert 0 < expected[0, 0] < 180
-    assert torch.equal(kernels.count_events(y, reach), expected)
-    assert torch.equal(kernels.count_events(y, torch.ones(4, 1, 1))[:, 1], expected[:, 0])
+    assert torch.equal(cpu.count_events(y, reach), expected)
+    assert torch.equal(cpu.count_events(y, torch.ones(4, 1, 1))[:, 1], expected[:, 0])
 
 
 @needs_kernel
@@ -296,7 +296,7 @@ def test_overflows_are_those_of_the_step(kind: str, variant: str, options: dict)
     kept = ~ties(neuron, currents)
     assert kept.float().mean() > 0.9
     scan = Scan(neuron, currents[0], fanout(), with_output=False)
-    assert scan._struct is not None
+    assert scan.backend == "cpu"
     got = scanned(scan, currents, 4)
     assert ((got - y).abs() <= 1e-4 * y.abs() + 1e-3)[:, kept].all()
     assert ((scan.state.v - v).abs() <= 1e-3)[kept].all()
@@ -308,7 +308,7 @@ def test_overflows_are_those_of_the_step(kind: str, variant: str, options: dict)
 def test_a_value_beyond_its_window_is_so_many_pairs(kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Temporal switch coding with windows of 4: 3 fits into one, 4 fills it, 9 takes three."""
     if not kernel:
-        monkeypatch.setattr(kernels, "library", lambda: None)
+        monkeypatch.setattr(cpu, "library", lambda: None)
     neuron = Neuron(torch.tensor(0.7), RELU, gamma=4, window=4)
     x = 0.7 * torch.tensor([[0.2, 3.0, 4.0, 9.0, 8.0]]).add(0.1)
     scan = Scan(neuron, x, torch.tensor([1.0, 10, 100, 1000, 10000]), True)

@@ -8,14 +8,8 @@ import torch
 from torch import Tensor
 
 from msat_det.spiking.delta import delta_step, new_delta_state, target
-from msat_det.spiking.kernels import (
-    _PIECEWISE,
-    _laid_out,
-    _memory_format,
-    laid_out_by_channel,
-    levels_library,
-    period_of,
-)
+from msat_det.spiking.kernels.cpu import PIECEWISE, levels_library
+from msat_det.spiking.kernels.layout import laid_out, laid_out_by_channel, memory_format, period_of
 from msat_det.spiking.levels import NEAREST, edge
 from msat_det.spiking.neurons import Neuron, State, at, per_channel, threshold
 
@@ -56,7 +50,7 @@ class Corrections:
 
     def __init__(self, neuron: Neuron, sums: Tensor, fanout: Tensor, before: Tensor | None = None):
         self.neuron, self.fanout = neuron, fanout.to(sums.device)
-        self._format = _memory_format(sums)
+        self._format = memory_format(sums)
         self.counts = torch.zeros(sums.shape[0], 4, dtype=torch.float64)
         self.sent, self._before = 0.0, None
         self._struct = None
@@ -111,21 +105,21 @@ class Corrections:
     def _layout(self, x: Tensor) -> _Correct:
         n, lib, activation = self.neuron, library(), self.neuron.activation
         size = x[0].numel()
-        period = period_of(n, x, self._format)
+        period = period_of(n, x)
 
         def periodic(value: Tensor) -> Tensor:
             return laid_out_by_channel(value, x, period, lib.correct_group())
 
         plain = n.bias is None or n.bias.dim() == 1
-        self.follows = plain and (activation.rectified or activation.name in _PIECEWISE)
-        slope, low, high = _PIECEWISE.get(activation.name, (0.0, -math.inf, activation.upper))
+        self.follows = plain and (activation.rectified or activation.name in PIECEWISE)
+        slope, low, high = PIECEWISE.get(activation.name, (0.0, -math.inf, activation.upper))
         if not self.follows:
-            slope, low, high = _PIECEWISE["identity"]
+            slope, low, high = PIECEWISE["identity"]
         has_bias = n.bias is not None and self.follows
         self._arrays = {  # the structure holds bare pointers: this keeps them alive
             "theta": periodic(threshold(n, x)),
             "bias": periodic(per_channel(n.bias, x, n.axis)) if has_bias else None,
-            "fanout": _laid_out(self.fanout, x),
+            "fanout": laid_out(self.fanout, x),
             "counts": torch.zeros(x.shape[0], lib.correct_units(size), 4, dtype=torch.float64),
         }
         pointers = {name: None if a is None else a.data_ptr() for name, a in self._arrays.items()}

@@ -293,7 +293,7 @@ void count_events(const float *y, int64_t rows, int64_t N, const float *fanout, 
     }
 }
 
-// Adds |x| to per-channel histograms over the leading bits of a float (see convert/observe.py) and to the maxima.
+// Adds |x| to per-channel histograms over the leading bits of a float (see methods/observe.py) and to the maxima.
 // Element (o, c, i) of x lies at (o·C + c)·I + i: O = images and I = pixels, or O = images·pixels and I = 1, …
 void observe_channels(const float *x, int64_t O, int64_t C, int64_t I, int32_t shift, int32_t first, int32_t bins,
                       int32_t *histogram, float *maximum) {

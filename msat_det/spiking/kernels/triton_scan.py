@@ -312,11 +312,11 @@ class Fused:
         drawn = _keys(chances, device) if confident else rows
         staged = tuple(n.stages) != (1.0,)
         block, self.warps = SHAPES[family_of(n)]
-        self.counts = torch.zeros(self.B, triton.cdiv(self.N, block), 4, dtype=torch.float64, device=device)
+        self.partial = torch.zeros(self.B, triton.cdiv(self.N, block), 4, dtype=torch.float64, device=device)
         missing = state.v
         self.tensors = dict(
             v=state.v, o=_or(state.o, missing), total=_or(state.x, missing), mean=_or(state.mean, missing),
-            last=_or(state.before, missing), rows=rows, keys=drawn, fanout=fanout, counts=self.counts,
+            last=_or(state.before, missing), rows=rows, keys=drawn, fanout=fanout, counts=self.partial,
             stages=_stages(neuron, device) if staged else rows,
         )  # fmt: skip
         innermost = currents.dim() == 4 and not currents.is_contiguous()
@@ -329,10 +329,19 @@ class Fused:
             KEEP=n.drop == "keep", ADAPTIVE=m is not None, BLOCK=block, **_adaptive(neuron),
         )  # fmt: skip
 
+    @property
+    def counts(self) -> Tensor:
+        """(B, 4), see ``Scan``."""
+        return self.partial.sum(1)
+
+    def restart(self) -> None:
+        """Counts from 0."""
+        self.partial.zero_()
+
     def run(self, x: Tensor, y: Tensor, t0: int, steps: int, constant: bool) -> None:
         """x: (steps·B, C, …), or (B, C, …) where constant in time; y: (steps·B, C, …), which may be x."""
         plane = self.B * self.N
-        grid = (self.B * self.counts.shape[1],)
+        grid = (self.B * self.partial.shape[1],)
         _scan[grid](
             x, y, K=steps, x_step=0 if constant else plane, y_step=plane, t0=t0, **self.tensors, **self.values,
             num_warps=self.warps, enable_fp_fusion=False,

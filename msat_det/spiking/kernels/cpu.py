@@ -1,0 +1,173 @@
+"""``scan.cpp``, compiled once per machine and cached: the neuron step over a chunk of timesteps, and what is counted of
+activations, on a CPU. ``levels.cpp`` is loaded here, too: its neurons are ``delta``'s.
+"""
+
+import ctypes
+import functools
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from msat_det.graph.channels import rows_by_channel
+from msat_det.spiking.kernels.build import wanted
+from msat_det.spiking.kernels.layout import laid_out, laid_out_by_channel, memory_format, period_of
+from msat_det.spiking.neurons import Neuron, State, initial_potential, per_channel, threshold
+
+PIECEWISE = {  # slope, low, high of f(x) = clamp(max(x, slope·x), low, high)
+    "identity": (1.0, -math.inf, math.inf),
+    "leakyrelu": (0.0, -math.inf, math.inf),
+}
+_FAMILIES = {"spike": 0, "reset": 1, "track": 2, "leaky": 3}
+_POINTERS = "x y v o sum mean before theta theta_max start bias fanout stage counts".split()
+_FLOATS = "gamma overflow offset margin upper slope low high alpha k_a k_i C tau_mp tau_det rest".split()
+_FLAGS32 = "is_signed bounded normalised depolarisation dtt det rest_is_max".split()
+
+
+class _Scan(ctypes.Structure):
+    _fields_ = (
+        [(name, ctypes.c_int64) for name in ("K", "B", "N", "period", "x_step", "t0")]
+        + [(name, ctypes.c_void_p) for name in _POINTERS]
+        + [(name, ctypes.c_float) for name in _FLOATS]
+        + [(name, ctypes.c_int32) for name in _FLAGS32]
+    )
+
+
+@functools.cache
+def levels_library() -> ctypes.CDLL | None:
+    """``levels.cpp`` compiled, or None as ``library`` has it."""
+    return wanted(Path(__file__).with_name("levels.cpp"), "delta coding runs in plain PyTorch")
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernel, or None with a one-line notice on stderr where it cannot be had."""
+    lib = wanted(Path(__file__).with_name("scan.cpp"), "the neurons run in plain PyTorch")
+    if lib is None:
+        return None
+    lib.scan_units.restype = lib.scan_group.restype = lib.scan_struct_size.restype = ctypes.c_int64
+    lib.scan_units.argtypes = [ctypes.c_int64]
+    assert lib.scan_struct_size() == ctypes.sizeof(_Scan)
+    return lib
+
+
+def holds(neuron: Neuron) -> bool:
+    """Whether the kernel computes this neuron, and is there."""
+    n = neuron
+    plain = not (n.imbalanced and n.reset == "zero") if not n.tracking else n.activation.name in PIECEWISE
+    whole = n.bits is None or min(n.terms) >= n.bits  # else a spike is cut to its leading digits
+    return plain and whole and n.confidence >= 1 and library() is not None
+
+
+class Compiled:
+    """The kernel's arguments for one population; ``Scan`` holds the state. counts: (B, 4), see there."""
+
+    def __init__(self, neuron: Neuron, currents: Tensor, state: State, fanout: Tensor):
+        """currents: (B, C, …) float32, dense in the memory format of the state. fanout: (N,) in memory order."""
+        self.neuron, self.state = neuron, state
+        self.counts = torch.zeros(len(currents), 4, dtype=torch.float64)
+        self._struct = self._layout(currents, fanout)
+
+    def _layout(self, x: Tensor, fanout: Tensor) -> _Scan:
+        n, m, st, lib = self.neuron, self.neuron.adaptive, self.state, library()
+        size, period = x[0].numel(), period_of(n, x)
+
+        def periodic(value: Tensor | float) -> Tensor:
+            return laid_out_by_channel(value, x, period, lib.scan_group())
+
+        slope, low, high = PIECEWISE.get(n.activation.name, (0.0, 0.0, math.inf))
+        self._arrays = {  # the structure holds bare pointers: this keeps them alive
+            "v": st.v, "o": st.o, "sum": st.x, "mean": st.mean, "before": st.before, "fanout": fanout,
+            "theta": periodic(threshold(n, x)), "theta_max": periodic(per_channel(n.theta, x, n.axis)),
+            "start": periodic(initial_potential(n, x)),
+            "bias": None if n.bias is None or n.bias.dim() > 1 else periodic(per_channel(n.bias, x, n.axis)),
+            "counts": torch.zeros(len(x), lib.scan_units(size), 4, dtype=torch.float64),
+        }  # fmt: skip
+        values = dict(
+            gamma=n.gamma, overflow=n.overflow, offset=n.offset, margin=n.margin, upper=n.activation.upper,
+            slope=n.activation.slope or slope, low=low, high=high, is_signed=n.signed, bounded=n.bounded,
+        )  # fmt: skip
+        if m:
+            values |= dict(
+                alpha=m.alpha, k_a=m.k_a, k_i=m.k_i, C=m.C, tau_mp=m.tau_mp,
+                tau_det=m.tau_rd * (m.tau_rd if m.twice else 1.0), rest_is_max=m.rest is None and not m.normalised,
+                rest=-1.0 if m.rest is None else m.rest, normalised=m.normalised,
+                depolarisation=m.drive == "depolarisation", dtt=m.dtt, det=m.det,
+            )  # fmt: skip
+        pointers = {name: None if a is None else a.data_ptr() for name, a in self._arrays.items()}
+        return _Scan(B=len(x), N=size, period=period, **pointers, **values)
+
+    def run(self, x: Tensor, y: Tensor, t0: int, steps: int, constant: bool) -> None:
+        """x: (steps·B, C, …), or (B, C, …) where constant in time; y: (steps·B, C, …), which may be x."""
+        c, n = self._struct, self.neuron
+        stages = torch.tensor([n.stage(t0 + k) for k in range(steps)], dtype=torch.float32)
+        c.K, c.t0, c.x_step = steps, t0, 0 if constant else c.B * c.N
+        c.x, c.y, c.stage = x.data_ptr(), y.data_ptr(), stages.data_ptr()
+        family = "track" if n.tracking else "leaky" if n.imbalanced else "reset" if n.reset == "zero" else "spike"
+        library().scan_chunk(
+            ctypes.byref(c), _FAMILIES[family], int(self.state.o is not None), int(n.adaptive is not None)
+        )
+        self.counts += self._arrays["counts"].sum(1) if n.bits is None else self._digits(y, stages)
+
+    def restart(self) -> None:
+        """Counts from 0."""
+        self.counts.zero_()
+
+    def _digits(self, y: Tensor, stages: Tensor) -> Tensor:
+        """The counts of bursts that go as binary digits; y (steps·B, C, …)."""
+        c, total = self._struct, torch.zeros_like(self.counts)
+        for each, stage in zip(y.split(c.B), stages.tolist(), strict=True):
+            counts = torch.zeros_like(total)
+            levels_library().count_digits(
+                ctypes.c_void_p(each.data_ptr()),
+                *(ctypes.c_int64(number) for number in (c.B, c.N, c.period)),
+                ctypes.c_void_p(c.theta),
+                ctypes.c_float(stage),
+                ctypes.c_int32(self.neuron.bits),
+                ctypes.c_void_p(c.fanout),
+                ctypes.c_void_p(counts.data_ptr()),
+            )
+            total += counts
+        return total + 0 * self._arrays["counts"].sum(1)  # NaN stays
+
+
+def count_events(y: Tensor, fanout: Tensor) -> Tensor:
+    """Σ[y≠0] and Σ[y≠0]·fan-out of each row of y (rows, C, …), as (rows, 2) float64 on its device. fanout: (C, …)."""
+    if library() is None or y.device.type != "cpu" or y.dtype != torch.float32:
+        events, reach = (y != 0).flatten(1).double(), fanout.to(y.device).expand(y.shape[1:]).flatten().double()
+        return torch.stack((events.sum(1), events @ reach), 1)
+    y, reach = y.contiguous(memory_format=memory_format(y)), laid_out(fanout, y)
+    counts = torch.empty(len(y), 2, dtype=torch.float64)
+    library().count_events(
+        ctypes.c_void_p(y.data_ptr()),
+        *(ctypes.c_int64(n) for n in (len(y), y[0].numel())),
+        *(ctypes.c_void_p(a.data_ptr()) for a in (reach, counts)),
+    )
+    return counts
+
+
+def observe_channels(x: Tensor, axis: int | None, shift: int, first: int, histogram: Tensor, maximum: Tensor) -> None:
+    """Add |x| (B, …) to the histograms (C, bins) int32 and maxima (C,) of ``methods.observe.Site`` by channel.
+
+    axis: the dimension of the channels, None where all values belong to one.
+    """
+    channels, bins = histogram.shape
+    if library() is None or x.device.type != "cpu" or x.dtype != torch.float32:
+        rows = rows_by_channel(x.abs().float(), axis)
+        index = ((rows.contiguous().view(torch.int32) >> shift) - (first - 1)).clamp_(0, bins - 1)
+        index += bins * torch.arange(channels, dtype=torch.int32, device=x.device)[:, None]
+        found = torch.bincount(index.flatten(), minlength=channels * bins).view(channels, bins)
+        histogram += found.to(histogram.device, torch.int32)
+        torch.maximum(maximum, rows.amax(1).to(maximum.device), out=maximum)
+        return
+    last = memory_format(x) is torch.channels_last and axis in (1, None)
+    x = x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    inner = 1 if last and axis else x[0].numel() if axis is None else math.prod(x.shape[axis + 1 :])
+    library().observe_channels(
+        ctypes.c_void_p(x.data_ptr()),
+        *(ctypes.c_int64(n) for n in (x.numel() // (channels * inner), channels, inner)),
+        *(ctypes.c_int32(n) for n in (shift, first, bins)),
+        ctypes.c_void_p(histogram.data_ptr()),
+        ctypes.c_void_p(maximum.data_ptr()),
+    )
