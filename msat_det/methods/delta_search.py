@@ -44,11 +44,12 @@ PASSES, CLOSE = 7, 0.01
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is fitted. prices, budgets: for each timestep that is fitted, what may be spent up to it in the ``unit``; a
-    budget of None: the price decides. images: the first calibration images. correct: whether inherited mean errors are
-    taken off."""
+    """What is fitted. prices, budgets: for each timestep that is fitted, what may be spent in the ``unit`` up to the
+    one that ``times`` has for it; a budget of None: the price decides. images: the first calibration images. correct:
+    whether inherited mean errors are taken off."""
 
     unit: Unit
+    times: Sequence[int]
     prices: Sequence[float]
     budgets: Sequence[float | None]
     images: int
@@ -57,7 +58,7 @@ class Wanted:
 
 @dataclass
 class Fitted:
-    """The neurons at a price. spent: up to the timestep that is fitted, in the budget's unit."""
+    """The neurons at a price. spent: what counts for the budget, in its unit."""
 
     neurons: dict[str, Neuron]
     price: float
@@ -134,7 +135,7 @@ class _Network:
                     values[node] = self.graph.evaluate(node, values)
                 for done in last[node]:
                     values.pop(done, None)
-        result.spent = self.wanted.unit.spent(result.neurons, self.batch, t + 1)
+        result.spent = self.wanted.unit.spent(result.neurons, self.batch, self.wanted.times[t])
         return result
 
     def _fit_site(

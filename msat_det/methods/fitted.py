@@ -197,8 +197,8 @@ class DeltaFit(LayerByLayer):
 @method("delta-fit", DeltaFit, needs_t=True, codings=("delta",))
 def delta_fit(options: DeltaFit, observation: Observation, T: int) -> Neurons:
     """Delta coding with θ per channel, terms and dead zones per call site, fitted under a budget. Ours; see
-    ``methods.delta_search``. The whole budget goes to the first timestep, and later ones correct it: a value that is
-    sent later costs as much, and what was sent before has to be corrected."""
+    ``methods.delta_search``. The first timestep is fitted, and later ones correct it, within the budget: a value that
+    is sent later costs as much, and what was sent before has to be corrected."""
     return _fit_corrections(options, observation, [T])
 
 
@@ -232,7 +232,7 @@ def _fit_corrections(options: DeltaFit, observation: Observation, times: Sequenc
         prices = [price / 2**i for i, price in enumerate(prices)]
     budgets = [at(options.budget, t) for t in fitted]
     unit = Unit(options.budget_of, observation)
-    wanted = Wanted(unit, prices, budgets, options.images, options.correct == "bias")
+    wanted = Wanted(unit, fitted, prices, budgets, options.images, options.correct == "bias")
 
     def make(node: Node) -> Neuron:
         return neuron(options, node, threshold(options, observation, node), terms=(1,))

@@ -54,6 +54,14 @@ def test_a_budget_is_met_on_the_calibration_images(network: str, budget: float) 
     assert 0.9 * budget <= snn.counts[1].sops_per_mac <= budget * 1.001
 
 
+def test_what_later_timesteps_correct_counts_in_the_budget() -> None:
+    """Of 0.45 spikes per neuron a fit that looks at the first timestep alone has spent 0.46 by the fourth."""
+    observation, options = observed("yolo"), {"budget": 0.45, "budget_of": "spikes", "images": 8}
+    snn = spiking_network("delta-fit", options, observation, 4)
+    snn.run(observation.first(8), 4)
+    assert 0.42 <= snn.counts[4].spikes_per_neuron <= 0.4505
+
+
 @pytest.mark.parametrize("levels", ["binary", "unary"])
 @pytest.mark.parametrize("budget_of", ["spikes", "energy"])
 def test_a_budget_in_another_unit_is_met(budget_of: str, levels: str) -> None:
