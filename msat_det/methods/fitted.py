@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
+import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx.node import Node
@@ -206,8 +207,9 @@ def delta_fit(options: DeltaFit, observation: Observation, T: int) -> Neurons:
 def delta_fit_anytime(options: DeltaFit, observation: Observation, T: int) -> Neurons:
     """One plan for every t: a budget for each timestep, {1: 0.6, 2: 0.9, 4: 1.1}, up to which it may have spent, and
     stages, terms and dead zones of their own; without a budget four timesteps, each at half the price of the one
-    before. After them the last one's apply, up to the 64th; from then on the rest is sent by a term a timestep, without
-    a dead zone, because the last one may be to send nothing. Ours."""
+    before. After them the last one's apply, up to the 64th; from then on the rest is sent by a term a timestep of finer
+    and finer levels, without a dead zone and without the bias, because the last one may be to send nothing, and its
+    bias makes up for errors that fade. Ours."""
     return _fit_corrections(options, observation, [*range(1, T + 1)])
 
 
@@ -216,10 +218,21 @@ HELD = 64  # timesteps
 
 
 def _never_done(made: Neuron) -> Neuron:
-    """The neuron that after ``HELD`` timesteps corrects whatever error is left."""
+    """The neuron that after ``HELD`` timesteps corrects whatever error is left, by levels that become finer from there
+    on, and without its bias: what that made up for is no more there."""
     held = HELD - len(made.terms)
     terms = (*made.terms, *[made.terms[-1]] * held, max(1, made.terms[-1]))
-    return replace(made, terms=terms, zone=(*made.zone, *[made.zone[-1]] * held, 0.5))
+    zone = (*made.zone, *[made.zone[-1]] * held, 0.5)
+    return replace(made, terms=terms, zone=zone, bias=_until_held(made.bias), steps=min(made.steps or HELD, HELD))
+
+
+def _until_held(bias: Tensor | None) -> Tensor | None:
+    """A bias (C,), () or (K, C) as (HELD + 1, C): 0 in the end."""
+    if bias is None:
+        return None
+    over_time = bias if bias.dim() > 1 else bias.reshape(1, -1)
+    held = over_time[-1:].expand(HELD - len(over_time), -1)
+    return torch.cat((over_time, held, torch.zeros_like(held[:1])))
 
 
 def _fit_corrections(options: DeltaFit, observation: Observation, times: Sequence[int]) -> Neurons:

@@ -94,6 +94,17 @@ def test_an_anytime_plan_keeps_the_budget_of_each_timestep_and_gets_better() -> 
     assert events[1] == pytest.approx(events[0], rel=1e-3)  # by then nothing is sent any more
 
 
+@pytest.mark.parametrize("network", ["plain", "residual"])
+def test_an_anytime_plan_leaves_no_bias_in_the_end(network: str) -> None:
+    """Neither the levels nor the biases that were fitted for few timesteps hold: the error falls with 1/T."""
+    snn = spiking_network("delta-fit-anytime", {"images": 8}, observed(network), 16)
+    outputs, wanted = snn.run(images(), 1024, (64, 256, 1024)), build(network)(images())
+    errors = [((out - wanted).norm() / wanted.norm()).item() for out in outputs.values()]
+    assert errors[1] < 0.35 * errors[0]
+    assert errors[2] < 0.5 * errors[1]
+    assert errors[2] < 1.2e-3
+
+
 def test_a_later_timestep_sends_what_is_worth_its_price() -> None:
     """An error of .3 in levels of 1: for nothing a finer stage sends it, at a price above its square nobody does."""
     plain = Neuron(torch.tensor([1.0]), RELU, coding="delta", bits=8)

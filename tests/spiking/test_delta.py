@@ -199,6 +199,20 @@ def test_the_kernel_is_the_readable_step(options: dict, name: str, shape: tuple)
     assert not y[:, 2].any()  # a dead channel
 
 
+def test_a_bias_that_changes_wakes_neurons_that_had_nothing_to_send() -> None:
+    """After two timesteps all is sent; the bias of the eighth is sent then, whether or not somebody looks on."""
+    snn = delta("plain", terms=(8,), bits=8)
+    quiet = {
+        name: replace(made, steps=None, bias=torch.zeros(8, made.theta.numel()).index_fill(0, torch.tensor(7), 0.5))
+        for name, made in snn.neurons.items()
+    }
+    snn = SpikingNetwork(snn.graph, quiet, snn.fanout)
+    plain, watched = (snn.run(images(), 9, (7, 8, 9), tap=tap) for tap in (None, Spikes()))
+    assert not torch.allclose(watched[8], watched[7], atol=1e-2)
+    for t, expected in watched.items():
+        assert torch.equal(plain[t], expected)
+
+
 def test_a_potential_that_is_no_number_is_told() -> None:
     net = build("plain")
     snn = spiking_network("delta", {}, observe(net, [images()]), 2)

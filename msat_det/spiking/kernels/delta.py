@@ -69,7 +69,11 @@ class Corrections:
 
     def rests(self, t: int) -> bool:
         """Whether a step at t on input sums that have not changed would send nothing: the last one did not."""
-        return self._before == self._now(t) and not self.sent and not self.neuron.adaptive
+        return self._before == self._now(t) and not self.sent and not self.neuron.adaptive and self._same_bias(t)
+
+    def _same_bias(self, t: int) -> bool:
+        bias = self.neuron.bias
+        return bias is None or bias.dim() < 2 or torch.equal(self.neuron.bias_at(t), self.neuron.bias_at(t - 1))
 
     def _now(self, t: int) -> tuple[float, int, float]:
         """What of the neuron depends on time."""
