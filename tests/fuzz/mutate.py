@@ -17,6 +17,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from functools import lru_cache
 from random import Random
 from typing import Any
 
@@ -166,8 +167,7 @@ def word(random: Random, dictionary: tuple[str, ...]) -> str:
 
 
 def tree(random: Random, value: Any) -> Any:
-    """A copy of a JSON-like value, changed at some places."""
-    value = copy.deepcopy(value)
+    """A JSON-like value that is nobody else's, changed at some places."""
     for _ in range(random.choice([1, 1, 1, 2, 4])):
         value = changed(random, value)
     return value
@@ -217,6 +217,16 @@ def json_text(random: Random, data: bytes) -> bytes:
         return words("[", "]", "{", "}", ",", "NaN", "Infinity", "-0", "1E400", '"\\ud800"', '"\\u0000"')(random, data)
 
 
+def yaml_value(data: bytes) -> Any:
+    """What a YAML file holds. Raises yaml.YAMLError, ValueError, RecursionError."""
+    return copy.deepcopy(_parsed(data))
+
+
+@lru_cache(4096)
+def _parsed(data: bytes) -> Any:
+    return yaml.safe_load(data)  # takes many times as long as a copy, and the seeds are a few
+
+
 def yaml_text(*dictionary: str) -> Mutate:
     """A YAML file, changed as a tree, or as a text with anchors and tags in it."""
     doubled = "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 30))
@@ -234,7 +244,7 @@ def yaml_text(*dictionary: str) -> Mutate:
             return data + f"\n{random.choice([*dictionary, 'x'])}: &a [*a, {{b: *a}}]\n".encode()
         if kind < 0.6 and b"&" not in data:  # a tree with itself in it, or a bomb, is no tree
             try:
-                return encode(yaml.safe_dump(tree(random, yaml.safe_load(data)), allow_unicode=True))[:AMPLIFIED]
+                return encode(yaml.safe_dump(tree(random, yaml_value(data)), allow_unicode=True))[:AMPLIFIED]
             except (yaml.YAMLError, ValueError, TypeError, RecursionError):
                 pass
         return text(random, data)

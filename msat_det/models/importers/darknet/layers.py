@@ -325,8 +325,9 @@ YOLOR = {"implicit_add", "implicit_mul", "shift_channels", "control_channels"}
 
 def infer_shape(section: Section, module: nn.Module, inputs: list[Shape]) -> Shape:
     """The shape that a layer gives, found on empty tensors."""
+    shaping = getattr(module, "conv", module)  # batch norm and activation keep the shape, and take far longer
     try:
-        output = copy.deepcopy(module).to("meta").eval()(*(torch.empty(1, *shape, device="meta") for shape in inputs))
+        output = copy.deepcopy(shaping).to("meta").eval()(*(torch.empty(1, *shape, device="meta") for shape in inputs))
     except RuntimeError:
         raise section.error(
             f"does not fit its input {inputs[0] if inputs else ''}: choose a larger model.size or a smaller kernel"
