@@ -29,7 +29,8 @@ MAX_RATIO = 256  # of the sides: resizing a line of pixels, one side first, woul
 MAX_SCANS = 100  # of a JPEG, which has ten or so: a few bytes can ask for one more pass over all pixels
 STRIP = 1 << 20  # pixels that are made RGB at a time
 ORIENTATION = 0x0112  # EXIF's tag
-TURNS: dict[int, Callable[[Tensor], Tensor]] = {  # its values that swap the sides → (3, H, W) set upright
+FLIPS = {2: (2,), 3: (1, 2), 4: (1,)}  # its values that keep the sides → axes of (3, H, W) to be turned over
+TURNS: dict[int, Callable[[Tensor], Tensor]] = {  # those that swap the sides → (3, H, W) set upright
     5: lambda image: image.transpose(1, 2),
     6: lambda image: image.rot90(-1, (1, 2)),
     7: lambda image: image.transpose(1, 2).flip(1, 2),
@@ -61,6 +62,12 @@ def read_image(path: Path, size: Size | None = None) -> Tensor:
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
         raise CorruptImage(f"can't read image {path} ({error}): restore or remove it") from error
     return TURNS[turn](pixels).contiguous() if turn else pixels
+
+
+def read_upright(path: Path) -> Tensor:
+    """``read_image`` as EXIF's orientation sets the image upright. Raises CorruptImage."""
+    image, turn = read_image(path), orientation(path)
+    return TURNS[turn](image).contiguous() if turn in TURNS else image.flip(FLIPS.get(turn, ()))
 
 
 def image_size(path: Path) -> Size | None:

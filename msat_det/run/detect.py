@@ -19,7 +19,7 @@ from msat_det.base.errors import InputError
 from msat_det.base.files import show, write_whole
 from msat_det.base.names import hint
 from msat_det.base.progress import Progress
-from msat_det.data.images import CorruptImage, read_image
+from msat_det.data.images import CorruptImage, Size, read_upright, upright_size
 from msat_det.data.sources import VideoFile, frames_of, images_of, is_video
 from msat_det.methods import DEFAULT, METHODS
 from msat_det.models.detector import Detections, Detector
@@ -110,14 +110,14 @@ class Job:
         """Pictures one by one; of several those that can't be read are told and left out."""
         for name, path in files.items():
             try:
-                image = read_image(path)
+                image = read_upright(path)
             except CorruptImage as error:
                 if len(files) == 1:
                     raise
                 print(f"warning: {error}", file=sys.stderr)
                 continue
             (row,) = self.detected([image])
-            self.note(name, row[self.T], image)
+            self.note(name, row[self.T], image, upright_size(path))
             target = self.place(name)
             drawn = self.drawn(image, row)
             write_whole(target, lambda file, drawn=drawn: drawn.save(file, "JPEG", quality=92))
@@ -173,13 +173,14 @@ class Job:
         kinds = ", ".join(f"{count} {name}" for name, count in Counter(one.names).most_common()) or "nothing"
         return f"{kinds}; t = {self.T}, {self.snn.counts[self.T].energy_ratio:.2f} of the float network's energy"
 
-    def note(self, name: str, one: Detections, image: Tensor, **more: Any) -> None:
-        """Keep the boxes of an image as COCO has them."""
-        id = len(self.images) + 1
-        size = {"width": image.shape[2], "height": image.shape[1]}
-        self.images.append({"id": id, "file_name": name, **size, **more})
+    def note(self, name: str, one: Detections, image: Tensor, size: Size | None = None, **more: Any) -> None:
+        """Keep the boxes of an image as COCO has them, in pixels of its file: size, (width, height), where it was read
+        smaller."""
+        id, read = len(self.images) + 1, (image.shape[2], image.shape[1])
+        size = size or read
+        self.images.append({"id": id, "file_name": name, "width": size[0], "height": size[1], **more})
         for (x1, y1, x2, y2), score, label in zip(
-            one.boxes.tolist(), one.scores.tolist(), one.labels.tolist(), strict=True
+            (one.boxes * round(size[0] / read[0])).tolist(), one.scores.tolist(), one.labels.tolist(), strict=True
         ):
             box = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
             entry = {"id": len(self.found) + 1, "image_id": id, "category_id": label + 1, "bbox": box}

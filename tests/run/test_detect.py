@@ -12,7 +12,8 @@ from PIL import Image
 import msat_det
 from msat_det.base.config import Model
 from msat_det.base.settings import PROJECT
-from msat_det.data.images import read_image
+from msat_det.data import CocoDetection, images
+from msat_det.data.images import ORIENTATION, read_image
 from msat_det.data.sources import VideoFile, frames_of, images_of
 from msat_det.models import build_detector
 from msat_det.run import cli
@@ -97,6 +98,49 @@ def test_a_pattern_names_pictures_below_its_fixed_part(folder: Path) -> None:
     assert list(images_of(f"{folder}/**/*.jpg")) == ["a.jpg", "broken.jpg", "more/b.jpg"]
     assert list(images_of(f"{folder}/a.*")) == ["a.jpg", "a.png"]
     assert images_of(str(folder / "a.png")) == {"a.png": folder / "a.png"}
+
+
+def read_back(out: Path, images: Path) -> dict[str, torch.Tensor]:
+    """detections.json as a data set: the name of each picture's file → its boxes, in pixels of the picture as it is
+    read."""
+    dataset = CocoDetection(out, annotations="detections.json", images=str(images))
+    assert not any(dataset.misfit(id, dataset.image(id)) for id in dataset.ids)
+    return {dataset._files[id]: dataset.target(id).boxes for id in dataset.ids}
+
+
+def test_boxes_of_turned_photographs_are_those_of_upright_ones(saved: str, tmp_path: Path) -> None:
+    """As a telephone stores them; a photograph on its head has no other sizes to tell it by."""
+    (tmp_path / "in").mkdir()
+    with Image.open(PHOTOGRAPHS[0]) as photograph:
+        photograph.save(tmp_path / "in/upright.png")
+        for orientation, turn in ((6, Image.Transpose.ROTATE_90), (3, Image.Transpose.ROTATE_180)):
+            exif = Image.Exif()
+            exif[ORIENTATION] = orientation
+            photograph.transpose(turn).save(tmp_path / f"in/turned{orientation}.png", exif=exif)
+    assert run(tmp_path / "in", "--model", saved, "--out", tmp_path / "out") == 0
+    found = read_back(tmp_path / "out", tmp_path / "in")
+    assert len(found["upright.png"]) > 2
+    for name in ("turned3.png", "turned6.png"):
+        assert torch.equal(found[name], found["upright.png"])
+
+
+def test_boxes_of_large_photographs_are_in_their_own_pixels(
+    saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read at half its size, told in whole pixels, and read back as a data set in those that it is read in."""
+    with Image.open(PHOTOGRAPHS[0]) as photograph:
+        size = photograph.width, photograph.height
+    monkeypatch.setattr(images, "WHOLE", size[0] * size[1] - 1)
+    (expected,) = network().detect([read_image(PHOTOGRAPHS[0])], 2)[2]
+    expected = expected.above(0.3).boxes
+    assert len(expected) > 1
+    assert run(PHOTOGRAPHS[0], "--model", saved, "--out", tmp_path) == 0
+    content = json.loads((tmp_path / "detections.json").read_text())
+    assert (content["images"][0]["width"], content["images"][0]["height"]) == size
+    corners = torch.tensor([entry["bbox"][:2] for entry in content["annotations"]])
+    assert torch.allclose(corners, 2 * expected[:, :2], atol=0.01)
+    (boxes,) = read_back(tmp_path, PHOTOGRAPHS[0].parent).values()
+    assert torch.allclose(boxes, expected, atol=0.02)
 
 
 def test_only_the_classes_that_are_asked_for(saved: str, tmp_path: Path) -> None:
