@@ -11,6 +11,7 @@ import reprlib
 import stat
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,31 @@ def inside(folder: Path, *names: str) -> Path:
 
 
 def absent(path: Path, what: str = "file") -> str:
-    """What to say of a path at which there is none: a link that leads nowhere is named."""
+    """What to say of a path at which there is none, with the reason that ``astray`` finds."""
+    why = astray(path)
+    return why if why.startswith(f"{path} is a link") else f"no {what} {path}" + (f", for {why}" if why else "")
+
+
+def astray(path: Path) -> str:
+    """Why nothing is at a path: a link in it that leads nowhere, or a name that is there in other capitals; else ""."""
     for place in (path, *path.parents):
         if os.path.islink(place) and not os.path.exists(place):  # noqa: PTH110, PTH114 (False for endless names, too)
-            link = f"{place} is a link that leads nowhere (to {show(os.readlink(place))})"  # noqa: PTH115
-            return link if place == path else f"no {what} {path}, for {link}"
-    return f"no {what} {path}"
+            return f"{place} is a link that leads nowhere (to {show(os.readlink(place))})"  # noqa: PTH115
+    missing = path
+    while not is_folder(missing.parent) and missing.parent != missing.parent.parent:
+        missing = missing.parent
+    if os.path.lexists(missing) or not is_folder(missing.parent):
+        return ""
+    found = _by_capitals(missing.parent, os.stat(missing.parent).st_mtime_ns).get(missing.name.casefold())  # noqa: PTH116
+    return f"{missing.with_name(found)} is there in other capitals, which must agree" if found else ""
+
+
+@lru_cache(8)
+def _by_capitals(folder: Path, changed: int) -> dict[str, str]:
+    """The names in a folder by their small letters; none where it can't be listed. changed: when it was, last."""
+    with suppress(OSError):
+        return {name.casefold(): name for name in os.listdir(folder)}  # noqa: PTH208
+    return {}
 
 
 def bytes_of(path: str | Path, most: int = MAX_BYTES) -> bytes:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from msat_det.base.errors import InputError
-from msat_det.base.files import MissingData, bytes_of, inside, is_file, show
+from msat_det.base.files import MissingData, astray, bytes_of, inside, is_file, show
 from msat_det.data.images import Size, image_size, read_image, reduction
 
 MAX_COORDINATE = 1e9
@@ -138,8 +138,12 @@ def subset(dataset: Dataset, limit: int | None, seed: int, skip: int = 0) -> Dat
 
 def require_images(folder: Path, names: Iterable[str]) -> None:
     """Raise InputError unless at least one of the listed images is there."""
+    names = list(names)
     if not any(is_file(inside(folder, name)) for name in names):
-        raise MissingData(f"none of the listed images is in {folder}: put them there or check the root and the split")
+        why = f" ({astray(folder / names[0])})" if names and astray(folder / names[0]) else ""
+        raise MissingData(
+            f"none of the listed images is in {folder}{why}: put them there or check the root and the split"
+        )
 
 
 def class_names(names: Sequence[object], where: object, repeated: Collection[str] = ()) -> list[str]:

@@ -9,11 +9,12 @@ from typing import Any
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import MAX_BYTES, inside, is_text, read_text, show
-from msat_det.data.base import Dataset, Target, alike, is_number, make_target
+from msat_det.data.base import CONTROL, Dataset, Target, alike, is_number, make_target
 from msat_det.data.coco_layout import Within, annotation_file, image_folder
 from msat_det.data.images import Size
 
 WHOLE = re.compile(r"\s*(-?[0-9]+)(?:\.0*)?\s*")
+Id = int | str
 MOST_ID = 2**53  # an engine of the evaluation keeps ids as floats
 
 
@@ -48,7 +49,7 @@ class CocoDetection(Dataset):
         for id, factor in self._factors.items():
             self.annotations[id] = [_smaller(entry, factor) for entry in self.annotations[id]]
 
-    def target(self, id: int) -> Target:
+    def target(self, id: Id) -> Target:
         found = self.annotations[id]
         boxes = [(x, y, x + w, y + h) for x, y, w, h in (entry["bbox"] for entry in found)]
         labels = [self._index[entry["category_id"]] for entry in found]
@@ -67,8 +68,9 @@ def read_coco_json(path: Path) -> dict:
     return content
 
 
-def coco_images(entries: list, path: Path, root: Path) -> tuple[dict[int, str], dict[int, Size | None]]:
-    """id → name with slashes, and id → (width, height), None where that is not told. Raises InputError."""
+def coco_images(entries: list, path: Path, root: Path) -> tuple[dict[Id, str], dict[Id, Size | None]]:
+    """id → name with slashes, and id → (width, height), None where that is not told. All ids are text where one is no
+    number. Raises InputError."""
     files, sizes = [], []
     for number, entry in enumerate(entries):
         where = f"{path}, images[{number}]"
@@ -77,8 +79,10 @@ def coco_images(entries: list, path: Path, root: Path) -> tuple[dict[int, str], 
             inside(root, name)
         except InputError as error:
             raise InputError(f"{where}: file_name {error}, as in images/1.jpg") from error
-        files.append((coco_id(entry, "id", where), name))
+        files.append((coco_image_id(entry, "id", where), name))
         sizes.append(coco_size(entry))
+    if any(isinstance(id, str) for id, _ in files):
+        files = [(str(id), name) for id, name in files]
     refuse_alike([id for id, _ in files], f"{path}, images", "id")
     return dict(files), {id: size for (id, _), size in zip(files, sizes, strict=True)}
 
@@ -119,16 +123,19 @@ def refuse_alike(values: list, where: str, key: str, ids: list | None = None) ->
 
 
 def coco_objects(
-    entries: list, path: Path, images: Collection[int], categories: Collection[int]
-) -> dict[int, list[dict]]:
+    entries: list, path: Path, images: Collection[Id], categories: Collection[int]
+) -> dict[Id, list[dict]]:
     """Image id → its checked objects. Raises InputError."""
-    found: dict[int, list[dict]] = {id: [] for id in images}
+    found: dict[Id, list[dict]] = {id: [] for id in images}
+    text = any(isinstance(id, str) for id in images)
     for number, entry in enumerate(entries):
         where = f"{path}, annotations[{number}]"
-        annotation = coco_annotation(entry, where)
+        annotation = coco_annotation(entry, where, text)
         for key, known in (("category_id", categories), ("image_id", found)):
             if annotation[key] not in known:
-                raise InputError(f"{where}: {key} {annotation[key]} is not listed in the file: list or correct it")
+                raise InputError(
+                    f"{where}: {key} {show(annotation[key])} is not listed in the file: list or correct it"
+                )
         found[annotation.pop("image_id")].append(annotation)
     return found
 
@@ -140,6 +147,14 @@ def coco_id(entry: object, key: str, where: str) -> int:
     if id is None or abs(id) >= MOST_ID:
         raise InputError(f"{where}: {key} is {show(value)}, it must be an integer")
     return id
+
+
+def coco_image_id(entry: object, key: str, where: str) -> Id:
+    """The same, or a text that is no number, as a name or a UUID is one. Raises InputError."""
+    value = entry.get(key) if isinstance(entry, dict) else None
+    if isinstance(value, str) and whole(value) is None and value.strip() and not CONTROL.search(value):
+        return coco_name(entry, key, where)
+    return coco_id(entry, key, where)
 
 
 def whole(value: object) -> int | None:
@@ -179,12 +194,14 @@ def coco_size(entry: dict) -> Size | None:
     return (width, height) if width and height and width > 0 < height else None
 
 
-def coco_annotation(entry: object, where: str) -> dict:
+def coco_annotation(entry: object, where: str, text: bool = False) -> dict:
     """One checked object: image_id, category_id, bbox, area, iscrowd, with the file's own numbers.
 
+    text: whether the ids of images are text.
     An object without a box has that of its polygons; one without area the box's; one without iscrowd is no crowd.
     """
-    result: dict[str, Any] = {key: coco_id(entry, key, where) for key in ("image_id", "category_id")}
+    image = str(coco_image_id(entry, "image_id", where)) if text else coco_id(entry, "image_id", where)
+    result: dict[str, Any] = {"image_id": image, "category_id": coco_id(entry, "category_id", where)}
     box, area, crowd = (number(entry.get(key)) for key in ("bbox", "area", "iscrowd"))
     if box is None or box == []:
         box = polygon_box(entry.get("segmentation"), where)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from msat_det.base.files import MissingData, absent, inside, is_file, is_folder, show
+from msat_det.base.files import MissingData, absent, astray, inside, is_file, is_folder, show
 from msat_det.data.images import IMAGE_SUFFIXES, image_finder
 
 COCO_SPLIT = "val2017"
@@ -55,8 +55,10 @@ def image_folder(root: Path, split: str, path: Path, names: list[str], own: str 
     for folder in folders:
         if has_any(folder, names):
             return folder
+    why = next(filter(None, (astray(folder / names[0]) for folder in folders)), "")
     raise MissingData(
-        f"none of the listed images, such as {show(names[0])}, is in {', '.join(map(str, folders))}: put them there, "
+        f"none of the listed images, such as {show(names[0])}, is in {', '.join(map(str, folders))}"
+        f"{f' ({why})' if why else ''}: put them there, "
         "check the root and the split, or name their folder by the key images, beside root"
     )
 

@@ -8,7 +8,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from msat_det.base.errors import InputError
-from msat_det.base.files import MAX_XML, MissingData, bytes_of, is_file, one_line, show
+from msat_det.base.files import MAX_XML, MissingData, absent, bytes_of, is_file, one_line, show
 from msat_det.data.base import MAX_COORDINATE, Target, make_target
 from msat_det.data.voc_classes import class_index, common_name, unknown_class
 
@@ -79,7 +79,8 @@ def read_object(element: Element, where: str) -> VocObject:
         box = [float(element.findtext(f"bndbox/{edge}", "")) for edge in EDGES]
     except ValueError as error:
         raise InputError(f"{where}: bndbox needs four numbers {', '.join(EDGES)}") from error
-    if not (all(abs(value) < MAX_COORDINATE for value in box) and box[0] <= box[2] and box[1] <= box[3]):
+    finite = all(abs(value) < MAX_COORDINATE for value in box)
+    if not (finite and box[0] - 1 < box[2] and box[1] - 1 < box[3]):  # less than a pixel wide, xmin lies above xmax
         raise InputError(f"{where}: box {box} must be finite with xmin ≤ xmax and ymin ≤ ymax")
     flag = one_line(element.findtext("difficult", ""))
     if flag.lower() not in FLAGS:
@@ -115,7 +116,7 @@ def parse_xml(path: Path) -> Element:
 def read_xml_text(path: Path) -> str:
     """A file's text without a byte order mark and without what stands before its first element. Raises InputError."""
     if not is_file(path):
-        raise MissingData(f"no file {path}: check the root, the split and the year")
+        raise MissingData(f"{absent(path)}: check the root, the split and the year")
     try:
         raw = bytes_of(path, MAX_XML)
         encoding = xml_encoding(raw)

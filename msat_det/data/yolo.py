@@ -9,12 +9,22 @@ import yaml
 from torch import Tensor
 
 from msat_det.base.errors import InputError
-from msat_det.base.files import MAX_YAML, MissingData, absent, inside, is_file, is_folder, read_text, show, yaml_value
+from msat_det.base.files import (
+    MAX_YAML,
+    MissingData,
+    absent,
+    astray,
+    inside,
+    is_file,
+    is_folder,
+    read_text,
+    show,
+    yaml_value,
+)
 from msat_det.data.base import Dataset, Target, class_names, make_target
-from msat_det.data.images import IMAGE_SUFFIXES, image_names, orientation, upright_size
+from msat_det.data.images import IMAGE_SUFFIXES, image_names, read_upright, upright_size
 
 SPLITS = ("val", "test", "train")  # in the order in which one is taken where none is named
-FLIPS = {2: (2,), 3: (1, 2), 4: (1,)}  # EXIF's orientations that keep the sides → axes of (3, H, W) to be turned over
 SLACK = 0.01  # beyond the image that a coordinate may lie, as where they train
 
 
@@ -49,9 +59,7 @@ class YoloDetection(Dataset):
 
     def image(self, id: str) -> Tensor:
         """uint8 (3, H, W) RGB, upright. Raises CorruptImage."""
-        image = super().image(id)
-        turned = FLIPS.get(orientation(inside(self.folder, self._files[id])))
-        return image.flip(turned) if turned else image
+        return read_upright(inside(self.folder, self._files[id]))
 
     def target(self, id: str) -> Target:
         boxes = [(x, y, x + w, y + h) for x, y, w, h in (entry["bbox"] for entry in self.annotations[id])]
@@ -196,6 +204,8 @@ def read_labels(path: Path, classes: int, columns: int | None = None) -> np.ndar
     Raises InputError with file and line.
     """
     if not is_file(path):
+        if why := astray(path):  # labels there are, somewhere
+            raise MissingData(f"no labels {path}, for {why}: restore them, or remove what is there")
         return np.zeros((0, 5))
     rows: dict[tuple[float, ...], str] = {}  # each once
     for number, line in enumerate(read_text(path).splitlines(), 1):

@@ -15,7 +15,7 @@ from msat_det.base.errors import InputError
 from msat_det.data import CocoDetection, build_dataset, images
 from msat_det.data.coco import coco_annotation
 from msat_det.data.images import read_image
-from msat_det.measure.accuracy import evaluate
+from msat_det.measure.accuracy import evaluate, make_evaluator
 from msat_det.models.detector import Detections
 from msat_det.run.arguments import load_config
 
@@ -335,3 +335,40 @@ def test_boxes_follow_a_photograph_that_is_read_smaller(
     assert [dataset.misfit(id, dataset.image(id)) for id in (0, 1)] == ["", ""]
     found = {i: Detections(dataset.target(i).boxes, torch.ones(1), torch.zeros(1, dtype=torch.int64)) for i in (0, 1)}
     assert evaluate(dataset, found, ["dog"])["map"] == 100
+
+
+TEXTS = {"abc": "abc", "0f8f-11": "0f8f-11", "12": "12", "7.0": 7, "frame 1.jpg": "frame 1.jpg"}  # in images, objects
+
+
+def test_image_ids_may_be_text(tmp_path: Path) -> None:
+    """Names or UUIDs; a number among them is the same whether it is text or not."""
+    images = [{"id": id, "file_name": f"{i}.jpg", "width": 64, "height": 48} for i, id in enumerate(TEXTS)]
+    objects = [{"image_id": id, "category_id": 1, "bbox": [i, 1, 4, 5]} for i, id in enumerate(TEXTS.values())]
+    for i in range(len(TEXTS)):
+        write_image(tmp_path / f"val/{i}.jpg", i)
+    content = {"images": images, "annotations": objects, "categories": [{"id": "1", "name": "dog"}]}
+    file = tmp_path / "annotations/instances_val.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(content))
+    dataset = CocoDetection(tmp_path, "val")
+    assert dataset.ids == sorted(["abc", "0f8f-11", "12", "7", "frame 1.jpg"])
+    at = {id: dataset.target(id).boxes.tolist() for id in dataset.ids}
+    assert at == {str(id).removesuffix(".0"): [[i, 1, i + 4, 6]] for i, id in enumerate(TEXTS)}
+    evaluator = make_evaluator(dataset, ["dog"])
+    perfect = {
+        id: Detections(dataset.target(id).boxes, torch.ones(1), torch.zeros(1, dtype=torch.int64)) for id in dataset.ids
+    }
+    assert evaluator(perfect)["map"] == 100
+    assert evaluator({**perfect, "abc": perfect["12"]})["map"] < 100
+    for wrong, told in (("abd", "image_id 'abd' is not listed"), ("\x07", r"image_id is '\\x07', it must be an int")):
+        objects[0]["image_id"] = wrong
+        file.write_text(json.dumps(content))
+        with pytest.raises(InputError, match=told):
+            CocoDetection(tmp_path, "val")
+
+
+def test_a_category_id_that_is_text_is_told(tmp_path: Path) -> None:
+    content = {"images": [], "annotations": [], "categories": [{"id": "dog", "name": "dog"}]}
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"categories\[0\]: id is 'dog', it must be an integer"):
+        CocoDetection(tmp_path)

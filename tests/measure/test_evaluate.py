@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from support.roots import voc_xml, write_image
 
 from msat_det.base.errors import InputError
 from msat_det.data import VOC_CLASSES, CocoDetection, Dataset, ImageFiles, VocDetection, build_dataset, select, subset
@@ -341,6 +342,58 @@ def test_perfect_and_empty(dataset: Dataset) -> None:
     for empty in ({}, {dataset.ids[0]: nothing}, dict.fromkeys(dataset.ids, nothing)):
         scores = evaluator(empty)
         assert (scores["map"], scores["map50"]) == (0, 0)
+
+
+EDGES = [  # of an image of 61 x 47: all of it, its corner pixels, thin boxes at its edges, one of two halves of pixels
+    *([0, 0, 61, 47], [0, 0, 1, 1], [60, 46, 61, 47], [0, 3.25, 0.5, 40], [5, 46.5, 60.5, 47], [7.5, 8.5, 8.5, 9.5]),
+]
+
+
+def write_all_kinds(root: Path, scenes: list[list[list[float]]]) -> None:
+    """Continuous boxes, of a dog and a person in turn, as VOC, COCO and YOLO write them; 61 x 47 pixels a scene."""
+    home = root / "VOCdevkit/VOC2007"
+    content = {"images": [], "annotations": [], "categories": [{"id": 3, "name": "dog"}, {"id": 9, "name": "person"}]}
+    for folder in ("VOCdevkit/VOC2007/ImageSets/Main", "VOCdevkit/VOC2007/Annotations", "labels"):
+        (root / folder).mkdir(parents=True)
+    for i, boxes in enumerate(scenes):
+        for name in (f"VOCdevkit/VOC2007/JPEGImages/{i}.jpg", f"images/{i}.jpg"):
+            write_image(root / name, i, (61, 47))
+        content["images"].append({"id": i, "file_name": f"{i}.jpg", "width": 61, "height": 47})
+        objects, lines = [], []
+        for k, (x1, y1, x2, y2) in enumerate(boxes):
+            objects.append((["dog", "person"][k % 2], x1 + 1, y1 + 1, x2, y2, False))
+            lines.append(f"{k % 2} {(x1 + x2) / 122} {(y1 + y2) / 94} {(x2 - x1) / 61} {(y2 - y1) / 47}\n")
+            entry = {"image_id": i, "category_id": [3, 9][k % 2], "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            content["annotations"].append(entry)
+        (home / f"Annotations/{i}.xml").write_text(voc_xml(objects))
+        (root / f"labels/{i}.txt").write_text("".join(lines))
+    (home / "ImageSets/Main/test.txt").write_text("".join(f"{i}\n" for i in range(len(scenes))))
+    (root / "all.json").write_text(json.dumps(content))
+    (root / "data.yaml").write_text("val: images\nnames: [dog, person]\n")
+
+
+@pytest.mark.parametrize("kind", ["voc", "coco", "yolo"])
+def test_continuous_boxes_score_exactly_100_in_every_kind(kind: str, tmp_path: Path) -> None:
+    """What a detector gives, continuous edges from 0, is what each file says, to the last edge of the image."""
+    generator = np.random.default_rng(0)
+    corners = generator.uniform(0, [61, 47], (40, 2, 2))
+    drawn = np.concatenate([corners.min(1), np.minimum(corners.max(1) + 0.2, [61, 47])], 1).tolist()
+    scenes = [EDGES, *(drawn[i : i + 5] for i in range(0, 40, 5))]
+    write_all_kinds(tmp_path, scenes)
+    dataset = build_dataset(kind, tmp_path)
+    labels = [torch.arange(len(boxes)) % 2 for boxes in scenes]
+    found = {
+        id: Detections(torch.tensor(boxes), torch.linspace(1, 0.5, len(boxes)), label)
+        for id, boxes, label in zip(dataset.ids, scenes, labels, strict=True)
+    }
+    for id, one in found.items():
+        assert torch.allclose(dataset.target(id).boxes, one.boxes, atol=1e-4)
+    evaluators = [make_evaluator(dataset, ["dog", "person"])]
+    if kind != "voc":
+        evaluators.append(CocoEvaluator(dataset, ["dog", "person"], "pycocotools"))
+    for evaluator in evaluators:
+        scores = evaluator(found)
+        assert (scores["map"], scores["map50"]) == (100, 100)
 
 
 @settings(max_examples=10, deadline=None)
