@@ -236,22 +236,58 @@ CATALOGUE = {
     "yolov8n": Entry("Ultralytics' YOLOv8n for COCO's classes, PyTorch", (YOLOV8N,), "AGPL-3.0"),
 }
 
-# What configurations name and nobody publishes as it is, by its last two names → what to fetch, what then to add.
-# ROOT stands for the folder that it would lie in.
-INSTEAD = {
-    "cifar100_subset": ("cifar100", "--data.kind cifar100 --calib.kind cifar100 --data.root ROOT"),
-    "imagenet_subset": ("imagenet", "--data.kind imagenet --calib.kind imagenet --data.root ROOT"),
-    "voc_classes_of_coco": ("voc2007", "--data.root ROOT"),
-    "weights/cifar100_resnet20.safetensors": (
+
+@dataclass(frozen=True)
+class Unpublished:
+    """What configurations name and nobody publishes as it is.
+
+    page, licence: of what it was made from. name: what to fetch in its place. words: what then to add to a run; ROOT
+    stands for the folder that it would be in.
+    """
+
+    page: str
+    licence: str
+    name: str
+    words: str
+
+
+INSTEAD = {  # by its last two names
+    "cifar100_subset": Unpublished(
+        "https://www.cs.toronto.edu/~kriz/cifar.html",
+        UNSTATED,
+        "cifar100",
+        "--data.kind cifar100 --calib.kind cifar100 --data.root ROOT",
+    ),
+    "imagenet_subset": Unpublished(
+        "https://github.com/EliSchwartz/imagenet-sample-images",
+        "ImageNet's terms: non-commercial research",
+        "imagenet",
+        "--data.kind imagenet --calib.kind imagenet --data.root ROOT",
+    ),
+    "voc_classes_of_coco": Unpublished(
+        "https://github.com/developer0hye/COCO128", COCO_TERMS, "voc2007", "--data.root ROOT"
+    ),
+    "weights/cifar100_resnet20.safetensors": Unpublished(
+        "https://github.com/chenyaofo/pytorch-cifar-models",
+        "BSD-3-Clause",
         "resnet20-cifar100",
         "--model.weights ROOT/weights/cifar100_resnet20-23dac2f1.pt",
     ),
-    "weights/squeezenet1_0_deep_compression.safetensors": (
+    "weights/squeezenet1_0_deep_compression.safetensors": Unpublished(
+        "https://github.com/songhan/SqueezeNet-Deep-Compression",
+        "BSD",
         "torchvision:squeezenet1_0",
         "--model.weights DEFAULT --model.preprocess imagenet",
     ),
-    "weights/yolov8n_fused_fp16.safetensors": ("yolov8n", "--model.weights ROOT/weights/yolov8n.pt"),
-    "weights/ssd_mobilenet_v1_075_coco.safetensors": (
+    "weights/yolov8n_fused_fp16.safetensors": Unpublished(
+        "https://github.com/Lamri-Meriem/edge-object-detection",
+        "AGPL-3.0",
+        "yolov8n",
+        "--model.weights ROOT/weights/yolov8n.pt",
+    ),
+    "weights/ssd_mobilenet_v1_075_coco.safetensors": Unpublished(
+        "https://github.com/Nazmul1607081/tensorflow-light-android-app",
+        "TensorFlow's model zoo, Apache-2.0",
         "torchvision:ssdlite320_mobilenet_v3_large",
         "--model.name ssdlite320_mobilenet_v3_large --model.weights DEFAULT",
     ),
@@ -302,14 +338,15 @@ def get_with(path: Path) -> str:
     for name, entry in CATALOGUE.items():
         if any(item.path == place for item in entry.items):
             return f"get it with: {fetch_command(name, path.parents[1])}"
-    return f"it can't be fetched; run {instead(place, path.parents[1])}" if place in INSTEAD else ""
+    return f"it can't be fetched: run {instead(place, path.parents[1])}" if place in INSTEAD else ""
 
 
 def instead(place: str, root: Path) -> str:
-    """The command that gets what comes nearest to a place of INSTEAD, and what then to add."""
-    name, words = INSTEAD[place]
-    folder = shlex.quote(str(root))
-    return f"{fetch_command(name, root)}, then add {words.replace('ROOT', folder)}"
+    """The command that gets what comes nearest to a place of INSTEAD, what then to add, and where its own is from."""
+    other = INSTEAD[place]
+    words = other.words.replace("ROOT", shlex.quote(str(root)))
+    made = f"{place.rpartition('/')[2]} was made from {other.page}, {other.licence}"
+    return f"{fetch_command(other.name, root)}, then add {words} ({made})"
 
 
 def fetch_command(name: str, root: Path | str) -> str:

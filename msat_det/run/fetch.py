@@ -13,22 +13,22 @@ from msat_det.base.files import one_line, show
 from msat_det.base.names import hint
 from msat_det.base.progress import Progress
 from msat_det.base.settings import data_root, expanded
-from msat_det.data.catalogue import CATALOGUE, Entry, Item, Source
+from msat_det.data.catalogue import CATALOGUE, INSTEAD, Entry, Item, Source, instead
 from msat_det.data.download import download, matches
 from msat_det.data.unpack import unpack
 from msat_det.run.arguments import Parser
 from msat_det.run.locks import POSSIBLE, lock
 
 ABOUT = """\
-Fetches data sets and weights by name into the folder that --data.root of a run then names. What is there is left as it
-is; a transfer that broke off goes on where it stopped; everything is compared with a known checksum. Where
-its publisher names none, the first copy is trusted, and its SHA-256, kept beside it, binds all later ones."""
+Fetches data sets and weights by name into the folder that --data.root of a run then names. Files that are there stay
+as they are, an interrupted transfer resumes where it stopped, and everything is checked against a known checksum. If
+its publisher names none, the first copy is trusted, and later ones must have its SHA-256, which is kept beside it."""
 EPILOG = """\
 imagenet says how to lay out ImageNet, which only its owners may hand out. torchvision:MODEL, or with the name of one of
 its weights torchvision:MODEL:WEIGHTS, goes into torch.hub's cache, where torchvision looks for it.
 
 MSAT_DET_MIRROR=https://mirror          asks https://mirror/HOST/PATH for https://HOST/PATH
-MSAT_DET_MIRROR=https://from=https://to replaces that beginning of an address; several are parted by blanks
+MSAT_DET_MIRROR=https://from=https://to replaces that beginning of an address; separate several by blanks
 
 examples:
   msat-det fetch --list
@@ -42,7 +42,9 @@ def fetch(argv: list[str]) -> None:
     """The command. Raises InputError for a name, a transfer, an archive or a folder that is not as it must be."""
     parser = Parser("msat-det fetch", "NAME … [--root DIR]", ABOUT, EPILOG, more=MORE)
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to fetch; --list shows what there is")
-    parser.add_argument("--list", action="store_true", help="show all names, what they are and where they go")
+    parser.add_argument(
+        "--list", action="store_true", help="show all names, what they are and where they go, and what can't be fetched"
+    )
     parser.add_argument("--root", metavar="DIR", default=data_root(), help="folder for it all (default %(default)s)")
     given = parser.parse_args(argv)
     if given.list:
@@ -67,6 +69,9 @@ def find(name: str, root: Path) -> tuple[Path, Entry]:
         return torchvision_weights(name)
     if name == "imagenet":
         return root, imagenet(root)
+    for place in INSTEAD:
+        if name in (place, *place.split("/")[-1:], Path(place).stem):
+            raise InputError(f"{place} can't be fetched: run {instead(place, root)}")
     if name not in CATALOGUE:
         _refuse(f"nothing is called {show(name)}: {hint(name, [*CATALOGUE, 'imagenet'], 'take a name of the list')}")
     return root, CATALOGUE[name]
@@ -236,9 +241,11 @@ def listing() -> str:
         where = ", ".join(dict.fromkeys(f"{Path(item.path).parts[0]}/" for item in entry.items))
         text = f"{entry.about} → {where} ({', '.join([*kinds, entry.licence])})"
         rows.append((name, f"{size:,.1f} MB" if size else "", text))
+    for place, other in INSTEAD.items():
+        rows.append((Path(place).stem, "", f"can't be fetched: made from {other.page} ({other.licence})"))
     rows.append(("imagenet", "", "how to lay out ImageNet's validation images → val"))
     rows.append(("torchvision:MODEL[:WEIGHTS]", "", "weights of a torchvision model → torch.hub's cache (sha256)"))
-    return "\n".join(f"{name:<28}{size:>11}  {text}" for name, size, text in rows)
+    return "\n".join(f"{name:<32}{size:>11}  {text}" for name, size, text in rows)
 
 
 def _refuse(message: str) -> None:

@@ -529,7 +529,12 @@ def test_imagenet_is_explained(tmp_path: Path, capsys) -> None:
 def test_names_and_list(capsys) -> None:
     assert cli.main(["fetch", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [*CATALOGUE, "imagenet", "torchvision:MODEL[:WEIGHTS]"]
+    assert [line.split()[0] for line in lines] == [
+        *CATALOGUE,
+        *(Path(place).stem for place in INSTEAD),
+        "imagenet",
+        "torchvision:MODEL[:WEIGHTS]",
+    ]
     assert "did you mean voc2007?" in refused(capsys, "voc2077")
     assert "--list shows all" in refused(capsys)
     assert "--list shows all" in refused(capsys, "voc2007", "--what")
@@ -600,15 +605,32 @@ def test_whatever_a_real_configuration_lacks_names_what_gets_it(
 
 def test_what_nobody_publishes_has_a_way_round(tmp_path: Path) -> None:
     keys = set(keys_of())
-    for name, words in INSTEAD.values():
-        assert name in {*CATALOGUE, "imagenet"} or command.find(name, tmp_path)
-        assert {word[2:] for word in words.split() if word.startswith("--")} <= keys
+    for other in INSTEAD.values():
+        assert other.name in {*CATALOGUE, "imagenet"} or command.find(other.name, tmp_path)
+        assert {word[2:] for word in other.words.split() if word.startswith("--")} <= keys
     told = get_with(tmp_path / "weights/cifar100_resnet20.safetensors")
     file = f"{tmp_path}/weights/cifar100_resnet20-23dac2f1.pt"
     assert told == (
-        f"it can't be fetched; run msat-det fetch resnet20-cifar100 --root {tmp_path}, then add --model.weights {file}"
+        f"it can't be fetched: run msat-det fetch resnet20-cifar100 --root {tmp_path}, then add --model.weights {file} "
+        "(cifar100_resnet20.safetensors was made from https://github.com/chenyaofo/pytorch-cifar-models, BSD-3-Clause)"
     )
     assert file == str(tmp_path / CATALOGUE["resnet20-cifar100"].items[0].path)
+
+
+@pytest.mark.parametrize("place", INSTEAD)
+def test_fetch_says_of_what_nobody_publishes_where_it_is_from(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in (place, Path(place).name, Path(place).stem):
+        assert cli.main(["fetch", name, "--root", str(tmp_path)]) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1
+        assert told.startswith(f"error: {place} can't be fetched: run msat-det fetch {INSTEAD[place].name} --root ")
+        assert re.search(r" was made from https://\S+/\S+, \w.*\)\n$", told)
+    assert cli.main(["fetch", "--list"]) == 0
+    assert re.search(
+        rf"^{Path(place).stem} +can't be fetched: made from https://\S+ \(.+\)$", capsys.readouterr().out, re.M
+    )
 
 
 def test_the_catalogue_s_networks_are_those_of_the_configurations(shared_data: Path) -> None:
