@@ -5,7 +5,9 @@ import pickle
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
+from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
@@ -58,17 +60,26 @@ def prepared(net: nn.Module) -> nn.Module:
     return net.requires_grad_(False)
 
 
-def refuse_fixed(net: nn.Module) -> None:
-    """Raise InputError, naming the part, for modules that are scripted, or quantised or made ready for it."""
-    for name, module in net.named_modules():
+def refuse_fixed(net: Any) -> None:
+    """Raise InputError, naming the part, for what is a program by now, scripted or exported, and for modules that are
+    quantised or made ready for it."""
+    for name, module in net.named_modules() if isinstance(net, nn.Module) else [("", net)]:
         if isinstance(module, torch.jit.ScriptModule):
             raise InputError(
                 f"{_part(name)} is scripted (torch.jit), and can't be traced again: give the module that was scripted"
             )
+        if _is_exported(module):
+            raise InputError(f"{_part(name)} is exported (torch.export): give the module that was exported")
         if any(cls.__module__.startswith(_QUANTISED) for cls in type(module).__mro__):
             raise InputError(
                 f"{_part(name)} is quantised ({type(module).__name__}): give the float network that it was made of"
             )
+
+
+def _is_exported(module: Any) -> bool:
+    """Whether it is an exported program, or the module that one gives, which calls ATen's operators."""
+    calls = module.graph.nodes if isinstance(module, fx.GraphModule) else ()
+    return isinstance(module, ExportedProgram) or any(isinstance(node.target, OpOverload) for node in calls)
 
 
 def _part(name: str) -> str:

@@ -5,6 +5,10 @@ hooks, wrappers and control flow on sizes need nothing of their own. What PyTorc
 enters, or with a size of one, becomes a node; what it calls with parameters alone becomes a constant. A size is a plain
 number to the network and stays a node in the graph, so that other numbers and sizes of images go through it: where the
 network has decided by one, a guard asks that it would again.
+
+``torch.export`` was tried on fourteen networks, twelve of docs/zoo.md and two of ONNX files: with a free number of
+images it refuses three of Ultralytics' detectors, which are recorded here, and takes .9 to 2.8 s for one where this
+takes .2 to 1.3. Its graphs have up to five times the nodes, of ATen's operators in place of the layers of a user's.
 """
 
 import linecache

@@ -92,10 +92,10 @@ def observe(network: nn.Module | Detector, calibration: Batch | Iterable[Batch |
         observation = core.observe(network.net, detector_batches(network, calibration))
         observation.detector = network
         return observation
+    refuse_fixed(network)
     if not isinstance(network, nn.Module):
         raise InputError(
             f"a {type(network).__name__} is neither an nn.Module nor a Detector: a detector has net, classes, "
             "preprocess and decode"
         )
-    refuse_fixed(network)
     return core.observe(network, calibration_batches(calibration, network))

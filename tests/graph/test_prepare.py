@@ -139,6 +139,7 @@ REFUSED = {
     "scripted": (lambda: torch.jit.script(network()), "the network is scripted"),
     "recorded": (lambda: torch.jit.trace(network(), images()), "the network is scripted"),
     "a part scripted": (lambda: nn.Sequential(network(), torch.jit.script(nn.ReLU())), "module '1' is scripted"),
+    "exported": (lambda: torch.export.export(network(), (images(),)).module(), "the network is exported"),
     "quantised": (quantised, r"module '1' is quantised \(Linear\): give the float network"),
     "observed": (observed_for_int8, "is quantised .*Observer"),
     "a lock": (holding_a_lock, "Sequential can't be copied .*no tensor, number or module"),
@@ -155,3 +156,8 @@ def test_what_cannot_be_traced_says_so(make: Callable[[], nn.Module], message: s
         with pytest.raises(InputError, match=message) as caught:
             call(net, images())
         assert "\n" not in str(caught.value)
+
+
+def test_an_exported_program_says_so() -> None:
+    with pytest.raises(InputError, match=r"^the network is exported \(torch\.export\): give the module that was"):
+        msat_det.convert(torch.export.export(network(), (images(),)), images())
