@@ -74,7 +74,8 @@ class Model:
     head: Annotated[
         str | None,
         "how raw outputs become boxes: yolov5, yolov8, yolox, nanodet, picodet, fastestdet, ssd, retinanet, fcos or "
-        "raw; its usual values are used for keys on heads and inputs that are not given.",
+        "raw; its usual values are used for keys on heads and inputs that are not given. null: as the file says, which "
+        "Ultralytics' ONNX files do.",
     ] = None
     strides: Annotated[list[int] | None, "input pixels per cell, for each level of the head."] = None
     anchors: Annotated[

@@ -66,6 +66,11 @@ class HeadDetector:
             if not fits or min(map(min, self.anchors)) <= 0:
                 raise InputError("model.anchors holds no pairs (width, height) above 0 for each of model.strides")
 
+    @property
+    def shown(self) -> float:
+        """The score from which on boxes of such a head are usually looked at."""
+        return self.kind.shown
+
     def check(self) -> "HeadDetector":
         """This detector, if its network's outputs fit the head; else InputError. One blank image goes through it."""
         device = next((p.device for p in self.net.parameters()), None)
@@ -106,10 +111,14 @@ class HeadDetector:
 
 
 def head_options(model: Any) -> tuple[str, dict[str, Any]]:
-    """The head's name and ``HeadDetector``'s other options, but for the size, out of a ``config.Model``."""
+    """The head's name and ``HeadDetector``'s other options, but for the size, out of a ``config.Model``.
+
+    The classes are among them where it names some.
+    """
     if model.head is None:
         raise InputError(f"model.head is not set: {model.name} needs one of {', '.join(HEADS)}")
     usual = HEADS.find(model.head).inputs
     own = given(model, "resize", "pad", "bgr") | {k: tuple(v) for k, v in given(model, "mean", "std").items()}
     options = given(model, "strides", "anchors", "activated", "score", "nms_iou", "top_k")
-    return model.head, options | {"inputs": replace(usual, **own), "classes": model.names or "coco"}
+    options |= {"classes": model.names} if model.names else {}
+    return model.head, options | {"inputs": replace(usual, **own)}

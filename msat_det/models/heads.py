@@ -122,6 +122,7 @@ class Head:
     usual ones for some strides, where there are any. bins: whether a box is four distributions. softmax: whether
     classes are one against the others, not each by itself. background: whether their first is none. inputs: how a
     photograph is usually made ready. nms_iou: overlap above which the weaker of two boxes is usually dropped.
+    shown: the score from which on boxes are usually looked at.
     """
 
     decode: Callable[..., Found]
@@ -133,6 +134,7 @@ class Head:
     background: bool = False
     inputs: Inputs = RGB
     nms_iou: float = 0.6
+    shown: float = 0.3
 
 
 _COCO_ANCHORS = (10, 13, 16, 30, 33, 23), (30, 61, 62, 45, 59, 119), (116, 90, 156, 198, 373, 326)  # YOLOv5's
@@ -164,7 +166,9 @@ HEADS: Names[Head] = Names(
         "yolox": Head(yolox, ("box", "objectness", "classes"), inputs=Inputs("corner", 114, True, std=(1.0,) * 3)),
         "nanodet": Head(nanodet, ("classes", "box"), (8, 16, 32, 64), bins=True, inputs=_CAFFE),
         "picodet": Head(picodet, ("classes", "box"), (8, 16, 32, 64), bins=True, inputs=_IMAGENET),
-        "fastestdet": Head(fastestdet, ("objectness", "box", "classes"), (16,), softmax=True, inputs=Inputs(bgr=True)),
+        "fastestdet": Head(
+            fastestdet, ("objectness", "box", "classes"), (16,), softmax=True, inputs=Inputs(bgr=True), shown=0.65
+        ),
         "ssd": Head(ssd, ("box", "classes"), softmax=True, background=True, inputs=_IMAGENET, nms_iou=0.45),
         "retinanet": Head(
             retinanet, ("box", "classes"), (8, 16, 32, 64, 128), anchors=_retinanet_anchors, inputs=_IMAGENET

@@ -236,7 +236,8 @@ def detect(argv: list[str]) -> None:
     parser.add_argument("--method", metavar="NAME", help=text)
     parser.add_argument("--t", metavar="T", type=whole(1, MOST_TIMESTEPS), help="timesteps (default: delta 4, rate 32)")
     parser.add_argument("--classes", metavar="NAME,NAME", default="", help="only these classes")
-    parser.add_argument("--score", metavar="X", type=share, default=0.3, help="the least that counts (default: 0.3)")
+    text = "the least that counts (default: 0.3, of FastestDet, whose scores run high, 0.65)"
+    parser.add_argument("--score", metavar="X", type=share, help=text)
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs/detect"), help="default: %(default)s")
     parser.add_argument("--compare", action="store_true", help="the float network's boxes and those over t, in a row")
     given, words = parser.parse_known_args(argv)

@@ -29,17 +29,18 @@ from msat_det.spiking.network import SpikingNetwork, load
 
 FRAMES = 8  # of a video that are simulated at once
 ENOUGH = {"delta": 4, "rate": 32}  # timesteps where none are asked for
+SHOWN = 0.3  # the least score where neither the user nor the detector's head says another
 
 
 @dataclass(frozen=True)
 class Wanted:
     """What is asked for. t: timesteps, None: as many as the coding needs. classes: names, empty for all. score: the
-    least that counts. compare: the float network's boxes and those over t in one picture."""
+    least that counts, None: what is usual. compare: the float network's boxes and those over t in one picture."""
 
     out: Path
     t: int | None = None
     classes: tuple[str, ...] = ()
-    score: float = 0.3
+    score: float | None = None
     compare: bool = False
 
 
@@ -94,6 +95,8 @@ class Job:
         if not isinstance(self.snn.detector, Detector):
             raise InputError("this network has no detector to read boxes: save one that has its detector")
         self.T = self.wanted.t or self.snn.T
+        usual = getattr(self.snn.detector, "shown", SHOWN)
+        self.score: float = usual if self.wanted.score is None else self.wanted.score
         names = list(self.snn.detector.classes)
         self.labels = torch.tensor([self._label(name, names) for name in self.wanted.classes], dtype=torch.int64)
         self.times = sorted({2**i for i in range(self.T.bit_length())} | {self.T}) if self.wanted.compare else [self.T]
@@ -157,16 +160,16 @@ class Job:
 
     def chosen(self, one: Detections) -> Detections:
         """The boxes of the asked classes that are sure enough."""
-        one = one.above(self.wanted.score)
+        one = one.above(self.score)
         keep = torch.isin(one.labels.cpu(), self.labels) if self.wanted.classes else slice(None)
         return Detections(one.boxes.cpu()[keep], one.scores.cpu()[keep], one.labels.cpu()[keep], one.classes)
 
     def drawn(self, image: Tensor, row: dict[int | str, Detections]) -> Image.Image:
         if not self.wanted.compare:
-            return row[self.T].draw(image, self.wanted.score)
+            return row[self.T].draw(image, self.score)
         photo = Image.fromarray(image.permute(1, 2, 0).numpy())
         headings = {"float network" if key == "float" else f"t = {key}": one for key, one in row.items()}
-        return side_by_side(photo, headings, self.wanted.score)
+        return side_by_side(photo, headings, self.score)
 
     def told(self, one: Detections) -> str:
         """``2 person, 1 dog; t = 4, 0.31 of the float network's energy``."""

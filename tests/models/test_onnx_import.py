@@ -341,3 +341,43 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(InputError, match=r"pip install 'msat-det\[onnx\]'"):
         load_onnx(path)
+
+
+NOTED = {"author": "Ultralytics", "task": "detect", "names": "{0: 'cat', 1: 'dog'}"}
+UNSAID = {
+    "no notes": ({}, "does not say what head it has: give one of yolov5"),
+    "another task": (NOTED | {"task": "segment"}, "does not say what head it has"),
+    "another head": (NOTED | {"head": "RTDETRDecoder"}, "does not say what head it has"),
+    "names of another form": (NOTED | {"names": "cat, dog"}, "class names that it notes are not readable: give yours"),
+    "names that leave one out": (NOTED | {"names": "{0: 'cat', 2: 'dog'}"}, "not readable"),
+    "a tower of brackets": (NOTED | {"names": "[" * 60000}, "not readable"),
+    "no end of names": (NOTED | {"names": "[" + "1," * 40000 + "]"}, "not readable"),
+    "names that are none": (NOTED | {"names": "[1, 2]"}, "class name 1 is 1"),
+    "other outputs": (NOTED | {"names": "{0: 'cat'}"}, "do not fit head yolov8 with 1 classes"),
+}
+
+
+def detecting(path: Path, notes: dict[str, str]) -> Path:
+    """The maps of head yolov8 with two classes, at 64 pixels, and what the exporter notes."""
+    levels = [(f"v{s}", f"y{s}") for s in (8, 16, 32)]
+    nodes = [node("Conv", f"x {w}", y, strides=[int(w[1:])] * 2) for w, y in levels]
+    constants = {w: weights(18, 3, int(w[1:]), int(w[1:])) for w, _ in levels}
+    write_onnx(path, nodes, constants=constants, outputs="y8 y16 y32", shape=(1, 3, 64, 64))
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, notes)
+    onnx.save(model, path)
+    return path
+
+
+def test_what_a_file_says_of_its_head_is_taken(tmp_path: Path) -> None:
+    found = msat_det.load_detector(detecting(tmp_path / "a.onnx", NOTED))
+    assert (found.head, found.classes, found.nms_iou) == ("yolov8", ["cat", "dog"], 0.7)
+    found = msat_det.load_detector(detecting(tmp_path / "a.onnx", NOTED | {"end2end": "True"}), classes=["a", "b"])
+    assert (found.head, found.classes, found.nms_iou) == ("yolov8", ["a", "b"], 1.0)
+
+
+@pytest.mark.parametrize(("notes", "message"), UNSAID.values(), ids=UNSAID)
+def test_what_it_does_not_say_is_asked_for(notes: dict[str, str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        msat_det.load_detector(detecting(tmp_path / "a.onnx", notes))
+    assert "\n" not in str(caught.value)

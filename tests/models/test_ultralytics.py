@@ -57,6 +57,28 @@ def test_convert_takes_them_as_they_are(tmp_path: Path, monkeypatch: pytest.Monk
     assert (outputs - expected).norm() < 0.05 * expected.norm()
 
 
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's exporter
+@pytest.mark.parametrize("name", ["yolo11n", "yolov10n"])
+def test_what_they_export_says_its_head_and_classes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Boxes are those of the network that was exported, its decoding and suppression cut off."""
+    pytest.importorskip("onnx")
+    monkeypatch.setenv("YOLO_AUTOINSTALL", "false")
+    monkeypatch.chdir(tmp_path)
+    net = network(name)
+    net.names = {0: "cat", 1: "dog", 2: "hen"}
+    torch.save({"model": net, "train_args": {"imgsz": 64}, "ema": None}, "mine.pt")
+    YOLO("mine.pt").export(format="onnx", imgsz=64, simplify=False)
+    found, expected = msat_det.load_detector("mine.onnx"), ultralytics_detector(net, 64)
+    assert (found.head, found.classes, found.size) == ("yolov8", ["cat", "dog", "hen"], (64, 64))
+    assert found.nms_iou == expected.nms_iou
+    by_name = build_detector(Model(name="onnx", weights="mine.onnx"))
+    assert (by_name.head, by_name.classes) == (found.head, found.classes)
+    batch = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        for ours, theirs in zip(found.found(found.net(batch)), expected.found(expected.net(batch)), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-2, rtol=1e-4)
+
+
 def test_state_dicts_need_no_trust(tmp_path: Path) -> None:
     """As trained and after fuse(), the number of classes from the file; a .pt file is code."""
     net, path = network("yolov8n", classes=5), tmp_path / "net.safetensors"

@@ -96,8 +96,6 @@ def ultralytics(model: Any) -> HeadDetector:
     keys = {"head": model.head or "yolov8"}
     _, options = head_options(SimpleNamespace(**vars(model) | keys))
     options |= keys
-    if model.names is None:
-        options.pop("classes")
     weights = None if model.weights is None else Path(model.weights)
     if weights is not None and weights.suffix == ".pt" and model.arch is None:
         if not model.trust:

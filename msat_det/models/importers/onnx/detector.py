@@ -1,21 +1,26 @@
 """A detector out of an ONNX file: cut before the decoding, a head by name behind it."""
 
+import ast
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from msat_det.base.errors import InputError
 from msat_det.models.headed import HeadDetector, head_options
+from msat_det.models.heads import HEADS
 from msat_det.models.importers.onnx.cut import raw_outputs
-from msat_det.models.importers.onnx.file import read_onnx
+from msat_det.models.importers.onnx.file import OnnxFile, read_onnx
 from msat_det.models.importers.onnx.network import network_of
 from msat_det.models.preprocessing import as_size
+
+_LONGEST = 1 << 16  # of the class names that a file notes, in letters
 
 
 def load_detector(
     path: str | Path,
-    head: str,
-    classes: Sequence[str] | str = "coco",
+    head: str | None = None,
+    classes: Sequence[str] | str | None = None,
     size: int | tuple[int, int] | None = None,
     outputs: Sequence[str] | None = None,
     **options: Any,
@@ -23,25 +28,65 @@ def load_detector(
     """The detector in an ONNX file: its network up to the last convolutions, and a head by name in place of the rest.
 
     head, classes: see ``HeadDetector``, as for ``options`` (strides, anchors, activated, inputs, score, nms_iou,
-        top_k). Head raw keeps the file's own outputs: boxes and scores.
+        top_k). Head raw keeps the file's own outputs: boxes and scores. None: as the file says, which those exported by
+        Ultralytics' package do; if it does not, classes are COCO's.
     size: the images' size if the file leaves it free, or another one. outputs: names of the tensors that are the raw
         outputs, if they are not those of the last convolutions.
-    Raises InputError as ``load_onnx``, and for outputs that do not fit the head.
+    Raises InputError as ``load_onnx``, for a head that neither you nor the file names, and for outputs that do not fit
+    the head.
     """
-    file = read_onnx(path)
+    return _detector(read_onnx(path), head, classes, size, outputs, options)
+
+
+def _detector(
+    file: OnnxFile,
+    head: str | None,
+    classes: Sequence[str] | str | None,
+    size: int | tuple[int, int] | None,
+    outputs: Sequence[str] | None,
+    options: dict[str, Any],
+) -> HeadDetector:
+    said = {"head": None, "classes": "coco"} | noted(file)
+    usual, named = said.pop("head"), said.pop("classes")
+    head, classes = head or usual, classes or named
+    if head is None:
+        raise InputError(f"{file.path} does not say what head it has: give one of {', '.join(HEADS)}")
     names = list(outputs) if outputs else None if head == "raw" else raw_outputs(file)
     if names == []:
-        raise InputError(f"{path}: no convolution leads to its outputs: name the raw ones (outputs)")
+        raise InputError(f"{file.path}: no convolution leads to its outputs: name the raw ones (outputs)")
     net = network_of(file, None if size is None else as_size(size), names)
     try:
-        return HeadDetector(net, head, classes, net.meta["size"], **options).check()
+        return HeadDetector(net, head, classes, net.meta["size"], **said | options).check()
     except InputError as error:
-        raise InputError(f"{path}: {error}; its raw outputs: {', '.join(net.meta['outputs'])}") from error
+        raise InputError(f"{file.path}: {error}; its raw outputs: {', '.join(net.meta['outputs'])}") from error
+
+
+def noted(file: OnnxFile) -> dict[str, Any]:
+    """Head, classes and options that Ultralytics' package notes in what it exports: a text each. Raises InputError."""
+    notes = file.notes
+    known = notes.get("author") == "Ultralytics" and notes.get("task") == "detect"
+    if not known or notes.get("head", "Detect") not in ("Detect", "v10Detect"):
+        return {}
+    found: dict[str, Any] = {"head": "yolov8"} | ({"nms_iou": 1.0} if notes.get("end2end") == "True" else {})
+    if "names" in notes:
+        found["classes"] = _class_names(file)
+    return found
+
+
+def _class_names(file: OnnxFile) -> list[str]:
+    """Out of {0: 'person', 1: 'bicycle', …}, as Python writes it down."""
+    text = file.notes["names"]
+    try:
+        names: Any = ast.literal_eval(text) if len(text) <= _LONGEST else None
+        return [names[i] for i in range(len(names))]
+    except (ValueError, TypeError, LookupError, SyntaxError, MemoryError, RecursionError):
+        raise InputError(f"{file.path}: the class names that it notes are not readable: give yours (names)") from None
 
 
 def onnx_detector(model: Any) -> HeadDetector:
     """The detector of ``model.weights``, an ONNX file, with ``model.head``; see ``load_detector``."""
     if model.weights is None:
         raise InputError("model.weights is not set: detector 'onnx' needs an ONNX file; give --model.weights FILE")
-    head, options = head_options(model)
-    return load_detector(model.weights, head, size=model.size, outputs=model.outputs, **options)
+    file = read_onnx(model.weights)
+    head, options = head_options(SimpleNamespace(**vars(model) | {"head": model.head or noted(file).get("head")}))
+    return _detector(file, head, options.pop("classes", None), model.size, model.outputs, options)

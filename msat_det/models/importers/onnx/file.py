@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ class OnnxNode:
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """A file's graph. inputs: {name: size of each dimension, None where it is free}. tensors: weights and constants."""
+    """A file's graph. inputs: {name: size of each dimension, None where it is free}. tensors: weights and constants.
+    notes: what its exporter says of it."""
 
     path: Path
     opset: int
@@ -45,6 +46,7 @@ class OnnxFile:
     outputs: list[str]
     nodes: list[OnnxNode]
     tensors: dict[str, Tensor]
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 def read_onnx(path: str | Path) -> OnnxFile:
@@ -65,7 +67,8 @@ def read_onnx(path: str | Path) -> OnnxFile:
         raise InputError(f"{path}: not readable as ONNX ({error.strerror or error}); {mend}") from None
     except (DecodeError, ValueError) as error:
         raise InputError(f"{path}: not readable as ONNX ({str(error)[:200]}); give a whole .onnx file") from None
-    return _Reading(path, model.graph, _opset(path, model)).file()
+    notes = {_text(entry.key): _text(entry.value) for entry in model.metadata_props}
+    return replace(_Reading(path, model.graph, _opset(path, model)).file(), notes=notes)
 
 
 def _opset(path: Path, model: Any) -> int:
