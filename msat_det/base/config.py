@@ -345,13 +345,13 @@ class Config:
                 "name one of them, or null"
             )
         for t in self.draw.t or []:
-            if t not in self.sim.record:
+            if t not in (self.sim.record or []):
                 raise InputError(f"draw.t holds {t}, which is not recorded: sim.record is {self.sim.record}")
 
     def record_of(self, entry: dict) -> list[int]:
         """The timesteps recorded for one entry of ``methods``: its own ``record``, where given, met with sim.record."""
         own = entry.get("record")
-        return [t for t in self.sim.record if own is None or t in own]
+        return [t for t in self.sim.record or [] if own is None or t in own]
 
     def drawn_times(self, entry: dict) -> list[int]:
         """The timesteps drawn for one entry of ``methods``: draw.t, or up to three spread over its record."""

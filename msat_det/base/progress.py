@@ -36,12 +36,12 @@ class Progress(tqdm):
         super().close()
 
     @classmethod
-    def write(cls, s: str, **settings: Any) -> None:
+    def write(cls, s: str, file: Any = None, end: str = "\n", nolock: bool = False) -> None:
         """Print beside the bar, which a log does not get anew each time."""
         if sys.stderr.isatty():
-            super().write(s, **settings)
+            super().write(s, file, end, nolock)
         else:
-            print(s, **settings)
+            print(s, file=file, end=end)
 
     @staticmethod
     def status_printer(file: Any) -> Callable[[str], None]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from msat_det.base.errors import InputError
 
@@ -57,7 +57,7 @@ def join() -> None:
 
 def from_first(decide: Callable[[], T]) -> T:
     """What ``decide`` returns on rank 0, for every rank; the others wait for it."""
-    box = [decide() if rank() == 0 else None]
+    box: list[Any] = [decide() if rank() == 0 else None]
     if count() > 1:
         import torch.distributed as dist
 

@@ -75,7 +75,7 @@ def keys_of(cls: type = Config, prefix: str = "") -> dict[str, Key]:
     """Every dotted key of the tree."""
     keys: dict[str, Key] = {}
     for item, hint, text in described(cls):
-        if is_dataclass(hint):
+        if isinstance(hint, type) and is_dataclass(hint):
             keys |= keys_of(hint, f"{prefix}{item.name}.")
         elif item.metadata.get("key", True):
             default = item.default if item.default_factory is MISSING else item.default_factory()
@@ -88,7 +88,7 @@ def sections_of(cls: type = Config, prefix: str = "") -> dict[str, str]:
     """Every section of the tree by its dotted name, and what it holds."""
     sections: dict[str, str] = {}
     for item, hint, text in described(cls):
-        if is_dataclass(hint):
+        if isinstance(hint, type) and is_dataclass(hint):
             sections |= {prefix + item.name: text} | sections_of(hint, f"{prefix}{item.name}.")
     return sections
 
@@ -110,7 +110,7 @@ def flatten(tree: dict, file: Path) -> dict[str, Any]:
 
 
 def _flat(tree: dict, file: Path, cls: type, prefix: str = "") -> dict[str, Any]:
-    sections = {item.name: hint for item, hint, _ in described(cls) if is_dataclass(hint)}
+    sections = {item.name: hint for item, hint, _ in described(cls) if isinstance(hint, type) and is_dataclass(hint)}
     flat = {}
     for name, value in tree.items():
         if name not in sections:
@@ -172,7 +172,7 @@ def build(cls: type, values: dict[str, Any], file: Path, prefix: str = "") -> An
     arguments = {}
     for item, hint, _ in described(cls):
         key = prefix + item.name
-        if is_dataclass(hint):
+        if isinstance(hint, type) and is_dataclass(hint):
             arguments[item.name] = build(hint, values, file, f"{key}.")
         elif key in values:
             arguments[item.name] = values[key]

@@ -68,7 +68,7 @@ class Reader:
     def match(self, kind: Any, value: Any, name: str) -> tuple[bool, Any]:
         """Whether a value is of this kind, and what it stands for."""
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-        if is_dataclass(kind):
+        if isinstance(kind, type) and is_dataclass(kind):
             return isinstance(value, dict), self.read(kind, value, f"{name}.") if isinstance(value, dict) else None
         if origin is Literal:
             return isinstance(value, str) and value in arguments, value

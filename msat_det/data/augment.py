@@ -26,7 +26,7 @@ def augmented(dataset: Dataset, how: Augment, seed: int) -> Dataset:
         original = dataset.image(id[0])
         return edited(original, lambda a: _steps(a, how, *original.shape[1:]), seed_of(seed, *id))
 
-    view.image, view.target = image, lambda id: None
+    vars(view).update(image=image, target=lambda id: None)
     return view
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ class Dataset:
         classes: list[str],
         files: dict,
         targets: dict,
-        sizes: Mapping[int | str, Size | None] | None = None,
+        sizes: Mapping[Any, Size | None] | None = None,
     ):
         if not files:
             raise InputError(f"no images in {folder}: check the root and the split")
@@ -95,7 +96,7 @@ class Dataset:
     def target(self, id: int | str) -> Target | int | None:
         """The ground truth of one image; None where the dataset has none."""
         target, factor = self._targets.get(id), self._factors.get(id)
-        return replace(target, boxes=target.boxes / factor) if factor else target
+        return replace(target, boxes=target.boxes / factor) if factor and isinstance(target, Target) else target
 
     def misfit(self, id: int | str, image: Tensor) -> str:
         """What to say of an image that has another size than its annotation says; "" where it has that one."""
@@ -161,7 +162,7 @@ def class_names(names: Sequence[object], where: object, repeated: Collection[str
         raise InputError(
             f"{where}: class names {first + 1} and {second + 1} are both {show(names[first])}: give each its own"
         )
-    return list(names)
+    return [str(name) for name in names]
 
 
 def alike(values: Iterable[Hashable]) -> tuple[int, int] | None:
@@ -181,5 +182,5 @@ def make_target(boxes: list, labels: list[int], ignore: list) -> Target:
     )
 
 
-def is_number(value: object) -> bool:
+def is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < MAX_COORDINATE  # false for NaN, too

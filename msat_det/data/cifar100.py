@@ -1,6 +1,7 @@
 """CIFAR-100 in its official form."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,11 +36,11 @@ class Cifar100(Dataset):
         super().__init__(Path(root), list(source.classes), dict.fromkeys(targets, CIFAR100.base_folder), targets)
         self._pixels = torch.from_numpy(source.data).permute(0, 3, 1, 2)
 
-    def image(self, id: int) -> Tensor:
+    def image(self, id: Any) -> Tensor:
         return self._pixels[id].contiguous()
 
-    def content(self, id: int) -> bytes:
+    def content(self, id: Any) -> bytes:
         return self._pixels[id].numpy().tobytes()
 
-    def length(self, id: int) -> int:
+    def length(self, id: Any) -> int:
         return self._pixels[id].numel()

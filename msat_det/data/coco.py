@@ -166,7 +166,7 @@ def whole(value: object) -> int | None:
     return value if type(value) is int else None
 
 
-def number(value: object) -> object:
+def number(value: object) -> Any:
     """A JSON value with numbers that are text ("12.5") made numbers, in lists too; None for "" and NaN, which stand in
     tables for what is not there. Anything else as it is."""
     if isinstance(value, list):
@@ -194,7 +194,7 @@ def coco_size(entry: dict) -> Size | None:
     return (width, height) if width and height and width > 0 < height else None
 
 
-def coco_annotation(entry: object, where: str, text: bool = False) -> dict:
+def coco_annotation(entry: Any, where: str, text: bool = False) -> dict:
     """One checked object: image_id, category_id, bbox, area, iscrowd, with the file's own numbers.
 
     text: whether the ids of images are text.

@@ -37,7 +37,7 @@ def corrupted(dataset: Dataset, how: str | None, seed: int) -> Dataset:
         return dataset
     name, strength = parse(how)
     view = copy.copy(dataset)
-    view.image = lambda id: edited(dataset.image(id), _steps(name, strength), seed_of(seed, id))
+    vars(view)["image"] = lambda id: edited(dataset.image(id), _steps(name, strength), seed_of(seed, id))
     return view
 
 

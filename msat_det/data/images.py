@@ -108,7 +108,8 @@ def image_names(folder: Path) -> list[str]:
     tells. Raises InputError for a folder that can't be listed, be it a link.
     """
     names, seen = [], set()
-    folders, links = [str(folder)], []
+    folders: list[str] = [str(folder)]
+    links: list[str] = []
     while folders or links:  # links last: images go by the folders that they are really in
         inner = folders.pop() if folders else links.pop()
         try:
@@ -190,7 +191,7 @@ def _open(file: BinaryIO) -> ImageFile.ImageFile:
     start = file.read(16)
     for form in IMAGE_FORMATS:
         factory, accept = Image.OPEN[form]
-        if accept(start):
+        if accept and accept(start):
             file.seek(0)
             return factory(file, "")
     raise ValueError(f"it is none of {', '.join(IMAGE_FORMATS)}")
@@ -241,7 +242,9 @@ def _bytes_a_pixel(path: Path, image: ImageFile.ImageFile) -> float:
     """What decoding an image of more than WHOLE pixels takes, before it is made smaller."""
     if image.format not in JPEG:
         return 16 if image.format == "WEBP" else 4
-    channels = [horizontal * vertical for _, horizontal, vertical, _ in image.layer]
+    channels = [
+        horizontal * vertical for _, horizontal, vertical, _ in vars(image)["layer"]
+    ]  # which Pillow's JPEG images alone have
     if not image.info.get("progressive") and _first_scan(bytes_of(path)) == len(channels):
         return 1  # it is never whole in memory
     return 2 * sum(channels) / max(*channels, 1)  # the coefficients of all channels are kept until the last scan

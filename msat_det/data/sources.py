@@ -3,6 +3,7 @@
 import glob
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,7 +83,8 @@ class VideoFile:
     """Writes pictures of one size as an MP4 video; a context manager."""
 
     def __init__(self, path: Path, rate: float):
-        self.path, self.rate, self.stream = path, max(1, round(rate)), None
+        self.path, self.rate = path, max(1, round(rate))
+        self.stream: Any = None
 
     def __enter__(self) -> "VideoFile":
         self.container = pyav().open(str(self.path), "w", format="mp4")

@@ -80,7 +80,7 @@ def unpack(archive: Path, folder: Path, wanted: str, bound: int) -> None:
 
 class _TarInfo(tarfile.TarInfo):
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_TarInfo":
         info = super().frombuf(buf, encoding, errors)
         if not 0 <= info.size <= MAX_NAME and info.type in (b"x", b"g", b"X", b"L", b"K"):
             raise tarfile.ReadError("a name of more than a megabyte")
@@ -111,7 +111,13 @@ def _tar(archive: Path) -> Iterator[Member]:
     with tarfile.open(archive, tarinfo=_TarInfo) as opened:
         for info in opened:
             plain = info.isreg() or info.isdir()
-            yield Member(info.name, info.size, info.isdir(), plain, partial(opened.extractfile, info))
+            yield Member(info.name, info.size, info.isdir(), plain, partial(_opened, opened, info))
+
+
+def _opened(archive: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
+    file = archive.extractfile(info)
+    assert file is not None  # a folder has none, and is never opened
+    return file
 
 
 def _refused(archive: Path, reason: str) -> InputError:

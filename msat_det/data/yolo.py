@@ -57,11 +57,11 @@ class YoloDetection(Dataset):
         self.category_ids = list(range(len(classes)))
         self.annotations = {name: self._objects(name) for name in names}
 
-    def image(self, id: str) -> Tensor:
+    def image(self, id: Any) -> Tensor:
         """uint8 (3, H, W) RGB, upright. Raises CorruptImage."""
         return read_upright(inside(self.folder, self._files[id]))
 
-    def target(self, id: str) -> Target:
+    def target(self, id: Any) -> Target:
         boxes = [(x, y, x + w, y + h) for x, y, w, h in (entry["bbox"] for entry in self.annotations[id])]
         labels = [entry["category_id"] for entry in self.annotations[id]]
         return make_target(boxes, labels, [False] * len(labels))

@@ -12,7 +12,7 @@ from msat_det.base.settings import PROJECT
 from msat_det.data import CocoDetection, Dataset, images, make_target
 from msat_det.data.images import ORIENTATION
 from msat_det.measure.accuracy import evaluate
-from msat_det.measure.rows import left_out
+from msat_det.measure.rows import cautions
 from msat_det.models import build_detector
 from msat_det.run import cli
 from msat_det.run.arguments import load_config
@@ -130,4 +130,4 @@ def test_a_run_ends_with_what_its_figures_are_not_about(
     assert misfit in page
     assert cli.run([*words, "--resume"]) == 0  # it is done: the same is said
     assert told() == warnings
-    assert left_out({"images": 10, "corrupt_images": [], "misfit_images": []}) == left_out({"images": 10}) == []
+    assert cautions({"images": 10, "corrupt_images": [], "misfit_images": []}) == cautions({"images": 10}) == []
