@@ -150,8 +150,7 @@ class Calib:
 
     def __post_init__(self) -> None:
         _positive("calib.limit", self.limit)
-        if self.skip < 0:
-            raise InputError(f"calib.skip is {self.skip}: give 0 or more")
+        _at_least_0("calib.skip", self.skip)
 
 
 @dataclass
@@ -196,8 +195,7 @@ class Draw:
     ] = None
 
     def __post_init__(self) -> None:
-        if self.images < 0:
-            raise InputError(f"draw.images is {self.images}: give 0 or more")
+        _at_least_0("draw.images", self.images)
 
 
 @dataclass
@@ -210,8 +208,7 @@ class Ledger:
     ] = 0
 
     def __post_init__(self) -> None:
-        if self.images < 0:
-            raise InputError(f"ledger.images is {self.images}: give 0 or more")
+        _at_least_0("ledger.images", self.images)
 
 
 @dataclass
@@ -334,16 +331,12 @@ class Config:
         for label in labels:
             if labels.count(label) > 1:
                 raise InputError(f"two methods are labelled {label}: give each a label of its own")
-        for label in self.exit.methods:
-            if label not in labels:
-                raise InputError(f"exit.methods names {label!r}: the labels are {', '.join(labels) or 'none'}")
-        if self.draw.method is not None and self.draw.method not in labels:
-            raise InputError(f"draw.method is {self.draw.method!r}: the labels are {', '.join(labels) or 'none'}")
-        if self.bootstrap.against is not None and self.bootstrap.against not in labels:
-            raise InputError(
-                f"bootstrap.against is {self.bootstrap.against!r}: the labels are {', '.join(labels) or 'none'}; "
-                "name one of them, or null"
-            )
+        named = [("exit.methods names", label, "") for label in self.exit.methods]
+        named += [("draw.method is", self.draw.method, "")]
+        named += [("bootstrap.against is", self.bootstrap.against, "; name one of them, or null")]
+        for key, label, mend in named:
+            if label is not None and label not in labels:
+                raise InputError(f"{key} {label!r}: the labels are {', '.join(labels) or 'none'}{mend}")
         for t in self.draw.t or []:
             if t not in (self.sim.record or []):
                 raise InputError(f"draw.t holds {t}, which is not recorded: sim.record is {self.sim.record}")
@@ -399,6 +392,11 @@ def checked_method(entry: dict) -> dict:
 def method_options(entry: dict) -> dict:
     """An entry of ``Config.methods`` without what is not the method's own."""
     return {key: value for key, value in entry.items() if key not in ("label", "method", "record")}
+
+
+def _at_least_0(key: str, value: int) -> None:
+    if value < 0:
+        raise InputError(f"{key} is {value}: give 0 or more")
 
 
 def _positive(key: str, value: int | None, most: int | None = None) -> None:

@@ -2,13 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from msat_det.base.errors import InputError
 from msat_det.graph.inputs import items
 from msat_det.models.detector import Detector
-from msat_det.models.pictures import pictures
+from msat_det.models.pictures import batched, pictures
 
 _GROUP = 8  # images that were given one by one, in a batch
 
@@ -18,6 +16,10 @@ def detector_batches(detector: Detector, given: Any) -> list[Tensor]:
 
     given: batches, each as ``pictures`` takes them or ready floats (B, 3, h, w); or images one by one.
     """
+
+    def ready(images: list[Tensor]) -> Tensor:
+        return batched([detector.preprocess(image)[0] for image in images], "bring all to one, so that they batch")
+
     batches: list[Tensor] = []
     single: list[Tensor] = []
     for one in items(given):
@@ -27,17 +29,7 @@ def detector_batches(detector: Detector, given: Any) -> list[Tensor]:
             continue
         found = pictures(one)
         if len(found) > 1:
-            batches.append(_ready(detector, found))
+            batches.append(ready(found))
         else:
             single += found
-    return batches + [_ready(detector, single[i : i + _GROUP]) for i in range(0, len(single), _GROUP)]
-
-
-def _ready(detector: Detector, images: list[Tensor]) -> Tensor:
-    inputs = [detector.preprocess(image)[0] for image in images]
-    if len({image.shape for image in inputs}) > 1:
-        shapes = ", ".join(str(tuple(image.shape)) for image in inputs[:3])
-        raise InputError(
-            f"preprocess gives images of different sizes, {shapes} …: bring all to one, so that they batch"
-        )
-    return torch.stack(inputs)
+    return batches + [ready(single[i : i + _GROUP]) for i in range(0, len(single), _GROUP)]

@@ -1,6 +1,6 @@
 """Images as people hand them in → uint8 RGB tensors, or one line that says the mend."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,14 @@ def pictures(given: Any) -> list[Tensor]:
     if not found:
         raise InputError(f"{kind(given)} holds no image: give at least one")
     return [picture(image) for image in found]
+
+
+def batched(inputs: Sequence[Tensor], mend: str) -> Tensor:
+    """Preprocessed images in one batch. Raises InputError, which ends in ``mend``, where their sizes differ."""
+    if len({image.shape for image in inputs}) > 1:
+        shapes = ", ".join(str(tuple(image.shape)) for image in inputs[:3])
+        raise InputError(f"preprocess gives images of different sizes, {shapes} …: {mend}")
+    return torch.stack(list(inputs))
 
 
 def _alone(given: Any) -> list[Any]:

@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +17,7 @@ from msat_det.graph.fanout import FanOut, fan_out
 from msat_det.graph.graph import Graph, elements
 from msat_det.graph.inputs import Batch, reason
 from msat_det.models.detector import Detections, Detector
-from msat_det.models.pictures import pictures
+from msat_det.models.pictures import batched, pictures
 from msat_det.spiking.energy import Counts
 from msat_det.spiking.formats.native import Saved, read_network, write_network
 from msat_det.spiking.kernels import Scan
@@ -153,7 +153,8 @@ class SpikingNetwork(nn.Module):
                 "own in again with msat_det.load(path, detector=…)"
             )
         pixels, metas = zip(*map(self.detector.preprocess, pictures(images)), strict=True)
-        outputs = self.run(batched(pixels), self.T if T is None else T, record, stop=stop)
+        batch = batched(pixels, "detect on those of one size at a time")
+        outputs = self.run(batch, self.T if T is None else T, record, stop=stop)
         found = {t: self.detector.decode(output, list(metas)) for t, output in outputs.items()}
         classes = tuple(self.detector.classes)
         return {t: [replace(one, classes=classes) for one in each] for t, each in found.items()}
@@ -281,16 +282,6 @@ class SpikingNetwork(nn.Module):
     def coverage(self) -> list[dict]:
         """What every node became, one dict a node; see ``spiking.nodes.node_table``."""
         return node_table(self.graph, self.fanout, self.neurons, self.maxima)
-
-
-def batched(pixels: Sequence[Tensor]) -> Tensor:
-    """Preprocessed images in one batch. Raises InputError where they are of different sizes."""
-    if len({image.shape for image in pixels}) > 1:
-        shapes = ", ".join(str(tuple(image.shape)) for image in pixels[:3])
-        raise InputError(
-            f"preprocess gives images of different sizes, {shapes} …: detect on those of one size at a time"
-        )
-    return torch.stack(list(pixels))
 
 
 def _at(plan: Plan, graph: Graph) -> dict[str, Any]:

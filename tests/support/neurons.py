@@ -5,9 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from msat_det.graph.ops import Activation
-from msat_det.spiking.neurons import (
-    Msat,
-)
+from msat_det.spiking.neurons import Msat
 
 RELU = Activation("relu", torch.relu, rectified=True)
 RELU6 = Activation("relu6", F.relu6, rectified=True, upper=6.0)

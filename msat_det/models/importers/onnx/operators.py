@@ -200,20 +200,13 @@ def conv(n: Call, x: Moving, weight: Value, bias: Value | None = None) -> Value:
     begin, end = _pads(n, x.shape[2:], weight.shape[2:], stride, dilation)
     if begin != end:
         x, begin = _padded(n, x, begin, end, 0.0), [0] * dims
-    groups = n.get("group", 1)
-    return n.building.layer(
-        kind,
-        x,
-        {"weight": weight, "bias": bias},
-        **{"in_channels": weight.shape[1] * groups, "out_channels": weight.shape[0], "groups": groups},
-        **{"kernel_size": tuple(weight.shape[2:]), "stride": tuple(stride), "padding": tuple(begin)},
-        **{"dilation": tuple(dilation), "bias": bias is not None},
-    )
+    channels = weight.shape[1] * n.get("group", 1), weight.shape[0]
+    return _convolution(n, kind, x, weight, bias, channels, stride=stride, dilation=dilation, padding=begin)
 
 
 @operator("ConvTranspose")
 def conv_transpose(n: Call, x: Moving, weight: Value, bias: Value | None = None) -> Value:
-    """Without padding, and then cut: ONNX's may differ between the two ends."""
+    """Padding that differs between the two ends is cut off afterwards."""
     weight = n.constant(weight, "weights")
     dims = weight.dim() - 2
     kind = _by_dimension(n, dims, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -225,19 +218,23 @@ def conv_transpose(n: Call, x: Moving, weight: Value, bias: Value | None = None)
         raise n.refuse("it asks for an output's size", "export it with pads")
     begin, end = pads[:dims], pads[dims:]
     same = begin == end
-    y = n.building.layer(
-        kind,
-        x,
-        {"weight": weight, "bias": bias},
-        **{"in_channels": weight.shape[0], "out_channels": weight.shape[1] * n.get("group", 1)},
-        **{"kernel_size": tuple(weight.shape[2:]), "stride": tuple(stride), "dilation": tuple(dilation)},
-        **{"padding": tuple(begin) if same else 0, "output_padding": tuple(extra)},
-        **{"groups": n.get("group", 1), "bias": bias is not None},
-    )
+    channels = weight.shape[0], weight.shape[1] * n.get("group", 1)
+    sizes = {"stride": stride, "dilation": dilation, "padding": begin if same else [0] * dims, "output_padding": extra}
+    y = _convolution(n, kind, x, weight, bias, channels, **sizes)
     if same:
         return y
     ranges = [(b, size - e) for b, e, size in zip(begin, end, y.shape[2:], strict=True)]
     return _cut(n, y, {d + 2: slice(*r) for d, r in enumerate(ranges)})
+
+
+def _convolution(
+    n: Call, kind: type[nn.Module], x: Moving, weight: Tensor, bias: Value | None, channels: tuple, **sizes: list[int]
+) -> Moving:
+    """channels: that come in, and go out. sizes: of each dimension."""
+    own = {name: tuple(values) for name, values in (sizes | {"kernel_size": list(weight.shape[2:])}).items()}
+    own |= dict(zip(("in_channels", "out_channels"), channels, strict=True))
+    tensors = {"weight": weight, "bias": bias}
+    return n.building.layer(kind, x, tensors, **own, groups=n.get("group", 1), bias=bias is not None)
 
 
 @operator("Gemm")
