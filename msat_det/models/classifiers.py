@@ -27,9 +27,8 @@ from msat_det.base.names import Names, hint
 from msat_det.data.base import class_names
 from msat_det.models.own import build_own, is_own
 from msat_det.models.state_dict import load_tensors, without_prefix
-from msat_det.models.weights import download, published, read_names, read_tensors
+from msat_det.models.weights import OWN_WEIGHTS, download, published, read_names, read_tensors
 
-WEIGHTS = Path(__file__).resolve().parents[2] / "data" / "weights"
 Triple = tuple[float, float, float]
 
 
@@ -190,7 +189,7 @@ CLASSIFIERS: Names[Network] = Names(
         "vgg_demo": Network(
             _vgg(16, 16, "M", 32, 32, "M", 48, 48, "M", 64, 64, "M", 96, "M"),
             classes=20,
-            weights=WEIGHTS / "vgg_demo.safetensors",
+            weights=OWN_WEIGHTS / "vgg_demo.safetensors",
         ),
         # The paper's VGG16: 13 convolutions and one linear layer.
         "vgg16_cifar": Network(
@@ -204,11 +203,6 @@ CLASSIFIERS: Names[Network] = Names(
         },
     },
 )
-
-
-def find_classifier(name: str) -> Network:
-    """The registered network of that name. Raises InputError with the nearest name."""
-    return CLASSIFIERS.find(name)
 
 
 def build_classifier(model: Any) -> Classifier:
@@ -247,7 +241,7 @@ def _found(model: Any) -> Network:
     """The network that ``model.name`` names: a registered one, timm's ``model.arch``, or one of the user's own."""
     if is_own(model.name):
         return Network(lambda _: build_own(model), "imagenet")
-    return timm_network(model) if model.name == "timm" else find_classifier(model.name)
+    return timm_network(model) if model.name == "timm" else CLASSIFIERS.find(model.name)
 
 
 def timm_network(model: Any) -> Network:

@@ -11,11 +11,10 @@ from msat_det.data import VOC_CLASSES
 from msat_det.data.voc_classes import common_name
 from msat_det.models.ssd import SsdDetector
 from msat_det.models.state_dict import load_tensors, without_prefix
-from msat_det.models.weights import given, read_names, read_tensors
+from msat_det.models.weights import OWN_WEIGHTS, given, read_names, read_tensors
 from msat_det.models.yolo import YoloDetector
 
 SIZE = 160  # pixels, the side of the input in training
-WEIGHTS = Path(__file__).resolve().parents[2] / "data" / "weights"
 
 YOLO_STRIDES = (8, 16)
 YOLO_ANCHORS = (((20, 26), (34, 26), (30, 42)), ((48, 40), (50, 62), (78, 80)))  # medians of clusters of drawn objects
@@ -123,7 +122,7 @@ def yolo_demo(model: Any) -> YoloDetector:
     model.names: voc (default), coco or a file with the 20 names, one a line. model.size: a multiple of 16, default 160.
     """
     size = _size(model, 16)
-    net = _load(YoloDemo(len(VOC_CLASSES)), model.weights or WEIGHTS / "yolo_demo.safetensors")
+    net = _load(YoloDemo(len(VOC_CLASSES)), model.weights or OWN_WEIGHTS / "yolo_demo.safetensors")
     options = given(model, "resize", "score", "nms_iou", "top_k")
     return YoloDetector(net, _names(model.names), size, YOLO_ANCHORS, YOLO_STRIDES, **options)
 
@@ -131,7 +130,7 @@ def yolo_demo(model: Any) -> YoloDetector:
 def ssd_demo(model: Any) -> SsdDetector:
     """The project's own small SSD (softmax); its options are those of ``yolo_demo``."""
     size = _size(model, 16)
-    net = _load(SsdDemo(len(VOC_CLASSES)), model.weights or WEIGHTS / "ssd_demo.safetensors")
+    net = _load(SsdDemo(len(VOC_CLASSES)), model.weights or OWN_WEIGHTS / "ssd_demo.safetensors")
     options = {"nms_iou": 0.45} | given(model, "resize", "score", "nms_iou", "top_k")
     return SsdDetector(net, _names(model.names), size, ssd_priors(size), **options)
 

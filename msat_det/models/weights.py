@@ -14,12 +14,14 @@ from torchvision.models.detection import SSDLite320_MobileNet_V3_Large_Weights
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import is_file, show, text_of
+from msat_det.base.settings import SHARE
 from msat_det.data import VOC_CLASSES
 from msat_det.data.base import class_names
 from msat_det.data.catalogue import get_with
 from msat_det.models.checkpoint import DTYPES, FAULTS, Checkpoint, Foreign, Stored
 from msat_det.models.state_dict import SAVE, find_weights
 
+OWN_WEIGHTS = SHARE / "data" / "weights"  # of the demo networks, which come along
 COCO_COLUMNS = SSDLite320_MobileNet_V3_Large_Weights.COCO_V1.meta["categories"]  # background, then ids 1 to 90
 MAX_NAMES = 1 << 20  # bytes of a file of class names
 NO_CLASS = {"???", "N/A", "__background__"}

@@ -66,3 +66,12 @@ def test_everything_comes_along(installed: Path, tmp_path: Path) -> None:
     }
     assert call(installed / "msat-det", "train", "--help", cwd=tmp_path).startswith("usage: msat-det train")
     assert "coco_val128" in call(installed / "msat-det", "fetch", "--list", cwd=tmp_path)
+
+
+def test_the_demo_networks_find_their_weights(installed: Path, tmp_path: Path) -> None:
+    code = (
+        "from msat_det.base.config import Model; from msat_det.models import build_detector as d; "
+        "from msat_det.models.classifiers import build_classifier as c; "
+        "print(*(len(f(Model(n)).classes) for f, n in ((d, 'yolo_demo'), (d, 'ssd_demo'), (c, 'vgg_demo'))))"
+    )
+    assert call(installed / "python", "-c", code, cwd=tmp_path) == "20 20 20\n"

@@ -26,7 +26,7 @@ from msat_det.base.settings import described, expanded
 from msat_det.base.typed import Reader
 from msat_det.data import Dataset, build_dataset
 from msat_det.measure.accuracy.topk import topk
-from msat_det.models.classifiers import PREPROCESS, Preprocess, find_classifier
+from msat_det.models.classifiers import CLASSIFIERS, PREPROCESS, Preprocess
 from msat_det.report.directory import RunDirectory
 from msat_det.run.arguments import Parser, add_option
 
@@ -171,7 +171,7 @@ def train(recipe: Recipe) -> dict[str, float]:
 
     Raises InputError for bad data, a folder that holds another training, and a loss that is no number any more.
     """
-    network = find_classifier(recipe.model)
+    network = CLASSIFIERS.find(recipe.model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(recipe.threads or torch.get_num_threads())
     directory = TrainingDirectory(recipe.out)
