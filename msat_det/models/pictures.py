@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from msat_det.base.errors import InputError
-from msat_det.data.images import image_size, read_image
+from msat_det.data.images import read_upright, upright_size
 from msat_det.graph.inputs import kind
 
 
@@ -59,10 +59,13 @@ def _form(value: Any) -> str:
 
 
 def picture(value: Any) -> Tensor:
-    """One image, a uint8 tensor, a path or one of PIL, as uint8 RGB (3, H, W). Raises InputError for anything else."""
+    """One image, a uint8 tensor, a path or one of PIL, as uint8 RGB (3, H, W). Raises InputError for anything else.
+
+    What a path leads to is set upright as EXIF says; the pixels of other images are taken as they are.
+    """
     if isinstance(value, str | Path):
-        image = read_image(Path(value))
-        if image_size(Path(value)) != (image.shape[2], image.shape[1]):
+        image = read_upright(Path(value))
+        if upright_size(Path(value)) != (image.shape[2], image.shape[1]):
             raise InputError(f"{value} is too large to be read whole: make it smaller, for boxes count in its pixels")
         return image
     if isinstance(value, Image.Image) and not value.mode.startswith(("I", "F")):

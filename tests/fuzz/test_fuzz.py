@@ -105,6 +105,22 @@ def test_an_input_is_kept_without_the_machine(tmp_path: Path, monkeypatch: pytes
     assert case == {"a.yaml": wanted, "b.bin": b"\xff" + wanted}
 
 
+def test_a_hang_is_one_that_comes_again(tmp_path: Path) -> None:
+    """An input that a reader never ends on, and one that it does end on."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import guard; guard.SECONDS = 1\n"
+        "import run; from pathlib import Path\n"
+        "def read(root):\n"
+        "    while (root / 'for ever').exists(): pass\n"
+        "place, reader = run.Workplace(Path(sys.argv[2])), run.Reader(lambda: [{'a': b''}], None, read)\n"
+        "for name in ('for ever', 'once'):\n"
+        "    (place.path / 'current').write_bytes(run.dump({name: b''}))\n"
+        "    print(run.hangs_again(reader, place))\n"
+    )
+    words = [sys.executable, "-c", script, str(HERE), str(tmp_path)]
+    assert subprocess.run(words, check=True, cwd=PROJECT, capture_output=True, text=True).stdout == "True\nFalse\n"
+
+
 def content_of(data: str | list[str]) -> bytes:
     return base64.b64decode(data[0]) if isinstance(data, list) else data.encode()
 

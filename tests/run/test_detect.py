@@ -137,6 +137,8 @@ def test_boxes_of_turned_photographs_are_those_of_upright_ones(saved: str, tmp_p
     assert len(found["upright.png"]) > 2
     for name in ("turned3.png", "turned6.png"):
         assert torch.equal(found[name], found["upright.png"])
+    boxes = [network().detect(tmp_path / f"in/{name}.png", 2)[2][0].boxes for name in ("turned6", "upright")]
+    assert torch.equal(*boxes)
 
 
 def test_boxes_of_large_photographs_are_in_their_own_pixels(
