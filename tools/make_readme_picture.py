@@ -31,7 +31,7 @@ def draw(run: Path, folder: Path) -> None:
         page.paste(row, (0, top))
         top += row.height
     folder.mkdir(exist_ok=True)
-    page.quantize(128).save(folder / "demo.png", optimize=True)
+    page.quantize(256, kmeans=3).save(folder / "demo.png", optimize=True)
     shutil.copyfile(run / "boxes.gif", folder / "boxes.gif")
 
 
