@@ -17,18 +17,11 @@ from torch.fx.node import Node
 from msat_det.graph.channels import Axis, channels, rows_by_channel
 from msat_det.graph.facts import amend, facts, filled, whole
 from msat_det.graph.graph import Batch, Graph
-from msat_det.graph.ops import Kind
+from msat_det.graph.ops import JOINING, MOVING, Kind
 
 _FIRST = {
     *("batchnorm", "batchnorm1d", "batchnorm2d", "frozenbatchnorm2d", "groupnorm", "instancenorm2d"),
     *("pixelshuffle", "pixelunshuffle", "channelshuffle"),
-}
-# What carries elements from place to place, and calculates nothing.
-_JOINING = {"cat", "concat", "concatenate"}
-_MOVING = _JOINING | {
-    *("flatten", "unflatten", "view", "reshape", "permute", "transpose", "t", "movedim", "squeeze", "unsqueeze"),
-    *("expand", "repeat", "tile", "getitem", "chunk", "split", "unbind", "select", "narrow", "indexselect", "flip"),
-    *("roll", "stack"),
 }
 _REDUCED = {"mean": 1, "sum": 1, "amax": 1, "amin": 1, "max": 1, "norm": 2, "vectornorm": 2}  # where dim stands
 _PRODUCTS = {"matmul", "bmm", "mm"}
@@ -74,7 +67,7 @@ class _Labels:
             return _of_product(node, inputs)
         axis, alike = facts(inputs[0]).axis, {(facts(n).axis, len(facts(n).shape)) for n in inputs}
         known = len(alike) == 1 and isinstance(axis, int)
-        if op in _MOVING and not (op in _JOINING and known):
+        if op in MOVING and not (op in JOINING and known):
             return self.of_moved(node, inputs)
         rank = len(facts(inputs[0]).shape)
         if not known or rank < last:

@@ -18,20 +18,13 @@ from msat_det.graph.facts import facts, filled, is_site, whole
 from msat_det.graph.graph import Graph, elements
 from msat_det.graph.ops import Kind
 
-_SPATIAL = {
-    *("avgpool1d", "avgpool2d", "avgpool3d", "adaptiveavgpool1d", "adaptiveavgpool2d", "adaptiveavgpool3d"),
-    *("upsample", "interpolate", "upsamplingnearest2d", "upsamplingbilinear2d"),
-}
+_SPATIAL = ops.AVERAGE_POOLINGS | ops.RESIZINGS
 # element by element: a spike arrives once, whatever it is multiplied by and however often it is added to itself
-_ELEMENTWISE = {
-    *("add", "sub", "rsub", "mul", "truediv", "neg", "pos", "frozenbatchnorm2d", "syncbatchnorm"),
-    *("batchnorm", "batchnorm1d", "batchnorm2d", "batchnorm3d"),
-}
+_ELEMENTWISE = ops.BATCH_NORMS | {"add", "sub", "rsub", "mul", "truediv", "neg", "pos"}
 _CONVOLUTION = ["stride", "padding", "dilation", "groups"]  # the arguments of F.conv2d after input, weight and bias
 _REDUCING = {"mean", "sum"}
 # max(k·x) = k·max(x) for k > 0: their difference of running sums is exact, and counts as spikes where it is not zero.
-HOMOGENEOUS = {"maxpool1d", "maxpool2d", "maxpool3d", "amax", "amin"}
-HOMOGENEOUS |= {"adaptivemaxpool1d", "adaptivemaxpool2d", "adaptivemaxpool3d"}
+HOMOGENEOUS = ops.MAX_POOLINGS | {"amax", "amin"}
 
 
 @dataclass

@@ -69,21 +69,25 @@ _PADS = {f"{way}pad{n}d" for n in "123" for way in ("zero", "constant", "reflect
 # Outputs that nothing else refers to; an einsum of one tensor gives that very one.
 FRESH = (MULTIPLYING - {"einsum"}) | {"add", "sub", "mul", "truediv", "cat", "batchnorm2d"}
 
+AVERAGE_POOLINGS = {f"{way}avgpool{n}d" for n in "123" for way in ("", "adaptive")}
+MAX_POOLINGS = {f"{way}maxpool{n}d" for n in "123" for way in ("", "adaptive")}
+RESIZINGS = {"upsample", "interpolate", "upsamplingnearest2d", "upsamplingbilinear2d"}
+BATCH_NORMS = {"batchnorm", "batchnorm1d", "batchnorm2d", "batchnorm3d", "syncbatchnorm", "frozenbatchnorm2d"}
+# What carries elements from place to place, and calculates nothing.
+JOINING = {"cat", "concat", "concatenate"}
+MOVING = JOINING | {
+    *("flatten", "unflatten", "view", "reshape", "permute", "transpose", "t", "movedim", "squeeze", "unsqueeze"),
+    *("expand", "repeat", "tile", "getitem", "chunk", "split", "unbind", "select", "narrow", "indexselect", "flip"),
+    *("roll", "stack"),
+}
+
 # Linear or affine in their image input whatever their other arguments are.
 LINEAR = {
-    *CONVOLUTIONS,
-    *("linear", "add", "sub", "rsub", "neg", "pos", "sum", "mean"),
-    *("cat", "concat", "concatenate", "stack", "hstack", "dstack", "columnstack"),
-    *("avgpool1d", "avgpool2d", "avgpool3d", "adaptiveavgpool1d", "adaptiveavgpool2d", "adaptiveavgpool3d"),
-    *("upsample", "interpolate", "upsamplingnearest2d", "upsamplingbilinear2d", "pixelshuffle", "pixelunshuffle"),
-    *("channelshuffle", "fold", "unfold", "roll", "rot90", "fliplr", "flipud", "repeatinterleave"),
-    "pad",
-    *_PADS,
-    *("flatten", "unflatten", "view", "reshape", "permute", "transpose", "t", "movedim", "squeeze", "unsqueeze"),
-    *("viewas", "reshapeas", "expand", "expandas", "repeat", "tile", "flip", "ravel", "where", "maskedfill"),
-    *("getitem", "chunk", "split", "unbind", "select", "narrow", "indexselect", "diagonal"),
+    *(CONVOLUTIONS | AVERAGE_POOLINGS | RESIZINGS | BATCH_NORMS | MOVING | _PADS),
+    *("linear", "add", "sub", "rsub", "neg", "pos", "sum", "mean", "hstack", "dstack", "columnstack", "pad"),
+    *("pixelshuffle", "pixelunshuffle", "channelshuffle", "fold", "unfold", "rot90", "fliplr", "flipud"),
+    *("repeatinterleave", "viewas", "reshapeas", "expandas", "ravel", "where", "maskedfill", "diagonal"),
     *("identity", "contiguous", "clone", "detach", "to", "float", "type", "typeas"),
-    *("batchnorm", "batchnorm1d", "batchnorm2d", "batchnorm3d", "syncbatchnorm", "frozenbatchnorm2d"),
     *("zeroslike", "oneslike", "newzeros", "newones"),
 }
 # Linear while an image enters through one argument only; a product or quotient of two branches is differential.
@@ -98,7 +102,7 @@ COMPARISONS = {"gt", "ge", "lt", "le", "eq", "ne", "and", "or", "xor", "invert"}
 COMPARISONS |= {"logicaland", "logicalor", "logicalxor", "logicalnot"}
 CHOICES = {"where", "maskedfill"}  # linear where their condition does not come from an image
 DIFFERENTIAL = {
-    *("maxpool1d", "maxpool2d", "maxpool3d", "adaptivemaxpool1d", "adaptivemaxpool2d", "adaptivemaxpool3d"),
+    *MAX_POOLINGS,
     *("amax", "max", "amin", "maximum", "minimum", "lppool1d", "lppool2d", "lppool3d"),
     *("groupnorm", "layernorm", "instancenorm", "instancenorm1d", "instancenorm2d", "instancenorm3d"),
     "localresponsenorm",

@@ -9,6 +9,7 @@ from typing import Any
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import text_of
+from msat_det.measure.ledger import PARTS
 from msat_det.report.coverage_table import graphs, labels_of, short_source, totals
 
 KINDS = {
@@ -19,7 +20,6 @@ KINDS = {
     "output": "what is decoded",
     "shape": "sizes and constants",
 }
-PARTS = ("quantisation", "clipping", "sin", "inherited")
 FIGURES = ("effect", "total", *PARTS, "sin_ratio", "spikes_per_neuron", "dead", "saturated")
 PHOTO = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/]+={0,2}")
 NOTHING = {"command": None, "versions": {}, "evaluated": None, "method": None, "colours": {}, "images": []}
