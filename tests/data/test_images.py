@@ -20,7 +20,9 @@ from msat_det.data.images import (
     image_names,
     image_size,
     read_image,
+    read_upright,
     reduction,
+    upright_size,
 )
 
 
@@ -147,6 +149,24 @@ def test_a_transposition_is_undone_where_the_annotation_says_so(tmp_path: Path, 
     found = read_image(path, (4, 7))
     assert found.is_contiguous()
     assert found.numpy().tolist() == (upright if orientation >= 5 else stored).tolist()
+
+
+@pytest.mark.parametrize("size", [(7, 4), (5, 5)])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_upright_is_what_exif_says(tmp_path: Path, orientation: int, size: tuple[int, int]) -> None:
+    """A square too, whose size tells nothing, and what stands on its head."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    write_image(tmp_path / "a.png", size=size)
+    with Image.open(tmp_path / "a.png") as image:
+        image.load()
+        image.save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as image:
+        upright = np.asarray(ImageOps.exif_transpose(image)).transpose(2, 0, 1)
+    found = read_upright(tmp_path / "a.png")
+    assert found.is_contiguous()
+    assert found.numpy().tolist() == upright.tolist()
+    assert upright_size(tmp_path / "a.png") == (found.shape[2], found.shape[1])
 
 
 def test_a_large_photograph_is_set_upright_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
