@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
-from benchmarks import end_to_end, evaluation, memory, networks, rival, scan, sparse
+from benchmarks import corrections, end_to_end, evaluation, memory, networks, rival, scan, sparse
 from benchmarks.networks import NETWORKS, NEURONS, Bench
 from benchmarks.timing import ratio
 from msat_det.base.errors import InputError
@@ -38,6 +38,7 @@ PARTS = {
     "decode": "Decoding at t = 1",
     "scoring": "COCO's mAP of one (method, t)",
     "sparse": "Event-driven convolutions",
+    "corrections": "A timestep of delta coding, over its events",
     "end_to_end": "The whole command",
 }
 
@@ -126,6 +127,8 @@ def part_rows(part: str, args: argparse.Namespace) -> Iterator[dict]:
         return memory_rows(args)
     if part == "decode":
         return evaluation.decode_rows(args.network or FOUR)
+    if part == "corrections":
+        return corrections.rows(loaded(args.network), args.batch)
     if part == "sparse":
         return sparse.rows(loaded(args.network), args.neuron)
     return evaluation.scoring_rows() if part == "scoring" else end_to_end.rows(args.threads)

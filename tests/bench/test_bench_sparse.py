@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from benchmarks import bench, networks, sparse
+from benchmarks import bench, corrections, networks, sparse
 from msat_det.base.errors import InputError
 from msat_det.methods.convert import spiking_network
 from msat_det.spiking.kernels import events
@@ -66,3 +66,12 @@ def test_a_file_that_does_not_compile_is_named(tmp_path: Path, monkeypatch: pyte
     source.write_text("no C++")
     with pytest.raises(InputError, match=r"wrong\.cpp did not compile|no C\+\+ compiler"):
         compiled(source)
+
+
+def test_timesteps_of_delta_coding_send_less_and_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "NETWORKS", {"net": net})
+    networks.load.cache_clear()
+    rows = [row for row in corrections.rows([("net", networks.load("net"))], [2]) if row["method"] == "delta-3"]
+    assert [row["t"] for row in rows] == list(range(1, corrections.T + 1))
+    assert rows[0]["events"] > rows[1]["events"] > rows[-1]["events"] >= 0
+    assert all(row["cost_over_float"] > 0 for row in rows)

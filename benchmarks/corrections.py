@@ -1,0 +1,72 @@
+"""What a timestep of delta coding costs: it follows the events that it sends.
+
+All timesteps of one simulation and float forward passes take turns, by the thread's own clock, which stands still while
+another program has the core.
+"""
+
+import itertools
+import statistics
+import time
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from benchmarks.networks import Bench
+from benchmarks.timing import seconds_of
+from msat_det.methods.convert import spiking_network
+from msat_det.spiking.network import SpikingNetwork
+
+T = 8
+REPEATS = 3
+METHODS: dict[str, tuple[str, dict]] = {
+    "delta-1": ("delta", {"bits": 8, "terms": 1, "zone": 0.75}),
+    **{name: (name, {}) for name in ("delta-2", "delta-3", "dcgs")},
+}
+
+
+def timesteps(snn: SpikingNetwork, images: torch.Tensor) -> list[float]:
+    """Seconds of each timestep, the reading of the outputs within them."""
+    stamps = [time.thread_time()]
+    snn.run(images, T, range(1, T + 1), stop=lambda _: stamps.append(time.thread_time()))
+    return [after - before for before, after in itertools.pairwise(stamps)]
+
+
+def rows(benches: Iterable[tuple[str, Bench]], batches: list[int]) -> Iterator[dict]:
+    """One dict for each network, batch, method and timestep, by one thread.
+
+    events: per neuron in that timestep alone. cost_over_float: of that timestep; cost_so_far: of it and those before.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for name, bench in benches:
+            for batch in batches:
+                yield from _rows(name, bench, batch)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _rows(name: str, bench: Bench, batch: int) -> Iterator[dict]:
+    images, forward = bench.images[:batch], bench.float_forward(batch)
+    forward()
+    for method, (kind, options) in METHODS.items():
+        snn = spiking_network(kind, options, bench.observation, T)
+        timesteps(snn, images)  # what happens once: kernel, memory
+        ratios = []
+        for _ in range(REPEATS):
+            before, found = seconds_of(forward, 2, time.thread_time), timesteps(snn, images)
+            float_seconds = (before + seconds_of(forward, 2, time.thread_time)) / 2
+            ratios.append([seconds / float_seconds for seconds in found])
+        costs = list(map(statistics.median, zip(*ratios, strict=True)))
+        events = [0.0, *(snn.counts[t].figures[:, 3].mean().item() for t in range(1, T + 1))]
+        for t in range(1, T + 1):
+            yield {
+                "network": name,
+                "batch": batch,
+                "method": method,
+                "t": t,
+                "events": events[t] - events[t - 1],
+                "cost_over_float": costs[t - 1],
+                "cost_so_far": sum(costs[:t]),
+                "weights": bench.weights,
+            }
