@@ -34,23 +34,42 @@ INLINE float term(float rest, float zone, float per_ratio, int32_t top) {
     return size > zone ? power : 0.f;
 }
 
+// Whether any of W errors is beyond a bound, or NaN.
+template <int W>
+INLINE bool beyond(const float *rest, float bound) {
+    uint32_t any = 0;
+#pragma omp simd reduction(| : any)
+    for (int j = 0; j < W; j++) any |= !(std::fabs(rest[j]) <= bound);
+    return any;
+}
+
 template <int W, bool BURST>
 INLINE void group(const Correct &c, int64_t b, int64_t i, double (*counts)[LANES]) {
     const int64_t at = b * c.N + i, p = i % c.period;
     const int32_t top = c.bits - 1;
     float rest[W], sum[W], theta[W], sent[W], spikes[W], events[W];
+    std::memcpy(rest, c.x + at, sizeof(rest));
+    if (c.bias) {  // a choice in the loop below would gather
+#pragma omp simd
+        for (int j = 0; j < W; j++) rest[j] += c.bias[p + j];
+    }
+    c.first ? std::memset(sum, 0, sizeof(sum)) : std::memcpy(sum, c.o + at, sizeof(sum));
 #pragma omp simd
     for (int j = 0; j < W; j++) {
-        const float in = c.bias ? c.x[at + j] + c.bias[p + j] : c.x[at + j];
-        float f = c.slope * in;
-        f = in > f ? in : f;
+        float f = c.slope * rest[j];
+        f = rest[j] > f ? rest[j] : f;
         f = f < c.low ? c.low : f;
         f = f > c.high ? c.high : f;
-        sum[j] = c.first ? 0.f : c.o[at + j];
         theta[j] = c.theta[p + j] * c.stage;
         rest[j] = (f - sum[j]) / theta[j];
-        sent[j] = spikes[j] = rest[j] - rest[j];  // 0, and NaN of ∞ and NaN
     }
+    if (!beyond<W>(rest, c.zone)) {  // they stay as they are: what many groups do once the first timesteps are over
+        if (c.first) std::memset(c.o + at, 0, sizeof(sum));
+        if (c.y) std::memset(c.y + at, 0, sizeof(sent));
+        return;
+    }
+#pragma omp simd
+    for (int j = 0; j < W; j++) sent[j] = spikes[j] = rest[j] - rest[j];  // 0, and NaN of ∞ and NaN
     if (BURST) {
 #pragma omp simd
         for (int j = 0; j < W; j++) {
@@ -62,8 +81,9 @@ INLINE void group(const Correct &c, int64_t b, int64_t i, double (*counts)[LANES
             spikes[j] += size;
         }
     } else {
-        if (c.terms > 0) {
-            const float highest = (float)(1 << top), per_highest = 1.f / highest;
+        const float highest = (float)(1 << top), per_highest = 1.f / highest;
+        const float huge = std::nextafter(c.overflow, 0.f);  // errors beyond it are sent whole
+        if (c.terms > 0 && beyond<W>(rest, huge)) {
 #pragma omp simd
             for (int j = 0; j < W; j++) {
                 const float size = std::fabs(rest[j]);
@@ -75,7 +95,7 @@ INLINE void group(const Correct &c, int64_t b, int64_t i, double (*counts)[LANES
                 spikes[j] += times;
             }
         }
-        for (int32_t m = 0; m < c.terms; m++) {
+        for (int32_t m = 0; m < c.terms && (m == 0 || beyond<W>(rest, c.zone)); m++) {
 #pragma omp simd
             for (int j = 0; j < W; j++) {
                 const float part = term(rest[j], c.zone, c.per_ratio, top);

@@ -137,11 +137,11 @@ INLINE void group(const Scan &c, int64_t b, int64_t i, double (*counts)[LANES]) 
     const bool FORGETS = FAMILY == RESET || FAMILY == LEAKY, SUMS = FORGETS || FAMILY == TRACK;
     float v[W], o[W], sum[W], mean[W], before[W], theta[W], start[W], bias[W], count[W], fired[W];
     float per_k_i[W], per_C[W], rest[W], alive[W], share[W], per_theta[W];
+    c.bias ? std::memcpy(bias, c.bias + p, sizeof(bias)) : std::memset(bias, 0, sizeof(bias));  // a choice would gather
     for (int j = 0; j < W; j++) {
         v[j] = c.v[at + j];
         theta[j] = c.theta[p + j];
         start[j] = c.start[p + j];
-        bias[j] = c.bias ? c.bias[p + j] : 0.f;
         count[j] = fired[j] = 0.f;
         if (OUTPUT) o[j] = c.o[at + j];
         per_theta[j] = 1.f / theta[j];
