@@ -1,9 +1,10 @@
-"""What a fit may spend: spikes per neuron, operations over the float network's multiply-adds, or energy over its
-energy by the table ``45nm``."""
+"""What a fit may spend, and the price at which it does: spikes per neuron, operations over the float network's
+multiply-adds, or energy over its energy by the table ``45nm``."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -50,6 +51,58 @@ class Unit:
         what is analog, too."""
         snn = SpikingNetwork(self.observation.graph, dict(neurons), self.observation.fanout)
         return getattr(snn.simulate(batch, T).counts[T], _FIGURES[self.of])
+
+
+@dataclass
+class Priced:
+    """Neurons fitted at a price. spent: what counts for the budget, in its unit."""
+
+    neurons: dict[str, Neuron]
+    price: float
+    spent: float = 0.0
+
+    @property
+    def logs(self) -> tuple[float, float]:
+        """The logarithms of the price and of what was spent."""
+        return math.log(self.price), math.log(max(self.spent, 1e-9))
+
+
+P = TypeVar("P", bound=Priced)
+
+
+def fit_within(
+    budget: float | None,
+    fit: Callable[[float], P],
+    price: float,
+    close: float,
+    passes: int,
+    stuck: Callable[[P, P], bool],
+) -> P:
+    """The fit at ``price``, or with a budget at the price that meets it as far as any does.
+
+    close: the budget counts as met when this share of it or less is left. passes: fits at most. stuck: whether, after
+    these two, another price will hardly change what is spent.
+    """
+    found = [fit(price)]
+    while budget is not None:
+        below = [f for f in found if f.spent <= budget]
+        done = any(f.spent >= (1 - close) * budget for f in below)
+        if done or len(found) == passes or (len(found) > 1 and stuck(*found[-2:])):
+            return max(below, key=lambda f: f.spent) if below else min(found, key=lambda f: f.spent)
+        found.append(fit(_next_price(found, budget * (1 - close / 2))))
+    return found[0]
+
+
+def _next_price(found: Sequence[Priced], wanted: float) -> float:
+    """Log spent falls about linearly with log price: the line through the two nearest, at first a guess at it."""
+    points = sorted(f.logs for f in found)
+    slope = -0.15
+    if len(points) > 1:
+        nearest = sorted(points, key=lambda p: abs(p[1] - math.log(wanted)))[:2]
+        (x0, y0), (x1, y1) = nearest
+        slope = min((y1 - y0) / (x1 - x0), -0.05)
+    x, y = min(points, key=lambda p: abs(p[1] - math.log(wanted)))
+    return math.exp(x + min(max((math.log(wanted) - y) / slope, -4.0), 4.0))
 
 
 def check_by_t(name: str, given: ByT | None) -> None:

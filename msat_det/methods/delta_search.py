@@ -23,9 +23,8 @@ from torch.fx.node import Node
 from msat_det.graph.channels import Axis, mean_by_channel, rows_by_channel
 from msat_det.graph.facts import facts, is_site
 from msat_det.graph.graph import last_uses
-from msat_det.methods.budget import Unit
+from msat_det.methods.budget import Priced, Unit, fit_within
 from msat_det.methods.observe import Observation
-from msat_det.methods.search import next_price
 from msat_det.methods.sensitivity import sensitivity
 from msat_det.spiking.delta import target
 from msat_det.spiking.kernels.delta import Corrections
@@ -54,19 +53,6 @@ class Wanted:
     budgets: Sequence[float | None]
     images: int
     correct: bool
-
-
-@dataclass
-class Fitted:
-    """The neurons at a price. spent: what counts for the budget, in its unit."""
-
-    neurons: dict[str, Neuron]
-    price: float
-    spent: float = 0.0
-
-    @property
-    def logs(self) -> tuple[float, float]:
-        return math.log(self.price), math.log(max(self.spent, 1e-9))
 
 
 def fit_delta(observation: Observation, wanted: Wanted, make: Callable[[Node], Neuron]) -> dict[str, Neuron]:
@@ -99,14 +85,14 @@ class _Network:
                 if is_site(node):
                     self.activations[node.name] = sampled(value, facts(node).axis)
 
-    def within(self, t: int, neurons: dict[str, Neuron], price: float, budget: float | None) -> Fitted:
+    def within(self, t: int, neurons: dict[str, Neuron], price: float, budget: float | None) -> Priced:
         """Timestep t fitted at ``price``, or at the price that meets ``budget``, on top of the timesteps before."""
         sent = self._sums(neurons, t)
-        found = [self._fit(t, neurons, sent, price)]
-        while not _done(found, budget):
-            found.append(self._fit(t, neurons, sent, next_price(found, budget * (1 - CLOSE / 2))))
-        within = [f for f in found if budget is None or f.spent <= budget]
-        return max(within, key=lambda f: f.spent) if within else min(found, key=lambda f: f.spent)
+
+        def fit(price: float) -> Priced:
+            return self._fit(t, neurons, sent, price)
+
+        return fit_within(budget, fit, price, CLOSE, PASSES, lambda before, last: before.spent == last.spent)
 
     def _sums(self, neurons: dict[str, Neuron], t: int) -> dict[str, Tensor]:
         """What every call site has sent in the first t timesteps, (B, C, …); nothing before the first."""
@@ -119,9 +105,9 @@ class _Network:
             SpikingNetwork(self.graph, neurons, self.observation.fanout).run(self.batch, t, tap=tap)
         return sums
 
-    def _fit(self, t: int, neurons: dict[str, Neuron], sent: dict[str, Tensor], price: float) -> Fitted:
+    def _fit(self, t: int, neurons: dict[str, Neuron], sent: dict[str, Tensor], price: float) -> Priced:
         """One pass at a fixed price: a float forward in which every activation is replaced by its output sum."""
-        result, inputs = Fitted({}, price), self.graph.bind(self.batch)
+        result, inputs = Priced({}, price), self.graph.bind(self.batch)
         values, last = {}, last_uses(self.graph.nodes)
         with torch.inference_mode():
             for node in self.graph.nodes[:-1]:
@@ -153,13 +139,6 @@ class _Network:
         corrections = Corrections(neuron, X, torch.zeros_like(X[0]), sent)
         corrections.step(X, t, wanted=False)
         return neuron, corrections.output
-
-
-def _done(found: list[Fitted], budget: float | None) -> bool:
-    """Whether the budget is met, or no price will meet it."""
-    close = budget is not None and any((1 - CLOSE) * budget <= f.spent <= budget for f in found)
-    stuck = len(found) > 1 and found[-1].spent == found[-2].spent
-    return budget is None or close or stuck or len(found) == PASSES
 
 
 def _with_bias(neuron: Neuron, bias: Tensor, t: int) -> Neuron:

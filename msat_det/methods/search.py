@@ -21,6 +21,7 @@ from torch.fx.node import Node
 from msat_det.graph.channels import channels, mean_by_channel
 from msat_det.graph.facts import facts, is_site
 from msat_det.graph.graph import Batch, elements
+from msat_det.methods.budget import Priced, fit_within
 from msat_det.methods.observe import Observation
 from msat_det.methods.sensitivity import sensitivity
 from msat_det.methods.sequential import layer_by_layer
@@ -75,18 +76,10 @@ class Trial:
 
 
 @dataclass
-class Fit:
-    """A fitted network. spent: the spikes (or operations) of the calibration images in the budget's unit."""
+class Fit(Priced):
+    """A fitted network. trials: of each call site the one that was taken."""
 
-    neurons: dict[str, Neuron]
-    price: float
-    spent: float = 0.0
     trials: dict[str, Trial] = field(default_factory=dict)
-
-    @property
-    def logs(self) -> tuple[float, float]:
-        """The logarithms of the price and of what was spent."""
-        return math.log(self.price), math.log(max(self.spent, 1e-9))
 
 
 def stage_candidates(T: int) -> list[tuple[float, ...]]:
@@ -113,37 +106,16 @@ def fit(observation: Observation, goal: Goal, make: Callable[[Node, Tensor], Neu
     make: a call site and a threshold (C,) → the neuron whose threshold, stages, adaptivity and bias are fitted.
     """
     weights = sensitivity(observation.graph, observation.first(min(4, goal.images)))
-    if budget is None:
-        return fit_once(observation, goal, make, weights)
-    found: list[Fit] = []
-    price = goal.price
-    while True:
-        found.append(fit_once(observation, replace(goal, price=price), make, weights))
-        within = [f for f in found if f.spent <= budget]
-        done = any(f.spent >= (1 - CLOSE) * budget for f in within)
-        if done or len(found) == PASSES or _stuck(found):
-            return max(within, key=lambda f: f.spent) if within else min(found, key=lambda f: f.spent)
-        price = next_price(found, budget * (1 - CLOSE / 2))
+
+    def fit_at(price: float) -> Fit:
+        return fit_once(observation, replace(goal, price=price), make, weights)
+
+    return fit_within(budget, fit_at, goal.price, CLOSE, PASSES, _stuck)
 
 
-def _stuck(found: list[Fit]) -> bool:
-    """Whether another price hardly changes what is spent: no price meets the budget."""
-    if len(found) < 2:
-        return False
-    (x0, y0), (x1, y1) = (f.logs for f in found[-2:])
+def _stuck(before: Fit, last: Fit) -> bool:
+    (x0, y0), (x1, y1) = before.logs, last.logs
     return x0 == x1 or (abs(x1 - x0) > 1 and abs(y1 - y0) < CLOSE)
-
-
-def next_price(found: list[Fit], wanted: float) -> float:
-    """Log spent falls about linearly with log price: the line through the two nearest, at first a guess at it."""
-    points = sorted(f.logs for f in found)
-    slope = -0.15
-    if len(points) > 1:
-        nearest = sorted(points, key=lambda p: abs(p[1] - math.log(wanted)))[:2]
-        (x0, y0), (x1, y1) = nearest
-        slope = min((y1 - y0) / (x1 - x0), -0.05)
-    x, y = min(points, key=lambda p: abs(p[1] - math.log(wanted)))
-    return math.exp(x + min(max((math.log(wanted) - y) / slope, -4.0), 4.0))
 
 
 def fit_once(
