@@ -8,10 +8,10 @@ from pathlib import Path
 import msat_det
 from msat_det.base.settings import PROJECT
 
-ROOMS = "base", "data"  # checked as a whole
+ROOMS = "base", "data", "measure"  # checked as a whole
 # What the public names are made of in the others, where types are for readers.
 MODULES = """
-    __init__ measure/anytime methods/__init__ methods/api
+    __init__ methods/__init__ methods/api
     methods/convert methods/presets models/detector models/drawing models/headed models/heads models/importers/onnx/cut
     models/importers/onnx/detector models/importers/onnx/file models/importers/onnx/network models/importers/ultralytics
     models/own models/pictures models/preprocessing spiking/energy spiking/network

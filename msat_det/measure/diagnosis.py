@@ -137,8 +137,8 @@ def mends_for(cause: str, options: Options, t: int) -> list[dict[str, Any]]:
     """Changes of options, or of t, that may help against a cause."""
     if options.coding == "delta":
         return _delta_mends(cause, options, t)
-    more = {"gamma": 2 * options.gamma + 1}  # 1 → 3 → 7 → 15
-    signed = [] if options.signed else [{"signed": True}]
+    more: dict[str, Any] = {"gamma": 2 * options.gamma + 1}  # 1 → 3 → 7 → 15
+    signed: list[dict[str, Any]] = [] if options.signed else [{"signed": True}]
     if cause == CLIPPED:
         higher = [{"percentile": p} for p in (99.9, 99.99, 100.0) if p > options.percentile]
         return [*higher, {"factor": max(1.0, 1.5 * options.factor)}, more]

@@ -42,21 +42,22 @@ def difference_rows(
 ) -> list[DifferenceRow]:
     """Every method beside ``config.bootstrap.against`` at each t that both record, in the configuration's order."""
     settings, level = config.bootstrap, parts.found("float", None)
+    against = settings.against or ""
     resampling = Resampling(settings.draws, settings.confidence, config.seed)
     main = make_evaluator(dataset, classes)
-    evaluators = {"top1" if isinstance(main, TopKEvaluator) else "map": main}
+    evaluators: dict[str, Any] = {"top1" if isinstance(main, TopKEvaluator) else "map": main}
     if has_boxes(level):
         agreement = AgreementEvaluator(level, classes)
         if agreement.engine == "hotcoco":
             evaluators["agreement"] = agreement
-    held = {t for c in conversions if c.label == settings.against for t in c.record}
-    pairs = [(c.label, t) for c in conversions if c.label != settings.against for t in c.record if t in held]
+    held = {t for c in conversions if c.label == against for t in c.record}
+    pairs = [(c.label, t) for c in conversions if c.label != against for t in c.record if t in held]
     rows = []
     for label, t in Progress(pairs, "bootstrap", unit="difference", leave=False):
-        ours, theirs = parts.found(label, t), parts.found(settings.against, t)
+        ours, theirs = parts.found(label, t), parts.found(against, t)
         for metric, evaluator in evaluators.items():
             found = evaluator.difference(ours, theirs, resampling)
-            rows.append(DifferenceRow(label, settings.against, t, metric, found.value, found.low, found.high))
+            rows.append(DifferenceRow(label, against, t, metric, found.value, found.low, found.high))
     return rows
 
 

@@ -42,8 +42,10 @@ def silent_outputs(graph: Graph, batch: Batch) -> Any:
     inputs = graph.bind(batch)
     first = next(iter(inputs.values()))
     size, device = len(first), first.device
-    values: dict[Node, Any] = {node: torch.zeros(size, *facts(node).shape, device=device) for node in graph.sites}
-    values |= {node: inputs[node.target] for node in graph.nodes if node.op == "placeholder"}
+    values: dict[Node, Any] = {
+        node: torch.zeros(size, *(facts(node).shape or ()), device=device) for node in graph.sites
+    }
+    values |= {node: inputs[str(node.target)] for node in graph.nodes if node.op == "placeholder"}
     needed = before_output(graph)
     for node in graph.nodes:
         if node in needed and node not in values:
@@ -63,7 +65,8 @@ def relative(error: float, size: float) -> float:
 def squares(got: Any, expected: Any, silent: Any) -> Tensor:
     """(2,) ‖got − expected‖² and ‖expected − silent‖² over all output tensors."""
     leaves = zip(*map(pytree.tree_leaves, (got, expected, silent)), strict=True)
-    return sum(torch.stack((dot(a - b, a - b), dot(b - c, b - c))) for a, b, c in leaves if isinstance(a, Tensor))
+    pairs = (torch.stack((dot(a - b, a - b), dot(b - c, b - c))) for a, b, c in leaves if isinstance(a, Tensor))
+    return sum(pairs, torch.zeros(2, dtype=torch.float64))
 
 
 def residuals(snn: SpikingNetwork, batch: Batch, T: int) -> dict[str, Tensor]:

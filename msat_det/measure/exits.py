@@ -68,7 +68,7 @@ def _curve(label: str, rule: Rule, parts: Parts, evaluator: Callable[[dict], dic
     for tolerance in sorted({rule.tolerance, *rule.curve}):
         times = [rule.record[i] for i in exits(change, tolerance).tolist()]
         metrics = evaluator({id: found[t][id] for id, t in zip(ids, times, strict=True)})
-        spent = sum(costs[t][i] for i, t in enumerate(times)) / len(ids)
+        spent: Any = sum(costs[t][i] for i, t in enumerate(times)) / len(ids)
         mean = sum(times) / len(ids)
         rows.append(ExitRow(label, tolerance, tolerance == rule.tolerance, mean, metrics, *spent.tolist()))
     return rows

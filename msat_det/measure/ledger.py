@@ -10,6 +10,7 @@ the neuron does (eq. 9).
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,7 +133,8 @@ def ledger(
     """
     record = sorted({T} if record is None else set(record))
     watched = SpikingNetwork(snn.graph, snn.neurons, snn.fanout, snn.seed, chunk=1, energy=snn.energy)
-    result, sums, outputs = Ledger(), {}, {t: torch.zeros(2, dtype=torch.float64) for t in record}
+    result, outputs = Ledger(), {t: torch.zeros(2, dtype=torch.float64) for t in record}
+    sums: dict[tuple[str, int], _Sums] = {}
     costs: dict[tuple[str, int], dict[str, float]] = {}
     images = 0
     with torch.inference_mode():
@@ -181,7 +183,7 @@ class _Site:
     def __init__(self, neuron: Neuron, a: Tensor):
         self.neuron, self.a, self.steps, self.delta = neuron, a, 0, neuron.coding == "delta"
         self.x, self.y, self.sent = (torch.zeros_like(a) for _ in range(3))
-        self.theta = torch.zeros_like(a) if neuron.adaptive else 0.0
+        self.theta: Any = torch.zeros_like(a) if neuron.adaptive else 0.0
 
     def heights(self) -> Tensor:
         """Σθ(t) over the steps, 0 in a dead channel."""
@@ -235,7 +237,7 @@ class _Batch:
         sums: dict[tuple[str, int], _Sums],
         chosen: dict[str, list[int]] | None,
     ):
-        self.snn, self.record, self.sums, self.chosen = snn, record, sums, chosen
+        self.snn, self.record, self.sums, self.chosen = snn, record, sums, chosen or {}
         self.sites: dict[str, _Site] = {}
         self.scans: dict[str, Scan | Corrections] = {}
         self.own: dict[str, Tensor] = {}

@@ -4,7 +4,7 @@ A part is a safetensors file, written whole or not at all: tensors to the bit, i
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -86,7 +86,8 @@ class Parts:
 
         With ``least`` N, no more batches are read than hold the first N images.
         """
-        name, found = _name((label, t)), {}
+        name = _name((label, t))
+        found: dict[int | str, Any] = {}
         for part in self._each(
             lambda ids, file: dict(zip(ids, _unpack(file, name, self.classes), strict=True)) if ids else {}
         ):
@@ -164,10 +165,10 @@ def _name(key: Key) -> str:
     return f"{label}/{t or 0}"
 
 
-def _pack(found: Iterable[Any]) -> dict[str, Tensor]:
+def _pack(found: Sequence[Any]) -> dict[str, Tensor]:
     """What was decoded on a batch's images as few tensors."""
     if not isinstance(found[0], Detections):
-        return {"logits": torch.stack(found)}
+        return {"logits": torch.stack(list(found))}
     return {
         "boxes": torch.cat([one.boxes for one in found]),
         "scores": torch.cat([one.scores for one in found]),

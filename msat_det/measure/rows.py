@@ -85,7 +85,9 @@ def read_summary(folder: Path) -> tuple[list[CurveRow], dict[str, Any]]:
         lists = [facts.get(name, []) for name in ("corrupt_images", "misfit_images")]
         found = facts["images"], facts.get("seen_in_calibration", 0), *lists, facts.get("energy", {})
         times = [row.t for row in rows[1:]]
-        if [type(fact) for fact in found] != [int, int, list, list, dict] or not all(0 < t < 2**31 for t in times):
+        if [type(fact) for fact in found] != [int, int, list, list, dict] or not all(
+            t and 0 < t < 2**31 for t in times
+        ):
             raise ValueError(found)
     except FileNotFoundError:
         raise InputError(f"no {file}: the run did not end; start it anew") from None

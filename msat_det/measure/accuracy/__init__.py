@@ -12,7 +12,7 @@ from msat_det.measure.accuracy.topk import TopKEvaluator, topk
 from msat_det.measure.accuracy.voc import VocEvaluator, voc_ap
 
 # A dataset's name → its evaluator. A user's own dataset may take one of these names or add its own.
-EVALUATORS: dict[str, Callable[[Dataset, list[str]], Callable[[dict], dict]]] = {
+EVALUATORS: dict[str, Callable[[Any, list[str]], Callable[[dict], dict]]] = {
     "coco": CocoEvaluator,
     "voc": VocEvaluator,
     "yolo": CocoEvaluator,

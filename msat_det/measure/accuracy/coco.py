@@ -3,14 +3,14 @@
 import contextlib
 import importlib.util
 import io
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from msat_det.base.errors import InputError
-from msat_det.data import CocoDetection
 from msat_det.data.base import alike
 from msat_det.data.coco import whole
 from msat_det.measure.accuracy.detections import flatten, match_classes
@@ -18,6 +18,19 @@ from msat_det.measure.accuracy.resampling import Difference, Resampling
 from msat_det.models.detector import Detections
 
 Engine = Literal["pycocotools", "hotcoco"]
+
+
+class Annotated(Protocol):
+    """What is asked of a data set: ``CocoDetection`` has it, and whatever writes its boxes in the same form."""
+
+    @property
+    def ids(self) -> Sequence[Any]: ...
+    @property
+    def classes(self) -> list[str]: ...
+    @property
+    def category_ids(self) -> list[int]: ...
+    @property
+    def annotations(self) -> dict[Any, list[dict]]: ...
 
 
 class CocoEvaluator:
@@ -29,7 +42,7 @@ class CocoEvaluator:
     Raises InputError for a class that the dataset lacks, and if no object is left to find.
     """
 
-    def __init__(self, dataset: CocoDetection, classes: list[str], engine: Engine | None = None):
+    def __init__(self, dataset: Annotated, classes: list[str], engine: Engine | None = None):
         self.engine = engine or ("hotcoco" if importlib.util.find_spec("hotcoco") else "pycocotools")
         self.ids = sorted(dataset.ids)
         # the engines' ids are numbers
@@ -114,7 +127,7 @@ def _hotcoco() -> Any:
 
 def _by_id(detections: dict[Any, Detections], known: set) -> dict[int | str, Detections]:
     """By the ids that are known: results may come with "12" or 12.0 for 12. Raises InputError for a double."""
-    ids = [number if id not in known and (number := whole(id)) in known else id for id in detections]
+    ids: list[Any] = [number if id not in known and (number := whole(id)) in known else id for id in detections]
     if pair := alike(ids):
         raise InputError(f"detections on image {ids[pair[0]]!r} are given twice: give them once")
     return dict(zip(ids, detections.values(), strict=True))

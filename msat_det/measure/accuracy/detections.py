@@ -1,6 +1,8 @@
 """A detector's output in a dataset's terms: class names matched, all images in flat arrays."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +43,7 @@ def match_classes(classes: list[str], known: list[str]) -> np.ndarray:
     return matched
 
 
-def flatten(detections: dict[int | str, Detections], ids: list[int | str], matched: np.ndarray) -> Found:
+def flatten(detections: Mapping[Any, Detections], ids: list[int | str], matched: np.ndarray) -> Found:
     """All detections on ``ids`` (images without an entry have none), without the classes that ``matched`` calls −1.
 
     Raises InputError for an unknown image, for labels that are no class and for boxes or scores that are not finite.

@@ -25,8 +25,8 @@ class TopKEvaluator:
 
     def difference(self, ours: dict, theirs: dict, resampling: Resampling) -> Difference:
         """By how much ``top1`` of our logits exceeds that of theirs."""
-        ours, theirs = (ranks(*self._rows(logits)) < 1 for logits in (ours, theirs))
-        each = 100 * (ours.double() - theirs.double())
+        right = [ranks(*self._rows(logits)) < 1 for logits in (ours, theirs)]
+        each = 100 * (right[0].double() - right[1].double())
         drawn = resampling.counts(len(each)).double() @ each / len(each)
         return Difference(each.mean().item(), *resampling.interval(drawn))
 

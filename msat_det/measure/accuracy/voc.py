@@ -1,12 +1,13 @@
 """PASCAL VOC's average precision (Everingham et al. 2010, §4.2), without a loop over boxes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from msat_det.base.errors import InputError
-from msat_det.data import VocDetection
+from msat_det.data import Dataset
 from msat_det.measure.accuracy.detections import Found, flatten, match_classes
 from msat_det.measure.accuracy.resampling import Difference, Resampling
 from msat_det.models.detector import Detections
@@ -34,10 +35,10 @@ class VocEvaluator:
     Raises InputError for a class that the dataset lacks, and if no object is left to find.
     """
 
-    def __init__(self, dataset: VocDetection, classes: list[str]):
+    def __init__(self, dataset: Dataset, classes: list[str]):
         self.ids = sorted(dataset.ids)
         self.matched = match_classes(classes, dataset.classes)
-        targets = [dataset.target(id) for id in self.ids]
+        targets: list[Any] = [dataset.target(id) for id in self.ids]
         self.truth = Truth(
             np.repeat(np.arange(len(self.ids)), [len(target.labels) for target in targets]),
             np.concatenate([target.labels.numpy() for target in targets]),
@@ -70,8 +71,8 @@ class VocEvaluator:
         found = [flatten(detections, self.ids, self.matched) for detections in (ours, theirs)]
         drawn = resampling.counts(len(self.ids)).numpy()
         counts = np.concatenate((np.ones_like(drawn[:1]), drawn))  # first the images as they are
-        ours, theirs = (voc_map_of_draws(self.truth, each, self.labels, counts) for each in found)
-        apart = ours - theirs
+        scores = [voc_map_of_draws(self.truth, each, self.labels, counts) for each in found]
+        apart = scores[0] - scores[1]
         return Difference(float(apart[0]), *resampling.interval(torch.from_numpy(apart[1:])))
 
     def judged(self, detections: dict, threshold: float = 0.5) -> tuple[np.ndarray, np.ndarray, int]:
