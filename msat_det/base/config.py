@@ -331,15 +331,24 @@ class Config:
         for label in labels:
             if labels.count(label) > 1:
                 raise InputError(f"two methods are labelled {label}: give each a label of its own")
-        named = [("exit.methods names", label, "") for label in self.exit.methods]
-        named += [("draw.method is", self.draw.method, "")]
-        named += [("bootstrap.against is", self.bootstrap.against, "; name one of them, or null")]
+        named = [
+            *(("exit.methods names", label, "") for label in self.exit.methods),
+            ("draw.method is", self.draw.method, ""),
+            ("bootstrap.against is", self.bootstrap.against, "; name one of them, or null"),
+        ]
         for key, label, mend in named:
             if label is not None and label not in labels:
                 raise InputError(f"{key} {label!r}: the labels are {', '.join(labels) or 'none'}{mend}")
         for t in self.draw.t or []:
             if t not in (self.sim.record or []):
                 raise InputError(f"draw.t holds {t}, which is not recorded: sim.record is {self.sim.record}")
+
+    @property
+    def folder(self) -> str:
+        """The run directory. Raises InputError where none is named."""
+        if self.out is None:
+            raise InputError("no run directory named: give one with --out")
+        return self.out
 
     def record_of(self, entry: dict) -> list[int]:
         """The timesteps recorded for one entry of ``methods``: its own ``record``, where given, met with sim.record."""

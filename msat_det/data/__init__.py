@@ -58,7 +58,7 @@ DATASETS: Names[Callable[..., Dataset]] = Names(
 
 def build_dataset(
     kind: str,
-    root: Path | str,
+    root: Path | str | None,
     split: str | None = None,
     year: int | str | None = None,
     option: str = "--data.root",

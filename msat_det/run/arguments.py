@@ -100,7 +100,7 @@ def command_line(prog: str, argv: list[str]) -> str:
 
 def make_parser(prog: str, about: str = "", examples: str = "") -> argparse.ArgumentParser:
     """The command line of a run: --cfg and one option for every key of the tree, help from what annotates them."""
-    settings = {"argument_default": argparse.SUPPRESS, "allow_abbrev": False}
+    settings: dict[str, Any] = {"argument_default": argparse.SUPPRESS, "allow_abbrev": False}
     parser = Parser(prog, "CONFIG [--key value …]", about, examples, **settings)
     parser.add_argument("--cfg", metavar="CONFIG", help="the same as CONFIG: a YAML file, or an included one by name")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")  # ``guarded`` takes it out
@@ -134,12 +134,15 @@ class Parser(argparse.ArgumentParser):
         self,
         prog: str | None = None,
         usage: str | None = None,
-        *arguments: Any,
+        description: str | None = None,
+        epilog: str | None = None,
+        *,
         more: str = "--help lists all options",
         **settings: Any,
     ):
         usage = usage and f"{prog} {usage}"
-        super().__init__(prog, usage, *arguments, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        plain = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, usage, description, epilog, formatter_class=plain, **settings)
         self.more = more
 
     def error(self, message: str) -> typing.NoReturn:

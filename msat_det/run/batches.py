@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class Loaded:
 
     number: int
     ids: list
-    inputs: Tensor | None
+    inputs: Any  # a tensor; None where no image could be read
     metas: list
     corrupt: list[str]
     misfit: list[str]
@@ -133,8 +133,8 @@ def _by_processes(reader: Reader) -> Iterator[Any]:
         return _by_thread(reader)
     workers = max(min(READERS, (os.cpu_count() or 1) // ranks.local_count(), len(reader)), 1)
     pinned = torch.cuda.is_available()
-    loader = DataLoader(
-        reader,
+    loader: DataLoader = DataLoader(
+        cast(Any, reader),
         None,
         num_workers=workers,
         pin_memory=pinned,
@@ -222,4 +222,5 @@ def on_cpu(found: list) -> list:
         return found
     sizes = [len(getattr(one, names[0])) for one in found]
     values = [torch.cat([getattr(one, name) for one in found]).cpu().split(sizes) for name in names]
-    return [type(found[0])(**dict(zip(names, each, strict=True))) for each in zip(*values, strict=True)]
+    kind: Any = type(found[0])
+    return [kind(**dict(zip(names, each, strict=True))) for each in zip(*values, strict=True)]

@@ -16,8 +16,8 @@ def compare(config: Config) -> list[CurveRow]:
     Raises InputError as ``run.run`` does.
     """
     rows = run(config, task_of(config))
-    comparison = read_comparison(Path(config.out))
-    directory = RunDirectory(config.out)
+    comparison = read_comparison(Path(config.folder))
+    directory = RunDirectory(config.folder)
     directory.write_comparison(f"# {comparison.title}\n\n{markdown(comparison)}", table(comparison))
     directory.write_pareto(comparison.rows, comparison.title)
     return rows

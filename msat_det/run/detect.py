@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -92,12 +93,13 @@ class Job:
     found: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.snn.detector, Detector):
+        self.detector: Any = self.snn.detector
+        if not isinstance(self.detector, Detector):
             raise InputError("this network has no detector to read boxes: save one that has its detector")
         self.T = self.wanted.t or self.snn.T
-        usual = getattr(self.snn.detector, "shown", SHOWN)
+        usual = getattr(self.detector, "shown", SHOWN)
         self.score: float = usual if self.wanted.score is None else self.wanted.score
-        names = list(self.snn.detector.classes)
+        names = list(self.detector.classes)
         self.labels = torch.tensor([self._label(name, names) for name in self.wanted.classes], dtype=torch.int64)
         self.times = sorted({2**i for i in range(self.T.bit_length())} | {self.T}) if self.wanted.compare else [self.T]
 
@@ -123,7 +125,7 @@ class Job:
             self.note(name, row[self.T], image, upright_size(path))
             target = self.place(name)
             drawn = self.drawn(image, row)
-            write_whole(target, lambda file, drawn=drawn: drawn.save(file, "JPEG", quality=92))
+            write_whole(target, partial(drawn.save, format="JPEG", quality=92))
             print(f"{name}: {self.told(row[self.T])}")
         if not self.images:
             raise InputError("none of the pictures could be read: give others")
@@ -147,16 +149,15 @@ class Job:
 
     def detected(self, images: list[Tensor]) -> list[dict[int | str, Detections]]:
         """For each image what is found at every timestep, and under "float" what the float network finds."""
-        found: dict[int | str, list[Detections]] = {**self.snn.detect(images, self.T, self.times)}
+        found: dict[Any, list[Detections]] = {**self.snn.detect(images, self.T, self.times)}
         if self.wanted.compare:
             found = {"float": self.float_boxes(images)} | found
         return [{key: self.chosen(each[i]) for key, each in found.items()} for i in range(len(images))]
 
     def float_boxes(self, images: list[Tensor]) -> list[Detections]:
-        detector = self.snn.detector
-        pixels, metas = zip(*map(detector.preprocess, images), strict=True)
-        found = detector.decode(self.snn.graph(torch.stack(pixels).to(self.snn.device)), list(metas))
-        return [Detections(one.boxes, one.scores, one.labels, tuple(detector.classes)) for one in found]
+        pixels, metas = zip(*map(self.detector.preprocess, images), strict=True)
+        found = self.detector.decode(self.snn.graph(torch.stack(pixels).to(self.snn.device)), list(metas))
+        return [Detections(one.boxes, one.scores, one.labels, tuple(self.detector.classes)) for one in found]
 
     def chosen(self, one: Detections) -> Detections:
         """The boxes of the asked classes that are sure enough."""
@@ -200,7 +201,7 @@ class Job:
 
     def write(self) -> None:
         """detections.json: images, categories and annotations as COCO has them, each with its score."""
-        categories = [{"id": i, "name": name} for i, name in enumerate(self.snn.detector.classes, 1)]
+        categories = [{"id": i, "name": name} for i, name in enumerate(self.detector.classes, 1)]
         content = {"images": self.images, "categories": categories, "annotations": self.found}
         text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
         write_whole(self.wanted.out / "detections.json", lambda file: file.write_bytes(text.encode()))

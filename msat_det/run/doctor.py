@@ -19,7 +19,7 @@ def doctor(config: Config) -> list[Examination]:
 
     Raises InputError for bad input of any kind.
     """
-    config, directory = settle(config), RunDirectory(config.out)
+    config, directory = settle(config), RunDirectory(config.folder)
     refuse_finished(directory, config)
     observation = observed(config, build_model(config, task_of(config)))
     converted = list(conversions(config, observation))

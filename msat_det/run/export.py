@@ -28,7 +28,7 @@ def export(config: Config, T: int | None, file: Path, onnx: bool = False) -> Non
     model = build_model(config, task_of(config))
     observation = observed(config, model)
     observation.detector = model
-    snn = convert(config, entry, observation, T or (config.record_of(entry) or config.sim.record)[-1])
+    snn = convert(config, entry, observation, T or (config.record_of(entry) or config.sim.record or [1])[-1])
     if onnx:
         module = Step(snn)
         program = export_step(module)

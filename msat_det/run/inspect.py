@@ -19,7 +19,7 @@ def inspect_network(config: Config) -> list[dict]:
     weights and no class names for that: without weights it gets random ones, which show in the thresholds alone. Raises
     InputError for bad input of any kind.
     """
-    config, directory = settle(config), RunDirectory(config.out)
+    config, directory = settle(config), RunDirectory(config.folder)
     refuse_finished(directory, config)
     if config.model.cfg and config.model.weights is None:
         told = "shapes, kinds and multiply-adds are the network's, its thresholds are not"

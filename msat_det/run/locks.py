@@ -5,7 +5,7 @@ from typing import IO
 try:
     import fcntl
 except ImportError:  # Windows: nothing keeps a second process out
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 POSSIBLE = fcntl is not None
 

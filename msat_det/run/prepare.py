@@ -72,7 +72,7 @@ def build_model(config: Config, task: Task) -> Any:
 def evaluated_images(config: Config, classes: list[str]) -> Dataset:
     """The images that ``config.data`` names, spoilt where it asks for that. classes: what the network tells apart."""
     data = config.data
-    places = {"annotations": data.annotations, "images": data.images}
+    places: dict[str, Any] = {"annotations": data.annotations, "images": data.images}
     dataset = build_dataset(data.kind, data.root, data.split, data.year, classes=classes, **places)
     if data.held_out:
         seen = set(overlap(dataset, calibration_images(config)))
@@ -87,7 +87,7 @@ def evaluated_images(config: Config, classes: list[str]) -> Dataset:
 def calibration_images(config: Config) -> Dataset:
     """The images that ``config.calib`` names."""
     calib = config.calib
-    places = {"annotations": calib.annotations, "images": calib.images}
+    places: dict[str, Any] = {"annotations": calib.annotations, "images": calib.images}
     dataset = build_dataset(calib.kind, calib.root, calib.split, config.data.year, option="--calib.root", **places)
     return subset(dataset, calib.limit, config.seed, calib.skip)
 

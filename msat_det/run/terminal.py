@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from msat_det.base import ranks
 from msat_det.base.errors import InputError
@@ -94,7 +95,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.seen = 0
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
         self._process = os.getpid()
 
     def __enter__(self) -> "Signals":

@@ -79,7 +79,7 @@ def _differ(a: Tensor, b: Tensor, theta: Tensor) -> Tensor:
     return (a - b).abs() > 1e-3 * torch.maximum(a.abs(), b.abs()) + 1e-5 * theta
 
 
-def check(program: Any, snn: SpikingNetwork, batch: tuple[Tensor, ...], steps: int = 8) -> Agreement:
+def check(program: Any, snn: SpikingNetwork, batch: tuple[Any, ...], steps: int = 8) -> Agreement:
     """Compare ``steps`` steps of an exported step with ours. program: of ``onnx_step.export_step``, not yet written.
 
     batch: the network's inputs for as many images as it was exported for.
