@@ -435,7 +435,7 @@ def test_tools_answer_help_and_refuse_in_one_line(tool: str, script: Callable) -
         (["train_demo.py", "yolo", "--threads", "0"], "argument --threads: '0' is no whole number from 1 to 1024"),
         (["train_demo.py", "yolo", "--steps", "1e9"], "argument --steps: '1e9' is no whole number from 1 to"),
         (["train_demo.py", "yolo", "--pictures", "-1"], "argument --pictures: '-1' is no whole number from 1 to"),
-        (["make_results.py", "--only", "x"], "no experiment x: --only takes resnet20_cifar100"),
+        (["make_results.py", "--only", "x"], "no experiment x: --only takes ssd_mobilenet_coco:codings, "),
         (
             ["make_readme_picture.py", "/nowhere"],
             "/nowhere holds no detections/*.png, curve.png and boxes.gif: give a detector's",
