@@ -44,7 +44,8 @@ as they do in random networks and not in trained ones.
 - seconds: of one core, for tracing, converting and running both.
 
 Of the detectors the dense part is converted, up to the maps that boxes are decoded from. RT-DETR's decoder is left out:
-it picks its queries by their scores, which is control flow on values. The page is made by
+it picks its queries by their scores, which is control flow on values. Of torchvision's 80 classifiers all are here but
+regnet_y_128gf, whose weights take 2.6 GB, and vgg11_bn, which is timm's here; tests convert both. The page is made by
 `python tools/make_zoo_table.py`.
 
 """
@@ -110,6 +111,13 @@ def torchvision(name: str, **options: Any) -> nn.Module:
     return get_model(name, weights=None, num_classes=10, **kept, **options)
 
 
+def huge_vit(name: str) -> nn.Module:
+    """torchvision's vit_h_14 with two of its 32 layers: with all of them it takes 2.5 GB, several times."""
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(56, 14, num_layers=2, num_heads=16, hidden_dim=1280, mlp_dim=5120, num_classes=10)
+
+
 Make = Callable[[str], nn.Module]
 TIMM = """
 resnet18d vgg11_bn mobilenetv3_small_100 efficientnet_lite0 tf_efficientnetv2_b0 lcnet_050 mobileone_s0 mobilevit_xxs
@@ -117,8 +125,16 @@ efficientvit_b0 edgenext_xx_small convnextv2_atto eca_nfnet_l0
 """
 TORCHVISION = """
 alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet mnasnet0_5 mobilenet_v2 mobilenet_v3_small
-regnet_x_400mf regnet_y_400mf resnet18 resnext50_32x4d shufflenet_v2_x0_5 squeezenet1_0 swin_t swin_v2_t vgg11
-wide_resnet50_2
+regnet_x_400mf regnet_y_400mf resnet18 resnext50_32x4d shufflenet_v2_x0_5 squeezenet1_0 swin_b swin_s swin_t swin_v2_b
+swin_v2_s swin_v2_t vgg11 wide_resnet50_2
+"""
+LARGER = """
+convnext_base convnext_large convnext_small densenet161 densenet169 densenet201 efficientnet_b1 efficientnet_b2
+efficientnet_b3 efficientnet_b4 efficientnet_b5 efficientnet_b6 efficientnet_b7 efficientnet_v2_l efficientnet_v2_m
+mnasnet0_75 mnasnet1_0 mnasnet1_3 mobilenet_v3_large regnet_x_16gf regnet_x_1_6gf regnet_x_32gf regnet_x_3_2gf
+regnet_x_800mf regnet_x_8gf regnet_y_16gf regnet_y_1_6gf regnet_y_32gf regnet_y_3_2gf regnet_y_800mf regnet_y_8gf
+resnet101 resnet152 resnet34 resnet50 resnext101_32x8d resnext101_64x4d shufflenet_v2_x1_0 shufflenet_v2_x1_5
+shufflenet_v2_x2_0 squeezenet1_1 vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn wide_resnet101_2
 """
 ZOO: dict[str, tuple[Make, int]] = {  # how it is made, and the side of its images
     **{f"yolo{version}": (ultralytics, 64) for version in ("v5nu", "v8n", "v9t", "v10n", "11n", "12n", "26n")},
@@ -129,8 +145,10 @@ ZOO: dict[str, tuple[Make, int]] = {  # how it is made, and the side of its imag
     "swin_tiny_patch4_window7_224": (partial(timm, img_size=56), 56),
     **dict.fromkeys(TORCHVISION.split(), (torchvision, 64)),
     "inception_v3": (torchvision, 128),
-    "vit_b_16": (partial(torchvision, image_size=64), 64),
     "maxvit_t": (torchvision, 224),
+    **{f"vit_{version}": (partial(torchvision, image_size=64), 64) for version in ("b_16", "b_32", "l_16", "l_32")},
+    "vit_h_14, 2 of its layers": (huge_vit, 56),
+    **dict.fromkeys(LARGER.split(), (torchvision, 64)),
 }
 
 

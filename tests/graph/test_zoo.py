@@ -4,7 +4,9 @@ import importlib.util
 
 import pytest
 import torch
-from make_zoo_table import RATE, ZOO, build, error, rt_detr, timm, ultralytics
+from make_zoo_table import LARGER, RATE, ZOO, build, error, rt_detr, timm, ultralytics
+from torchvision import models
+from torchvision.models import list_models
 
 import msat_det
 
@@ -19,7 +21,14 @@ def needed(name: str) -> str | None:
 
 
 def cases() -> list:
-    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ZOO]
+    """Larger convolutional networks are those of test_torchvision_classifiers."""
+    names = [name for name in ZOO if name not in LARGER.split()]
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
+
+
+def test_the_table_has_all_of_torchvisions_classifiers() -> None:
+    names = {name.partition(",")[0] for name in ZOO}
+    assert set(list_models(module=models)) - names == {"regnet_y_128gf"}
 
 
 @pytest.mark.parametrize("name", cases())
