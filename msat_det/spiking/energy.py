@@ -203,8 +203,8 @@ def count(
     is paid at full price in every timestep, what is constant in time once; an element that a differential node or a
     neuron's curved activation evaluates counts as one multiply-add. Under temporal switch coding a value costs
     its opening and its closing spike (a pair for each window that it would fill), and every neuron adds its current to
-    its potential in each timestep. The 8-bit
-    control (``Neuron.dense``) pays every multiply-add once, by the table ``INT8``.
+    its potential in each timestep. The 8-bit control (``Neuron.dense``) pays every multiply-add once, by the table
+    ``INT8``.
     """
     dense = any(neuron.dense for neuron in neurons.values())
     price, price8 = prices(table), prices(INT8)

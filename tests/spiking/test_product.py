@@ -2,11 +2,9 @@
 
 import pytest
 import torch
-from support.devices import StandIn
+from support.devices import check_taken
 from torch import Tensor, nn
 
-from msat_det.methods.convert import spiking_network
-from msat_det.methods.observe import observe
 from msat_det.spiking import kernels
 from msat_det.spiking.kernels import product
 
@@ -61,21 +59,5 @@ def test_what_is_left_to_cudnn(conv: nn.Module) -> None:
 def test_a_simulation_takes_it_on_a_device_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available():  # Triton is no interpreter there, and the stand-in's memory is the CPU's
         monkeypatch.setattr(kernels, "on_gpu", lambda: None)
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 256, 3), nn.ReLU(), nn.Conv2d(256, 2, 1))
-    net.eval().requires_grad_(False)
-    x = values(1, 3, 8, 8)
-    expected = spiking_network("constant", {"gamma": 3}, observe(net, [x]), 2).run(x, 2)[2]
-    calls = []
-    convolution = product.convolution
-    monkeypatch.setattr(product, "convolution", lambda *given: calls.append(given[0]) or convolution(*given))
-    with StandIn():
-        snn = spiking_network("constant", {"gamma": 3}, observe(net.to("cuda"), [x]), 2)
-        snn.precision = "tf32"
-        snn.run(x, 2)
-        assert calls == []
-        snn.precision = "float32"
-        found = snn.run(x, 2)[2].cpu()
-    assert [(conv.in_channels, conv.out_channels) for conv in calls] == [(64, 256)]
-    assert kernels.as_product(net[2].cpu(), values(1, 64, 5, 5)) is None  # on the CPU
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    net = check_taken(product, (64, 256), "float32", ["tf32"], values(1, 3, 8, 8), monkeypatch)
+    assert kernels.as_product(net[2], values(1, 64, 5, 5)) is None  # on the CPU

@@ -3,11 +3,9 @@ that the parts' products are right; what tensor cores cut off shows on a GPU alo
 
 import pytest
 import torch
-from support.devices import StandIn
+from support.devices import check_taken
 from torch import Tensor, nn
 
-from msat_det.methods.convert import spiking_network
-from msat_det.methods.observe import observe
 from msat_det.spiking import kernels
 from msat_det.spiking.kernels import split
 
@@ -76,25 +74,5 @@ def test_what_is_left_to_cudnn(conv: nn.Module) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the stand-in needs Triton's interpreter")
 def test_a_simulation_takes_it_on_a_device_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    net = (
-        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 32, 3), nn.ReLU(), nn.Conv2d(32, 2, 1))
-        .eval()
-        .requires_grad_(False)
-    )
-    x = values(1, 3, 8, 8)
-    expected = spiking_network("constant", {"gamma": 3}, observe(net, [x]), 2).run(x, 2)[2]
-    calls = []
-    convolution = split.convolution
-    monkeypatch.setattr(split, "convolution", lambda *given: calls.append(given[0]) or convolution(*given))
-    with StandIn():
-        snn = spiking_network("constant", {"gamma": 3}, observe(net.to("cuda"), [x]), 2)
-        for precision in ("float32", "tf32"):
-            snn.precision = precision
-            snn.run(x, 2)
-        assert calls == []
-        snn.precision = "tf32x3"
-        found = snn.run(x, 2)[2].cpu()
-    assert [(conv.in_channels, conv.out_channels) for conv in calls] == [(8, 32)]
-    assert kernels.on_tensor_cores(net[2].cpu(), values(1, 8, 5, 5)) is None  # on the CPU
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    net = check_taken(split, (8, 32), "tf32x3", ["float32", "tf32"], values(1, 3, 8, 8), monkeypatch)
+    assert kernels.on_tensor_cores(net[2], values(1, 8, 5, 5)) is None  # on the CPU

@@ -4,13 +4,18 @@ Inside ``StandIn()`` everything that is made on, or moved to, a CUDA device is s
 its interpreter. Only where a device is missing or mixed up shows; the numbers are the CPU's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from msat_det.methods.convert import spiking_network
+from msat_det.methods.observe import observe
 
 CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
 
@@ -87,3 +92,35 @@ class StandIn(TorchFunctionMode):
                 elif isinstance(value, Tensor) and name == "to":
                     wanted = CUDA if isinstance(value, There) else CPU
         return args, kwargs, wanted
+
+
+def check_taken(
+    way: ModuleType,
+    widths: tuple[int, int],
+    precision: str,
+    others: Sequence[str],
+    x: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> nn.Module:
+    """A simulation on a device takes the second of three convolutions by ``way.convolution`` in this precision, none in
+    the others, and its outputs are those of the CPU. widths: channels behind the first and the second. Returns the
+    network, which lies on the CPU."""
+    torch.manual_seed(0)
+    first, second = widths
+    net = nn.Sequential(nn.Conv2d(3, first, 3), nn.ReLU(), nn.Conv2d(first, second, 3), nn.ReLU())
+    net = net.append(nn.Conv2d(second, 2, 1)).eval().requires_grad_(False)
+    expected = spiking_network("constant", {"gamma": 3}, observe(net, [x]), 2).run(x, 2)[2]
+    calls: list[nn.Conv2d] = []
+    convolution = way.convolution
+    monkeypatch.setattr(way, "convolution", lambda *given: calls.append(given[0]) or convolution(*given))
+    with StandIn():
+        snn = spiking_network("constant", {"gamma": 3}, observe(net.to("cuda"), [x]), 2)
+        for other in others:
+            snn.precision = other
+            snn.run(x, 2)
+        assert calls == []
+        snn.precision = precision
+        found = snn.run(x, 2)[2].cpu()
+    assert [(conv.in_channels, conv.out_channels) for conv in calls] == [widths]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    return net.cpu()
