@@ -13,6 +13,7 @@ import yaml
 from msat_det.base.config import Config
 from msat_det.base.settings import read_config
 from msat_det.measure.accuracy.agreement import FOUND
+from msat_det.measure.arrival import lost
 from msat_det.measure.rows import COSTS, DISPLAY, CurveRow, read_summary
 from msat_det.report.paper import SOURCE, TABLE_1, TIMES, Reported
 
@@ -57,6 +58,11 @@ class Comparison:
     @property
     def times(self) -> list[int]:
         return sorted({row.t for row in self.rows[1:]})
+
+    @property
+    def lost(self) -> list[str]:
+        """The labels of methods that find next to nothing at any t."""
+        return lost(self.rows)
 
     @property
     def network(self) -> str:

@@ -451,6 +451,15 @@ def test_several_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture
     assert colours == [("c0", "d0", "0"), ("c1", "d0", "1"), ("c2", "d0", "2"), ("c0", "d1", "3")]
 
 
+def test_what_finds_nothing_is_grey(tmp_path: Path) -> None:
+    """On a run's page and where it stands beside others; the rest keep their colours."""
+    rows = [ROWS[0], point("msat", 4, 2.0), *ROWS[1:4]]
+    runs = [make_run(tmp_path / name, rows) for name in "ab"]
+    for page, count in ((run_page(runs[0]), 1), (comparison_page(runs), 2)):
+        styles = re.findall(r'<g class="curve (\w+) d\d"', page)
+        assert styles == ["lost", "c1"] * count * 2  # two charts
+
+
 def other_metric(run: Path) -> None:
     rows = [CurveRow("float", None, {"top1": 80.0, "top5": 95.0}), CurveRow("a", 4, {"top1": 79.0, "top5": 95.0}, 1.0)]
     RunDirectory(run).write_summary(rows, images=2)

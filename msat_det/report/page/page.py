@@ -15,7 +15,7 @@ import jinja2
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import write_whole
-from msat_det.measure.arrival import lost, reasons
+from msat_det.measure.arrival import reasons
 from msat_det.measure.rows import DISPLAY, CurveRow
 from msat_det.report.comparison import APART, KEPT, NEAR, Comparison, read_comparison
 from msat_det.report.page import files as page_files
@@ -42,9 +42,8 @@ def run_page(folder: Path) -> str:
     """The page of one run directory."""
     run = read_comparison(folder)
     about, ledger = page_files.about(folder), page_files.ledger(folder)
-    pale = lost(run.rows)
     curves = [
-        Curve(label, run.curve(label), i, i, i, i // COLOURS, label in pale) for i, label in enumerate(run.labels)
+        Curve(label, run.curve(label), i, i, i, i // COLOURS, label in run.lost) for i, label in enumerate(run.labels)
     ]
     name, level, found = NAMES[run.metric], run.rows[0], verdict(run)
     opening = _opening(run, found)
@@ -79,7 +78,9 @@ def comparison_page(folders: list[Path]) -> str:
     pairs = [(name, run, label) for name, run in zip(names, runs, strict=True) for label in run.labels]
     labels = list(dict.fromkeys(label for _, _, label in pairs))
     curves = [  # a label's colour is the same in every run, a run's marker and dashes the same for every label
-        Curve(f"{name} · {label}", run.curve(label), i, labels.index(label), names.index(name), names.index(name))
+        Curve(
+            f"{name} · {label}", run.curve(label), i, labels.index(label), *[names.index(name)] * 2, label in run.lost
+        )
         for i, (name, run, label) in enumerate(pairs)
     ]
     metric = runs[0].metric
