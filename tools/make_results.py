@@ -29,8 +29,9 @@ CODINGS = (
     "delta-fit-anytime,int8 --sim.record 1,2,4,8,16 --bootstrap.against int8 --bootstrap.draws 200"
 )
 HELD_OUT = "--data.held_out true"
-ALL_IMAGES = "--methods delta-2,delta-3,delta-fit,int8 --sim.record 1,2 --bootstrap.against int8 --bootstrap.draws 200"
 ON_ALL = "Delta coding on all 128 images, calibration images among them"
+DELTA = "--methods delta-2,delta-3,delta-fit,int8 --sim.record 1,2 --bootstrap.against int8 --bootstrap.draws 200"
+ON_HELD_OUT = "Delta coding, held-out images"
 BOTH, EVERY = "Both codings, one to sixteen timesteps", "Every method, rate coding"
 FITS, PARTS = "Fitted thresholds at few timesteps", "What each part brings, T = 4"
 # A page → its title and experiments: the name of a configuration in configs/real, or of an experiment with it →
@@ -40,7 +41,8 @@ PAGES = {
         "SSD-MobileNetV1, COCO",
         {
             "ssd_mobilenet_coco:codings": (BOTH, f"{CODINGS} {HELD_OUT}"),
-            "ssd_mobilenet_coco:all": (ON_ALL, ALL_IMAGES),
+            "ssd_mobilenet_coco:delta": (ON_HELD_OUT, f"{DELTA} {HELD_OUT}"),
+            "ssd_mobilenet_coco:all": (ON_ALL, DELTA),
             "ssd_mobilenet_coco": (EVERY, DETECTION),
             "ssd_mobilenet_coco_fit": (FITS, ""),
             "ssd_mobilenet_coco_ablation": (PARTS, ""),
@@ -50,7 +52,8 @@ PAGES = {
         "YOLOv3-Nano, COCO",
         {
             "yolo_nano_coco:codings": (BOTH, f"{CODINGS} {HELD_OUT}"),
-            "yolo_nano_coco:all": (ON_ALL, ALL_IMAGES),
+            "yolo_nano_coco:delta": (ON_HELD_OUT, f"{DELTA} {HELD_OUT}"),
+            "yolo_nano_coco:all": (ON_ALL, DELTA),
             "yolo_nano_coco": (EVERY, DETECTION),
             "yolo_nano_coco_fit": (FITS, ""),
             "yolo_nano_coco_linear_fit": (f"{FITS}, with spikes on its linear bottlenecks too", ""),
@@ -59,9 +62,13 @@ PAGES = {
     "yolo_fastest_coco": (
         "YOLO-Fastest 1.1 (leaky ReLU), COCO",
         {
-            "yolo_fastest_coco:codings": ("Delta coding", f"{ALL_IMAGES} {HELD_OUT}"),
-            "yolo_fastest_coco:all": (ON_ALL, ALL_IMAGES),
+            "yolo_fastest_coco:delta": (ON_HELD_OUT, f"{DELTA} {HELD_OUT}"),
+            "yolo_fastest_coco:all": (ON_ALL, DELTA),
         },
+    ),
+    "yolov8n_coco": (
+        "YOLOv8n, COCO",
+        {"yolov8n_coco:delta": (ON_HELD_OUT, f"{DELTA} {HELD_OUT}")},
     ),
     "resnet20_cifar100": (
         "ResNet-20, CIFAR-100",
@@ -76,6 +83,7 @@ PAGES = {
         "SqueezeNet 1.0, ImageNet",
         {
             "squeezenet_imagenet:codings": (BOTH, CODINGS),
+            "squeezenet_imagenet:delta": ("Delta coding", DELTA),
             "squeezenet_imagenet": (EVERY, CLASSIFICATION),
             "squeezenet_imagenet_fit": (FITS, ""),
         },
