@@ -2,8 +2,8 @@
 
 python tools/make_frontier_picture.py
 
-It reads the tables that tools/make_results.py has left in docs/results: of both codings, and of fitted thresholds under
-rate coding. Each table's accuracies are shares of its own float network's.
+It reads the tables that tools/make_results.py has left in docs/results: of both codings, of delta coding, and of fitted
+thresholds under rate coding. Each table's accuracies are shares of its own float network's.
 """
 
 import csv
@@ -50,16 +50,19 @@ class Point:
 def points(network: str, cost: str) -> list[Point]:
     """What the network's tables hold, a method at one t each, without what keeps less than ``LEAST``."""
     found = []
-    for table in (f"{network}_codings.csv", f"{network}_fit.csv"):
-        if not (DOCS / "results" / table).is_file():
-            continue
-        level, *rows = csv.DictReader((DOCS / "results" / table).read_text("utf-8").splitlines())
+    for table in tables(network):
+        level, *rows = csv.DictReader(table.read_text("utf-8").splitlines())
         metric = "map" if "map" in level else "top1"
         for row in rows:
             if row["source"] == "measured" and float(row.get(cost) or 0) > 0:
                 kept = 100 * float(row[metric]) / float(level[metric])
                 found.append(Point(kind(row["method"]), f"{row['label']}, t = {row['t']}", float(row[cost]), kept))
     return [point for point in found if point.kept >= LEAST]
+
+
+def tables(network: str) -> list[Path]:
+    files = [DOCS / f"results/{network}_{name}.csv" for name in ("codings", "delta", "fit")]
+    return [file for file in files if file.is_file()]
 
 
 def kind(method: str) -> str:
@@ -78,18 +81,18 @@ def front(found: list[Point]) -> list[Point]:
 
 
 def draw() -> Figure:
-    networks = {name: title for name, title in NETWORKS.items() if (DOCS / f"results/{name}_codings.csv").is_file()}
+    networks = {name: title for name, title in NETWORKS.items() if len(tables(name)) > 1}
     if not networks:
-        raise InputError(f"{DOCS / 'results'} holds no table of both codings: run tools/make_results.py")
+        raise InputError(f"{DOCS / 'results'} holds no table of {', '.join(NETWORKS)}: run tools/make_results.py")
     figure = Figure(figsize=(4 * len(networks), 6.6), dpi=110, layout="constrained")
     panels = figure.subplots(len(COSTS), len(networks), sharey=True, squeeze=False)
     for row, (cost, words) in zip(panels, COSTS.items(), strict=True):
-        for axes, (name, title) in zip(row, networks.items(), strict=True):
+        for axes, name in zip(row, networks, strict=True):
             _panel(axes, points(name, cost))
             axes.set_xlabel(words, fontsize=8)
-            if row is panels[0]:
-                axes.set_title(title, color=INK, fontsize=10)
         row[0].set_ylabel("% of the float network's accuracy", fontsize=8)
+    for axes, title in zip(panels[0], networks.values(), strict=True):
+        axes.set_title(title, color=INK, fontsize=10)
     handles, labels = panels[0][0].get_legend_handles_labels()
     legend_below(figure, handles, labels, 4)
     return figure
