@@ -28,7 +28,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch  # noqa: E402 (only now: one thread)
-from guard import SECONDS, Guard, Outcome, limit_memory, peak, resident  # noqa: E402
+from guard import Guard, Outcome, limit_memory, peak, resident  # noqa: E402
 from mutate import Case, mutate  # noqa: E402
 from readers import READERS, Reader  # noqa: E402
 from seeds import image  # noqa: E402
@@ -41,6 +41,7 @@ POOL = 3000  # seeds at most
 MEMORY = Path("/dev/shm")  # a disk in memory, where there is one: laying a case out takes a third of the time
 FULL = 512 << 20  # bytes of seeds and of what libraries keep, after which a new process goes on
 OURS = 4  # exit status: the fuzzer itself is wrong
+ENDLESS = {-signal.SIGPROF: "hang", -signal.SIGALRM: "waits for ever"}  # exit statuses
 MOST_FAULTS = 40  # of different kinds, after which a reader is given up
 
 
@@ -172,12 +173,12 @@ def run(name: str, inputs: int, seed: int, keep: bool = True) -> Report:
                         blame(report, name, fault, place.path / f"fault {number}", keep)
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             if status not in (0, 3):
-                reason = {-signal.SIGPROF: "hang", -signal.SIGALRM: "waits for ever"}.get(status, f"died of {status}")
+                reason = ENDLESS.get(status, f"died of {status}")
                 if status == OURS:
                     raise SystemExit(f"{name}: a seed can't be read, or the mutation of one is wrong")
                 report.inputs += 1
-                if reason == "hang" and not hangs_again(READERS[name], place):
-                    print(f"  {name}: input {report.inputs} took {SECONDS} s once, and not again", file=sys.stderr)
+                if reason in ENDLESS.values() and not hangs_again(READERS[name], place):
+                    print(f"  {name}: input {report.inputs} ended as {reason!r} once, not again", file=sys.stderr)
                     continue
                 blame(report, name, reason, place.path / "current", keep)
     return report
@@ -185,7 +186,7 @@ def run(name: str, inputs: int, seed: int, keep: bool = True) -> Report:
 
 def hangs_again(reader: Reader, place: Workplace) -> bool:
     """Whether the current input takes as long in another process: where a virtual machine stands still, its clock
-    charges whoever was running."""
+    charges whoever was running, and a process may have been stopped."""
     child = os.fork()
     if not child:
         try:
@@ -195,7 +196,7 @@ def hangs_again(reader: Reader, place: Workplace) -> bool:
             Guard(place.root, place.outside, place.elsewhere, reader.writes).watch(reader.read)
         finally:
             os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGPROF
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) in ENDLESS
 
 
 def blame(report: Report, name: str, fault: str, file: Path, keep: bool) -> None:
