@@ -105,6 +105,18 @@ def test_an_anytime_plan_leaves_no_bias_in_the_end(network: str) -> None:
     assert errors[2] < 1.2e-3
 
 
+def test_a_curved_activation_keeps_the_narrowest_dead_zone() -> None:
+    """At a price at which a rectified one takes a wider one."""
+    x = torch.randn(1, 20_000, generator=torch.Generator().manual_seed(0))
+    theta, one, price = torch.tensor([3.0 / 128]), torch.ones(1), torch.tensor(1e-2)
+    zones = {}
+    for activation in (RELU, Activation("silu", torch.nn.functional.silu, curved=True)):
+        y = activation.fn(x)
+        found = cheapest(Neuron(theta, activation, coding="delta", bits=8), y, y, one, price)
+        zones[activation.name] = found.zone
+    assert zones["relu"] > zones["silu"] == (0.5,)
+
+
 def test_a_later_timestep_sends_what_is_worth_its_price() -> None:
     """An error of .3 in levels of 1: for nothing a finer stage sends it, at a price above its square nobody does."""
     plain = Neuron(torch.tensor([1.0]), RELU, coding="delta", bits=8)
