@@ -14,6 +14,7 @@ from msat_det.base.config import Config
 from msat_det.base.errors import InputError
 from msat_det.base.settings import PROJECT
 from msat_det.report.comparison import Comparison, markdown, read_comparison, table
+from msat_det.report.curves import draw_pareto
 from msat_det.report.directory import RunDirectory
 from msat_det.run.arguments import Parser, load_config
 from msat_det.run.compare import compare
@@ -171,7 +172,7 @@ def section(page: Path, name: str, heading: str, words: str, runs: Path) -> str:
     require_same(comparison.config, configuration(name, runs), runs / own)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{own}.csv").write_text(table(comparison), "utf-8")
-    RunDirectory(runs / own).write_pareto(comparison.rows, comparison.title)
+    RunDirectory(runs / own).save("pareto.png", draw_pareto(comparison.rows, comparison.title))
     shutil.copyfile(runs / own / "pareto.png", folder / f"{own}.png")
     config = f"configs/real/{name.split(':')[0]}.yaml"
     command = " ".join(f"msat-det compare --cfg {config} --out {RUNS}/{own} {words}".split())

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ from msat_det.base.files import write_whole
 from msat_det.measure.rows import COSTS, CurveRow
 from msat_det.report.coverage_picture import draw_graph
 from msat_det.report.coverage_table import coverage_text
-
-TIGHT = {"bbox_inches": "tight", "pad_inches": 0.08}
 
 
 class RunDirectory:
@@ -56,10 +53,6 @@ class RunDirectory:
         for name in ("hparams", "detections", "doctor", "plans"):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
-    def write_config(self, text: str) -> None:
-        """config.yaml: all resolved values, ``Config.to_yaml()``."""
-        self._write("config.yaml", text)
-
     def write_curve(self, rows: list[CurveRow]) -> None:
         """curve.csv: the float row first, then a row per method and recorded t. May be rewritten as rows come in."""
         accuracies = list(rows[0].accuracies)
@@ -72,67 +65,33 @@ class RunDirectory:
                 + [f"{row.metrics[name]:.3f}" for name in accuracies]
                 + ["" if cost is None else f"{cost:.5f}" for cost in row.costs.values()]
             )
-        self._write("curve.csv", table.getvalue())
+        self.write("curve.csv", table.getvalue())
 
     def write_summary(self, rows: list[CurveRow], **facts: Any) -> None:
         """summary.json: {"float": figures, **facts, "methods": {label: {t: figures}}}; ``facts``: images, seed …"""
         methods: dict[str, dict] = {}
         for row in rows[1:]:
             methods.setdefault(row.method, {})[str(row.t)] = row.figures()
-        self._write_json("summary.json", {"float": rows[0].figures(), **facts, "methods": methods})
-
-    def write_comparison(self, page: str, table: str) -> None:
-        """compare.md and compare.csv: the methods side by side."""
-        self._write("compare.md", page)
-        self._write("compare.csv", table)
-
-    def write_pareto(self, rows: list[CurveRow], title: str = "") -> None:
-        """pareto.png: accuracy against operations of every method."""
-        from msat_det.report.curves import draw_pareto
-
-        self._save("pareto.png", draw_pareto(rows, title))
-
-    def write_exits(self, table: str, picture: Any) -> None:
-        """exit.csv and exit.png: what stopping images early brings (``msat_det.measure.exits``)."""
-        self._write("exit.csv", table)
-        self._save("exit.png", picture)
-
-    def write_differences(self, table: str) -> None:
-        """differences.csv: how far each method is ahead of one of them (``msat_det.measure.differences``)."""
-        self._write("differences.csv", table)
+        self.write_json("summary.json", {"float": rows[0].figures(), **facts, "methods": methods})
 
     def write_coverage(self, nodes: list[dict]) -> None:
         """coverage.json, coverage.txt and coverage.svg: what every node became, as data, as a table, as a picture.
 
         nodes: rows of ``spiking.nodes.coverage``.
         """
-        self._write_json("coverage.json", nodes)
-        self._write("coverage.txt", coverage_text(nodes))
-        self._write("coverage.svg", draw_graph(nodes))
+        self.write_json("coverage.json", nodes)
+        self.write("coverage.txt", coverage_text(nodes))
+        self.write("coverage.svg", draw_graph(nodes))
 
     def write_ledger(self, rows: list[dict], findings: dict[str, list[dict]], figures: dict[str, Any]) -> None:
         """ledger.json: rows of ``measure.ledger.Entry`` with their method. doctor.json: {label: findings, the worst
         first}. doctor/<name>.png: the figures.
         """
         (self.path / "doctor").mkdir(exist_ok=True)
-        self._write_json("ledger.json", rows)
-        self._write_json("doctor.json", findings)
+        self.write_json("ledger.json", rows)
+        self.write_json("doctor.json", findings)
         for name, figure in figures.items():
-            self._save(f"doctor/{name}.png", figure)
-
-    def write_about(self, about: dict[str, Any]) -> None:
-        """report.json: what report.html shows beyond the other files, the drawn images and their boxes among it."""
-        self._write_json("report.json", about, indent=None)
-
-    def write_animation(self, gif: bytes) -> None:
-        """boxes.gif: the boxes over t on one image."""
-        self._replace("boxes.gif", lambda file: file.write_bytes(gif))
-
-    def write_plot(self, rows: list[CurveRow], title: str = "") -> None:
-        """curve.png: accuracy over t and over operations, every method beside the float level."""
-        from msat_det.report.curves import draw_curve
-
-        self._save("curve.png", draw_curve(rows, title))
+            self.save(f"doctor/{name}.png", figure)
 
     def write_detections(self, sample: Any, classes: list[str], columns: dict, names: list[str], title: str) -> None:
         """detections/<image id>.png: ground truth, then each of ``columns`` (heading → Detections) side by side.
@@ -143,20 +102,21 @@ class RunDirectory:
 
         (self.path / "detections").mkdir(exist_ok=True)
         name = re.sub(r"[^\w-]", "_", str(sample.id))[:100]
-        self._save(f"detections/{name}.png", draw_detections(sample, classes, columns, names, title))
+        self.save(f"detections/{name}.png", draw_detections(sample, classes, columns, names, title))
 
-    def _write(self, name: str, text: str) -> None:
-        self._replace(name, lambda file: file.write_bytes(text.encode()))
+    def write(self, name: str, content: str | bytes) -> None:
+        """A file of that name in the folder."""
+        data = content.encode() if isinstance(content, str) else content
+        write_whole(self.path / name, lambda file: file.write_bytes(data))
 
-    def _write_json(self, name: str, value: Any, indent: int | None = 2) -> None:
-        self._write(name, json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+    def write_json(self, name: str, value: Any, indent: int | None = 2) -> None:
+        """A JSON file, in which floats have six decimals and NaN is null."""
+        self.write(name, json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
-    def _save(self, name: str, figure: Any) -> None:
-        # Without matplotlib's version in it, equal runs give equal files.
-        self._replace(name, lambda file: figure.savefig(file, format="png", metadata={"Software": None}, **TIGHT))
-
-    def _replace(self, name: str, write: Callable[[Path], Any]) -> None:
-        write_whole(self.path / name, write)
+    def save(self, name: str, figure: Any) -> None:
+        """A figure of matplotlib's as PNG, without its version, so that equal runs give equal files."""
+        how = {"format": "png", "metadata": {"Software": None}, "bbox_inches": "tight", "pad_inches": 0.08}
+        write_whole(self.path / name, lambda file: figure.savefig(file, **how))
 
 
 def commit_id() -> str | None:

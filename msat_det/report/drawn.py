@@ -56,19 +56,18 @@ def write_about(
         images = drawn_images(dataset, classes, [(row.method, row.t) for row in rows[1:]], parts, config.draw.images)
         under = {str(row.t): f"mAP {row.metrics['map']:.1f} %" for row in rows if row.method == label}
         shown = max(images, key=_clarity)
-        directory.write_animation(animate(shown, label, f"mAP {rows[0].metrics['map']:.1f} %", under, colours))
+        directory.write("boxes.gif", animate(shown, label, f"mAP {rows[0].metrics['map']:.1f} %", under, colours))
     names = ("torch", "torchvision")
     versions = {"python": platform.python_version(), "msat-det": __version__} | {name: version(name) for name in names}
-    directory.write_about(
-        {
-            "command": config.command,
-            "versions": versions,
-            "evaluated": digest(json.dumps(dataset.ids).encode()),
-            "method": label,
-            "colours": colours,
-            "images": images,
-        }
-    )
+    about = {
+        "command": config.command,
+        "versions": versions,
+        "evaluated": digest(json.dumps(dataset.ids).encode()),
+        "method": label,
+        "colours": colours,
+        "images": images,
+    }
+    directory.write_json("report.json", about, indent=None)
 
 
 def drawn_images(

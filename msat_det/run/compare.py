@@ -5,6 +5,7 @@ from pathlib import Path
 from msat_det.base.config import Config
 from msat_det.measure.rows import CurveRow
 from msat_det.report.comparison import markdown, read_comparison, table
+from msat_det.report.curves import draw_pareto
 from msat_det.report.directory import RunDirectory
 from msat_det.run.experiment import run
 from msat_det.run.prepare import task_of
@@ -18,6 +19,7 @@ def compare(config: Config) -> list[CurveRow]:
     rows = run(config, task_of(config))
     comparison = read_comparison(Path(config.folder))
     directory = RunDirectory(config.folder)
-    directory.write_comparison(f"# {comparison.title}\n\n{markdown(comparison)}", table(comparison))
-    directory.write_pareto(comparison.rows, comparison.title)
+    directory.write("compare.md", f"# {comparison.title}\n\n{markdown(comparison)}")
+    directory.write("compare.csv", table(comparison))
+    directory.save("pareto.png", draw_pareto(comparison.rows, comparison.title))
     return rows

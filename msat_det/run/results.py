@@ -19,7 +19,7 @@ from msat_det.methods import find_method
 from msat_det.methods.convert import Conversion
 from msat_det.methods.layerwise import LayerByLayer
 from msat_det.methods.observe import Observation
-from msat_det.report.curves import draw_exits
+from msat_det.report.curves import draw_curve, draw_exits
 from msat_det.report.directory import RunDirectory
 from msat_det.report.drawn import write_about
 from msat_det.report.page.page import write_report
@@ -80,7 +80,8 @@ def write_results(directory: RunDirectory, outcome: Outcome) -> None:
     """All files of the run directory that an outcome leads to; report.html, made of the others, last."""
     config, rows, model = outcome.config, outcome.rows, outcome.model
     directory.write_curve(rows)
-    directory.write_plot(rows, f"{config.model.name}, {len(outcome.dataset)} images of {config.data.kind}")
+    title = f"{config.model.name}, {len(outcome.dataset)} images of {config.data.kind}"
+    directory.save("curve.png", draw_curve(rows, title))
     write_board(directory, outcome)
     write_about(directory, config, outcome.dataset, model.classes, outcome.parts, rows, outcome.drawn)
     if config.ledger.images:
@@ -117,7 +118,8 @@ def write_exits(directory: RunDirectory, outcome: Outcome) -> dict[str, Any]:
         return {}
     evaluator = make_evaluator(outcome.dataset, outcome.model.classes)
     rows = exit_rows(config, outcome.conversions, outcome.observation, outcome.parts, evaluator)
-    directory.write_exits(exit_table(rows), draw_exits(rows, outcome.rows, config.model.name))
+    directory.write("exit.csv", exit_table(rows))
+    directory.save("exit.png", draw_exits(rows, outcome.rows, config.model.name))
     return {"exit": {row.method: row.figures() for row in rows if row.fitted}}
 
 
@@ -126,7 +128,7 @@ def write_differences(directory: RunDirectory, outcome: Outcome) -> dict[str, An
     if not outcome.config.bootstrap.against:
         return {}
     rows = difference_rows(outcome.config, outcome.conversions, outcome.parts, outcome.dataset, outcome.model.classes)
-    directory.write_differences(difference_table(rows))
+    directory.write("differences.csv", difference_table(rows))
     return {"differences": [asdict(row) for row in rows]}
 
 

@@ -131,7 +131,7 @@ def begin(directory: RunDirectory, config: Config, observation: Observation, dat
         try:
             path.unlink(missing_ok=True)
             directory.clear()
-            directory.write_config(replace(config, resume=False, overwrite=False).to_yaml())
+            directory.write("config.yaml", replace(config, resume=False, overwrite=False).to_yaml())
             directory.parts.mkdir(exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot write {error.filename} ({error.strerror}): give another --out DIR") from error

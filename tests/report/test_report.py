@@ -30,12 +30,12 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 def write_all(run: RunDirectory) -> None:
-    run.write_config("batch: 8\n")
+    run.write("config.yaml", "batch: 8\n")
     run.write_curve(ROWS)
     run.write_summary(ROWS, images=128, seed=0, analog_mac_share=torch.tensor(0.25), commit="abc")
     node = {"op": "conv2d", "source": "net.py:1: conv(x)", "shape": [1, 2, 2], "inputs": [], "analog_macs": 0}
     run.write_coverage([node | {"node": "conv1", "kind": "linear", "macs": 10}])
-    run.write_plot(ROWS, "demo · 128 images")
+    run.save("curve.png", draw_curve(ROWS, "demo · 128 images"))
     run.write_detections(*picture(), "if · image 7")
 
 
@@ -159,7 +159,7 @@ def test_pictures_are_images(run: RunDirectory) -> None:
 
 
 def test_a_failed_write_leaves_the_old_file(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    run.write_config("old")
+    run.write("config.yaml", "old")
 
     def full(path: Path, _: bytes) -> None:
         path.touch()
@@ -167,7 +167,7 @@ def test_a_failed_write_leaves_the_old_file(run: RunDirectory, monkeypatch: pyte
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(InputError, match=r"cannot write .*config\.yaml: No space left on device"):
-        run.write_config("new")
+        run.write("config.yaml", "new")
     assert [file.name for file in run.path.iterdir()] == ["config.yaml"]
     assert (run.path / "config.yaml").read_text() == "old"
 

@@ -70,7 +70,7 @@ def make_run(folder: Path, rows: list[CurveRow] = ROWS, images: int = 2, **facts
     directory = RunDirectory(folder)
     words = ["--cfg", str(PROJECT / "configs/yolo_voc.yaml"), "--draw.images", str(images), "--out", "run"]
     config = load_config(words)
-    directory.write_config(config.to_yaml())
+    directory.write("config.yaml", config.to_yaml())
     directory.write_summary(rows, **{"images": 2, "seed": 0, "commit": HOSTILE, "corrupt_images": [HOSTILE]} | facts)
     node = {"source": f"/a/net.py:7: {HOSTILE}", "shape": [4, 2, 2], "inputs": [], "macs": 1500, "analog_macs": 300}
     site = {"op": "relu", "kind": "spiking", "activation": "relu", "theta": {"signed": [0.5, 2.0]}, "dead_channels": 1}
@@ -288,7 +288,7 @@ def test_a_classifier_has_no_boxes(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     config = load_config(["--cfg", str(PROJECT / "configs/vgg_demo.yaml")])
     rows = [CurveRow("float", None, {"top1": 80.0, "top5": 95.0}), CurveRow("a", 4, {"top1": 79.0, "top5": 95.0}, 1.0)]
-    run.write_config(config.to_yaml())
+    run.write("config.yaml", config.to_yaml())
     run.write_summary(rows, images=2, seed=0, commit=None)
     write_about(run, config, Pictures(), CLASSES, Parts(run.parts), rows, None)
     page = run_page(run.path)

@@ -71,9 +71,9 @@ def finished(tmp_path: Path) -> Path:
 
 def write_run(path: Path, config: str, rows: list[CurveRow], **facts: Any) -> Path:
     run = RunDirectory(path)
-    run.write_config(config)
+    run.write("config.yaml", config)
     run.write_summary(rows, images=7, seed=0, commit="abc", **facts)
-    run.write_pareto(rows)
+    run.save("pareto.png", draw_pareto(rows))
     return run.path
 
 

@@ -242,7 +242,7 @@ def test_a_run_that_goes_on_keeps_the_batch_that_it_began_with(tmp_path) -> None
     directory = RunDirectory(config.out)
     directory.parts.mkdir(parents=True)
     (directory.parts / "begun.safetensors").touch()
-    directory.write_config(replace(config, batch=32).to_yaml())
+    directory.write("config.yaml", replace(config, batch=32).to_yaml())
     assert not resume.is_finished(directory, config)  # nor refused
     assert resume.earlier_batch(directory, config) == 32
     with pytest.raises(InputError, match="batch is 3 and was 32"):

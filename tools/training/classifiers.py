@@ -127,22 +127,24 @@ def augmentation(recipe: Recipe, inputs: Preprocess) -> v2.Transform:
 class TrainingDirectory(RunDirectory):
     """The output folder of a training; each file is written whole or not at all."""
 
-    def write(self, net: nn.Module, optimiser: torch.optim.Optimizer, recipe: Recipe, log: list[dict]) -> None:
+    def write_checkpoint(
+        self, net: nn.Module, optimiser: torch.optim.Optimizer, recipe: Recipe, log: list[dict]
+    ) -> None:
         """checkpoint.pt and log.csv after an epoch."""
         state = {"recipe": asdict(recipe), "log": log, "net": net.state_dict(), "optimiser": optimiser.state_dict()}
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        self._replace("checkpoint.pt", lambda file: file.write_bytes(buffer.getvalue()))
+        self.write("checkpoint.pt", buffer.getvalue())
         table = io.StringIO()
         writer = csv.DictWriter(table, log[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(log)
-        self._write("log.csv", table.getvalue())
+        self.write("log.csv", table.getvalue())
 
     def write_weights(self, net: nn.Module) -> None:
         """weights.safetensors: the state dict that ``model.weights`` takes."""
         tensors = {name: tensor.cpu().contiguous() for name, tensor in net.state_dict().items()}
-        self._replace("weights.safetensors", lambda file: file.write_bytes(safetensors.torch.save(tensors)))
+        self.write("weights.safetensors", safetensors.torch.save(tensors))
 
     def read(self, net: nn.Module, optimiser: torch.optim.Optimizer, recipe: Recipe) -> list[dict]:
         """Put back the last checkpoint, if there is one, and return its log. Raises InputError where it doesn't fit."""
@@ -198,7 +200,7 @@ def train(recipe: Recipe) -> dict[str, float]:
             loss = run_epoch(net, optimiser, pictures, recipe, epoch, device, bar)
             row = {"epoch": epoch + 1, "loss": round(loss, 4)} | accuracy(net, tests, recipe, device)
             log.append(row)
-            directory.write(net, optimiser, recipe, log)
+            directory.write_checkpoint(net, optimiser, recipe, log)
             bar.set_postfix(row, refresh=False)
     directory.write_weights(net)
     return log[-1]
