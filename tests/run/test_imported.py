@@ -18,10 +18,20 @@ from msat_det.data.images import read_image
 from msat_det.run import cli
 
 
-@pytest.fixture(scope="module")
-def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """What makes the embedded YOLO's configuration one of an ONNX file with YOLOX's outputs."""
-    random, file = np.random.default_rng(0), tmp_path_factory.mktemp("net") / "net.onnx"
+@pytest.fixture(scope="module", params=["small", pytest.param("YOLOX-Nano", marks=pytest.mark.slow)])
+def words(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What makes the embedded YOLO's configuration one of an ONNX file with YOLOX's outputs: a small one, or a real."""
+    file, names = tmp_path_factory.mktemp("net") / "net.onnx", "voc"
+    if request.param == "small":
+        write_small(file)
+    else:
+        file, names = request.getfixturevalue("shared_data") / "weights/yolox_nano.onnx", "coco"
+    network = ["--model.name", "onnx", "--model.weights", str(file), "--model.head", "yolox", "--model.size", "96"]
+    return [*network, "--model.names", names, "--methods", "delta-3"]
+
+
+def write_small(file: Path) -> None:
+    random = np.random.default_rng(0)
     constants = {"w": random.standard_normal((16, 3, 8, 8)) * 5e-4, "u": random.random((25, 16, 1, 1))}
     heads = [node("Conv", f"{level} u b", f"{level}_raw") for level in ("fine", "middle", "coarse")]
     halves = (("fine", "middle"), ("middle", "coarse"))
@@ -35,7 +45,6 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         outputs="fine_raw middle_raw coarse_raw",
         shape=(1, 3, 96, 96),
     )
-    return f"--model.name onnx --model.weights {file} --model.head yolox --model.names voc --methods delta-3".split()
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +77,15 @@ def test_two_ranks(words: list[str], tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
-def test_saved_and_exported(words: list[str], tmp_path: Path) -> None:
-    """To the bit after loading, boxes included; its timestep in onnxruntime (the command checks it)."""
-    cfg = ["--cfg", str(PROJECT / "configs/yolo_voc.yaml"), *words[:-2], "--calib.limit", "4", "--method", "delta-3"]
-    assert cli.main(["export", *cfg, "--out", str(tmp_path / "net.msat")]) == 0
-    assert cli.main(["export", *cfg, "--out", str(tmp_path / "step.onnx"), "--onnx"]) == 0
-    detector = msat_det.load_detector(words[3], "yolox", classes="voc")
+def converting(words: list[str]) -> list[str]:
+    """The words of ``msat-det export`` for the same network."""
+    return ["--cfg", str(PROJECT / "configs/yolo_voc.yaml"), *words[:-2], "--calib.limit", "4", "--method", "delta-3"]
+
+
+def test_saved(words: list[str], tmp_path: Path) -> None:
+    """To the bit after loading, boxes included."""
+    assert cli.main(["export", *converting(words), "--out", str(tmp_path / "net.msat")]) == 0
+    detector = msat_det.load_detector(words[3], "yolox", classes=words[words.index("--model.names") + 1], size=96)
     images = [read_image(path) for path in sorted((PROJECT / "data/voc").rglob("*.jpg"))[:4]]
     snn = msat_det.convert(detector, [images], "delta-3")
     snn.save(tmp_path / "again.msat")
@@ -83,3 +95,9 @@ def test_saved_and_exported(words: list[str], tmp_path: Path) -> None:
         assert len(a.scores)
         assert torch.equal(a.boxes, b.boxes)
         assert torch.equal(a.scores, b.scores)
+
+
+@pytest.mark.timeout(900)  # a real network's timestep has thousands of nodes
+def test_its_timestep_in_onnxruntime(words: list[str], tmp_path: Path) -> None:
+    """The command checks it."""
+    assert cli.main(["export", *converting(words), "--out", str(tmp_path / "step.onnx"), "--onnx"]) == 0
