@@ -26,6 +26,12 @@ INLINE float to_float(uint32_t bits) {
     return x;
 }
 
+// Asks for W floats before they are needed: the arithmetic of a group is too long for the processor to look beyond it.
+template <int W, bool WRITTEN>
+INLINE void fetch(const float *x) {
+    for (int j = 0; j < W; j += 16) __builtin_prefetch(x + j, WRITTEN);  // a cache line each
+}
+
 static int64_t units_of(int64_t N) { return (N + UNIT - 1) / UNIT; }
 
 // Adds what W neurons have sent to the sums of spikes, spikes·fanout, events and events·fanout.

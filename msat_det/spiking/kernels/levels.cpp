@@ -48,6 +48,8 @@ INLINE void group(const Correct &c, int64_t b, int64_t i, double (*counts)[LANES
     const int64_t at = b * c.N + i, p = i % c.period;
     const int32_t top = c.bits - 1;
     float rest[W], sum[W], theta[W], sent[W], spikes[W], events[W];
+    fetch<W, false>(c.x + at + 4 * W);
+    fetch<W, true>(c.o + at + 4 * W);
     std::memcpy(rest, c.x + at, sizeof(rest));
     if (c.bias) {  // a choice in the loop below would gather
 #pragma omp simd

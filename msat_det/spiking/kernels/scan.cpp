@@ -137,6 +137,11 @@ INLINE void group(const Scan &c, int64_t b, int64_t i, double (*counts)[LANES]) 
     const bool FORGETS = FAMILY == RESET || FAMILY == LEAKY, SUMS = FORGETS || FAMILY == TRACK;
     float v[W], o[W], sum[W], mean[W], before[W], theta[W], start[W], bias[W], count[W], fired[W];
     float per_k_i[W], per_C[W], rest[W], alive[W], share[W], per_theta[W];
+    const int64_t next = at + 2 * W;
+    fetch<W, true>(c.v + next);
+    if (OUTPUT) fetch<W, true>(c.o + next);
+    if (SUMS) fetch<W, true>(c.sum + next);
+    if (THRESHOLD) fetch<W, true>(c.mean + next);
     c.bias ? std::memcpy(bias, c.bias + p, sizeof(bias)) : std::memset(bias, 0, sizeof(bias));  // a choice would gather
     for (int j = 0; j < W; j++) {
         v[j] = c.v[at + j];
@@ -156,6 +161,10 @@ INLINE void group(const Scan &c, int64_t b, int64_t i, double (*counts)[LANES]) 
     for (int64_t k = 0; k < c.K; k++) {
         const float *x = c.x + k * c.x_step + at;
         float *y = c.y + k * plane + at;
+        // each timestep lies elsewhere: fetched are the one after the next, and at the end the next neurons' first ones
+        const int64_t later = k + 2 < c.K ? k + 2 : (k + 2) % c.K, from = at + (k + 2 < c.K ? 0 : W);
+        fetch<W, false>(c.x + later * c.x_step + from);
+        fetch<W, true>(c.y + later * plane + from);
         const int64_t t = c.t0 + k;
         const float n = (float)(t + 1), stage = c.stage[k], inverse = 1.f / n, per_stage = 1.f / stage;
         const float overflow = c.overflow * per_stage;
