@@ -43,6 +43,9 @@ layer as they do in random networks and not in trained ones.
 - analog share: of the multiply-adds, those at full price in every timestep;
 - seconds: of one core, for tracing, converting and running both.
 
+levit_128s, whose softmaxes saturate with random weights, needs finer levels than these: .0013 with 12 bits and 6 terms
+after 8 timesteps.
+
 Of the detectors the dense part is converted, up to the maps that boxes are decoded from. RT-DETR's decoder is left out:
 it picks its queries by their scores, which is control flow on values. Of torchvision's 80 classifiers all are here but
 regnet_y_128gf, whose weights take 2.6 GB, and vgg11_bn, which is timm's here; tests convert both. The page is made by
