@@ -40,14 +40,15 @@ def download(source: Source, target: Path, show: bool = True) -> None:
             _transfer(url, part, source, show)
             break
         except HTTPError as error:
-            status = error.response.status_code
-            if status == 416 and _size(part):  # there is nothing after these bytes: they are all, or another file's
-                if error.response.headers.get("Content-Range", "").endswith(f"/{_size(part)}"):
+            answer = error.response
+            assert answer is not None  # raise_for_status gives it
+            if answer.status_code == 416 and _size(part):  # nothing comes after these bytes: all, or another file's
+                if answer.headers.get("Content-Range", "").endswith(f"/{_size(part)}"):
                     break
                 part.unlink()
                 continue
             mend = "check the mirror" if url != source.url else "try later or name a mirror with MSAT_DET_MIRROR"
-            raise InputError(f"{url}: the server says {status} {error.response.reason}: {mend}") from None
+            raise InputError(f"{url}: the server says {answer.status_code} {answer.reason}: {mend}") from None
         except (ConnectionError, ChunkedEncodingError, Timeout) as error:
             if _size(part) <= best:
                 raise _broken(url, part, source, error) from None
