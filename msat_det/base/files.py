@@ -20,6 +20,7 @@ import yaml
 from msat_det.base.errors import InputError
 
 MAX_BYTES, MAX_TEXT = 2 << 30, 64 << 20
+MAX_NAME = 8192  # characters, twice as many as a path may have: of millions, each folder would be looked for
 MAX_XML, MAX_YAML = 1 << 20, 128 << 10  # bytes: parsing takes a second, and hundreds of times the memory
 MARKS = {  # byte order marks that editors and shells write; UTF-32's begins as UTF-16's does
     codecs.BOM_UTF8: "utf-8-sig",
@@ -51,7 +52,8 @@ def inside(folder: Path, *names: str) -> Path:
     path = Path(folder, *names)
     try:
         os.fsencode(path)
-        lost = any(Path(name).anchor or ".." in Path(name).parts or "\0" in name for name in names)
+        out = any(Path(name).anchor or ".." in Path(name).parts or "\0" in name for name in names)
+        lost = out or len(str(path)) > MAX_NAME
     except ValueError:  # half a character
         lost = True
     if lost:

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from msat_det.base.errors import InputError
-from msat_det.base.files import MissingData, absent, inside, is_file, is_folder, read_text, show
+from msat_det.base.files import MAX_NAME, MissingData, absent, inside, is_file, is_folder, read_text, show
 from msat_det.data.base import Dataset, Target, require_images
 from msat_det.data.images import IMAGE_SUFFIXES, image_names
 from msat_det.data.voc_classes import VOC_CLASSES, vocabulary
 from msat_det.data.voc_xml import read_voc_xml
 
 __all__ = ["VOC_CLASSES", "VocDetection"]
-MAX_NAME = 8192  # characters, twice as many as a path may have: of millions, each folder would be looked for
 FLAGS = ("-1", "0", "1")  # in a list of one class: not there, difficult, there
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import (
+    MAX_NAME,
     MAX_YAML,
     MissingData,
     absent,
@@ -168,9 +169,9 @@ def located(entry: str, base: str, root: Path, where: str) -> str:
 
 
 def relative(path: str, base: str, root: Path) -> str | None:
-    """``base/path`` relative to ``root`` by their names alone; None where it leads out of it."""
+    """``base/path`` relative to ``root`` by their names alone; None where it leads out of it or can't be a path."""
     whole = os.path.normpath(os.path.join(os.path.abspath(root), base, path))  # noqa: PTH100, PTH118
-    if "\0" in whole:
+    if "\0" in whole or len(whole) > MAX_NAME:
         return None
     place = os.path.relpath(whole, os.path.abspath(root))  # noqa: PTH100
     return None if Path(place).parts[:1] == ("..",) else place

@@ -75,7 +75,7 @@ def read_summary(folder: Path) -> tuple[list[CurveRow], dict[str, Any]]:
         figures = [[row.metrics[name] for name in names] + line for row, line in zip(rows, costs, strict=True)]
         figures += [[row.metrics["agreement"]] for row in rows if "agreement" in row.metrics]
         if names[:1] not in (["map"], ["top1"]) or not all(
-            math.isfinite(figure) for line in figures for figure in line
+            math.isfinite(figure) and figure >= 0 for line in figures for figure in line
         ):
             raise ValueError(names)
         for row in facts.get("differences", []):

@@ -112,3 +112,9 @@ def test_values_are_shown_short(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(show(value)) < 10_000
     assert show(-123456) == "-123456"
     assert show("a\nb") == r"'a\nb'"
+
+
+def test_a_path_longer_than_any_system_takes_is_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no path inside"):
+        inside(tmp_path, "a/" * 100_000 + "1.jpg")
+    assert inside(tmp_path, "a/" * 2000 + "1.jpg")

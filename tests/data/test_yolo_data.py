@@ -175,6 +175,13 @@ def test_a_list_that_leaves_the_root_is_refused(yolo_root: Path) -> None:
         changed(yolo_root, "images/val", "val.txt")
 
 
+def test_a_line_of_thousands_of_folders_is_refused_at_once(yolo_root: Path) -> None:
+    (yolo_root / "val.txt").write_text("images/val/000001.jpg" * 6_000 + "\n")
+    with pytest.raises(InputError, match=r"val\.txt, line 1: .* is no image inside") as caught:
+        changed(yolo_root, "images/val", "val.txt")
+    assert len(str(caught.value)) < 1000
+
+
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_boxes_count_in_the_upright_image(yolo_root: Path, turn: int) -> None:
     """As cv2.imread shows it where they train: the object lies in the upright image's right lower corner."""

@@ -73,10 +73,10 @@ def pick_value(random: Random) -> Any:
 
 
 def as_json(value: Any) -> str:
-    """The value as JSON, or as much of it as Python can nest."""
+    """The value as JSON, or as much of it as Python can nest and hold."""
     try:
         return json.dumps(value)
-    except RecursionError:
+    except (RecursionError, MemoryError):
         return "[" * 100_000
 
 
