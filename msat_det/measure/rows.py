@@ -74,6 +74,8 @@ def read_summary(folder: Path) -> tuple[list[CurveRow], dict[str, Any]]:
         costs = [[0.0 if cost is None else cost for cost in row.costs.values()] for row in rows]
         figures = [[row.metrics[name] for name in names] + line for row, line in zip(rows, costs, strict=True)]
         figures += [[row.metrics["agreement"]] for row in rows if "agreement" in row.metrics]
+        figures += [[row.sops_per_mac, row.energy_ratio] for row in rows]  # unlike the others never None
+        figures += [[row.spikes_per_neuron] for row in rows[1:]]
         if names[:1] not in (["map"], ["top1"]) or not all(
             math.isfinite(figure) and figure >= 0 for line in figures for figure in line
         ):
