@@ -141,9 +141,10 @@ def require_images(folder: Path, names: Iterable[str]) -> None:
     """Raise InputError unless at least one of the listed images is there."""
     names = list(names)
     if not any(is_file(inside(folder, name)) for name in names):
-        why = f" ({astray(folder / names[0])})" if names and astray(folder / names[0]) else ""
+        why = astray(folder / names[0]) if names else ""
         raise MissingData(
-            f"none of the listed images is in {folder}{why}: put them there or check the root and the split"
+            f"none of the listed images is in {folder}{why and f' ({why})'}: put them there or check the root and the "
+            "split"
         )
 
 

@@ -242,9 +242,8 @@ def _bytes_a_pixel(path: Path, image: ImageFile.ImageFile) -> float:
     """What decoding an image of more than WHOLE pixels takes, before it is made smaller."""
     if image.format not in JPEG:
         return 16 if image.format == "WEBP" else 4
-    channels = [
-        horizontal * vertical for _, horizontal, vertical, _ in vars(image)["layer"]
-    ]  # which Pillow's JPEG images alone have
+    layers = vars(image)["layer"]  # which Pillow's JPEG images alone have
+    channels = [horizontal * vertical for _, horizontal, vertical, _ in layers]
     if not image.info.get("progressive") and _first_scan(bytes_of(path)) == len(channels):
         return 1  # it is never whole in memory
     return 2 * sum(channels) / max(*channels, 1)  # the coefficients of all channels are kept until the last scan

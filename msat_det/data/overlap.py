@@ -11,9 +11,9 @@ def overlap(dataset: Dataset, other: Dataset) -> list[int | str]:
     Only images of a length that both have are read: a few hundred calibration images cost a large dataset little. One
     that can't be read is in neither.
     """
-    lengths = {id: dataset.length(id) for id in dataset.ids}
-    common = set(lengths.values()) & {other.length(id) for id in other.ids} - {None}
-    seen = {_digest(other, id) for id in other.ids if other.length(id) in common} - {None}
+    lengths, others = ({id: images.length(id) for id in images.ids} for images in (dataset, other))
+    common = set(lengths.values()) & set(others.values()) - {None}
+    seen = {_digest(other, id) for id, length in others.items() if length in common} - {None}
     return [id for id, length in lengths.items() if length in common and _digest(dataset, id) in seen]
 
 

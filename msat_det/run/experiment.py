@@ -9,6 +9,7 @@ from msat_det.base import ranks
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
 from msat_det.data import Dataset, select
+from msat_det.data.overlap import overlap
 from msat_det.measure.accuracy import make_evaluator
 from msat_det.measure.coverage import coverage
 from msat_det.measure.differences import require_bootstrap
@@ -17,7 +18,16 @@ from msat_det.measure.rows import CurveRow, read_summary
 from msat_det.measure.score import score
 from msat_det.report.directory import RunDirectory
 from msat_det.run.batches import batch_size, simulate
-from msat_det.run.prepare import Task, build_model, conversions, evaluated_images, observed, settle
+from msat_det.run.prepare import (
+    Task,
+    annotated_images,
+    build_model,
+    calibration_images,
+    conversions,
+    evaluated_images,
+    observed,
+    settle,
+)
 from msat_det.run.results import Outcome, keep_plans, tell, write_results
 from msat_det.run.resume import begin, earlier_batch, finish, is_finished, owned
 
@@ -46,10 +56,12 @@ def run(config: Config, task: Task = "detection") -> list[CurveRow]:
 def compute(config: Config, task: Task, directory: RunDirectory) -> list[CurveRow]:
     """Convert, simulate and write everything that the directory does not hold yet."""
     model = build_model(config, task)
-    dataset = evaluated_images(config, model.classes)
+    annotated = annotated_images(config, model.classes)
+    calibration = calibration_images(config)
+    dataset = evaluated_images(config, annotated, calibration)
     # classes that do not fit are told now, not after the simulation
     require_bootstrap(config, make_evaluator(dataset, model.classes))
-    observation = observed(config, model)
+    observation = observed(config, model, calibration)
     batch = ranks.from_first(lambda: earlier_batch(directory, config) or batch_size(config, observation.graph))
     config = replace(config, batch=batch)
     converted = list(conversions(config, observation))
@@ -66,7 +78,8 @@ def compute(config: Config, task: Task, directory: RunDirectory) -> list[CurveRo
 
     good = readable(dataset, parts, directory)
     rows = score(good, model.classes, converted, parts)
-    write_results(directory, Outcome(config, model, good, observation, converted, parts, rows, begun.commit))
+    seen = len(overlap(good, calibration))
+    write_results(directory, Outcome(config, model, good, observation, converted, parts, rows, seen, begun.commit))
     finish(directory)
     return rows
 

@@ -69,13 +69,18 @@ def build_model(config: Config, task: Task) -> Any:
     return model
 
 
-def evaluated_images(config: Config, classes: list[str]) -> Dataset:
-    """The images that ``config.data`` names, spoilt where it asks for that. classes: what the network tells apart."""
+def annotated_images(config: Config, classes: list[str]) -> Dataset:
+    """All images of the data set that ``config.data`` names. classes: what the network tells apart."""
     data = config.data
     places: dict[str, Any] = {"annotations": data.annotations, "images": data.images}
-    dataset = build_dataset(data.kind, data.root, data.split, data.year, classes=classes, **places)
+    return build_dataset(data.kind, data.root, data.split, data.year, classes=classes, **places)
+
+
+def evaluated_images(config: Config, dataset: Dataset, calibration: Dataset) -> Dataset:
+    """Those of a data set that ``config.data`` asks for, corrupted where it says so."""
+    data = config.data
     if data.held_out:
-        seen = set(overlap(dataset, calibration_images(config)))
+        seen = set(overlap(dataset, calibration))
         if len(seen) == len(dataset):
             raise InputError(
                 f"data.held_out: all {len(seen)} images are calibration images: give others with calib.root"
@@ -92,9 +97,9 @@ def calibration_images(config: Config) -> Dataset:
     return subset(dataset, calib.limit, config.seed, calib.skip)
 
 
-def calibration_batches(config: Config, model: Any) -> Cached:
+def calibration_batches(config: Config, model: Any, images: Dataset) -> Cached:
     """The calibration images, preprocessed, in batches; an unreadable one is an error: it would shift thresholds."""
-    dataset = augmented(calibration_images(config), config.calib.augment, config.seed)
+    dataset = augmented(images, config.calib.augment, config.seed)
 
     def make(index: int) -> Tensor:
         ids = dataset.ids[index * config.batch : (index + 1) * config.batch]
@@ -103,9 +108,12 @@ def calibration_batches(config: Config, model: Any) -> Cached:
     return Cached(-(-len(dataset) // config.batch), make)
 
 
-def observed(config: Config, model: Any) -> Observation:
-    """The traced network with its activations on the calibration images, over which the ranks share."""
-    batches = calibration_batches(config, model)
+def observed(config: Config, model: Any, calibration: Dataset | None = None) -> Observation:
+    """The traced network with its activations on the calibration images, over which the ranks share.
+
+    calibration: of ``calibration_images``, where it is at hand.
+    """
+    batches = calibration_batches(config, model, calibration_images(config) if calibration is None else calibration)
     observation = observe(model.net, batches, ranks.rank() == 0, ranks.share(range(len(batches))))
     sites = observation.sites.values()
     ranks.add_up([site.histogram for site in sites], [site.maximum for site in sites])

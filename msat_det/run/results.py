@@ -6,7 +6,6 @@ from typing import Any
 
 from msat_det.base.config import Config, method_options
 from msat_det.data import Dataset, Sample
-from msat_det.data.overlap import overlap
 from msat_det.measure.accuracy import VocEvaluator, make_evaluator
 from msat_det.measure.arrival import lost_notes
 from msat_det.measure.differences import difference_rows, difference_table
@@ -33,7 +32,6 @@ from msat_det.report.tensorboard import (
     events,
 )
 from msat_det.run.examine import write_examinations
-from msat_det.run.prepare import calibration_images
 from msat_det.spiking.energy import prices
 from msat_det.spiking.formats.plan import save_plan
 
@@ -52,7 +50,8 @@ def keep_plans(directory: RunDirectory, config: Config, converted: list[Conversi
 class Outcome:
     """An experiment whose images are simulated and scored.
 
-    dataset: the images that could be read. rows: of the curve, the float row first. commit: of the code.
+    dataset: the images that could be read. rows: of the curve, the float row first. seen: how many of the images are
+    calibration images, too. commit: of the code.
     """
 
     config: Config
@@ -62,6 +61,7 @@ class Outcome:
     conversions: list[Conversion]
     parts: Parts
     rows: list[CurveRow]
+    seen: int
     commit: str | None
 
     @property
@@ -99,7 +99,7 @@ def facts_of(outcome: Outcome) -> dict[str, Any]:
         "images": len(outcome.dataset),
         "corrupt_images": outcome.parts.corrupt(),
         "misfit_images": outcome.parts.misfit(),
-        "seen_in_calibration": len(overlap(outcome.dataset, calibration_images(outcome.config))),
+        "seen_in_calibration": outcome.seen,
         "seed": outcome.config.seed,
         "analog_mac_share": observation.fanout.analog_share,
         "energy": asdict(prices(outcome.config.energy)),

@@ -73,7 +73,8 @@ def spikes_by_hand(finished: Path) -> list[float]:
     model = prepare.build_model(config, "detection")
     observation = prepare.observed(config, model)
     snn = prepare.convert(config, config.methods[0], observation, 4)
-    dataset = prepare.evaluated_images(config, model.classes)
+    annotated = prepare.annotated_images(config, model.classes)
+    dataset = prepare.evaluated_images(config, annotated, prepare.calibration_images(config))
     batch = torch.stack([model.preprocess(dataset.image(id))[0] for id in dataset.ids])
     found = []
     for T in (2, 4):
