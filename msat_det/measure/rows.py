@@ -70,32 +70,39 @@ def read_summary(folder: Path) -> tuple[list[CurveRow], dict[str, Any]]:
             )
             for (label, t), row in curves.items()
         ]
-        names = list(rows[0].accuracies)
-        costs = [[0.0 if cost is None else cost for cost in row.costs.values()] for row in rows]
-        figures = [[row.metrics[name] for name in names] + line for row, line in zip(rows, costs, strict=True)]
-        figures += [[row.metrics["agreement"]] for row in rows if "agreement" in row.metrics]
-        figures += [[row.sops_per_mac, row.energy_ratio] for row in rows]  # unlike the others never None
-        figures += [[row.spikes_per_neuron] for row in rows[1:]]
-        if names[:1] not in (["map"], ["top1"]) or not all(
-            math.isfinite(figure) and figure >= 0 for line in figures for figure in line
-        ):
-            raise ValueError(names)
-        for row in facts.get("differences", []):
-            texts, numbers = ([row[name] for name in names] for names in DIFFERENCE)
-            if not all(isinstance(text, str) for text in texts) or not all(map(math.isfinite, numbers)):
-                raise ValueError(row)
-        lists = [facts.get(name, []) for name in ("corrupt_images", "misfit_images")]
-        found = facts["images"], facts.get("seen_in_calibration", 0), *lists, facts.get("energy", {})
-        times = [row.t for row in rows[1:]]
-        if [type(fact) for fact in found] != [int, int, list, list, dict] or not all(
-            t and 0 < t < 2**31 for t in times
-        ):
-            raise ValueError(found)
+        _check_rows(rows)
+        _check_facts(facts)
     except FileNotFoundError:
         raise InputError(f"no {file}: the run did not end; start it anew") from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError):
         raise InputError(f"{file} is not what a run writes: make it anew") from None
     return rows, facts
+
+
+def _check_rows(rows: list[CurveRow]) -> None:
+    """Raise ValueError or TypeError for figures that no run has."""
+    names = list(rows[0].accuracies)
+    figures: list[Any] = [row.metrics[name] for row in rows for name in names]
+    figures += [cost for row in rows for cost in row.costs.values() if cost is not None]
+    figures += [row.metrics["agreement"] for row in rows if "agreement" in row.metrics]
+    figures += [cost for row in rows for cost in (row.sops_per_mac, row.energy_ratio)]  # unlike the others never None
+    figures += [row.spikes_per_neuron for row in rows[1:]]
+    if names[:1] not in (["map"], ["top1"]) or not all(math.isfinite(figure) and figure >= 0 for figure in figures):
+        raise ValueError(names)
+    if not all(row.t and 0 < row.t < 2**31 for row in rows[1:]):
+        raise ValueError(rows)
+
+
+def _check_facts(facts: dict[str, Any]) -> None:
+    """Raise ValueError, TypeError or KeyError for facts of another kind than a run's."""
+    lists = [facts.get(name, []) for name in ("corrupt_images", "misfit_images")]
+    found = facts["images"], facts.get("seen_in_calibration", 0), *lists, facts.get("energy", {})
+    if [type(fact) for fact in found] != [int, int, list, list, dict]:
+        raise ValueError(found)
+    for row in facts.get("differences", []):
+        texts, numbers = ([row[name] for name in names] for names in DIFFERENCE)
+        if not all(isinstance(text, str) for text in texts) or not all(map(math.isfinite, numbers)):
+            raise ValueError(row)
 
 
 def cautions(facts: dict[str, Any]) -> list[str]:
