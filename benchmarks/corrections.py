@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from benchmarks.networks import Bench
-from benchmarks.timing import seconds_of
+from benchmarks.timing import one_thread, seconds_of
 from msat_det.methods.convert import spiking_network
 from msat_det.spiking.network import SpikingNetwork
 
@@ -35,14 +35,10 @@ def rows(benches: Iterable[tuple[str, Bench]], batches: list[int]) -> Iterator[d
 
     events: per neuron in that timestep alone. cost_over_float: of that timestep; cost_so_far: of it and those before.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         for name, bench in benches:
             for batch in batches:
                 yield from _rows(name, bench, batch)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _rows(name: str, bench: Bench, batch: int) -> Iterator[dict]:

@@ -7,15 +7,17 @@ comparison between machines can't do better than.
     MSAT_DET_DATA=DIR python benchmarks/last_bits.py
 """
 
-import argparse
+import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from msat_det.measure.rows import CurveRow
-from msat_det.run.arguments import load_config
+from msat_det.run.arguments import Parser, load_config
 from msat_det.run.experiment import run
+from msat_det.run.terminal import once
 
 WORDS = "--methods if-signed-b3,staged-4,msat-signed-b3,delta-2,delta-3 --sim.record 1,2,4,8 --calib.limit 24"
 
@@ -28,14 +30,13 @@ def rows(cfg: str, words: str, onednn: bool) -> list[CurveRow]:
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    real = Path(__file__).resolve().parents[1] / "configs/real/ssd_mobilenet_coco.yaml"
-    parser.add_argument(
-        "--cfg", default=str(real), help="configuration of a detector (default: real/ssd_mobilenet_coco)"
-    )
+@once
+def main(argv: list[str]) -> None:
+    parser = Parser(description=__doc__)
+    text = "configuration of a detector (default: real/ssd_mobilenet_coco)"
+    parser.add_argument("--cfg", default="real/ssd_mobilenet_coco", help=text)
     parser.add_argument("--words", default=WORDS, help="what the runs set beside it (default: %(default)s)")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     print(f"{'method':16} {'t':>3} {'oneDNN':>8} {'PyTorch':>8} {'apart':>6}  spikes/neuron")
     for one, other in zip(*(rows(given.cfg, given.words, onednn) for onednn in (True, False)), strict=True):
         a, b = one.metrics["map"], other.metrics["map"]
@@ -44,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.networks import NEURONS, Bench
-from benchmarks.timing import seconds_of
+from benchmarks.timing import one_thread, seconds_of
 from msat_det.methods.convert import spiking_network
 from msat_det.spiking.kernels import events, keep_freed_memory
 
@@ -135,9 +135,7 @@ def rows(benches: Iterable[tuple[str, Bench]], neurons: list[str], images: int =
     step_dense_ms, step_ms: a whole timestep, all dense and as the product runs it; gain: the first over the second.
     """
     keep_freed_memory()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         for name, bench in benches:
             crossovers: dict[tuple, float] = {}
             for neuron in neurons:
@@ -161,5 +159,3 @@ def rows(benches: Iterable[tuple[str, Bench]], neurons: list[str], images: int =
                     "gain": before / after,
                     "weights": bench.weights,
                 }
-    finally:
-        torch.set_num_threads(threads)

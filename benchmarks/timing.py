@@ -3,9 +3,12 @@
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 LEAST, MOST = 3, 9  # repeats
 SHORTEST = 0.2  # seconds: a shorter baseline is called several times in a row
@@ -21,6 +24,17 @@ class Ratio:
     repeats: int
     seconds: float
     baseline: float
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch in here has a single thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def seconds_of(call: Callable[[], Any], times: int = 1, clock: Callable[[], float] = time.perf_counter) -> float:
