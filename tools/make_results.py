@@ -35,6 +35,13 @@ DELTA = "--methods delta-2,delta-3,delta-fit,int8 --sim.record 1,2 --bootstrap.a
 ON_HELD_OUT = "Delta coding, held-out images"
 BOTH, EVERY = "Both codings, one to sixteen timesteps", "Every method, rate coding"
 FITS, PARTS = "Fitted thresholds at few timesteps", "What each part brings, T = 4"
+
+
+def delta_of(name: str) -> dict[str, tuple[str, str]]:
+    """Delta coding of a detector, on held-out images and on all."""
+    return {f"{name}:delta": (ON_HELD_OUT, f"{DELTA} {HELD_OUT}"), f"{name}:all": (ON_ALL, DELTA)}
+
+
 # A page → its title and experiments: the name of a configuration in configs/real, or of an experiment with it →
 # heading, and what the command sets beside the configuration.
 PAGES = {
@@ -42,8 +49,7 @@ PAGES = {
         "SSD-MobileNetV1, COCO",
         {
             "ssd_mobilenet_coco:codings": (BOTH, f"{CODINGS} {HELD_OUT}"),
-            "ssd_mobilenet_coco:delta": (ON_HELD_OUT, f"{DELTA} {HELD_OUT}"),
-            "ssd_mobilenet_coco:all": (ON_ALL, DELTA),
+            **delta_of("ssd_mobilenet_coco"),
             "ssd_mobilenet_coco": (EVERY, DETECTION),
             "ssd_mobilenet_coco_fit": (FITS, ""),
             "ssd_mobilenet_coco_ablation": (PARTS, ""),
@@ -53,20 +59,13 @@ PAGES = {
         "YOLOv3-Nano, COCO",
         {
             "yolo_nano_coco:codings": (BOTH, f"{CODINGS} {HELD_OUT}"),
-            "yolo_nano_coco:delta": (ON_HELD_OUT, f"{DELTA} {HELD_OUT}"),
-            "yolo_nano_coco:all": (ON_ALL, DELTA),
+            **delta_of("yolo_nano_coco"),
             "yolo_nano_coco": (EVERY, DETECTION),
             "yolo_nano_coco_fit": (FITS, ""),
             "yolo_nano_coco_linear_fit": (f"{FITS}, with spikes on its linear bottlenecks too", ""),
         },
     ),
-    "yolo_fastest_coco": (
-        "YOLO-Fastest 1.1 (leaky ReLU), COCO",
-        {
-            "yolo_fastest_coco:delta": (ON_HELD_OUT, f"{DELTA} {HELD_OUT}"),
-            "yolo_fastest_coco:all": (ON_ALL, DELTA),
-        },
-    ),
+    "yolo_fastest_coco": ("YOLO-Fastest 1.1 (leaky ReLU), COCO", delta_of("yolo_fastest_coco")),
     "yolov8n_coco": (
         "YOLOv8n, COCO",
         {"yolov8n_coco:delta": (ON_HELD_OUT, f"{DELTA} {HELD_OUT}")},
