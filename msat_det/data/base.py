@@ -42,6 +42,13 @@ class Sample:
     image: Tensor
     target: Target | int | None
 
+    @property
+    def objects(self) -> Target:
+        """The objects that are on it. Raises TypeError where the dataset tells of none."""
+        if not isinstance(self.target, Target):
+            raise TypeError(f"image {self.id} has no boxes")
+        return self.target
+
 
 class Dataset:
     """Images by id: ``dataset[i]`` reads image ``ids[i]``; ``target(id)`` reads no image.

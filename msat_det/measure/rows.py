@@ -39,6 +39,11 @@ class CurveRow:
     energy_ratio_int8: float | None = None
 
     @property
+    def steps(self) -> int:
+        """The number of timesteps done; 0 for the float network."""
+        return self.t or 0
+
+    @property
     def costs(self) -> dict[str, float | None]:
         """Its figures of ``COSTS``."""
         return {name: getattr(self, name) for name in COSTS}

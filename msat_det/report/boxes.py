@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextPath
+from torch import Tensor
 
 from msat_det.base.colours import COLOURS, INK, text_on
 from msat_det.data import Sample
@@ -31,8 +32,9 @@ def draw_detections(
     classes: names that the target's labels index. names: those that the Detections' labels index.
     Ignored objects (difficult, crowd) are dashed; detections below a score of .3 are left out.
     """
-    target = sample.target
-    panels = [("ground truth", target.boxes, [classes[i] for i in target.labels], None, target.ignore)]
+    truth = sample.objects
+    panels: list[tuple[str, Tensor, list[str], Tensor | None, Tensor | None]]  # heading, boxes, names, scores, ignored
+    panels = [("ground truth", truth.boxes, [classes[i] for i in truth.labels], None, truth.ignore)]
     for heading, found in columns.items():
         best = shown(found)
         panels.append((heading, best.boxes, [names[i] for i in best.labels], best.scores, None))
@@ -42,8 +44,8 @@ def draw_detections(
     height, width = image.shape[:2]
     side = 3.2  # inches, of the image's mean side
     panel_size = side * math.sqrt(width / height), side * math.sqrt(height / width)
-    figure = Figure(figsize=(panel_size[0] * len(panels), panel_size[1] + 0.75), dpi=120, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.03, wspace=0.01)
+    figure = Figure(figsize=(panel_size[0] * len(panels), panel_size[1] + 0.75), dpi=120)
+    figure.set_layout_engine("constrained", w_pad=0.03, wspace=0.01)
     pixels_per_point = width / (panel_size[0] * 72)
     for axes, (heading, boxes, box_names, scores, ignore) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         axes.imshow(image, interpolation="lanczos", extent=(0, width, height, 0))  # a pixel begins at its number
@@ -52,8 +54,9 @@ def draw_detections(
         for i in reversed(range(len(boxes))):  # the best last, on top
             x1, y1, x2, y2 = boxes[i].tolist()
             dashed = ignore is not None and bool(ignore[i])
-            style = {"edgecolor": colours[box_names[i]], "linewidth": 1.6, "linestyle": "--" if dashed else "-"}
-            axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, **style))
+            frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colours[box_names[i]], linewidth=1.6)
+            frame.set_linestyle("--" if dashed else "-")
+            axes.add_patch(frame)
         plain = [name.replace("$", r"\$") for name in box_names]  # two dollars would begin and end a formula
         texts = [name if scores is None else f"{name} {scores[i]:.2f}" for i, name in enumerate(plain)]
         _write_captions(axes, boxes.tolist(), texts, [colours[name] for name in box_names], pixels_per_point)
@@ -69,6 +72,5 @@ def _write_captions(axes: Axes, boxes: list, texts: list[str], colours: list[str
     for place, length, text, colour in zip(places, lengths, texts, colours, strict=True):
         if place:
             axes.add_patch(Rectangle(place, length, line, facecolor=colour, edgecolor="none", zorder=2))
-            where = (place[0] + length / 2, place[1] + line / 2)
-            style = {"fontsize": CAPTION, "ha": "center", "va": "center_baseline", "zorder": 3}
-            axes.text(*where, text, color=text_on(colour), **style)
+            x, y = place[0] + length / 2, place[1] + line / 2
+            axes.text(x, y, text, color=text_on(colour), fontsize=CAPTION, ha="center", va="center_baseline", zorder=3)

@@ -57,7 +57,7 @@ class Comparison:
 
     @property
     def times(self) -> list[int]:
-        return sorted({row.t for row in self.rows[1:]})
+        return sorted({row.steps for row in self.rows[1:]})
 
     @property
     def lost(self) -> list[str]:
@@ -79,7 +79,7 @@ class Comparison:
 
     def curve(self, label: str) -> list[CurveRow]:
         """A method's rows, the first t first."""
-        return sorted((row for row in self.rows[1:] if row.method == label), key=lambda row: row.t)
+        return sorted((row for row in self.rows[1:] if row.method == label), key=lambda row: row.steps)
 
     def near(self, label: str, share: float = NEAR) -> CurveRow | None:
         """The first t at which a method keeps a share of the float's main accuracy; None where it never does."""
@@ -143,7 +143,7 @@ def table(comparison: Comparison) -> str:
         writer.writerow({"source": "measured", "network": comparison.network} | names | figures)
     for network in TABLE_1:
         for label, line in reported(comparison, network).items():
-            for t, accuracy in {"": line.ann, **line.at}.items():
+            for t, accuracy in [("", line.ann), *line.at.items()]:
                 names = {"source": "paper", "network": network, "label": label, "method": label, "t": t}
                 writer.writerow(names | {comparison.metric: accuracy})
     return text.getvalue()
@@ -155,14 +155,14 @@ def _measured(comparison: Comparison) -> str:
     best = {t: max(row.metrics[metric] for row in rows if row.t == t) for t in times}
     lines = [["float network", *[f"{level.metrics[metric]:.1f}"] * len(times), "", "1", "1", "", "", ""]]
     for label in comparison.labels:
-        curve = {row.t: row for row in comparison.curve(label)}
+        curve = {row.steps: row for row in comparison.curve(label)}
         cells = []
         for t in times:
             text = f"{curve[t].metrics[metric]:.1f}" if t in curve else ""
             cells.append(f"**{text}**" if text and curve[t].metrics[metric] == best[t] > 0 else text)
         last = curve[max(curve)]
         costs = _figures(last)
-        costs[0] += f" (t = {last.t})" if last.t < times[-1] else ""
+        costs[0] += f" (t = {last.t})" if last.steps < times[-1] else ""
         near = comparison.near(label)
         costs.append(f"t = {near.t}: {near.sops_per_mac:.2f}" if near else "–")
         lines.append([f"`{label}`", *cells, *costs])
@@ -174,7 +174,7 @@ def _costs(comparison: Comparison) -> str:
     """What every method costs at each t; nothing where the table of accuracies, at one t, says it already."""
     if len(comparison.times) == 1:
         return ""
-    cells = {(r.method, r.t): " / ".join(filter(None, _figures(r))) for r in comparison.rows[1:]}
+    cells = {(r.method, r.steps): " / ".join(filter(None, _figures(r))) for r in comparison.rows[1:]}
     return f"{EACH}\n\n{_over_time('costs', cells)}"
 
 
@@ -199,7 +199,7 @@ def _frontier(comparison: Comparison) -> str:
         cells = []
         for share in KEPT:
             kept = [r for r in rows if r.method == label and r.metrics[metric] >= share * level.metrics[metric]]
-            cells.append(f"t = {min(r.t for r in kept)}" if kept else "–")
+            cells.append(f"t = {min(r.steps for r in kept)}" if kept else "–")
             cells.append(f"{min(r.energy_ratio for r in kept):.2f}" if kept else "–")
         if cells[-1] != "–":
             lines.append([f"`{label}`", *cells])
@@ -214,7 +214,7 @@ def _agreement(comparison: Comparison) -> str:
     rows = [row for row in comparison.rows[1:] if "agreement" in row.metrics]
     if not rows:
         return ""
-    cells = {(row.method, row.t): f"{row.metrics['agreement']:.1f}" for row in rows}
+    cells = {(row.method, row.steps): f"{row.metrics['agreement']:.1f}" for row in rows}
     return f"{fill(AGREEMENT.format(score=FOUND), 120)}\n\n{_over_time('agreement', cells)}"
 
 
@@ -266,14 +266,14 @@ def _paper(comparison: Comparison, network: str) -> str:
 
 def _order(comparison: Comparison, known: dict[str, Reported], t: int) -> str:
     """The methods by accuracy at t, here and in the paper, and how many of their pairs stand in the same order."""
-    here = {label: comparison.accuracy(label, t) for label in known if t in known[label].at}
-    here = {label: accuracy for label, accuracy in here.items() if accuracy is not None}
+    told = [label for label in known if t in known[label].at]
+    here = {label: found for label in told if (found := comparison.accuracy(label, t)) is not None}
     paper = {label: known[label].at[t] for label in here}
     pairs = list(combinations(here, 2))
     if not pairs:
         return ""
     same = sum((here[a] - here[b]) * (paper[a] - paper[b]) > 0 for a, b in pairs)
-    ranked = [", ".join(sorted(figures, key=figures.get, reverse=True)) for figures in (here, paper)]
+    ranked = [", ".join(sorted(figures, key=figures.__getitem__, reverse=True)) for figures in (here, paper)]
     return f"- T = {t}, best first: here {ranked[0]}; the paper {ranked[1]}; {same} of {len(pairs)} pairs agree."
 
 

@@ -99,7 +99,7 @@ def columns(rows: Rows, layer: dict[str, int], paths: list[list[Place]]) -> dict
     for start, end in dict.fromkeys(pair for path in paths for pair in pairwise(path)):
         below[start].append(end)
         above[end].append(start)
-    levels = [[] for _ in range(max(layer.values()) + 1)]
+    levels: list[list[Place]] = [[] for _ in range(max(layer.values()) + 1)]
     for place in places:
         levels[place[1]].append(place)
     half = {p: BOX_W / 2 if layer[p[0]] == p[1] else PASS_W / 2 for p in places}

@@ -3,6 +3,7 @@
 import math
 import textwrap
 
+import numpy as np
 import textalloc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -49,7 +50,7 @@ def draw_curve(rows: list[CurveRow], title: str = "") -> Figure:
     over_cost.axhline(level.metrics[metric], color=INK, linestyle="--", linewidth=1.3)
     over_cost.axvline(1, color=INK, linestyle=":", linewidth=1)
 
-    steps = sorted({row.t for row in rows if row.t is not None})
+    steps = sorted({row.steps for row in rows})
     over_time.set_xscale("log", base=2)
     over_time.set_xticks(steps, [str(t) for t in steps])
     over_time.set(xlabel="timesteps t", ylabel=f"{ACCURACY[metric]}, %")
@@ -60,7 +61,7 @@ def draw_curve(rows: list[CurveRow], title: str = "") -> Figure:
     for axes in (over_time, over_cost):
         quiet(axes)
     entitle(figure, title)
-    legend_below(figure, handles, [handle.get_label() for handle in handles], 4)
+    legend_below(figure, 4, handles, [handle.get_label() for handle in handles])
     return figure
 
 
@@ -86,7 +87,7 @@ def draw_pareto(rows: list[CurveRow], title: str = "") -> Figure:
     entitle(figure, title)
     handles, labels = panels[0].get_legend_handles_labels()
     text = f"never at {ZOOM:.0%} of the float network: {', '.join(below)}" if below else None
-    legend_below(figure, handles, labels, 5, title=text and textwrap.fill(text, 150), title_fontsize=9)
+    legend_below(figure, 5, handles, labels, title=text and textwrap.fill(text, 150), title_fontsize=9)
     figure.draw_without_rendering()  # the axes have their size: now names find their places
     for axes, cost in zip(panels, COST_AXES, strict=True):
         _name_front(axes, level, rows, metric, cost)
@@ -142,8 +143,9 @@ def _name_front(axes: Axes, level: CurveRow, rows: list[CurveRow], metric: str, 
     if not named:
         return
     seen = [row for row in rows if row.metrics[metric] >= low and getattr(row, cost) > 0]
-    lines = [line.get_data() for line in axes.lines if len(line.get_xdata()) > 1 and line.get_zorder() == 3]
-    lines += [((1, 1), axes.get_ylim()), (axes.get_xlim(), [level.metrics[metric]] * 2)]  # the float network's
+    curves = [np.array(line.get_data()) for line in axes.lines if line.get_zorder() == 3]
+    lines = [curve for curve in curves if curve.shape[1] > 1]
+    lines += map(np.array, [((1, 1), axes.get_ylim()), (axes.get_xlim(), [level.metrics[metric]] * 2)])  # the float's
     textalloc.allocate(
         axes,
         [getattr(row, cost) for row in named],
@@ -151,8 +153,8 @@ def _name_front(axes: Axes, level: CurveRow, rows: list[CurveRow], metric: str, 
         [f"{row.method}, t = {row.t}" for row in named],
         x_scatter=[getattr(row, cost) for row in seen],
         y_scatter=[row.metrics[metric] for row in seen],
-        x_lines=[list(x) for x, _ in lines],
-        y_lines=[list(y) for _, y in lines],
+        x_lines=[x.tolist() for x, _ in lines],
+        y_lines=[y.tolist() for _, y in lines],
         textsize=8,
         textcolor=INK,
         linecolor=INK,
@@ -204,6 +206,6 @@ def draw_exits(rows: list[ExitRow], fixed: list[CurveRow], title: str = "") -> F
         quiet(axes)
     panels[0].set_ylabel(f"{ACCURACY[metric]}, %")
     panels[0].set_ylim(bottom=0)
-    legend_below(figure, *panels[0].get_legend_handles_labels(), 4)
+    legend_below(figure, 4, *panels[0].get_legend_handles_labels())
     entitle(figure, title)
     return figure

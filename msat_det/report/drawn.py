@@ -84,8 +84,8 @@ def drawn_images(
     images = []
     for i in range(min(count, len(dataset))):
         sample = dataset[i]
+        truth = sample.objects
         height, width = sample.image.shape[1:]
-        target = sample.target
         methods: dict[str, dict[str, list[Box]]] = {}
         for label, t in keys:
             methods.setdefault(label, {})[str(t)] = _found(found[label, t][sample.id], names, width, height)
@@ -96,7 +96,7 @@ def drawn_images(
                 "height": height,
                 "photo": _photo(sample.image),
                 "truth": _boxes(
-                    target.boxes, [dataset.classes[k] for k in target.labels], target.ignore.tolist(), width, height
+                    truth.boxes, [dataset.classes[k] for k in truth.labels], truth.ignore.tolist(), width, height
                 ),
                 "float": _found(found["float", None][sample.id], names, width, height),
                 "methods": methods,
@@ -177,9 +177,10 @@ def _panel(photo: Image.Image, boxes: list[Box], colours: dict[str, int], scale:
 
 def _palette(photo: Image.Image) -> Image.Image:
     """256 colours for all frames: the photograph's, those of the boxes, and greys for text."""
-    shades = photo.quantize(SHADES, dither=Image.Dither.NONE).getpalette()[: 3 * SHADES]
+    shades = photo.quantize(SHADES, dither=Image.Dither.NONE).getpalette()
+    assert shades is not None  # a quantised picture has one
     exact = [channel for colour in COLOURS for channel in bytes.fromhex(colour[1:])]
     greys = [level for level in range(0, 256, 15) for _ in range(3)]
     palette = Image.new("P", (1, 1))
-    palette.putpalette(shades + exact + greys)
+    palette.putpalette(shades[: 3 * SHADES] + exact + greys)
     return palette

@@ -49,7 +49,7 @@ def _panels(
     entitle(figure, title)
     handles, labels = panels[0].get_legend_handles_labels()
     if handles and panels[0].get_legend() is None:
-        legend_below(figure, handles, labels, 5)
+        legend_below(figure, 5, handles, labels)
     return figure
 
 
@@ -96,7 +96,7 @@ def _spikes(examinations: list[Examination]) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     quiet(axes)
     entitle(figure, "Spikes by depth")
-    legend_below(figure, *axes.get_legend_handles_labels(), 3)
+    legend_below(figure, 3, *axes.get_legend_handles_labels())
     return figure
 
 

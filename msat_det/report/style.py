@@ -51,10 +51,9 @@ def entitle(figure: Figure, title: str) -> None:
         figure.suptitle(title, color=INK, fontsize=12, fontweight="bold")
 
 
-def legend_below(figure: Figure, handles: Sequence[Artist], labels: Sequence[str], most: int, **more: Any) -> None:
+def legend_below(figure: Figure, most: int, handles: Sequence[Artist], labels: Sequence[str], **more: Any) -> None:
     """One legend for all panels below them. most: entries in a row."""
-    place = {"loc": "outside lower center", "ncols": most, "frameon": False, "fontsize": 9}
-    figure.legend(handles, labels, **place, **more)
+    figure.legend(handles, labels, loc="outside lower center", ncols=most, frameon=False, fontsize=9, **more)
 
 
 def quiet(axes: Axes) -> None:

@@ -62,7 +62,7 @@ def add_curves(writer: "SummaryWriter", rows: list[CurveRow]) -> None:
 
     CUSTOM SCALARS shows all methods in one chart.
     """
-    steps = sorted({row.t for row in rows[1:]})
+    steps = sorted({row.steps for row in rows[1:]})
     tags = [*(DISPLAY[name] for name in rows[0].accuracies), "energy_ratio", *COSTS_SHOWN, "agreement"]
     writer.add_custom_scalars({"all methods": {tag: ["Multiline", [f"{tag}/.+"]] for tag in tags}})
     for name, level in rows[0].accuracies.items():
@@ -81,7 +81,7 @@ def add_methods(writer: "SummaryWriter", config: Config, rows: list[CurveRow]) -
     from torch.utils.tensorboard.summary import hparams
 
     entries = {entry["label"]: entry for entry in config.methods}
-    steps = sorted({row.t for row in rows[1:]})
+    steps = sorted({row.steps for row in rows[1:]})
     curves = {"float": [replace(rows[0], t=t) for t in steps]}
     for row in rows[1:]:
         curves.setdefault(row.method, []).append(row)
@@ -139,10 +139,10 @@ def add_boxes(
 def add_truth(writer: "SummaryWriter", sample: Sample, classes: list[str], names: Sequence[str] = ()) -> None:
     """boxes <image>/truth: the objects that were to be found, of the dataset's ``classes``, with the colours that the
     detector's ``names`` give them."""
-    captions = [classes[label] for label in sample.target.labels.tolist()]
+    captions = [classes[label] for label in sample.objects.labels.tolist()]
     numbers = class_colours(names, classes)
     colours = [numbers[caption] for caption in captions]
-    writer.add_image(f"boxes {sample.id}/truth", _picture(sample.image, sample.target.boxes, colours, captions))
+    writer.add_image(f"boxes {sample.id}/truth", _picture(sample.image, sample.objects.boxes, colours, captions))
 
 
 def _picture(image: Tensor, boxes: Tensor, colours: list[int], captions: list[str]) -> Tensor:

@@ -22,7 +22,7 @@ KINDS = {
 }
 FIGURES = ("effect", "total", *PARTS, "sin_ratio", "spikes_per_neuron", "dead", "saturated")
 PHOTO = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/]+={0,2}")
-NOTHING = {"command": None, "versions": {}, "evaluated": None, "method": None, "colours": {}, "images": []}
+NOTHING: dict[str, Any] = dict(command=None, versions={}, evaluated=None, method=None, colours={}, images=[])
 
 
 def about(folder: Path) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def _coverage(rows: list[dict]) -> list[dict[str, Any]]:
     for method, own in graphs(rows).items():
         label = next(iter(labels_of(own)), "")
         nodes = [_node(row, label) for row in own]
-        count, macs, analog = Counter(), Counter(), Counter()
+        count, macs, analog = Counter[str](), Counter[str](), Counter[str]()
         for node in nodes:
             count[node["kind"]] += 1
             macs[node["kind"]] += node["macs"]

@@ -75,13 +75,11 @@ def comparison_page(folders: list[Path]) -> str:
     names = [name if short.count(name) == 1 else str(folder) for name, folder in zip(short, folders, strict=True)]
     if len(set(names)) < len(names):
         raise InputError(f"{next(n for n in names if names.count(n) > 1)} is given twice: give each run once")
-    pairs = [(name, run, label) for name, run in zip(names, runs, strict=True) for label in run.labels]
+    pairs = [(k, run, label) for k, run in enumerate(runs) for label in run.labels]
     labels = list(dict.fromkeys(label for _, _, label in pairs))
     curves = [  # a label's colour is the same in every run, a run's marker and dashes the same for every label
-        Curve(
-            f"{name} · {label}", run.curve(label), i, labels.index(label), *[names.index(name)] * 2, label in run.lost
-        )
-        for i, (name, run, label) in enumerate(pairs)
+        Curve(f"{names[k]} · {label}", run.curve(label), i, labels.index(label), k, k, label in run.lost)
+        for i, (k, run, label) in enumerate(pairs)
     ]
     metric = runs[0].metric
     levels: dict[float, list[str]] = {}
@@ -95,7 +93,7 @@ def comparison_page(folders: list[Path]) -> str:
         runs=[entry(run, name) for name, run in zip(names, runs, strict=True)],
         charts=charts(curves, texts, metric, NAMES[metric]),
         curves=curves,
-        lines=[method_line(run, curve) | {"run": name} for (name, run, _), curve in zip(pairs, curves, strict=True)],
+        lines=[method_line(run, curve) | {"run": names[k]} for (k, run, _), curve in zip(pairs, curves, strict=True)],
     )
 
 
