@@ -155,7 +155,7 @@ def read_text(path: Path, most: int = MAX_TEXT) -> str:
         raise InputError(f"can't read {path} as UTF-8 text ({error}): restore the file") from error
 
 
-def is_file(path: Path) -> bool:
+def is_file(path: str | Path) -> bool:
     """Whether a regular file is there; unlike ``Path.is_file``, False for a name too long to exist as well."""
     return os.path.isfile(path)  # noqa: PTH113
 

@@ -33,8 +33,10 @@ _TENSORS = {f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", 
 _WRAPPED = {"torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"}
 _MAPPINGS = {"collections.OrderedDict", "collections.Counter", "collections.defaultdict"}
 # What can be wrong with a damaged pickle, or with one that was made to do harm.
-FAULTS = (ValueError, TypeError, LookupError, RuntimeError, ArithmeticError, MemoryError, OSError, EOFError)
-FAULTS += (zipfile.BadZipFile, NotImplementedError)
+FAULTS = (
+    *(ValueError, TypeError, LookupError, RuntimeError, ArithmeticError, MemoryError, OSError, EOFError),
+    *(zipfile.BadZipFile, NotImplementedError),
+)
 
 
 class Foreign(dict):
@@ -143,7 +145,7 @@ def made(function: Any, arguments: Any) -> Any:
         raise ValueError("a pickle that calls what is no class")
     kind = function.kind
     if kind in _TENSORS:
-        return _tensor(*arguments[:4], arguments[6] if kind.endswith("_v3") else None)
+        return _tensor(arguments[6] if kind.endswith("_v3") else None, *arguments[:4])
     if kind in _WRAPPED:
         return arguments[0]
     if kind == "torch._tensor._rebuild_from_type_v2":
@@ -156,7 +158,7 @@ def made(function: Any, arguments: Any) -> Any:
     return Foreign(kind.replace("_utils._rebuild_", ""), tensor=kind.startswith("torch._utils._rebuild_"))
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: Any) -> Stored | Foreign:
+def _tensor(dtype: Any, storage: Any, offset: Any, size: Any, stride: Any) -> Stored | Foreign:
     if not isinstance(storage, Storage):
         raise ValueError("a pickle with a tensor of no storage")
     kind = dtype.kind if isinstance(dtype, Foreign) else storage.kind
@@ -164,13 +166,13 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: Any) -> St
     return Foreign(kind, tensor=True) if found is None else Stored(storage, found, offset, size, stride)
 
 
-def _global(machine: Machine, name: Any) -> None:
-    machine.push(Foreign(str(name).replace(" ", ".")))
+def _class(name: Any) -> Foreign:
+    return Foreign(str(name).replace(" ", "."))
 
 
 def _stack_global(machine: Machine, _: Any) -> None:
     name, module = machine.pop(), machine.pop()
-    _global(machine, f"{module}.{name}")
+    machine.push(_class(f"{module}.{name}"))
 
 
 def _object(machine: Machine, function: Any, arguments: list[Any]) -> None:
@@ -227,19 +229,19 @@ _OPERATIONS: dict[str, Callable[[Machine, Any], Any]] = {
     "TUPLE": lambda machine, _: machine.push(tuple(machine.since_mark())),
     **{f"TUPLE{count}": _tuple_of(count) for count in (1, 2, 3)},
     "DICT": lambda machine, _: machine.push(named(machine.since_mark())),
-    "FROZENSET": lambda machine, _: (machine.since_mark(), machine.push(Foreign("builtins.frozenset"))),
+    "FROZENSET": lambda machine, _: _object(machine, Foreign("builtins.frozenset"), [machine.since_mark()]),
     "APPEND": lambda machine, _: machine.append([machine.pop()]),
     "APPENDS": lambda machine, _: machine.append(machine.since_mark()),
     "SETITEM": lambda machine, _: machine.set([machine.pop(), machine.pop()][::-1]),
     "SETITEMS": lambda machine, _: machine.set(machine.since_mark()),
     "ADDITEMS": lambda machine, _: machine.since_mark(),
-    "GLOBAL": _global,
+    "GLOBAL": lambda machine, name: machine.push(_class(name)),
     "STACK_GLOBAL": _stack_global,
-    **dict.fromkeys(["EXT1", "EXT2", "EXT4"], lambda machine, code: _global(machine, f"copyreg.{code}")),
+    **dict.fromkeys(["EXT1", "EXT2", "EXT4"], lambda machine, code: machine.push(_class(f"copyreg.{code}"))),
     **dict.fromkeys(["REDUCE", "NEWOBJ"], lambda machine, _: machine.call(machine.pop())),
     "NEWOBJ_EX": _new_with_keywords,
     "OBJ": lambda machine, _: _object(machine, (items := machine.since_mark())[0], items[1:]),
-    "INST": lambda machine, name: (_global(machine, name), _object(machine, machine.pop(), machine.since_mark())),
+    "INST": lambda machine, name: _object(machine, _class(name), machine.since_mark()),
     "BUILD": lambda machine, _: machine.pop(),  # an object's state: it stays a name
     "PERSID": lambda machine, text: machine.refer(text),
     "BINPERSID": lambda machine, _: machine.refer(machine.pop()),

@@ -61,10 +61,12 @@ class Preprocess:
 
     def of_size(self, size: int) -> "Preprocess":
         """The same for another input size, the part of the photograph that is seen unchanged."""
-        if isinstance(self.resize, tuple):
-            resize = tuple(round(side * size / self.crop) for side in self.resize)
-        else:
-            resize = round(self.resize * size / self.crop)
+
+        def scaled(side: int) -> int:
+            return round(side * size / self.crop)
+
+        own = self.resize
+        resize = (scaled(own[0]), scaled(own[1])) if isinstance(own, tuple) else scaled(own)
         return replace(self, resize=resize, crop=size)
 
 
@@ -104,7 +106,7 @@ class Vgg(nn.Module):
         layers: list[nn.Module] = []
         width = 3
         for item in plan:
-            if item == "M":
+            if isinstance(item, str):
                 layers.append(nn.MaxPool2d(2))
             else:
                 layers += [nn.Conv2d(width, item, 3, padding=1, bias=False), nn.BatchNorm2d(item), nn.ReLU()]
@@ -215,7 +217,7 @@ def build_classifier(model: Any) -> Classifier:
     """
     network = _found(model)
     weights = model.weights or network.weights
-    enum = published(model.name, weights) if weights and str(weights).isidentifier() else None
+    enum = published(model.name, str(weights)) if weights and str(weights).isidentifier() else None
     if weights is None:
         if model.num_classes is None and not is_own(model.name):
             raise InputError(
@@ -253,7 +255,8 @@ def timm_network(model: Any) -> Network:
     if model.arch not in timm.list_models():
         near = hint(model.arch, timm.list_models(), "timm.list_models() has all")
         raise InputError(f"model.arch is {show(model.arch)}, which is no network of timm: {near}")
-    own = timm.data.resolve_data_config({}, pretrained_cfg=timm.get_pretrained_cfg(model.arch).to_dict())
+    known = timm.get_pretrained_cfg(model.arch)
+    own = timm.data.resolve_data_config({}, pretrained_cfg=known.to_dict() if known else {})
     crop, mean, std = own["input_size"][-1], tuple(own["mean"]), tuple(own["std"])
     mode = InterpolationMode(own["interpolation"])
     inputs = Preprocess(round(crop / own["crop_pct"]), crop, mean, std, interpolation=mode)
@@ -289,7 +292,7 @@ def _build_to_fit(network: Network, num_classes: int | None, tensors: dict[str, 
     name, count = head(net)
     weight = tensors.get(f"{name}.weight")
     if num_classes is None and weight is not None and weight.dim() > 1:
-        fits = weight.shape[1:] == net.get_submodule(name).weight.shape[1:] and weight.numel()
+        fits = weight.shape[1:] == net.get_parameter(f"{name}.weight").shape[1:] and weight.numel()
         if fits and weight.shape[0] != count:
             net = network.build(weight.shape[0])
     load_tensors(net, tensors, path)

@@ -68,7 +68,7 @@ class YoloDemo(nn.Module):
             for width, anchors in zip((64, 128), YOLO_ANCHORS, strict=True)
         )
         for head in self.heads:  # training starts from "almost every cell is empty"
-            nn.init.constant_(head.bias.detach().view(-1, 5 + classes)[:, 4:], -4.0)
+            nn.init.constant_(head.get_parameter("bias").detach().view(-1, 5 + classes)[:, 4:], -4.0)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, h, w) in 0..1 → raw heads (B, A·(5 + C), h/8, w/8) and (B, A·(5 + C), h/16, w/16)."""

@@ -72,7 +72,7 @@ class TorchvisionDetector:
         name: str | None = None,
     ):
         self.model, self.name = model.eval(), name
-        self.net = Dense(model).eval()
+        self.net: nn.Module = Dense(model).eval()
         self.transform = copy.deepcopy(model.transform)
         self.size = self._fix_size(size)
         self.levels, count = self._shapes()
@@ -93,7 +93,7 @@ class TorchvisionDetector:
         resized, _ = self.transform.resize(self.transform.normalize(image.float() / 255))
         height, width = resized.shape[1:]
         padded = F.pad(resized, (0, self.size[1] - width, 0, self.size[0] - height))
-        return padded, ((height, width), tuple(image.shape[1:]))
+        return padded, ((height, width), (image.shape[1], image.shape[2]))
 
     def decode(self, outputs: dict[str, Tensor], metas: list[Meta]) -> list[Detections]:
         """The head's outputs for a batch → boxes in original pixels, best first."""
@@ -129,11 +129,11 @@ class TorchvisionDetector:
     def _shapes(self) -> tuple[list[tuple[int, int]], int]:
         """(h, w) of each level that the head sees, and its number of columns; only shapes are computed."""
         levels: list[Tensor] = []
-        hook = self.net.head.register_forward_pre_hook(lambda head, args: levels.extend(args[0]))
+        hook = self.net.get_submodule("head").register_forward_pre_hook(lambda head, args: levels.extend(args[0]))
         shapes_only = {name: value.float().to("meta") for name, value in self.net.state_dict().items()}
         outputs = functional_call(self.net, shapes_only, torch.empty(1, 3, *self.size, device="meta"))
         hook.remove()
-        return [tuple(level.shape[2:]) for level in levels], outputs["cls_logits"].shape[-1]
+        return [(level.shape[2], level.shape[3]) for level in levels], outputs["cls_logits"].shape[-1]
 
 
 def as_detector(network: Any) -> Any:

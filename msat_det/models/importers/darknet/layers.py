@@ -96,7 +96,8 @@ def convolutional(section: Section, index: int, shapes: dict[int, Shape]) -> Bui
         )
     if filters * (channels // groups) * size**2 > MAX_ELEMENTS:
         raise section.error("has far too many weights: mend filters or size")
-    layers = OrderedDict(conv=nn.Conv2d(channels, filters, size, stride, padding, dilation, groups, bias=not normalize))
+    conv = nn.Conv2d(channels, filters, size, stride, padding, dilation, groups, bias=not normalize)
+    layers: OrderedDict[str, nn.Module] = OrderedDict(conv=conv)
     if normalize:
         layers["bn"] = nn.BatchNorm2d(filters, eps=BATCH_NORM_EPS)
     layers["activation"] = activation(section, "logistic")

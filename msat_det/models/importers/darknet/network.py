@@ -108,7 +108,9 @@ def stored_tensors(net: DarknetNet) -> Iterator[Tensor]:
             yield layer.values
         if isinstance(conv := getattr(layer, "conv", None), nn.Conv2d):
             bn = getattr(layer, "bn", None)
-            yield from (conv.bias,) if bn is None else (bn.bias, bn.weight, bn.running_mean, bn.running_var)
+            yield from (
+                (conv.get_parameter("bias"),) if bn is None else (bn.bias, bn.weight, bn.running_mean, bn.running_var)
+            )
             yield conv.weight
 
 
@@ -137,7 +139,7 @@ def load_weights(net: DarknetNet, path: str | Path) -> None:
         net.to_empty(device="cpu")
         for module in net.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.num_batches_tracked.zero_()  # the one tensor that isn't in the file
+                module.get_buffer("num_batches_tracked").zero_()  # the one tensor that isn't in the file
     tensors = list(stored_tensors(net))
     for tensor, values in zip(tensors, floats.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(values.view_as(tensor))
@@ -205,6 +207,7 @@ def darknet(model: Any) -> YoloDetector:
     for wanted, where in ((len(classes), f"{model.names} has"), (model.num_classes, "model.num_classes is")):
         if wanted not in (heads[0].classes, None):
             raise InputError(f"{model.cfg} has {heads[0].classes} classes, {where} {wanted}: let them agree")
+    options: dict[str, Any] = {"resize": net.resize} | given(model, "resize", "score", "nms_iou", "top_k")
     return YoloDetector(
         net,
         classes,
@@ -213,5 +216,6 @@ def darknet(model: Any) -> YoloDetector:
         [head.stride for head in heads],
         [head.scale_x_y for head in heads],
         heads[0].form,
-        **{"resize": net.resize, "channels": net.channels} | given(model, "resize", "score", "nms_iou", "top_k"),
+        channels=net.channels,
+        **options,
     )

@@ -1,7 +1,7 @@
 """A torch.fx graph under construction, and the values in it: constants, and those that images enter."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,24 +70,27 @@ class Building:
             node = self.graph.call_function(function, own, named)
         return self.moving(node, lambda i: _run(function, *_as(args, kwargs, lambda x: _probe(x, i))))
 
-    def layer(self, kind: type[nn.Module], x: Moving, tensors: dict[str, Tensor | None], **arguments: Any) -> Moving:
-        """A layer of torch.nn with these tensors on x. Raises as ``call``."""
-        tensors = {name: value for name, value in tensors.items() if value is not None}
+    def layer(self, kind: type[nn.Module], x: Value, tensors: Mapping[str, Value | None], **arguments: Any) -> Moving:
+        """A layer of torch.nn with these tensors, constants all, on x. Raises as ``call``."""
         if not isinstance(x, Moving):
             raise InputError("its input is a constant: export the network with its result")
         if x.images != 0 and kind not in (nn.Linear, nn.LayerNorm):
             raise InputError(f"the images lie along dimension {x.images}, not 0: export the network so")
-        for value in tensors.values():
+        weights: dict[str, Tensor] = {}
+        for name, value in tensors.items():
+            if value is None:
+                continue
             if not isinstance(value, Tensor) or not value.is_floating_point() or not value.isfinite().all():
                 raise InputError("its weights are no constants, or not finite: give an undamaged file")
             if value.numel() == 0:
                 raise InputError("its weights are empty: give an undamaged file")
+            weights[name] = value
         with torch.device("meta"):
             layer = kind(**arguments).eval()
         probed = copy.deepcopy(layer)
-        own = {name: value for name, value in layer.state_dict().items() if name not in tensors}
-        tensors |= {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in own.items()}  # counters
-        layer.load_state_dict({name: value.clone() for name, value in tensors.items()}, assign=True)
+        own = {name: value for name, value in layer.state_dict().items() if name not in weights}
+        weights |= {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in own.items()}  # counters
+        layer.load_state_dict({name: value.clone() for name, value in weights.items()}, assign=True)
         name = f"{kind.__name__.lower()}_{len(self.root._modules)}"
         self.root.add_module(name, layer)
         return self.moving(self.graph.call_module(name, (x.node,)), lambda i: probed(x.probes[i]))

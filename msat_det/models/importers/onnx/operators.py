@@ -123,11 +123,11 @@ def several(n: Call, *inputs: Value) -> Value:
 @operator("Clip")
 def clip(n: Call, x: Value, low: Value | None = None, high: Value | None = None) -> Value:
     if n.version < 11:
-        bounds = n.get("min"), n.get("max")
+        bounds = [n.get("min"), n.get("max")]
     else:
-        bounds = tuple(None if b is None else n.constant(b, "bounds").item() for b in (low, high))
-    low, high = (None if b is None or abs(b) > 3e38 else b for b in bounds)
-    return x if low is None and high is None else n.run(torch.clamp, x, low, high)
+        bounds = [None if b is None else n.constant(b, "bounds").item() for b in (low, high)]
+    least, most = (None if b is None or abs(b) > 3e38 else b for b in bounds)
+    return x if least is None and most is None else n.run(torch.clamp, x, least, most)
 
 
 @operator("LeakyRelu")
@@ -192,7 +192,7 @@ def softmax(n: Call, x: Value) -> Value:
 
 
 @operator("Conv")
-def conv(n: Call, x: Moving, weight: Value, bias: Value | None = None) -> Value:
+def conv(n: Call, x: Value, weight: Value, bias: Value | None = None) -> Value:
     weight = n.constant(weight, "weights")
     dims = weight.dim() - 2
     kind = _by_dimension(n, dims, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -205,7 +205,7 @@ def conv(n: Call, x: Moving, weight: Value, bias: Value | None = None) -> Value:
 
 
 @operator("ConvTranspose")
-def conv_transpose(n: Call, x: Moving, weight: Value, bias: Value | None = None) -> Value:
+def conv_transpose(n: Call, x: Value, weight: Value, bias: Value | None = None) -> Value:
     """Padding that differs between the two ends is cut off afterwards."""
     weight = n.constant(weight, "weights")
     dims = weight.dim() - 2
@@ -228,7 +228,7 @@ def conv_transpose(n: Call, x: Moving, weight: Value, bias: Value | None = None)
 
 
 def _convolution(
-    n: Call, kind: type[nn.Module], x: Moving, weight: Tensor, bias: Value | None, channels: tuple, **sizes: list[int]
+    n: Call, kind: type[nn.Module], x: Value, weight: Tensor, bias: Value | None, channels: tuple, **sizes: list[int]
 ) -> Moving:
     """channels: that come in, and go out. sizes: of each dimension."""
     own = {name: tuple(values) for name, values in (sizes | {"kernel_size": list(weight.shape[2:])}).items()}
@@ -242,8 +242,7 @@ def gemm(n: Call, a: Value, b: Value, c: Value | None = None) -> Value:
     """α·A·B + β·C; a linear layer where B and C are weights."""
     alpha, beta = n.get("alpha", 1.0), n.get("beta", 1.0)
     a = n.run(torch.transpose, a, 0, 1) if n.get("transA", 0) else a
-    fixed = isinstance(b, Tensor) and (c is None or (isinstance(c, Tensor) and c.dim() <= 1))
-    if isinstance(a, Moving) and fixed:
+    if isinstance(a, Moving) and isinstance(b, Tensor) and (c is None or (isinstance(c, Tensor) and c.dim() <= 1)):
         weight = (b if n.get("transB", 0) else b.t()) * alpha
         bias = None if c is None else (c * beta).expand(len(weight))
         return _linear(n, a, weight, bias)
@@ -340,7 +339,7 @@ def lp_norm(n: Call, x: Value) -> Value:
 
 
 @operator("MaxPool")
-def max_pool(n: Call, x: Moving) -> Value:
+def max_pool(n: Call, x: Value) -> Value:
     """What is padded never wins; so padding at the end is only a matter of how many windows there are."""
     kernel, stride, dilation, begin, end, wanted = _windows(n, x)
     kind = _by_dimension(n, len(kernel), nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
@@ -358,7 +357,7 @@ def max_pool(n: Call, x: Moving) -> Value:
 
 
 @operator("AveragePool")
-def average_pool(n: Call, x: Moving) -> Value:
+def average_pool(n: Call, x: Value) -> Value:
     kernel, stride, dilation, begin, end, wanted = _windows(n, x)
     inside = bool(n.get("count_include_pad", 0))
     if set(dilation) != {1} or (begin != end and not inside):
@@ -380,7 +379,7 @@ def global_pool(n: Call, x: Value) -> Value:
     return n.run(function, x, list(range(2, len(x.shape))), True)
 
 
-def _windows(n: Call, x: Moving) -> tuple:
+def _windows(n: Call, x: Value) -> tuple:
     kernel = n.get("kernel_shape")
     dims = len(kernel)
     stride, dilation = n.numbers("strides", dims, 1), n.numbers("dilations", dims, 1)
@@ -758,7 +757,7 @@ def _resized(n: Call, x: Moving, inputs: Sequence[Value | None]) -> tuple[list[i
     return sizes, ratios
 
 
-def _nearest(n: Call, x: Moving, sizes: list[int], ratios: list[float], way: str) -> Value:
+def _nearest(n: Call, x: Value, sizes: list[int], ratios: list[float], way: str) -> Value:
     rounding = "floor" if n.version < 11 else n.get("nearest_mode", "round_prefer_floor")
     places = {d: _places(n, x.shape[d], sizes[d], ratios[d], way, rounding) for d in range(2, len(sizes))}
     plain = {d: (torch.arange(sizes[d]) * x.shape[d]) // sizes[d] for d in places}
