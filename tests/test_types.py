@@ -8,7 +8,7 @@ from pathlib import Path
 import msat_det
 from msat_det.base.settings import PROJECT
 
-ROOMS = "base", "data", "measure", "models", "report", "run"  # checked as a whole
+ROOMS = "base", "data", "graph", "measure", "models", "report", "run"  # checked as a whole
 # What the public names are made of in the others, where types are for readers.
 MODULES = "__init__ methods/__init__ methods/api methods/convert methods/presets spiking/energy spiking/network".split()
 

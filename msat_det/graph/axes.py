@@ -14,7 +14,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 from torch.fx.node import Node
 
-from msat_det.graph.channels import Axis, channels, rows_by_channel
+from msat_det.graph.channels import Axis, rows_by_channel
 from msat_det.graph.facts import amend, facts, filled, whole
 from msat_det.graph.graph import Batch, Graph
 from msat_det.graph.ops import JOINING, MOVING, Kind
@@ -55,7 +55,7 @@ class _Labels:
         self.moved: dict[Node, tuple[Any, int]] = {}
 
     def axis(self, node: Node) -> Axis | tuple[Axis, ...]:
-        op, last = facts(node).op, len(facts(node).shape)
+        op, last = facts(node).op, len(facts(node).image_shape)
         inputs = [n for n in node.all_input_nodes if facts(n).kind is not Kind.SHAPE]
         if node.op == "placeholder" or op in _FIRST or op.startswith("conv"):
             return 1 if last else None
@@ -65,14 +65,14 @@ class _Labels:
             return None
         if op in _PRODUCTS:
             return _of_product(node, inputs)
-        axis, alike = facts(inputs[0]).axis, {(facts(n).axis, len(facts(n).shape)) for n in inputs}
-        known = len(alike) == 1 and isinstance(axis, int)
-        if op in MOVING and not (op in JOINING and known):
+        axis, alike = facts(inputs[0]).axis, {(facts(n).axis, len(facts(n).image_shape)) for n in inputs}
+        common = axis if len(alike) == 1 and isinstance(axis, int) else None
+        if op in MOVING and (op not in JOINING or common is None):
             return self.of_moved(node, inputs)
-        rank = len(facts(inputs[0]).shape)
-        if not known or rank < last:
+        rank = len(facts(inputs[0]).image_shape)
+        if common is None or rank < last:
             return None
-        return axis if rank == last else _of_reduced(node, axis, rank)
+        return common if rank == last else _of_reduced(node, common, rank)
 
     def of_moved(self, node: Node, inputs: list[Node]) -> Axis | tuple[Axis, ...]:
         """By the node's output on inputs that hold the numbers of their channels."""
@@ -95,8 +95,7 @@ class _Labels:
         known = facts(node)
         if known.parts:  # of a node that calculates
             return tuple(part.to(self.device) for part in filled(known, count + 1.0)), count + 1
-        axis, shape = known.axis, known.shape
-        size = channels(shape, axis)
+        axis, shape, size = known.channel_axis, known.image_shape, known.channels
         numbers = torch.arange(count + 1, count + size + 1, dtype=torch.float32, device=self.device)
         shaped = numbers.reshape([-1 if d == axis else 1 for d in range(len(shape) + 1)])
         return shaped.expand(whole(known)), count + size
@@ -104,15 +103,15 @@ class _Labels:
 
 def _of_product(node: Node, inputs: list[Node]) -> Axis:
     """Rows stay rows, columns columns; what is multiplied by a parameter on the right is a linear layer's output."""
-    last = len(facts(node).shape)
-    left, right = (value if value in inputs else None for value in node.args[:2])
-    if any(len(facts(n).shape) != last for n in inputs):
+    last = len(facts(node).image_shape)
+    left, right = (facts(value) if isinstance(value, Node) and value in inputs else None for value in node.args[:2])
+    if any(len(facts(n).image_shape) != last for n in inputs):
         return None
     if right is None:
         return last
-    if facts(right).axis != last - 1:  # columns, or a batch of matrices
-        return facts(right).axis
-    kept = last - 1 if left is None else facts(left).axis  # a parameter's rows are new channels
+    if right.axis != last - 1:  # columns, or a batch of matrices
+        return right.channel_axis
+    kept = last - 1 if left is None else left.channel_axis  # a parameter's rows are new channels
     return None if kept == last else kept
 
 

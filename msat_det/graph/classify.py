@@ -82,6 +82,6 @@ def _on_first_input(graph: Graph, node: Node) -> Callable[[Tensor], Tensor]:
         return fx.map_arg(value, graph.attribute)
 
     if node.op == "call_module":
-        return graph.module.get_submodule(node.target)
+        return graph.layer(node)
     kwargs = {k: v for k, v in node.kwargs.items() if k != "input"}
     return lambda x: graph.call(node, (x, *fixed(node.args[1:])), fixed(kwargs))  # the graph may change its device

@@ -8,7 +8,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx.node import Node
 
-from msat_det.graph.channels import Axis
+from msat_det.graph.channels import Axis, channels
 from msat_det.graph.ops import Activation, Kind
 
 _KEY = "facts"  # of Node.meta, which goes along when a graph is copied
@@ -42,6 +42,32 @@ class Facts:
     axis: Axis | tuple[Axis, ...] = None
     activation: Activation | None = None
     joined: tuple[str, ...] = ()
+
+    @property
+    def image_shape(self) -> Shape:
+        """``shape``. Raises TypeError where no image enters."""
+        if self.shape is None:
+            raise TypeError(f"no image enters '{self.op}'")
+        return self.shape
+
+    @property
+    def channel_axis(self) -> Axis:
+        """``axis``. Raises TypeError for a tuple."""
+        if isinstance(self.axis, tuple):
+            raise TypeError(f"'{self.op}' gives a tuple")
+        return self.axis
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of one image. Raises TypeError for a tuple, and where no image enters."""
+        return channels(self.image_shape, self.channel_axis)
+
+    @property
+    def pointwise(self) -> Activation:
+        """``activation``. Raises TypeError where it is no call site."""
+        if self.activation is None:
+            raise TypeError(f"'{self.op}' is no call site")
+        return self.activation
 
 
 def facts(node: Node) -> Facts:
@@ -88,12 +114,20 @@ def output_of(value: Any) -> Output:
 
 
 def whole(known: Output | Facts) -> Shape:
-    """The shape of what a node gives for one image, the batch dimension included."""
-    return known.rows, *known.shape
+    """The shape of what a node gives for one image, the batch dimension included. Raises TypeError for a tuple."""
+    ((rows, shape),) = parts_of(known)
+    return rows, *shape
+
+
+def parts_of(known: Output | Facts) -> list[tuple[int, Shape]]:
+    """``rows`` and shape of each tensor that a node gives. Raises TypeError where no image enters."""
+    if known.shape is None:
+        raise TypeError("no image enters it")
+    rows = known.rows if isinstance(known.rows, tuple) else (known.rows,)
+    return list(zip(rows, known.parts or (known.shape,), strict=True))
 
 
 def filled(known: Output | Facts, value: float) -> Tensor | tuple[Tensor, ...]:
     """What a node gives for one image, with ``value`` everywhere."""
-    if known.parts is None:
-        return torch.full(whole(known), value)
-    return tuple(torch.full((n, *shape), value) for n, shape in zip(known.rows, known.parts, strict=True))
+    made = tuple(torch.full((rows, *shape), value) for rows, shape in parts_of(known))
+    return made[0] if known.parts is None else made

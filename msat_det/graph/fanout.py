@@ -5,17 +5,20 @@ linear layers behind them. Where something analog flows into the same position, 
 every timestep, once, and spikes that arrive there too pay nothing more.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.fx.node import Node
+from torch.nn.modules.conv import _ConvNd
 
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
 from msat_det.graph.facts import facts, filled, is_site, whole
-from msat_det.graph.graph import Graph, elements
+from msat_det.graph.graph import Graph, elements, module_of
 from msat_det.graph.ops import Kind
 
 _SPATIAL = ops.AVERAGE_POOLINGS | ops.RESIZINGS
@@ -25,6 +28,8 @@ _CONVOLUTION = ["stride", "padding", "dilation", "groups"]  # the arguments of F
 _REDUCING = {"mean", "sum"}
 # max(k·x) = k·max(x) for k > 0: their difference of running sums is exact, and counts as spikes where it is not zero.
 HOMOGENEOUS = ops.MAX_POOLINGS | {"amax", "amin"}
+
+Value = Tensor | tuple[Tensor, ...]  # what a node gives
 
 
 @dataclass
@@ -51,7 +56,7 @@ class FanOut:
         if found is not None and found.device == device:
             return found
         if (node, device) not in self._copies:
-            found = torch.zeros(facts(node).shape) if found is None else found
+            found = torch.zeros(facts(node).image_shape) if found is None else found
             self._copies[node, device] = found.to(device)
         return self._copies[node, device]
 
@@ -64,7 +69,9 @@ class FanOut:
     def on(self, graph: Graph) -> "FanOut":
         """The same counts for the nodes of a copy of the graph."""
         node = {n.name: n for n in graph.nodes}
-        macs, spikes, analog = ({node[n.name]: v for n, v in x.items()} for x in (self.macs, self.spikes, self.analog))
+        macs = {node[n.name]: count for n, count in self.macs.items()}
+        spikes = {node[n.name]: reach for n, reach in self.spikes.items()}
+        analog = {node[n.name]: count for n, count in self.analog.items()}
         return replace(self, macs=macs, spikes=spikes, analog=analog, _copies={}, _sums={})
 
     @property
@@ -111,12 +118,12 @@ def _fan_out(graph: Graph, batch: Tensor | tuple | list | dict) -> FanOut:
             result.analog[node] = result.macs[node]
             continue
         source = _data_inputs(node)[0]
-        reach = _multiply_adds(graph, node, source, shapes)
+        reach, mask = _multiply_adds(graph, node, source, shapes), _tensor(analog[source])
         result.macs[node] = int(reach.double().sum())
-        dense = float((reach * analog[source]).double().sum())
+        dense = float((reach * mask).double().sum())
         if dense:
             result.analog[node] = dense
-        _push(graph, source, reach * (1 - analog[source]), shapes, static, result)
+        _push(graph, source, reach * (1 - mask), shapes, static, result)
     result.spikes = {node: as_spikes_lie(reach) for node, reach in result.spikes.items()}
     return result
 
@@ -144,28 +151,26 @@ def static_nodes(graph: Graph) -> set[Node]:
     return static
 
 
-def _evaluate(graph: Graph, node: Node, values: dict[Node, Tensor]) -> Tensor:
-    def value(n: Node) -> object:
+def _evaluate(graph: Graph, node: Node, values: Mapping[Node, Any]) -> Any:
+    def value(n: Node) -> Any:
         return values[n] if n in values else graph.attribute(n)
 
     return graph.call(node, fx.map_arg(node.args, value), fx.map_arg(node.kwargs, value))
 
 
-def _linear_part(graph: Graph, node: Node, values: dict[Node, Tensor], shapes: dict) -> Tensor | tuple:
+def _linear_part(graph: Graph, node: Node, values: dict[Node, Value], shapes: dict) -> Value:
     """The node without its affine offset: L(values) − L(0)."""
-    zeros = {
-        n: torch.zeros_like(v) if isinstance(v, Tensor) else tuple(map(torch.zeros_like, v)) for n, v in values.items()
-    }
+    zeros = {n: _map(v, torch.zeros_like) for n, v in values.items()}
     at_values, at_zero = (_evaluate(graph, node, shapes | v) for v in (values, zeros))
     if isinstance(at_values, Tensor):
         return (at_values - at_zero).nan_to_num(0.0)
     return tuple((a - z).nan_to_num(0.0) for a, z in zip(at_values, at_zero, strict=True))
 
 
-def _analog_masks(graph: Graph, shapes: dict, static: set[Node]) -> dict[Node, Tensor]:
+def _analog_masks(graph: Graph, shapes: dict, static: set[Node]) -> dict[Node, Value]:
     """For each node, 1 where something analog that changes in time flows through, (1, C, …); spikes leave 0."""
     generator = torch.Generator().manual_seed(0)
-    masks: dict[Node, Tensor] = {}
+    masks: dict[Node, Value] = {}
     for node in graph.nodes:
         kind = facts(node).kind
         if kind in (Kind.SHAPE, Kind.OUTPUT):
@@ -185,11 +190,17 @@ def _analog_masks(graph: Graph, shapes: dict, static: set[Node]) -> dict[Node, T
     return masks
 
 
-def _map(value: Tensor | tuple, fn) -> Tensor | tuple:
+def _tensor(value: Value) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError("a tuple where a tensor is multiplied")
+    return value
+
+
+def _map(value: Value, fn: Callable[[Tensor], Tensor]) -> Value:
     return fn(value) if isinstance(value, Tensor) else tuple(fn(v) for v in value)
 
 
-def _any(mask: Tensor | tuple) -> bool:
+def _any(mask: Value) -> bool:
     return bool(mask.any()) if isinstance(mask, Tensor) else any(bool(m.any()) for m in mask)
 
 
@@ -197,22 +208,23 @@ def _multiply_adds(graph: Graph, node: Node, source: Node, shapes: dict) -> Tens
     """(1, C, …) multiply-adds that each element of the node's input takes part in."""
     known, op = facts(source), facts(node).op
     if op == "linear":
-        return filled(known, float(_parameter(graph, node, "weight", 1, shapes).shape[0]))
+        return torch.full(whole(known), float(_parameter(graph, node, "weight", 1, shapes).shape[0]))
     if op.startswith("conv"):
-        return _convolution(graph, node, known.shape, shapes).expand(*whole(known))
+        return _convolution(graph, node, known.image_shape, shapes).expand(*whole(known))
     if op in ("matmul", "bmm", "mm"):
-        other = next(a for a in node.args[:2] if a is not source)
+        other = next(n for n in node.all_input_nodes if n is not source)
         weight = shapes[other] if other in shapes else graph.attribute(other)
         rows = weight.shape[-1] if node.args[0] is source else weight.shape[-2]
-        return filled(known, float(rows))
+        return torch.full(whole(known), float(rows))
     if op == "einsum":
         return _vjp(lambda x: _on_ones(graph, node, shapes, {source: x}), source, None)
     raise InputError(f"cannot count the multiply-adds of operation '{op}' at {facts(node).source}")
 
 
-def _parameter(graph: Graph, node: Node, name: str, position: int, shapes: dict) -> Tensor:
+def _parameter(graph: Graph, node: Node, name: str, position: int, shapes: dict) -> Any:
+    """A tensor or a setting of a layer, or of a function's call."""
     if node.op == "call_module":
-        return getattr(graph.module.get_submodule(node.target), name)
+        return getattr(graph.layer(node), name)
     value = node.args[position] if len(node.args) > position else node.kwargs.get(name)
     return shapes[value] if isinstance(value, Node) else value
 
@@ -223,16 +235,16 @@ def _convolution(graph: Graph, node: Node, shape: tuple, shapes: dict) -> Tensor
     transposed = "transpose" in facts(node).op
     defaults = {"stride": 1, "padding": 0, "dilation": 1} | ({"output_padding": 0} if transposed else {})
     order = ["stride", "padding", "output_padding", "groups", "dilation"] if transposed else _CONVOLUTION
-    values = {}
+    values: dict[str, Any] = {}
     for name, default in defaults.items():
         value = _parameter(graph, node, name, 3 + order.index(name), shapes)
         values[name] = default if value is None else value
     groups = _parameter(graph, node, "groups", 6, shapes) or 1
-    module = graph.module.get_submodule(node.target) if node.op == "call_module" else None
+    module = module_of(graph, node)
     call = getattr(F, "conv" + ("_transpose" if transposed else "") + facts(node).op[-2:])
     x = torch.ones(1, 1, *shape[1:], requires_grad=True)
     padded = x
-    if module is not None and getattr(module, "padding_mode", "zeros") != "zeros":
+    if isinstance(module, _ConvNd) and module.padding_mode != "zeros":
         padded = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode)
         values["padding"] = 0
     with torch.enable_grad():
@@ -245,13 +257,13 @@ def _convolution(graph: Graph, node: Node, shape: tuple, shapes: dict) -> Tensor
 def _product_macs(graph: Graph, node: Node, shapes: dict) -> int:
     if facts(node).op == "einsum":
         return int(_on_ones(graph, node, shapes, {}).double().sum())
-    inner = facts(node.all_input_nodes[0]).shape[-1]
+    inner = facts(node.all_input_nodes[0]).image_shape[-1]
     return elements(node) * inner
 
 
 def _on_ones(graph: Graph, node: Node, shapes: dict, values: dict[Node, Tensor]) -> Tensor:
     """A product of tensors with 1 in place of all values but ``values``: each output counts its multiply-adds."""
-    ones = {n: torch.ones(v.shape) for n, v in shapes.items() if isinstance(v, Tensor)}
+    ones: dict[Node, Value] = {n: torch.ones(v.shape) for n, v in shapes.items() if isinstance(v, Tensor)}
     ones |= {n: filled(facts(n), 1.0) for n in _data_inputs(node)}
     return _evaluate(graph, node, shapes | ones | values)
 
@@ -293,7 +305,7 @@ def _pull_part(graph: Graph, node: Node, split: Node, origin: Node, reach: Tenso
     return _vjp(both, origin, reach)
 
 
-def _vjp(fn, source: Node, reach: Tensor | None, unit: bool = False) -> Tensor:
+def _vjp(fn: Callable[[Tensor], Tensor], source: Node, reach: Tensor | None, unit: bool = False) -> Tensor:
     """Vector-Jacobian product of a map of ``source`` whose weights are ±1, or (unit) one positive one, divided out.
 
     reach: the vector; None for ones.
@@ -312,7 +324,7 @@ def _vjp(fn, source: Node, reach: Tensor | None, unit: bool = False) -> Tensor:
 
 def _pull_spatial(graph: Graph, node: Node, source: Node, reach: Tensor, shapes: dict) -> Tensor:
     """Pooling and interpolation are separable: which outputs each row and each column touches decides."""
-    shape = facts(source).shape
+    shape = facts(source).image_shape
     pulled = reach
     for axis in range(1, len(shape)):
         length = shape[axis]

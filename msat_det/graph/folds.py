@@ -13,11 +13,12 @@ from msat_det.graph.ops import Kind
 def unfold(graph: Graph, site: Node) -> None:
     """Let a call site have images alone in dimension 0: unfolded before, and folded again behind it."""
     known, source = facts(site), site.all_input_nodes[0]
+    axis = known.channel_axis
     if known.rows == 1:
         return
     if known.op == "prelu":
         raise InputError(f"{where(site)} takes windows for channels: put it where dimension 0 is that of images alone")
-    opened = replace(known, shape=whole(known), rows=1, axis=None if known.axis is None else known.axis + 1)
+    opened = replace(known, shape=whole(known), rows=1, axis=None if axis is None else axis + 1)
     nodes = graph.module.graph
     placeholder = next(iter(nodes.nodes))
     with nodes.inserting_before(site):

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx.node import Node
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
-from msat_det.graph.facts import Output
+from msat_det.graph.facts import Output, whole
 from msat_det.graph.graph import Graph, module_of, where
 from msat_det.graph.number import drop_dead
 
@@ -61,17 +62,17 @@ def functionalise(graph: Graph) -> None:
         family = [base, *(view for view, of in bases.items() if of is base)]
         if any(user is not node and order[user] > order[node] for a in family if a is not target for user in a.users):
             raise InputError(f"{where(node)} writes into a view in place: use the out-of-place form there")
-        target.replace_all_uses_with(node, lambda user, after=node: order[user] > order[after])
-        _make_functional(graph, node, module)
+        target.replace_all_uses_with(node, {user for user in target.users if order[user] > order[node]}.__contains__)
+        _make_functional(node, module)
 
 
-def _make_functional(graph: Graph, node: Node, module: nn.Module | None) -> None:
+def _make_functional(node: Node, module: nn.Module | None) -> None:
     if module is not None:
-        module.inplace = False
+        vars(module)["inplace"] = False
         return
     if "inplace" in node.kwargs:
         node.update_kwarg("inplace", False)
-    elif node.op == "call_method":
+    elif isinstance(node.target, str):  # a method
         node.target = node.target.rstrip("_")
     elif node.target.__module__ == "_operator":
         node.target = getattr(operator, node.target.__name__.removeprefix("i"))  # also right for sizes, plain numbers
@@ -97,31 +98,30 @@ def free_views(graph: Graph) -> None:
 def drop_neutral(graph: Graph) -> None:
     for node in graph.nodes:
         name = ops.canonical(node, module_of(graph, node)) if node.op.startswith("call") else ""
-        neutral = name in ops.NEUTRAL or (name == "getattr" and node.args[1] == "data")
-        if neutral:
+        if name in ops.NEUTRAL or (name == "getattr" and node.args[1] == "data"):
             node.replace_all_uses_with(node.all_input_nodes[0])
-        if neutral:
             graph.module.graph.erase_node(node)
 
 
 def as_layers(graph: Graph, outputs: Mapping[Node, Output]) -> None:
     """Put layers where convolutions, linear maps and batch norms are called as functions with parameters alone."""
-    made: dict[tuple, str] = {}
+    made: dict[str, str] = {}
     for node in graph.nodes:
         names = _ARGUMENTS.get(ops.canonical(node, None)) if node.op == "call_function" else None
         given = dict(zip(names or (), node.args, strict=False)) | node.kwargs
         parameters = {key: value for key, value in given.items() if isinstance(value, Node) and key != "input"}
         if not names or "weight" not in parameters or any(n.op != "get_attr" for n in parameters.values()):
             continue
-        key = tuple((key, getattr(value, "target", value)) for key, value in given.items() if key != "input")
-        if str(key) not in made:
+        key = str([(name, getattr(value, "target", value)) for name, value in given.items() if name != "input"])
+        if key not in made:
             tensors = {key: graph.attribute(n) for key, n in parameters.items()}
-            layer = _layer(ops.canonical(node, None), given | tensors, len(outputs[node].shape))
+            layer = _layer(ops.canonical(node, None), given | tensors, len(whole(outputs[node])) - 1)
             if layer is None:
                 continue
-            made[str(key)] = f"{parameters['weight'].target.removesuffix('.weight').replace('.', '_')}_layer{len(made)}"
-            graph.module.add_submodule(made[str(key)], layer)
-        node.op, node.target, node.args, node.kwargs = "call_module", made[str(key)], (given["input"],), {}
+            origin = str(parameters["weight"].target).removesuffix(".weight")
+            made[key] = f"{origin.replace('.', '_')}_layer{len(made)}"
+            graph.module.add_submodule(made[key], layer)
+        node.op, node.target, node.args, node.kwargs = "call_module", made[key], (given["input"],), {}
     drop_dead(graph.module.graph)
 
 
@@ -154,9 +154,9 @@ def fold_batch_norm(graph: Graph) -> None:
     folded: dict[tuple[str, str], str] = {}
     for node in graph.nodes:
         norm = module_of(graph, node)
-        if not isinstance(norm, nn.modules.batchnorm._BatchNorm | FrozenBatchNorm2d):
+        if not isinstance(norm, _BatchNorm | FrozenBatchNorm2d):
             continue
-        source = node.args[0]
+        source = node.all_input_nodes[0]
         layer = module_of(graph, source)
         if (
             norm.running_mean is None
@@ -164,17 +164,19 @@ def fold_batch_norm(graph: Graph) -> None:
             or len(source.users) > 1
         ):
             continue  # an affine map per channel: it runs as it is
-        pair = (source.target, node.target)
+        pair = str(source.target), str(node.target)
         if pair not in folded:
-            fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
-            folded[pair] = f"{source.target}_folded{len(folded)}"
-            graph.module.add_submodule(folded[pair], fuse(layer, _as_batch_norm(norm)))
+            folded[pair], plain = f"{source.target}_folded{len(folded)}", _as_batch_norm(norm)
+            if isinstance(layer, nn.Linear):
+                graph.module.add_submodule(folded[pair], fuse_linear_bn_eval(layer, plain))
+            else:
+                graph.module.add_submodule(folded[pair], fuse_conv_bn_eval(layer, plain))
         source.target = folded[pair]
         node.replace_all_uses_with(source)
         graph.module.graph.erase_node(node)
 
 
-def _as_batch_norm(norm: nn.Module) -> nn.Module:
+def _as_batch_norm(norm: _BatchNorm | FrozenBatchNorm2d) -> _BatchNorm:
     if not isinstance(norm, FrozenBatchNorm2d):
         return norm
     plain = nn.BatchNorm2d(norm.weight.numel(), eps=norm.eps).eval()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, SupportsIndex
 
 import torch
 import torch.utils._pytree as pytree
@@ -19,7 +19,6 @@ from torch.fx.node import Node
 
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
-from msat_det.graph.channels import channels
 from msat_det.graph.facts import Output, amend, facts, is_judged, is_mask, is_site, output_of, whole
 from msat_det.graph.inputs import AS_IT_TAKES, MISFIT, Batch, as_input, kind, mend, name_of, reason
 from msat_det.graph.ops import Kind
@@ -57,7 +56,7 @@ class Graph:
     @property
     def sizes(self) -> dict[str, tuple[int, ...]]:
         """The shape of one image at each input, as the graph was measured with."""
-        return {node.target: facts(node).shape for node in self.nodes if node.op == "placeholder"}
+        return {str(node.target): facts(node).image_shape for node in self.nodes if node.op == "placeholder"}
 
     def at_size(self, batch: Batch) -> "Graph":
         """A copy that is measured with images of another size. Raises InputError where they don't go through it."""
@@ -72,7 +71,7 @@ class Graph:
         for node, output in outputs.items():
             amend(node, **output._asdict())
         for node, known in zip(graph.sites, self.sites, strict=True):
-            if channels(facts(node).shape, facts(node).axis) != channels(facts(known).shape, facts(known).axis):
+            if facts(node).channels != facts(known).channels:
                 raise InputError(
                     f"{where(node)} has a channel for each position: give images of the calibration's size"
                 )
@@ -121,7 +120,7 @@ class Graph:
         ready = {name: as_input(f"input '{name}'", value, self.device) for name, value in values.items()}
         for node in self.nodes:
             if node.op == "placeholder" and is_judged(node):
-                _check_kind(node, ready[node.target])
+                _check_kind(node, ready[str(node.target)])
         if len({len(value) for value in ready.values()}) > 1:
             raise InputError(f"the inputs hold {[len(v) for v in ready.values()]} images: give as many for each")
         return ready
@@ -137,8 +136,8 @@ class Graph:
 
     def _call(self, node: Node, args: tuple, kwargs: dict) -> Any:
         if node.op == "call_module":
-            return self.module.get_submodule(node.target)(*args, **kwargs)
-        if node.op == "call_method":
+            return self.layer(node)(*args, **kwargs)
+        if isinstance(node.target, str):  # a method
             return getattr(args[0], node.target)(*args[1:], **kwargs)
         return node.target(*args, **kwargs)
 
@@ -150,10 +149,14 @@ class Graph:
             return self.restructure(fx.map_arg(node.args[0], values.__getitem__))
         return self.call(node, fx.map_arg(node.args, values.__getitem__), fx.map_arg(node.kwargs, values.__getitem__))
 
+    def layer(self, node: Node) -> nn.Module:
+        """The layer that a call_module node calls."""
+        return self.module.get_submodule(str(node.target))
+
     def attribute(self, node: Node) -> Any:
         """The value of a get_attr node."""
-        value = self.module
-        for part in node.target.split("."):
+        value: Any = self.module
+        for part in str(node.target).split("."):
             value = getattr(value, part)
         return value
 
@@ -161,7 +164,7 @@ class Graph:
         """Output values in fx's containers → the network's own structure."""
         return pytree.tree_unflatten(pytree.tree_leaves(outputs), self.structure)
 
-    def __reduce_ex__(self, protocol: int) -> NoReturn:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise InputError(
             "a traced network is neither pickled nor copied as it is: keep a converted one by snn.save(path)"
         )
@@ -170,15 +173,16 @@ class Graph:
         """The values of ``nodes``, which need no others, on these inputs."""
         values: dict[Node, Any] = {}
         for node in nodes:
-            values[node] = inputs[node.target] if node.op == "placeholder" else self.evaluate(node, values)
+            values[node] = inputs[str(node.target)] if node.op == "placeholder" else self.evaluate(node, values)
         return values
 
     def walk(self, batch: Batch) -> Iterator[tuple[Node, Any]]:
         """Run the float graph node by node: yields (node, value); values are freed after their last use."""
-        inputs, env, last = self.bind(batch), {}, last_uses(self.nodes)
+        inputs, last = self.bind(batch), last_uses(self.nodes)
+        env: dict[Node, Any] = {}
         for node in self.nodes:
             try:
-                value = inputs[node.target] if node.op == "placeholder" else self.evaluate(node, env)
+                value = inputs[str(node.target)] if node.op == "placeholder" else self.evaluate(node, env)
             except MISFIT as error:
                 raise InputError(f"{where(node)} fails on this batch ({reason(error)}): {AS_IT_TAKES}") from error
             yield node, value
@@ -194,7 +198,7 @@ class Graph:
 
 
 def _check_kind(placeholder: Node, value: Tensor) -> None:
-    shape, dtype = facts(placeholder).shape, facts(placeholder).dtype
+    shape, dtype = facts(placeholder).image_shape, facts(placeholder).dtype
     if value.dim() - 1 != len(shape) or value.dtype != dtype:
         raise InputError(
             f"input '{placeholder.target}' is {kind(value)}, where the first images were {shape} of {name_of(dtype)}: "
@@ -244,7 +248,7 @@ def where(node: Node) -> str:
 
 
 def module_of(graph: Graph, node: Node) -> nn.Module | None:
-    return graph.module.get_submodule(node.target) if node.op == "call_module" else None
+    return graph.layer(node) if node.op == "call_module" else None
 
 
 def mean_inputs(node: Node, moving: set[Node]) -> list[Node]:

@@ -91,7 +91,7 @@ def as_input(name: str, value: Any, device: torch.device | None = None) -> Tenso
     return value.to(device, torch.float32 if value.is_floating_point() else value.dtype)
 
 
-def name_of(dtype: torch.dtype) -> str:
+def name_of(dtype: torch.dtype | None) -> str:
     return str(dtype).removeprefix("torch.")
 
 

@@ -169,7 +169,8 @@ def is_inplace(node: fx.Node, module: nn.Module | None) -> bool:
     if node.kwargs.get("inplace") is True:
         return True
     if node.op == "call_method":
-        return node.target.endswith("_") and not node.target.endswith("__")
+        name = str(node.target)
+        return name.endswith("_") and not name.endswith("__")
     if getattr(node.target, "__module__", "") == "_operator":
         return node.target in _OVERWRITING
     if node.target in (F.relu, F.relu6, F.leaky_relu, F.hardtanh, F.elu, F.silu, F.mish, F.hardswish, F.hardsigmoid):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -32,7 +33,8 @@ def arithmetic(precision: str, device: torch.device | None) -> Iterator[None]:
 @contextmanager
 def _convolutions(name: str) -> Iterator[None]:
     """What cuDNN makes of float32, ``ieee`` or ``tf32``, and as it was afterwards."""
-    switch = torch.backends.cudnn.conv
+    cudnn: Any = torch.backends.cudnn  # made when it is imported: a type checker does not know its parts
+    switch = cudnn.conv
     before, switch.fp32_precision = switch.fp32_precision, name
     try:
         yield

@@ -109,7 +109,7 @@ def _bake(module: nn.Module) -> None:
             hook.remove(module)
             del module._forward_pre_hooks[key]
     if parametrize.is_parametrized(module):
-        weights = {name: getattr(module, name) for name in module.parametrizations}
+        weights = {name: getattr(module, name) for name, _ in module.get_submodule("parametrizations").named_children()}
         # not by parametrize's own function: it edits the class, which the network that this is a copy of has too
         module.__class__ = parametrize.type_before_parametrizations(module)
         del module.parametrizations

@@ -116,7 +116,7 @@ class _Recorder(TorchFunctionMode):
     def node_of(self, value: Any) -> Node | None:
         return self.nodes[id(value)][1] if isinstance(value, Tensor) and id(value) in self.nodes else None
 
-    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if self.pauses:
             return func(*args, **kwargs)

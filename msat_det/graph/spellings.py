@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from torch.fx.node import Node
 
 from msat_det.graph import ops
-from msat_det.graph.facts import Output
+from msat_det.graph.facts import Output, whole
 from msat_det.graph.graph import Graph, module_of
 from msat_det.graph.number import drop_dead
 
@@ -123,7 +123,7 @@ def _named(
     """The function that a region is of its source; None where it has no name."""
     if _shape(outputs[source]) != _shape(outputs[region[-1]]):
         return None
-    x = _GRID.reshape(-1, *([1] * len(outputs[source].shape)))
+    x = _GRID.reshape(-1, *(1 for _ in whole(outputs[source])[1:]))
     y = _on_grid(graph, source, region, x)
     if y is None or not y.is_floating_point() or y.dim() != x.dim():
         return None
