@@ -34,20 +34,39 @@ INLINE void fetch(const float *x) {
 
 static int64_t units_of(int64_t N) { return (N + UNIT - 1) / UNIT; }
 
-// Adds what W neurons have sent to the sums of spikes, spikes·fanout, events and events·fanout.
-template <int W>
-INLINE void add_up(const float *spikes, const float *events, const float *fanout, double (*counts)[LANES]) {
-    const int lanes = W < LANES ? W : LANES;
+// Adds what W neurons have sent to sums of spikes, spikes·fanout, events and events·fanout, each in L lanes.
+template <int W, int L, class Sum>
+INLINE void add_up_in(const float *spikes, const float *events, const float *fanout, Sum (*sums)[L]) {
+    const int lanes = W < L ? W : L;
     for (int first = 0; first < W; first += lanes) {
 #pragma omp simd
         for (int j = 0; j < lanes; j++) {
-            const double bursts = spikes[first + j], ones = events[first + j], reach = fanout[first + j];
-            counts[0][j] += bursts;
-            counts[1][j] += bursts * reach;
-            counts[2][j] += ones;
-            counts[3][j] += ones * reach;
+            const Sum bursts = spikes[first + j], ones = events[first + j], reach = fanout[first + j];
+            sums[0][j] += bursts;
+            sums[1][j] += bursts * reach;
+            sums[2][j] += ones;
+            sums[3][j] += ones * reach;
         }
     }
+}
+
+// The same in double, by way of float where that is exact: whole numbers below 2^24 are.
+template <int W>
+INLINE void add_up(const float *spikes, const float *events, const float *fanout, double (*counts)[LANES]) {
+    if (W > 2 * LANES) {
+        float sums[4][2 * LANES] = {};
+        add_up_in<W>(spikes, events, fanout, sums);
+        uint32_t inexact = 0;
+#pragma omp simd reduction(| : inexact)
+        for (int j = 0; j < 2 * LANES; j++) inexact |= !(sums[0][j] < 1 << 24) | !(sums[1][j] < 1 << 24);
+        if (!inexact) {
+            for (int n = 0; n < 4; n++)
+#pragma omp simd
+                for (int j = 0; j < LANES; j++) counts[n][j] += (double)sums[n][j] + sums[n][j + LANES];
+            return;
+        }
+    }
+    add_up_in<W>(spikes, events, fanout, counts);
 }
 
 // group(number of neurons, image, the first one, counts) for all N neurons of B images; sums: (B, units, 4).

@@ -21,106 +21,101 @@ struct Correct {
 
 }  // extern "C"
 
-static const uint32_t SIGN = 1u << 31;
+static const uint32_t SIGN = 1u << 31, EXPONENT = 0xffu << 23;
+static const float ZEROS[GROUP] = {};
+enum { BURST = 0, ANY = 16 };  // what a neuron may send: a burst, 1, 2 or 3 terms, or ANY: c.terms of them, at most 16
 
-// ±2^k for k = clamp(⌊log₂ size⌋ + 1, 0, top), with the sign of rest; 0 where |rest| <= zone. A float's exponent is
-// ⌊log₂⌋ + 127.
-INLINE float term(float rest, float zone, float per_ratio, int32_t top) {
-    const float size = std::fabs(rest);
-    int32_t k = (int32_t)(to_bits(size * per_ratio) >> 23) - 126;
-    k = k > 0 ? k : 0;
-    k = k < top ? k : top;
-    const float power = to_float((uint32_t)(k + 127) << 23 | (to_bits(rest) & SIGN));
-    return size > zone ? power : 0.f;
+INLINE float with_sign_of(float x, float size) { return to_float(to_bits(size) | (to_bits(x) & SIGN)); }
+
+// 2^clamp(⌊log₂ size⌋, 0, log₂ highest).
+INLINE float power(float size, float highest) {
+    uint32_t bits = to_bits(size);
+    bits = bits > to_bits(1.f) ? bits : to_bits(1.f);
+    bits = bits < to_bits(highest) ? bits : to_bits(highest);
+    return to_float(bits & EXPONENT);
 }
 
-// Whether any of W errors is beyond a bound, or NaN.
-template <int W>
-INLINE bool beyond(const float *rest, float bound) {
-    uint32_t any = 0;
-#pragma omp simd reduction(| : any)
-    for (int j = 0; j < W; j++) any |= !(std::fabs(rest[j]) <= bound);
-    return any;
-}
-
-template <int W, bool BURST>
-INLINE void group(const Correct &c, int64_t b, int64_t i, double (*counts)[LANES]) {
-    const int64_t at = b * c.N + i, p = i % c.period;
-    const int32_t top = c.bits - 1;
-    float rest[W], sum[W], theta[W], sent[W], spikes[W], events[W];
-    fetch<W, false>(c.x + at + 4 * W);
-    fetch<W, true>(c.o + at + 4 * W);
-    std::memcpy(rest, c.x + at, sizeof(rest));
-    if (c.bias) {  // a choice in the loop below would gather
-#pragma omp simd
-        for (int j = 0; j < W; j++) rest[j] += c.bias[p + j];
-    }
-    c.first ? std::memset(sum, 0, sizeof(sum)) : std::memcpy(sum, c.o + at, sizeof(sum));
+// Sends what is due of W errors, in units of their thresholds. LARGE: some of them are beyond c.overflow, or NaN.
+template <int W, int TERMS, bool LARGE>
+INLINE void send(const Correct &c, int64_t at, const float *error, const float *theta, const float *sum,
+                 const float *fanout, double (*counts)[LANES]) {
+    const float highest = TERMS ? (float)(1 << (c.bits - 1)) : 1.f, per_highest = 1.f / highest;
+    const float ratio = 2 * c.per_ratio;
+    float sent[W], spikes[W], events[W];
 #pragma omp simd
     for (int j = 0; j < W; j++) {
-        float f = c.slope * rest[j];
-        f = rest[j] > f ? rest[j] : f;
-        f = f < c.low ? c.low : f;
-        f = f > c.high ? c.high : f;
-        theta[j] = c.theta[p + j] * c.stage;
-        rest[j] = (f - sum[j]) / theta[j];
-    }
-    if (!beyond<W>(rest, c.zone)) {  // they stay as they are: what many groups do once the first timesteps are over
-        if (c.first) std::memset(c.o + at, 0, sizeof(sum));
-        if (c.y) std::memset(c.y + at, 0, sizeof(sent));
-        return;
-    }
-#pragma omp simd
-    for (int j = 0; j < W; j++) sent[j] = spikes[j] = rest[j] - rest[j];  // 0, and NaN of ∞ and NaN
-    if (BURST) {
-#pragma omp simd
-        for (int j = 0; j < W; j++) {
-            const float whole = std::floor(std::fabs(rest[j]) + .5f);
-            float size = whole < c.gamma ? whole : c.gamma;
-            size = std::fabs(rest[j]) < c.overflow ? size : whole;
-            size = std::fabs(rest[j]) > c.zone ? size : 0.f;
-            sent[j] += to_float(to_bits(size) | (to_bits(rest[j]) & SIGN));
-            spikes[j] += size;
+        float rest = error[j];
+        float given = LARGE ? rest - rest : 0.f, count = given;  // NaN of ∞ and NaN
+        if (TERMS == BURST) {
+            const float size = std::fabs(rest), whole = std::floor(size + .5f);
+            float part = whole < c.gamma ? whole : c.gamma;
+            if (LARGE) part = size < c.overflow ? part : whole;
+            part = size > c.zone ? part : 0.f;
+            given += with_sign_of(rest, part);
+            count += part;
         }
-    } else {
-        const float highest = (float)(1 << top), per_highest = 1.f / highest;
-        const float huge = std::nextafter(c.overflow, 0.f);  // errors beyond it are sent whole
-        if (c.terms > 0 && beyond<W>(rest, huge)) {
-#pragma omp simd
-            for (int j = 0; j < W; j++) {
-                const float size = std::fabs(rest[j]);
-                float times = std::floor(size * per_highest + .5f);
-                times = size >= c.overflow && size > c.zone ? times : 0.f;
-                const float part = to_float(to_bits(times * highest) | (to_bits(rest[j]) & SIGN));
-                rest[j] -= part;
-                sent[j] += part;
-                spikes[j] += times;
-            }
+        if (TERMS != BURST && LARGE) {  // the top level as often as it takes
+            const float size = std::fabs(rest);
+            float times = std::floor(size * per_highest + .5f);
+            times = size >= c.overflow && size > c.zone && c.terms > 0 ? times : 0.f;
+            const float part = with_sign_of(rest, times * highest);
+            rest -= part;
+            given += part;
+            count += times;
         }
-        for (int32_t m = 0; m < c.terms && (m == 0 || beyond<W>(rest, c.zone)); m++) {
-#pragma omp simd
-            for (int j = 0; j < W; j++) {
-                const float part = term(rest[j], c.zone, c.per_ratio, top);
-                rest[j] -= part;
-                sent[j] += part;
-                spikes[j] += part != 0.f ? 1.f : 0.f;
-            }
+        bool due = true;
+#pragma GCC unroll 16
+        for (int m = 0; m < TERMS; m++) {  // the power of two that is nearest
+            const float size = std::fabs(rest), part = with_sign_of(rest, power(size * ratio, highest));
+            due = due && size > c.zone && (TERMS < ANY || m < c.terms);
+            given += due ? part : 0.f;
+            count += due ? 1.f : 0.f;
+            rest -= part;
         }
-    }
-#pragma omp simd
-    for (int j = 0; j < W; j++) {
-        sent[j] *= theta[j];
+        sent[j] = given * (theta[j] * c.stage);
         c.o[at + j] = sum[j] + sent[j];
-        events[j] = spikes[j] > 0.f ? 1.f : spikes[j];  // NaN stays
+        spikes[j] = count;
+        events[j] = count > 0.f ? 1.f : count;  // NaN stays
     }
     if (c.y) std::memcpy(c.y + at, sent, sizeof(sent));
-    add_up<W>(spikes, events, c.fanout + i, counts);
+    add_up<W>(spikes, events, fanout, counts);
 }
 
-template <bool BURST>
+template <int W, int TERMS>
+INLINE void group(Correct c, int64_t b, int64_t i, double (*counts)[LANES]) {
+    const int64_t at = b * c.N + i, p = i % c.period;
+    const float *sum = c.first ? ZEROS : c.o + at, *bias = c.bias ? c.bias + p : ZEROS, *theta = c.theta + p;
+    float error[W];
+    uint32_t due = 0, large = 0;
+    fetch<W, false>(c.x + at + 4 * W);
+    fetch<W, true>(c.o + at + 4 * W);
+    if (c.y) fetch<W, true>(c.y + at + 4 * W);
+#pragma omp simd reduction(| : due, large)
+    for (int j = 0; j < W; j++) {
+        const float x = c.x[at + j] + bias[j];
+        float f = c.slope * x;
+        f = x > f ? x : f;
+        f = f < c.low ? c.low : f;
+        f = f > c.high ? c.high : f;
+        error[j] = (f - sum[j]) / (theta[j] * c.stage);
+        due |= !(std::fabs(error[j]) <= c.zone);
+        large |= !(std::fabs(error[j]) < c.overflow);
+    }
+    if (!due) {  // they stay as they are: what many groups do once the first timesteps are over
+        if (c.first) std::memset(c.o + at, 0, sizeof(error));
+        if (c.y) std::memset(c.y + at, 0, sizeof(error));
+        return;
+    }
+    if (large)
+        send<W, TERMS, true>(c, at, error, theta, sum, c.fanout + i, counts);
+    else
+        send<W, TERMS, false>(c, at, error, theta, sum, c.fanout + i, counts);
+}
+
+template <int TERMS>
 static void correct(const Correct &c) {
     over_units(c.B, c.N, c.counts, [&c](auto width, int64_t b, int64_t i, double (*counts)[LANES]) {
-        group<width.value, BURST>(c, b, i, counts);
+        group<width.value, TERMS>(c, b, i, counts);
     });
 }
 
@@ -155,6 +150,10 @@ void count_digits(const float *y, int64_t B, int64_t N, int64_t period, const fl
     }
 }
 
-void correct_step(const Correct *c) { c->bits ? correct<false>(*c) : correct<true>(*c); }
+void correct_step(const Correct *c) {
+    const auto run = !c->bits ? correct<BURST> : c->terms == 1 ? correct<1> : c->terms == 2 ? correct<2>
+                     : c->terms == 3 ? correct<3> : correct<ANY>;
+    run(*c);
+}
 
 }  // extern "C"
