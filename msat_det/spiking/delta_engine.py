@@ -118,9 +118,8 @@ class DeltaRun(Values):
         conv, source = self.updated[node], node.args[0] if node.args else None
         few = conv is not None and self.t > 0
         if few and self.scans[source].sent <= events.crossover(conv) * self.sent[source].numel():
-            update = events.update(conv, self.sent[source])
-            if update is not None:
-                return self.values[node].add_(update)
+            if events.update(conv, self.sent[source], self.values[node]):
+                return self.values[node]
         value = self.graph.evaluate(node, self.values)
         if is_pool(node) and node in self.fanout.spikes:
             before = self.values.get(node)

@@ -17,6 +17,7 @@
 
 static const int64_t LANES = 16, TILE = 4;  // floats of a vector; vectors of Cout that stay in registers at once
 static const int64_t LISTED = 1 << 15;      // entries of x in a task, a size that the second-level cache holds
+static const int64_t AHEAD = 4;             // pixels: outputs that are added to are asked for so early
 typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(alignof(float)), may_alias));
 
 struct Geometry {
@@ -75,7 +76,7 @@ static void list_events(const Geometry &g, const float *x, int64_t b, int64_t to
 }
 
 // V vectors of Cout, of which ``width`` floats are there, of the output rows begin..end of image b.
-// weight: (kh, kw, Cin, V·LANES). bias, y: at their first float.
+// weight: (kh, kw, Cin, V·LANES). bias, y: at their first float. Where bias is null, sums are added to y.
 template <int V>
 static void tile(const Geometry &g, const Events &events, const float *weight, const float *bias, float *y,
                  int64_t width, int64_t b, int64_t begin, int64_t end) {
@@ -87,7 +88,11 @@ static void tile(const Geometry &g, const Events &events, const float *weight, c
     for (int64_t oh = begin; oh < end; ++oh)
         for (int64_t ow = 0; ow < g.OW; ++ow, y += g.Cout) {
             Lanes sum[CHAINS][V] = {};
-            for (int k = 0; k < V; ++k) sum[0][k] = ((const Lanes *)bias)[k];
+            int64_t found = 0;
+            for (int k = 0; k < V; ++k) {
+                if (bias) sum[0][k] = ((const Lanes *)bias)[k];
+                if (!bias) __builtin_prefetch(y + AHEAD * g.Cout + k * LANES, 1);
+            }
             for (int64_t i = 0; i < g.kh; ++i) {
                 const int64_t h = oh * g.sh - g.ph + i * g.dh;
                 if (h < 0 || h >= g.H) continue;
@@ -98,6 +103,7 @@ static void tile(const Geometry &g, const Events &events, const float *weight, c
                     if (left >= right) continue;
                     const float *rows = weight + (i * g.kw + j - column) * g.Cin * V * LANES;
                     int64_t e = row[left];
+                    found += row[right] - e;
                     for (; e + CHAINS <= row[right]; e += CHAINS)
                         for (int u = 0; u < CHAINS; ++u) {
                             const Lanes *taps = (const Lanes *)(rows + where[e + u] * V * LANES);
@@ -109,14 +115,15 @@ static void tile(const Geometry &g, const Events &events, const float *weight, c
                     }
                 }
             }
+            if (!bias && !found) continue;
             for (int u = 1; u < CHAINS; ++u)
                 for (int k = 0; k < V; ++k) sum[0][k] += sum[u][k];
             if (width == V * LANES) {
-                for (int k = 0; k < V; ++k) ((Lanes *)y)[k] = sum[0][k];
+                for (int k = 0; k < V; ++k) ((Lanes *)y)[k] = bias ? sum[0][k] : ((Lanes *)y)[k] + sum[0][k];
             } else {
-                Lanes last[V];
-                for (int k = 0; k < V; ++k) last[k] = sum[0][k];
-                std::memcpy(y, last, width * sizeof(float));
+                float last[V * LANES];
+                std::memcpy(last, sum[0], sizeof(last));
+                for (int64_t c = 0; c < width; ++c) y[c] = bias ? last[c] : y[c] + last[c];
             }
         }
 }
@@ -124,7 +131,7 @@ static void tile(const Geometry &g, const Events &events, const float *weight, c
 extern "C" {
 
 // weight: one block (kh, kw, Cin, ≤ TILE·LANES) after the other, Cout filled up with zeros to whole vectors; so is bias.
-// Every image's output rows are cut into ``bands`` tasks.
+// Without bias, null, the convolution is added to y. Every image's output rows are cut into ``bands`` tasks.
 void event_convolution(const Geometry *geometry, const float *x, const float *weight, const float *bias, float *y) {
     const Geometry g = *geometry;
 #pragma omp parallel for schedule(dynamic)
@@ -138,7 +145,7 @@ void event_convolution(const Geometry *geometry, const float *x, const float *we
         for (int64_t done = 0; done < g.Cout; done += TILE * LANES) {
             const int64_t width = std::min(g.Cout - done, TILE * LANES), vectors = (width + LANES - 1) / LANES;
             auto run = vectors == 1 ? tile<1> : vectors == 2 ? tile<2> : vectors == 3 ? tile<3> : tile<4>;
-            run(g, events, block, bias + done, y + done, width, b, begin, end);
+            run(g, events, block, bias ? bias + done : nullptr, y + done, width, b, begin, end);
             block += g.kh * g.kw * g.Cin * vectors * LANES;
         }
     }

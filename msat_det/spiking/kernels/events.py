@@ -17,7 +17,7 @@ from msat_det.spiking.kernels.build import wanted
 
 # What events cost, measured (benchmarks/bench.py --part sparse): a multiply-add, where a dense one costs 1, under
 # kernels of one pixel and of more; and vectors of 16 of these that pass while a pixel's list is begun and ended.
-MARGINAL = {False: 1.5, True: 2.2}
+MARGINAL = {False: 2.1, True: 2.2}
 FIXED = 130.0
 WORTH = 0.9  # share of the dense cost that must be left
 _LANES, _BLOCK = 16, 64  # output channels of a vector and of a block of weights in events.cpp
@@ -50,11 +50,15 @@ def convolution(conv: nn.Module, x: Tensor) -> Tensor | None:
     return _prepared(conv)(x)
 
 
-def update(conv: nn.Module, y: Tensor) -> Tensor | None:
-    """By how much ``conv(x)`` changes when x changes by y, from the events of y; None where that is not possible."""
-    if not (isinstance(conv, nn.Conv2d) and _fits(conv, y)) or not library():
-        return None
-    return _prepared(conv)(y, bias=False)
+def update(conv: nn.Conv2d, y: Tensor, value: Tensor) -> bool:
+    """Add to ``value``, which is ``conv(x)``, what changes in it when x changes by y, from the events of y.
+
+    False where that is not possible: the value stays as it is.
+    """
+    if not _fits(conv, y) or not value.is_contiguous(memory_format=torch.channels_last) or not library():
+        return False
+    _prepared(conv)(y, value)
+    return True
 
 
 def _prepared(conv: nn.Conv2d) -> "EventConvolution":
@@ -107,15 +111,17 @@ class EventConvolution:
         self.outputs, self.kernel, self.stride = conv.out_channels, conv.kernel_size, conv.stride
         self.padding, self.dilation = conv.padding, conv.dilation
 
-    def __call__(self, x: Tensor, bias: bool = True) -> Tensor:
+    def __call__(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """The convolution; with ``onto`` (N, Cout, …), channels last, it is added there and the bias left out."""
         N, C, *inputs = x.shape
         axes = zip(inputs, self.kernel, self.stride, self.padding, self.dilation, strict=True)
         size = [(n + 2 * pad - reach * (k - 1) - 1) // stride + 1 for n, k, stride, pad, reach in axes]
-        y = torch.empty(N, self.outputs, *size, memory_format=torch.channels_last)
+        shape = N, self.outputs, *size
+        y = torch.empty(shape, memory_format=torch.channels_last) if onto is None else onto
         numbers = [N, *inputs, C, *size, self.outputs, *self.kernel, *self.stride, *self.padding, *self.dilation, 0]
         geometry = (ctypes.c_int64 * len(numbers))(*numbers)
         geometry[-1] = library().event_bands(geometry, torch.get_num_threads())
-        constant = self.bias if bias else torch.zeros_like(self.bias)
-        arrays = (ctypes.c_void_p(array.data_ptr()) for array in (x, self.weight, constant, y))
+        bias = self.bias.data_ptr() if onto is None else None
+        arrays = (ctypes.c_void_p(at) for at in (x.data_ptr(), self.weight.data_ptr(), bias, y.data_ptr()))
         library().event_convolution(geometry, *arrays)
         return y
