@@ -153,6 +153,7 @@ def test_the_image_enters_once() -> None:
 NEURONS = {
     "terms": dict(bits=6, terms=(2, 1), zone=(1.0, 0.5)),
     "one bit": dict(bits=1, terms=(3,)),
+    "as many terms as bits": dict(bits=9, terms=(9, 5, 4), zone=(0.5, 0.25)),
     "bursts": dict(gamma=3, stages=(2.0, 1.0)),
     "overflow": dict(bits=2, terms=(1, 2), stages=(1.0, 0.5, 0.1)),
     "overflow of bursts": dict(stages=(0.3, 0.1, 1.0)),
@@ -181,7 +182,7 @@ def test_the_kernel_is_the_readable_step(options: dict, name: str, shape: tuple)
     sums = [4 * torch.randn(shape, generator=generator) for _ in range(4)]
     if len(shape) == 4:
         sums = [x.contiguous(memory_format=torch.channels_last) for x in sums]
-    fanout = torch.rand(shape[1:], generator=generator)
+    fanout = torch.randint(5000, shape[1:], generator=generator)
     scan, state = Corrections(made, sums[0], fanout), new_delta_state(made, sums[0])
     expected = torch.zeros(shape[0], 2, dtype=torch.float64)
     for t, x in enumerate(sums):
@@ -195,8 +196,17 @@ def test_the_kernel_is_the_readable_step(options: dict, name: str, shape: tuple)
         assert torch.equal(scan.output, state.o)
         expected += torch.stack([(spikes.double() * f).flatten(1).sum(1) for f in (1.0, fanout.double())], 1)
         assert scan.sent == (y != 0).sum() or options.get("bits")
-    assert torch.allclose(scan.counts[:, :2], expected)
+    assert torch.equal(scan.counts[:, :2], expected)
     assert not y[:, 2].any()  # a dead channel
+
+
+def test_counts_are_exact_where_they_pass_what_a_float_holds() -> None:
+    x = torch.full((1, 1, 1000), 3.0)
+    neuron = Neuron(torch.ones(1), ACTIVATIONS["relu"], coding="delta", bits=4, terms=(3,))
+    for reach in (2**21 + 1, 2**24 - 1):
+        corrections = Corrections(neuron, x, torch.full(x.shape[1:], reach))
+        corrections.step(x, 0, wanted=False)
+        assert corrections.counts.tolist() == [[2000, 2000 * reach, 1000, 1000 * reach]]  # 3 = 4 − 1
 
 
 def test_a_bias_that_changes_wakes_neurons_that_had_nothing_to_send() -> None:

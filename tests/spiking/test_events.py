@@ -49,6 +49,21 @@ def test_events_give_the_convolution(channels: tuple, options: dict, density: fl
 
 
 @needs_kernel
+@pytest.mark.parametrize(("channels", "options"), [((40, 75, 1), {}), ((40, 64, 3), dict(padding=1, stride=2))], ids=str)
+def test_events_are_added_where_the_convolution_lies(channels: tuple, options: dict) -> None:
+    torch.manual_seed(0)
+    conv, x, change = nn.Conv2d(*channels, **options), spikes(2, 40, 9, 9), spikes(2, 40, 9, 9, density=0.1)
+    change[:, :, :, 4:] = 0.0
+    with torch.inference_mode():
+        before = conv(x)
+        value = before.clone(memory_format=torch.channels_last)
+        assert events.update(conv, change, value)
+        torch.testing.assert_close(value, conv(x + change), atol=1e-5, rtol=0)
+        assert torch.equal(value[..., 5:], before[..., 5:])
+        assert not events.update(conv, change, before.contiguous())
+
+
+@needs_kernel
 def test_nan_spreads_as_in_the_convolution() -> None:
     x = spikes(1, 256, 4, 4)
     x[0, 3, 1, 2] = float("nan")
