@@ -117,9 +117,9 @@ class DeltaRun(Values):
         self.changed.add(node)
         conv, source = self.updated[node], node.args[0] if node.args else None
         few = conv is not None and self.t > 0
-        if few and self.scans[source].sent <= events.crossover(conv) * self.sent[source].numel():
-            if events.update(conv, self.sent[source], self.values[node]):
-                return self.values[node]
+        few = few and self.scans[source].sent <= events.crossover(conv) * self.sent[source].numel()
+        if few and events.update(conv, self.sent[source], self.values[node]):
+            return self.values[node]
         value = self.graph.evaluate(node, self.values)
         if is_pool(node) and node in self.fanout.spikes:
             before = self.values.get(node)

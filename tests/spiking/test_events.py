@@ -49,10 +49,10 @@ def test_events_give_the_convolution(channels: tuple, options: dict, density: fl
 
 
 @needs_kernel
-@pytest.mark.parametrize(("channels", "options"), [((40, 75, 1), {}), ((40, 64, 3), dict(padding=1, stride=2))], ids=str)
+@pytest.mark.parametrize(("channels", "options"), [((9, 75, 1), {}), ((9, 64, 3), dict(padding=1, stride=2))], ids=str)
 def test_events_are_added_where_the_convolution_lies(channels: tuple, options: dict) -> None:
     torch.manual_seed(0)
-    conv, x, change = nn.Conv2d(*channels, **options), spikes(2, 40, 9, 9), spikes(2, 40, 9, 9, density=0.1)
+    conv, x, change = nn.Conv2d(*channels, **options), spikes(2, 9, 9, 9), spikes(2, 9, 9, 9, density=0.1)
     change[:, :, :, 4:] = 0.0
     with torch.inference_mode():
         before = conv(x)
