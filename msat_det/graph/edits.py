@@ -8,7 +8,7 @@ from torch.fx.node import Node
 from msat_det.base.errors import InputError
 from msat_det.base.names import hint
 from msat_det.graph import ops
-from msat_det.graph.facts import amend, facts, is_mask, state
+from msat_det.graph.facts import amend, facts, is_mask, is_site, state
 from msat_det.graph.fanout import is_event_source, static_nodes
 from msat_det.graph.folds import unfold
 from msat_det.graph.graph import Graph, closure
@@ -35,7 +35,7 @@ def linear_carriers(graph: Graph) -> list[Node]:
     static, divisors = static_nodes(graph), _in_divisors(graph)
 
     def carries(node: Node) -> bool:
-        return _is_analog(node) or _is_sum(node, static)
+        return _is_analog(node) or _is_sum(node, static) or _is_pool(node)
 
     def before(node: Node) -> Iterable[Node]:
         return node.all_input_nodes if facts(node).kind is Kind.LINEAR and not carries(node) else ()
@@ -65,6 +65,11 @@ def _is_analog(node: Node) -> bool:
 def _multiplies(node: Node) -> bool:
     """Whether it is a layer or a product of two branches."""
     return facts(node).kind in (Kind.LINEAR, Kind.DIFFERENTIAL) and facts(node).op in ops.MULTIPLYING
+
+
+def _is_pool(node: Node) -> bool:
+    """Whether it is a max pooling: its differences are differences of sums of spikes, which multiply."""
+    return is_event_source(node) and not is_site(node)
 
 
 def _is_sum(node: Node, static: set[Node]) -> bool:

@@ -7,9 +7,9 @@ the one is taken that has the least
     sensitivity · Σ (output − activation)²  +  price · Σ spikes · what they cost
 
 where the activation is the float network's, and the sensitivity says how much an error of that channel moves the
-network's outputs. The mean error that a channel's input inherits is taken off by a bias first. A budget is met by
-searching for the price. In a later timestep θ stays, and the stage on it, terms (perhaps none) and dead zone are chosen
-in the same way on what is still to be corrected.
+network's outputs. A bias makes up for what a channel's input inherits first. A budget is met by searching for the
+price. In a later timestep θ stays, and the stage on it, terms (perhaps none) and dead zone are chosen in the same way
+on what is still to be corrected.
 """
 
 import math
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from msat_det.graph.channels import Axis, mean_by_channel, rows_by_channel
+from msat_det.graph.channels import Axis
 from msat_det.graph.facts import facts, is_site
 from msat_det.graph.graph import last_uses
 from msat_det.methods.budget import Priced, Unit, fit_within
@@ -37,6 +37,7 @@ BURSTS = tuple(2 ** (i / 2) for i in range(-9, 2))  # on the channel's scale, wh
 STAGES = (1.0, 0.5, 0.25)  # of later timesteps
 TERMS = 6
 ZONES = (0.5, 0.7, 1.0)
+STEP = 1e-3  # of the root mean square of an input: what a slope is taken over
 SAMPLE = 1 << 17  # elements of a call site that candidates are tried on
 PASSES, CLOSE = 7, 0.01
 
@@ -45,7 +46,7 @@ PASSES, CLOSE = 7, 0.01
 class Wanted:
     """What is fitted. prices, budgets: for each timestep that is fitted, what may be spent in the ``unit`` up to the
     one that ``times`` has for it; a budget of None: the price decides. images: the first calibration images. correct:
-    whether inherited mean errors are taken off."""
+    whether inherited errors are made up for by a bias."""
 
     unit: Unit
     times: Sequence[int]
@@ -75,15 +76,12 @@ class _Network:
         self.batch = observation.first(wanted.images)
         self.weights = sensitivity(self.graph, observation.first(min(4, wanted.images)))
         self.costs = {node.name: wanted.unit.weight(node) for node in self.graph.sites}
-        self.activations: dict[str, Tensor] = {}  # of call sites, sampled
-        self.means: dict[str, Tensor] = {}  # (C,) or () of their inputs
         with torch.inference_mode():
-            for node, value in self.graph.walk(self.batch):
-                for user in node.users:
-                    if is_site(user) and user.all_input_nodes[0] is node:
-                        self.means[user.name] = mean_by_channel(value, facts(user).axis)
-                if is_site(node):
-                    self.activations[node.name] = sampled(value, facts(node).axis)
+            self.activations = {
+                node.name: sampled(value, facts(node).axis)
+                for node, value in self.graph.walk(self.batch)
+                if is_site(node)
+            }
 
     def within(self, t: int, neurons: dict[str, Neuron], price: float, budget: float | None) -> Priced:
         """Timestep t fitted at ``price``, or at the price that meets ``budget``, on top of the timesteps before."""
@@ -128,14 +126,14 @@ class _Network:
         self, t: int, node: Node, X: Tensor, neuron: Neuron, sent: Tensor | None, price: float
     ) -> tuple[Neuron, Tensor]:
         """One call site fitted on its input sums, and its output sum after timestep t."""
-        axis, weight = facts(node).axis, self.weights[node.name]
+        axis, weight, activation = facts(node).axis, self.weights[node.name], self.activations[node.name]
         if self.wanted.correct:
-            neuron = _with_bias(neuron, self.means[node.name] - mean_by_channel(X, axis), t)
+            neuron = _with_bias(neuron, inherited(neuron, sampled(X, axis), activation).reshape(weight.shape), t)
         cost = price * self.costs[node.name].to(X.device)
         sent = torch.zeros_like(X) if sent is None else sent
         own = sampled(target(neuron, X, t) - sent, axis)
-        goal = self.activations[node.name] - sampled(sent, axis)
-        neuron = (later if t else cheapest)(neuron, own, goal, weight, cost)
+        goal = activation - sampled(sent, axis)
+        neuron = (later if t else cheapest)(neuron, own.flatten(1), goal.flatten(1), weight, cost)
         corrections = Corrections(neuron, X, torch.zeros_like(X[0]), sent)
         corrections.step(X, t, wanted=False)
         return neuron, corrections.output
@@ -149,10 +147,28 @@ def _with_bias(neuron: Neuron, bias: Tensor, t: int) -> Neuron:
     return neuron if t else replace(neuron, bias=bias)
 
 
+def inherited(neuron: Neuron, x: Tensor, activation: Tensor) -> Tensor:
+    """(C,) the bias on an input x (C, B, N), which has errors of the layers before in it, that brings f(x) nearest to
+    the float network's activation (C, B, N): least squares, to first order.
+
+    It is not the mean error of x, most of which may lie where f is flat, as SiLU is far below 0. What the B images do
+    not agree about is noise: the bias becomes smaller by its variance over its square, and 0 where that passes 1.
+    """
+    f = neuron.activation.fn
+    step = STEP * x.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-12)
+    slope = (f(x + step) - f(x - step)) / (2 * step)
+    whole = slope.square().sum((1, 2)).clamp(min=1e-12)
+    by_image = (slope * (activation - f(x))).sum(2) * len(x[0]) / whole[:, None]
+    bias = by_image.mean(1)
+    noise = by_image.var(1, correction=1) / len(x[0]) if len(x[0]) > 1 else torch.zeros_like(bias)
+    return bias * (1 - noise / bias.square().clamp(min=1e-30)).clamp(min=0)
+
+
 def sampled(value: Tensor, axis: Axis) -> Tensor:
-    """(C, N) some of the elements (B, …) of each channel, the same for every value of a shape."""
-    rows = rows_by_channel(value, axis)
-    return rows[:, :: max(1, rows.numel() // SAMPLE)]
+    """(C, B, N) some of the elements of each channel and image of (B, …), the same for every value of a shape."""
+    rows = value[None] if axis is None else value.movedim(axis, 0)
+    rows = rows.reshape(*rows.shape[:2], -1)
+    return rows[:, :, :: max(1, rows.numel() // SAMPLE)]
 
 
 def cheapest(plain: Neuron, own: Tensor, activation: Tensor, weight: Tensor, price: Tensor) -> Neuron:

@@ -23,8 +23,8 @@ class Options:
     statistic in the n-th timestep, as the mean of n spikes is.
     initial: potential at the start, 0 or θ/2. confidence: eq. 18 for the call sites that feed a head, a number, none or
     an estimate from calibration images. drop: what a dropped spike does to its charge. analog: names of call sites that
-    stay analog. spiking_linear: neurons also on what layers, norms, gates and sums of two maps send to a layer with no
-    activation between, and on the operands of attention's products.
+    stay analog. spiking_linear: neurons also on what layers, norms, gates, sums of two maps and max poolings send to a
+    layer with no activation between, and on the operands of attention's products.
     coding: ``rate``, the value is the running mean of what is sent, or ``delta``, it is the sum: only corrections are
     sent (docs/delta.md). levels: ``unary``, bursts of up to gamma spikes, or ``binary``, terms ±2^k·θ with k < bits,
     the statistic being the top level. terms: most of them in a timestep, one number or one for each t. zone:

@@ -9,7 +9,7 @@ from msat_det.base.errors import InputError
 from msat_det.graph.ops import Activation
 from msat_det.methods import parse_options
 from msat_det.methods.convert import spiking_network
-from msat_det.methods.delta_search import TERMS, ZONES, cheapest, later
+from msat_det.methods.delta_search import TERMS, ZONES, cheapest, inherited, later
 from msat_det.spiking.levels import quantise
 from msat_det.spiking.neurons import Neuron
 
@@ -115,6 +115,19 @@ def test_a_curved_activation_keeps_the_narrowest_dead_zone() -> None:
         found = cheapest(Neuron(theta, activation, coding="delta", bits=8), y, y, one, price)
         zones[activation.name] = found.zone
     assert zones["relu"] > zones["silu"] == (0.5,)
+
+
+def test_a_bias_makes_up_for_errors_where_they_count() -> None:
+    """The input is .1 too small where ReLU is open and 5 where it is shut, whose mean says 2.55; then every image has
+    an error of its own and no bias is right; channels apart."""
+    x = torch.randn(3, 4, 5_000, generator=torch.Generator().manual_seed(0))
+    wrong = x - torch.where(x > 0, 0.1, 5.0)
+    wrong[1] = x[1] + torch.tensor([0.3, -0.3, 0.2, -0.2])[:, None]
+    wrong[2] = -1.0
+    bias = inherited(Neuron(torch.ones(3), RELU), wrong, x.relu())
+    assert bias.tolist() == pytest.approx([0.1, 0.0, 0.0], abs=0.002)
+    one = inherited(Neuron(torch.ones(3), RELU), wrong[:1, :1], x[:1, :1].relu())
+    assert one.tolist() == pytest.approx([0.1], abs=0.002)
 
 
 def test_a_later_timestep_sends_what_is_worth_its_price() -> None:

@@ -194,6 +194,23 @@ def test_all_analog_is_refused() -> None:
         converted(observation, analog=[n.name for n in observation.graph.sites])
 
 
+def test_spiking_linear_puts_a_neuron_behind_a_max_pooling() -> None:
+    """A difference of maxima multiplies, at 4.6 pJ a connection; the pooled value in powers of two adds, at .9 each."""
+    observation = observe(
+        randomise(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3), nn.ReLU())),
+        [images(4)],
+    )
+    plain = spiking_network("delta-3", {}, observation, 1)
+    snn = spiking_network("delta-3", {"spiking_linear": True}, observation, 1)
+    assert [facts(n).op for n in snn.graph.sites] == ["relu", "identity", "relu"]
+    goal = observation.graph(images())
+    for made in (plain, snn):
+        assert (made.run(images(), 1)[1] - goal).norm() < 0.02 * goal.norm()
+    (pooled,) = (cost.graded.sum() for name, cost in plain.counts[1].costs.items() if name == "_2")
+    sent = snn.counts[1].costs["_2_identity"].accumulations.sum()
+    assert 0 < 0.9 * sent < 0.5 * 4.6 * pooled
+
+
 def test_coverage_tells_the_variant_apart() -> None:
     observation = observed("bottleneck")
     networks = {"plain": converted(observation), "linear": converted(observation, spiking_linear=True)}
@@ -230,11 +247,12 @@ def test_functional_activations_in_a_copied_graph() -> None:
 
 
 def test_yolo_nano_has_no_analog_multiply_adds(shared_data: Path) -> None:
-    """Sixteen of its linear bottlenecks feed another convolution, 23.6 % of all multiply-adds without a spike."""
+    """Sixteen of its linear bottlenecks feed another convolution, 23.6 % of all multiply-adds without a spike;
+    three max poolings get neurons, too."""
     stem = shared_data / "weights/MobileNetV2-YOLOv3-Nano-coco"
     detector = build_detector(Model(name="darknet", weights=f"{stem}.weights", cfg=f"{stem}.cfg", names="coco"))
     observation = observe(detector.net, [images(1, size=320)])
     assert observation.fanout.analog_share == pytest.approx(0.236, abs=0.001)
     snn = converted(observation, spiking_linear=True)
-    assert len(snn.graph.sites) - len(observation.graph.sites) == 16
+    assert len(snn.graph.sites) - len(observation.graph.sites) == 16 + 3
     assert sum(snn.fanout.analog.values()) == 0

@@ -112,7 +112,7 @@ def test_a_loaded_graph_is_known_as_the_traced_one(network: str, tmp_path: Path)
         assert replace(facts(copied), activation=None) == replace(facts(node), activation=None)
     added = [node.name for node in map(partial(add_identity, loaded.graph), linear_carriers(loaded.graph))]
     assert all(facts(n).axis == 1 for n in loaded.graph.sites if n.name in added)
-    assert bool(added) == (network == "bottleneck")
+    assert bool(added) == (network != "residual")
 
 
 def test_a_network_without_maxima_can_be_saved(tmp_path: Path) -> None:
