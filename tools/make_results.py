@@ -66,10 +66,10 @@ PAGES = {
         },
     ),
     "yolo_fastest_coco": ("YOLO-Fastest 1.1 (leaky ReLU), COCO", delta_of("yolo_fastest_coco")),
-    "yolov8n_coco": (
-        "YOLOv8n, COCO",
-        {"yolov8n_coco:delta": (ON_HELD_OUT, f"{DELTA} {HELD_OUT}")},
-    ),
+    "yolov8n_coco": ("YOLOv8n, COCO", delta_of("yolov8n_coco")),
+    "yolox_nano_coco": ("YOLOX-Nano, COCO", delta_of("yolox_nano_coco")),
+    "picodet_s_coco": ("PicoDet-S, COCO", delta_of("picodet_s_coco")),
+    "fastestdet_coco": ("FastestDet, COCO", delta_of("fastestdet_coco")),
     "resnet20_cifar100": (
         "ResNet-20, CIFAR-100",
         {
