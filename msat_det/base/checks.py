@@ -3,12 +3,21 @@
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
+
+T = TypeVar("T")
+
+
+def present(value: T | None) -> T:
+    """The value, where only a fault of ours could make it None. Raises TypeError."""
+    if value is None:
+        raise TypeError("a value that must be there is None")
+    return value
 
 
 def check_number(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn, SupportsIndex
+from typing import Any, NoReturn, Protocol, SupportsIndex
 
 import torch
 import torch.utils._pytree as pytree
@@ -25,6 +25,12 @@ from msat_det.graph.ops import Kind
 from msat_det.graph.precision import arithmetic
 
 TORCH = str(Path(torch.__file__).parent) + os.sep  # its frames stand between a network's line and its operation
+
+
+class Lookup(Protocol):
+    """Where a node's value is found."""
+
+    def __getitem__(self, node: Node, /) -> Any: ...
 
 
 @dataclass
@@ -141,7 +147,7 @@ class Graph:
             return getattr(args[0], node.target)(*args[1:], **kwargs)
         return node.target(*args, **kwargs)
 
-    def evaluate(self, node: Node, values: Mapping[Node, Any]) -> Any:
+    def evaluate(self, node: Node, values: Lookup) -> Any:
         """The float value of a node that is no input, from those of the nodes before it."""
         if node.op == "get_attr":
             return self.attribute(node)

@@ -1,6 +1,6 @@
 """AdaFire: how long a burst each layer may send, chosen under a budget of spikes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,6 +20,8 @@ from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.neurons import Neuron
 
 FRONT = 2000  # points of the front that are kept
+
+Point = tuple[float, float, tuple[int, ...]]  # spikes per neuron, error, the γ of each call site so far
 
 
 @dataclass(frozen=True)
@@ -91,15 +93,15 @@ def _measured(snn: SpikingNetwork, batch: Batch, T: int) -> tuple[float, float]:
     return found.counts[T].spikes_per_neuron, error
 
 
-def choose(tries: dict[str, Sequence[Try]], budget: float | None) -> dict[str, int]:
+def choose(tries: Mapping[str, Sequence[Try]], budget: float | None) -> dict[str, int]:
     """The γ of each call site whose changes add up to the least error within the budget (spikes per neuron).
 
     A dynamic programme over the sites that keeps, of all choices so far, those that no other beats in both sums.
     """
     first = next(iter(tries.values()))[0]
-    front = [(first.spikes, first.error, ())]
+    front: list[Point] = [(first.spikes, first.error, ())]
     for each in tries.values():
-        grown = [
+        grown: list[Point] = [
             (s + t.spikes - first.spikes, e + t.error - first.error, (*g, t.gamma)) for s, e, g in front for t in each
         ]
         front = _front(grown)
@@ -107,9 +109,9 @@ def choose(tries: dict[str, Sequence[Try]], budget: float | None) -> dict[str, i
     return dict(zip(tries, min(within, key=lambda point: point[1])[2], strict=True))
 
 
-def _front(points: list[tuple[float, float, tuple[int, ...]]]) -> list[tuple[float, float, tuple[int, ...]]]:
+def _front(points: list[Point]) -> list[Point]:
     """Those that no other beats, by spikes; of too many an even choice with both ends."""
-    found: list[tuple[float, float, tuple[int, ...]]] = []
+    found: list[Point] = []
     for point in sorted(points):
         if not found or point[1] < found[-1][1]:
             found.append(point)

@@ -4,7 +4,7 @@ multiply-adds, or energy over its energy by the table ``45nm``."""
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class Unit:
         if self.of == "spikes":
             return torch.tensor(1.0 / sum(map(elements, graph.sites)))
         reach = fanout.reach(node, graph.device or torch.device("cpu"))
-        each = rows_by_channel(reach.float().unsqueeze(0), facts(node).axis).mean(1)
+        each = rows_by_channel(reach.float().unsqueeze(0), facts(node).channel_axis).mean(1)
         each = (each if facts(node).axis else each[0]) / fanout.total
         return each * prices().ac / prices().mac if self.of == "energy" else each
 
@@ -111,6 +111,10 @@ def check_by_t(name: str, given: ByT | None) -> None:
         check_number(f"option {name}", number, 0, above=True)
 
 
+@overload
+def at(given: ByT, T: int) -> float: ...
+@overload
+def at(given: None, T: int) -> None: ...
 def at(given: ByT | None, T: int) -> float | None:
     """What is given for T: its own number, or that of the largest T below it."""
     if not isinstance(given, dict):

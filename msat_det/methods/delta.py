@@ -60,7 +60,7 @@ def int8(options: Int8, observation: Observation, T: int) -> Neurons:
     """
     found = {}
     for node in observation.graph.sites:
-        steps = 255 if facts(node).activation.rectified else 127
+        steps = 255 if facts(node).pointwise.rectified else 127
         theta = threshold(options, observation, node, share=1.0) / steps
         found[node.name] = replace(neuron(options, node, theta), gamma=steps, dense=True, zone=ONCE)
     return found

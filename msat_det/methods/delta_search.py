@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from msat_det.base.checks import present
 from msat_det.graph.channels import Axis
 from msat_det.graph.facts import facts, is_site
 from msat_det.graph.graph import last_uses
@@ -78,7 +79,7 @@ class _Network:
         self.costs = {node.name: wanted.unit.weight(node) for node in self.graph.sites}
         with torch.inference_mode():
             self.activations = {
-                node.name: sampled(value, facts(node).axis)
+                node.name: sampled(value, facts(node).channel_axis)
                 for node, value in self.graph.walk(self.batch)
                 if is_site(node)
             }
@@ -110,7 +111,7 @@ class _Network:
         with torch.inference_mode():
             for node in self.graph.nodes[:-1]:
                 if node.op == "placeholder":
-                    values[node] = inputs[node.target]
+                    values[node] = inputs[str(node.target)]
                 elif is_site(node):
                     X = values[node.all_input_nodes[0]]
                     found = self._fit_site(t, node, X, neurons[node.name], sent.get(node.name), price)
@@ -126,7 +127,7 @@ class _Network:
         self, t: int, node: Node, X: Tensor, neuron: Neuron, sent: Tensor | None, price: float
     ) -> tuple[Neuron, Tensor]:
         """One call site fitted on its input sums, and its output sum after timestep t."""
-        axis, weight, activation = facts(node).axis, self.weights[node.name], self.activations[node.name]
+        axis, weight, activation = facts(node).channel_axis, self.weights[node.name], self.activations[node.name]
         if self.wanted.correct:
             neuron = _with_bias(neuron, inherited(neuron, sampled(X, axis), activation).reshape(weight.shape), t)
         cost = price * self.costs[node.name].to(X.device)
@@ -142,7 +143,8 @@ class _Network:
 def _with_bias(neuron: Neuron, bias: Tensor, t: int) -> Neuron:
     """The neuron with a bias from timestep t on; of one without channels the first one stays."""
     if t and bias.dim():
-        before = neuron.bias if neuron.bias.dim() > 1 else neuron.bias[None]
+        before = present(neuron.bias)
+        before = before if before.dim() > 1 else before[None]
         return replace(neuron, bias=torch.cat((before, bias[None])))
     return neuron if t else replace(neuron, bias=bias)
 

@@ -118,7 +118,7 @@ class MsatOptions(Options):
     parameters: Literal["vgg16", "resnet20"] = "vgg16"
     units: Literal["absolute", "normalised"] | None = None
     drive: Literal["current", "depolarisation"] | None = None
-    drop: Literal["keep", "lossy"] | None = None
+    drop: Literal["keep", "lossy"] | None = None  # type: ignore[assignment]  # values of its own
     dtt: bool = True
     det: bool = True
     alpha: float | None = None

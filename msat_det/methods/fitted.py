@@ -13,7 +13,7 @@ from msat_det.methods.budget import BudgetOf, ByT, Unit, at, check_by_t
 from msat_det.methods.delta_search import Wanted, fit_delta
 from msat_det.methods.layerwise import LayerByLayer
 from msat_det.methods.observe import Observation
-from msat_det.methods.options import Options, require
+from msat_det.methods.options import Coding, Options, require
 from msat_det.methods.registry import RATE, Neurons, method, neuron, threshold
 from msat_det.methods.search import FADING, Goal, anytime_candidates, fit, stage_candidates
 from msat_det.spiking.formats.plan import load_plan
@@ -42,7 +42,7 @@ class Fitted(LayerByLayer):
     price: ByT = 0.003
     budget: ByT | None = None
     budget_of: BudgetOf = "spikes"
-    correct: Literal["bias", "bias-t", "none"] = "bias"
+    correct: Literal["bias", "bias-t", "none"] = "bias"  # type: ignore[assignment]  # values of its own
     plan: str | None = None
 
     def __post_init__(self) -> None:
@@ -66,8 +66,8 @@ class MsatFit(Fitted):
     """dtt, det: also try eqs. 16 and 17, per call site. coding, levels: if not set both are searched, unless an option
     is given that only one coding has."""
 
-    coding: Literal["rate", "delta"] | None = None
-    levels: Literal["unary", "binary"] | None = None
+    coding: Coding | None = None  # type: ignore[assignment]  # values of its own
+    levels: Literal["unary", "binary"] | None = None  # type: ignore[assignment]  # values of its own
     dtt: bool = False
     det: bool = False
 
@@ -85,7 +85,7 @@ class MsatFit(Fitted):
         return given + ["correct"] * (self.correct == "bias-t")
 
     @property
-    def codings(self) -> list[str]:
+    def codings(self) -> list[Coding]:
         """Those that are searched over."""
         return [self.coding] if self.coding else ["rate"] if self._rate_alone else ["rate", "delta"]
 
@@ -156,7 +156,7 @@ def _fit_rate(
     def make(node: Node, unit: Tensor) -> Neuron:
         return neuron(options, node, top * threshold(options, observation, node).expand_as(unit))
 
-    stages = [options.stages] if options.varying else stages  # what is asked for is not searched for
+    stages = [options.stages] if options.stages and options.varying else stages  # what is asked for is not searched for
     adaptive = [name for name in ("dtt", "det") if getattr(options, name, False)]
     unit, price = Unit(options.budget_of, observation), at(options.price, times[-1])
     goal = Goal(times, stages, adaptive, price, unit.weight, options.correct != "none", options.images, unit.graded)
@@ -177,13 +177,13 @@ class DeltaFit(LayerByLayer):
     scale: Literal["layer", "channel"] = "channel"
     percentile: float = 99.9
     gamma: int = 15
-    coding: Literal["rate", "delta"] = "delta"
+    coding: Coding = "delta"
     levels: Literal["unary", "binary"] = "binary"
     bits: int = 8
     price: ByT = 0.02
     budget: ByT | None = None
     budget_of: BudgetOf = "sops"
-    correct: Literal["bias", "none"] = "bias"
+    correct: Literal["bias", "none"] = "bias"  # type: ignore[assignment]  # values of its own
     plan: str | None = None
 
     def __post_init__(self) -> None:

@@ -70,7 +70,7 @@ def rmp(options: Rmp, observation: Observation, T: int) -> Neurons:
 def _by_input_sums(options: SpikeNorm, observation: Observation, reset: str) -> Neurons:
     def decide(node: Node, currents: Tensor) -> Neuron:
         theta = options.factor * currents.amax().clamp(min=0.0)
-        if not facts(node).activation.rectified or theta == 0:  # nothing came in
+        if not facts(node).pointwise.rectified or theta == 0:  # nothing came in
             theta = threshold(options, observation, node)
         return neuron(options, node, theta, reset=reset)
 
@@ -83,7 +83,7 @@ class Calibration(LayerByLayer):
     thresholds tried."""
 
     initial: Literal["zero", "half"] = "half"
-    correct: Literal["bias", "potential", "bias-t", "none"] = "bias"
+    correct: Literal["bias", "potential", "bias-t", "none"] = "bias"  # type: ignore[assignment]  # values of its own
     grid: int = 100
 
     def __post_init__(self) -> None:
@@ -107,7 +107,7 @@ def calibration(options: Calibration, observation: Observation, T: int) -> Neuro
         if options.correct in ("none", "bias-t"):  # the latter comes last, see ``convert.spiking_network``
             return made
         mean = run_alone(made, currents, T) / T
-        error = mean_by_channel(goal - mean, facts(node).axis)
+        error = mean_by_channel(goal - mean, facts(node).channel_axis)
         if options.correct == "bias":
             return replace(made, bias=error)
         return replace(made, initial=made.initial + T * error / made.theta.clamp(min=1e-12))
@@ -176,7 +176,7 @@ def bias_over_time(made: Neuron, currents: Tensor, goal: Tensor, T: int, passes:
 def mmse(options: Calibration, observation: Observation, node: Node, goal: Tensor, T: int) -> Tensor:
     """The threshold, of ``grid`` equal steps up to the statistic that the options name, with the least error."""
     top = threshold(options, observation, node)
-    rows = rows_by_channel(goal.abs(), facts(node).axis)
+    rows = rows_by_channel(goal.abs(), facts(node).channel_axis)
     rows = rows if top.dim() else rows.reshape(1, -1)
     best, least = rows.new_zeros(len(rows)), rows.new_full((len(rows),), float("inf"))
     half = 0.5 if options.initial == "half" else 0.0

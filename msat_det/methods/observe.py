@@ -18,7 +18,7 @@ from msat_det.base.checks import check_percentile
 from msat_det.base.errors import InputError
 from msat_det.base.progress import Progress
 from msat_det.base.tables import Tabular
-from msat_det.graph.channels import Axis, channels
+from msat_det.graph.channels import Axis
 from msat_det.graph.facts import facts
 from msat_det.graph.fanout import FanOut, fan_out
 from msat_det.graph.graph import Batch, Graph, where
@@ -129,7 +129,7 @@ class Observation(Tabular):
 
     def _rows(self) -> list[list[str]]:
         """A line for each call site."""
-        kinds = {node.name: facts(node).activation.name for node in self.graph.sites}
+        kinds = {node.name: facts(node).pointwise.name for node in self.graph.sites}
         return [
             [name, kinds.get(name, ""), *map(str, (len(m), f"{m.max():.3g}", int((m == 0).sum())))]
             for name, m in ((name, site.maximum) for name, site in self.sites.items())
@@ -192,7 +192,7 @@ def observe_sites(
 def _empty(node: Node) -> Site:
     if not facts(node).shape:
         raise InputError(f"{where(node)} has no channel dimension: its output must be (batch, channels, …)")
-    return Site.empty(channels(facts(node).shape, facts(node).axis), facts(node).axis)
+    return Site.empty(facts(node).channels, facts(node).channel_axis)
 
 
 def _observe_batch(graph: Graph, batch: Batch, sites: dict[str, Site]) -> None:

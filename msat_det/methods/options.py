@@ -11,6 +11,8 @@ from msat_det.base.names import hint
 from msat_det.base.typed import Reader, listing
 from msat_det.spiking.levels import MOST_BITS
 
+Coding = Literal["rate", "delta"]
+
 
 @dataclass(frozen=True)
 class Options:
@@ -48,7 +50,7 @@ class Options:
     analog: tuple[str, ...] = ()
     spiking_linear: bool = False
     weights: Literal["float", "int8"] = "float"
-    coding: Literal["rate", "delta"] = "rate"
+    coding: Coding = "rate"
     levels: Literal["unary", "binary"] = "unary"
     bits: int = 7
     terms: tuple[int, ...] = (3,)

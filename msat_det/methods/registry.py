@@ -123,7 +123,7 @@ def neuron(options: Options, node: Node, theta: Tensor, **changes: Any) -> Neuro
         "drop": options.drop,
         "axis": facts(node).axis,
     }
-    return Neuron(theta, facts(node).activation, **(common | changes))
+    return Neuron(theta, facts(node).pointwise, **(common | changes))
 
 
 def neurons(options: Options, observation: Observation, **changes: Any) -> Neurons:

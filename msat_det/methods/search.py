@@ -9,16 +9,17 @@ all in it. Its weight says how much an error of that channel moves the network's
 whole network, so spikes go where they buy the most. A budget is met by searching for the price.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from msat_det.graph.channels import channels, mean_by_channel
+from msat_det.base.checks import present
+from msat_det.graph.channels import mean_by_channel
 from msat_det.graph.facts import facts, is_site
 from msat_det.graph.graph import Batch, elements
 from msat_det.methods.budget import Priced, fit_within
@@ -86,7 +87,7 @@ def stage_candidates(T: int) -> list[tuple[float, ...]]:
     """Stages for a chosen T: nothing first, then the value in up to four digits of a base, coarse to fine; and one
     threshold for all timesteps."""
     digits = [(1,)] + [(2, base) for base in (3, 4, 5, 6, 8)] + [(3, base) for base in (2, 3, 4, 5)] + [(4, 2), (4, 3)]
-    found = [(1.0,)]
+    found: list[tuple[float, ...]] = [(1.0,)]
     for number, *base in digits:
         code = tuple(float(base[0]) ** i if base else 1.0 for i in reversed(range(number)))
         if number <= T and T > 1:
@@ -151,8 +152,8 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.T = max(self.goal.times)
-        self.axis = facts(self.node).axis
-        self.positions = elements(self.node) // channels(facts(self.node).shape, self.axis)
+        self.axis = facts(self.node).channel_axis
+        self.positions = elements(self.node) // facts(self.node).channels
         self.weight = self.goal.weight(self.node)
         self.shortened: dict[int, Tensor] = {0: self.currents}
 
@@ -191,23 +192,24 @@ class Bench:
 
     def rate(self, scan: Scan, outputs: list[Tensor], t: int) -> Tensor:
         """The running mean of the output over the first t timesteps."""
-        return (scan.state.o if t == self.T else sum(outputs[:t])) / t
+        return (scan.output if t == self.T else sum(outputs[1:t], outputs[0])) / t
 
     def _spikes(self, neuron: Neuron, outputs: list[Tensor], scan: Scan) -> Tensor:
         """Σ|s| of each channel, per neuron; of binary levels the digits, of heights that differ what they cost."""
         if neuron.bits:
-            return self._terms(neuron, outputs)
+            return self._terms(neuron, neuron.bits, outputs)
+        none = self.wanted.new_zeros(())
         if neuron.adaptive is None:
-            sizes = sum(self.mean(o.abs()) / neuron.stage(t) for t, o in enumerate(outputs))
+            sizes = sum((self.mean(o.abs()) / neuron.stage(t) for t, o in enumerate(outputs)), none)
             return torch.where(neuron.theta > 0, sizes / neuron.theta.clamp(min=1e-30), 0.0)
-        events = sum(self.mean((o != 0).float()) for o in outputs)
+        events = sum((self.mean((o != 0).float()) for o in outputs), none)
         if self.goal.graded:
             return self.goal.graded * events
         # heights differ by neuron: the count of all spikes, shared out by where there are any
         each = scan.counts[:, 0].mean().item() / self.positions
         return each * events / events.sum().clamp(min=1e-30)
 
-    def _terms(self, neuron: Neuron, outputs: list[Tensor]) -> Tensor:
+    def _terms(self, neuron: Neuron, bits: int, outputs: list[Tensor]) -> Tensor:
         """The binary digits of each channel's bursts, per neuron; timesteps of one stage at once."""
         by_stage: dict[float, list[Tensor]] = {}
         for t, output in enumerate(outputs):
@@ -216,7 +218,7 @@ class Bench:
         for stage, sent in by_stage.items():
             if stage != SILENT:
                 whole = (torch.cat(sent).abs() / (threshold(neuron, sent[0]) * stage)).round().int()
-                total = total + len(sent) * self.mean(_digits(whole, neuron.bits).float())
+                total = total + len(sent) * self.mean(_digits(whole, bits).float())
         return total
 
     def corrected(self, neuron: Neuron) -> Neuron:
@@ -227,8 +229,8 @@ class Bench:
         scan, outputs = self.simulate(neuron)
         means = [self.mean(self.wanted - self.rate(scan, outputs, t)) for t in self.goal.times]
         weights = [max(1.0, t / FADING) for t in self.goal.times]
-        bias = sum(weight * mean for weight, mean in zip(weights, means, strict=True)) / sum(weights)
-        return replace(neuron, bias=bias)
+        bias = sum((weight * mean for weight, mean in zip(weights, means, strict=True)), self.wanted.new_zeros(()))
+        return replace(neuron, bias=bias / sum(weights))
 
 
 def _digits(whole: Tensor, bits: int) -> Tensor:
@@ -289,8 +291,9 @@ def adapted(bench: Bench, plain: Trial) -> Trial:
     start = Msat(normalised=True, dtt="dtt" in tried, det="det" in tried)
     best = bench.try_(_adaptive(plain.neuron, start))
     grid = (TRACKING if start.dtt else {}) | (EVOKED if start.det else {})
-    for name, value in itertools.chain.from_iterable(([(n, v) for v in vs]) for n, vs in grid.items()):
-        best = better(best, bench.try_(_adaptive(plain.neuron, replace(best.neuron.adaptive, **{name: value}))))
+    for name, value in ((name, value) for name, values in grid.items() for value in values):
+        changed: dict[str, Any] = {name: value}
+        best = better(best, bench.try_(_adaptive(plain.neuron, replace(present(best.neuron.adaptive), **changed))))
     nearby = [replace(best.neuron, theta=best.neuron.theta * f) for f in NEARBY if f != 1.0]
     return by_channel(bench, [best, *nearby])
 

@@ -19,7 +19,7 @@ def sensitivity(graph: Graph, batch: Batch, seed: int = 0, draws: int = 2) -> di
     Hutchinson's method: E[(Jᵀr)²] over ``draws`` random signs r per image of ``batch``.
     """
     generator = torch.Generator().manual_seed(seed)
-    axes = {node.name: facts(node).axis for node in graph.sites}
+    axes = {node.name: facts(node).channel_axis for node in graph.sites}
     images = images_in(batch)
     found: dict[str, Tensor] = {}
     with torch.enable_grad():

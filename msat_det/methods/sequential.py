@@ -39,4 +39,4 @@ def run_alone(neuron: Neuron, currents: Tensor, T: int) -> Tensor:
     """The output sum (B, C, …) over T timesteps of one population on its own; ``currents`` as ``decide`` gets them."""
     scan = Scan(neuron, currents[0], currents.new_zeros(currents.shape[2:]), with_output=True)
     scan.run(currents, 0, T)
-    return scan.state.o
+    return scan.output

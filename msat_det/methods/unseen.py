@@ -6,12 +6,11 @@ Silence in calibration does not say that a channel is dead: that its weights alo
 import sys
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx.node import Node
 
-from msat_det.graph.channels import channels
 from msat_det.graph.facts import facts
-from msat_det.graph.graph import Graph
+from msat_det.graph.graph import Graph, module_of
 from msat_det.methods.observe import Observation
 from msat_det.spiking.neurons import OVERFLOW
 
@@ -23,14 +22,14 @@ _NAMED = 3  # call sites in the note
 def dead_channels(graph: Graph, node: Node) -> Tensor:
     """Which channels of a call site are 0 whatever the image, (C,) bool: their row of weights is 0, and f(bias)."""
     source = node.all_input_nodes[0]
-    axis, rank = facts(node).axis, len(facts(node).shape) + 1
-    none = torch.zeros(channels(facts(node).shape, axis), dtype=torch.bool)
-    if source.op != "call_module" or facts(source).op not in ("linear", "conv1d", "conv2d", "conv3d"):
+    axis, rank = facts(node).channel_axis, len(facts(node).image_shape) + 1
+    none = torch.zeros(facts(node).channels, dtype=torch.bool)
+    layer = module_of(graph, source)
+    if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return none
-    layer = graph.module.get_submodule(source.target)
     bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
     shape = [-1 if d == axis else 1 for d in range(rank)]
-    activation = facts(node).activation.fn(bias.reshape(shape))
+    activation = facts(node).pointwise.fn(bias.reshape(shape))
     if activation.numel() != none.numel():  # bounds that differ by position
         return none
     return ((layer.weight.flatten(1) == 0).all(1) & (activation.flatten() == 0)).cpu()

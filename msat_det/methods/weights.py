@@ -36,7 +36,7 @@ def rounded_weights(weight: Tensor, axis: int = 0) -> Tensor:
 def _weights(graph: Graph, node: Node) -> list[tuple[torch.nn.Module, str]]:
     """Where the weights of a node are held: (module, attribute)."""
     if node.op == "call_module":
-        return [(graph.module.get_submodule(node.target), "weight")]
-    attributes = [n.target for n in node.all_input_nodes if n.op == "get_attr" and graph.attribute(n).dim() > 1]
+        return [(graph.layer(node), "weight")]
+    attributes = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr" and graph.attribute(n).dim() > 1]
     paths = [target.rpartition(".") for target in attributes]
     return [(graph.module.get_submodule(folder), name) for folder, _, name in paths]

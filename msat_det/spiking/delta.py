@@ -18,7 +18,7 @@ from msat_det.spiking.neurons import Neuron, State, adaptive_threshold, at, per_
 def new_delta_state(neuron: Neuron, like: Tensor) -> State:
     """The state before the first timestep of a batch whose input sums look like ``like`` (B, C, …)."""
     kept = {name: torch.zeros_like(like) for name in neuron.keeps}
-    return State(**({"v": None} | kept))
+    return State(**kept)
 
 
 def target(neuron: Neuron, X: Tensor, t: int | Tensor = 0) -> Tensor:
@@ -35,7 +35,8 @@ def delta_step(neuron: Neuron, state: State, X: Tensor, t: int | Tensor) -> tupl
     spikes that it takes (of a burst its size, else its terms), and the output s·θ(t), each (B, C, …).
     """
     before = target(neuron, X, t) - state.o
-    theta, most = _threshold(neuron, state, X, before, t), neuron.overflow
+    theta = _threshold(neuron, state, X, before, t)
+    most: float | Tensor = neuron.overflow
     if neuron.adaptive:  # θ(t) may be next to nothing, and the spikes beyond counting
         full = threshold(neuron, X) * neuron.stage(t)
         late = before.abs() >= most * full

@@ -51,15 +51,15 @@ class DeltaRun(Values):
         self.sent: dict[Node, Tensor] = {}
         self.changed: set[Node] = set()
         self.updated = {node: self._updated(node) for node in self.plan.body}
-        self.asked = {node.args[0] for node, conv in self.updated.items() if conv}
+        self.asked = {node.all_input_nodes[0] for node, conv in self.updated.items() if conv}
 
     def _updated(self, node: Node) -> nn.Conv2d | None:
         """The convolution that a node is, where its value can be updated by the events of a call site."""
-        if node.op != "call_module" or facts(node).op != "conv2d" or not is_site(node.args[0]):
+        if node.op != "call_module" or facts(node).op != "conv2d" or not is_site(node.all_input_nodes[0]):
             return None
         if self.graph.precision in LOW:
             return None
-        conv = self.graph.module.get_submodule(node.target)
+        conv = self.graph.layer(node)
         return conv if isinstance(conv, nn.Conv2d) and events.crossover(conv) > 0 and conv.groups == 1 else None
 
     def advance(self, t0: int, steps: int) -> None:
@@ -115,11 +115,12 @@ class DeltaRun(Values):
         if not self._moved(node):
             return self.values[node]
         self.changed.add(node)
-        conv, source = self.updated[node], node.args[0] if node.args else None
-        few = conv is not None and self.t > 0
-        few = few and self.scans[source].sent <= events.crossover(conv) * self.sent[source].numel()
-        if few and events.update(conv, self.sent[source], self.values[node]):
-            return self.values[node]
+        conv = self.updated[node]
+        if conv is not None and self.t > 0:
+            source = node.all_input_nodes[0]
+            few = self.scans[source].sent <= events.crossover(conv) * self.sent[source].numel()
+            if few and events.update(conv, self.sent[source], self.values[node]):
+                return self.values[node]
         value = self.graph.evaluate(node, self.values)
         if is_pool(node) and node in self.fanout.spikes:
             before = self.values.get(node)

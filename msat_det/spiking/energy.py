@@ -1,5 +1,6 @@
 """Spikes, operations and energy of a run, call site by call site, beside the float network's (DESIGN §8)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -187,7 +188,7 @@ class Counts(Tabular):
 
 def count(
     graph: Graph,
-    neurons: dict[str, Neuron],
+    neurons: Mapping[str, Neuron],
     fanout: FanOut,
     sites: dict[str, Tensor],
     pools: dict[Node, Tensor],
@@ -228,7 +229,7 @@ def count(
 
 def _costs(
     graph: Graph,
-    neurons: dict[str, Neuron],
+    neurons: Mapping[str, Neuron],
     fanout: FanOut,
     sites: dict[str, Tensor],
     pools: dict[Node, Tensor],

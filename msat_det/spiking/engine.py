@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from msat_det.base.checks import present
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
 from msat_det.graph.facts import facts, is_mask, is_site
@@ -77,12 +78,13 @@ class Run:
             raise InputError(f"{len(self.chances)} ids for {self.size} images: give one for each")
         self.scans: dict[Node, Scan] = {}
         self.sums: dict[Node, Differential] = {}
-        self.late, self.early = 0, {}
+        self.late = 0
+        self.early: dict[Node, Tensor] = {}
         self.static = self.graph.settled(self.plan.static, inputs)
         self.chunk = setup.chunk or self._choose_chunk()
         for node in self.plan.body:  # states made between activations would leave holes in memory
             if is_site(node) and node.name in self.neurons:
-                shape = (self.size, *facts(node).shape)
+                shape = (self.size, *facts(node).image_shape)
                 layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
                 self.scans[node] = self._population(node, torch.empty(shape, device=self.device, memory_format=layout))
 
@@ -119,7 +121,7 @@ class Run:
         constant = source not in self.plan.moving
         x = self.static[source].unsqueeze(0) if constant else values[source].unflatten(0, (steps, self.size))
         if node.name not in self.neurons:
-            self.neurons[node.name] = self.decide(node, x)
+            self.neurons[node.name] = present(self.decide)(node, x)
         if node not in self.scans or (t0 == 0 and not self.scans[node].takes(x[0])):
             self.scans[node] = self._population(node, x[0])
         scan = self.scans[node]
@@ -157,11 +159,11 @@ class Run:
 
     def forget(self, t: int) -> None:
         """Leave what has been sent by t out of the outputs."""
-        self.late, self.early = t, {node: self.scans[node].state.o.clone() for node in self.plan.readout_sites}
+        self.late, self.early = t, {node: self.scans[node].output.clone() for node in self.plan.readout_sites}
 
     def readout(self, t: int) -> Any:
         """The network's outputs on the running means over the first t timesteps, or since ``forget``."""
-        sums = {node: self.scans[node].state.o for node in self.plan.readout_sites}
+        sums = {node: self.scans[node].output for node in self.plan.readout_sites}
         if self.early:
             means = {node: (o - self.early[node]) / (t - self.late) for node, o in sums.items()}
         else:
@@ -200,7 +202,8 @@ class Chunk(Values):
 
     def __init__(self, run: Run, t0: int, steps: int):
         self.run, self.t0, self.steps = run, t0, steps
-        self.static, self.moving = run.static, {}
+        self.static = run.static
+        self.moving: dict[Node, Any] = {}
 
     def spike(self, node: Node) -> Tensor:
         return self.run.scan(node, self)
@@ -215,8 +218,8 @@ class Chunk(Values):
         """A linear node on a chunk of spikes: a convolution by its events where they are few, or as on a GPU it is
         fastest."""
         precision = self.run.graph.precision
-        if node.op == "call_module" and node.args and facts(node).op == "conv2d" and precision not in LOW:
-            conv, x = self.run.graph.module.get_submodule(node.target), self[node.args[0]]
+        if node.op == "call_module" and facts(node).op == "conv2d" and precision not in LOW:
+            conv, x = self.run.graph.layer(node), self[node.all_input_nodes[0]]
             value = events.convolution(conv, x)
             if value is None and precision == "tf32x3":
                 value = on_tensor_cores(conv, x)
@@ -268,7 +271,7 @@ class Differential:
         self.node, self.graph, self.reach = node, graph, reach
         self.window = window_of(node, module_of(graph, node))
         self.fused: Any = None
-        self.counted: Tensor | int = 0
+        self.counted = torch.zeros(())
         self.inputs = mean_inputs(node, moving)
         self.sums: dict[Node, Tensor] = {}
         self.last: Tensor | None = None

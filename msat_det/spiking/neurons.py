@@ -7,13 +7,13 @@ over a chunk of timesteps.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from msat_det.base.checks import check_factors, check_number, check_values
+from msat_det.base.checks import check_factors, check_number, check_values, present
 from msat_det.base.errors import InputError
 from msat_det.graph.channels import channels
 from msat_det.graph.ops import Activation
@@ -24,6 +24,8 @@ DEAD = 1e30  # the threshold of a dead channel: never reached, and finite, so th
 EARLY = 16  # spike confidence applies to the first 16 timesteps
 SMALLEST = 1e-38  # θ(t): a tiny θ over e^88 would be 0
 WHOLE = 1e-4  # tolerance of floor(O/θ): an output sum of k thresholds is k, whatever the rounding of its float sum
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,10 @@ class Neuron:
         }
         return tuple(name for name, needed in kept.items() if needed)
 
+    @overload
+    def stage(self, t: int) -> float: ...
+    @overload
+    def stage(self, t: int | Tensor) -> float | Tensor: ...
     def stage(self, t: int | Tensor) -> float | Tensor:
         """The factor on the threshold at timestep t."""
         factor = at(self.stages, t)
@@ -176,18 +182,25 @@ class Neuron:
 
     def bias_at(self, t: int | Tensor) -> Tensor:
         """The bias (C,) at timestep t."""
-        if self.bias.dim() < 2:
-            return self.bias
-        last = len(self.bias) - 1
-        return self.bias[t.clamp(max=last) if isinstance(t, Tensor) else min(t, last)]
+        bias = present(self.bias)
+        if bias.dim() < 2:
+            return bias
+        last = len(bias) - 1
+        return bias[t.clamp(max=last) if isinstance(t, Tensor) else min(t, last)]
 
 
-def at(values: Sequence[float], t: int | Tensor) -> float | Tensor:
+@overload
+def at(values: Sequence[Number], t: int) -> Number: ...
+@overload
+def at(values: Sequence[Number], t: int | Tensor) -> Number | Tensor: ...
+def at(values: Sequence[Number], t: int | Tensor) -> Number | Tensor:
     """Of values over the timesteps the one at t, the last one held."""
     last = len(values) - 1
-    if last and isinstance(t, Tensor):
+    if not last:
+        return values[0]
+    if isinstance(t, Tensor):
         return torch.tensor(values, device=t.device)[t.clamp(max=last)]
-    return values[min(t, last) if last else 0]
+    return values[min(t, last)]
 
 
 def per_channel(value: Tensor | float, like: Tensor, axis: int | None) -> Tensor:
@@ -212,19 +225,23 @@ def check_fit(name: str, neuron: Neuron, shape: tuple[int, ...]) -> None:
             )
 
 
+_NOT_KEPT: Any = None  # an absent state, typed as a present one
+
+
 @dataclass
 class State:
-    """The state of a population for a batch: every tensor is (B, C, …) like its input current.
+    """The state of a population for a batch: every tensor is (B, C, …) like its input current; None, and never read,
+    is what the neuron does not keep (``Neuron.keeps``).
 
     v: potential after the spike. o: output sum (kept where something needs it). x: input sum (where the potential does
     not tell the error). mean: running mean of v. before: potential before the last spike (for the depolarisation).
     """
 
-    v: Tensor
-    o: Tensor | None = None
-    x: Tensor | None = None
-    mean: Tensor | None = None
-    before: Tensor | None = None
+    v: Tensor = _NOT_KEPT
+    o: Tensor = _NOT_KEPT
+    x: Tensor = _NOT_KEPT
+    mean: Tensor = _NOT_KEPT
+    before: Tensor = _NOT_KEPT
 
 
 @dataclass
@@ -273,7 +290,7 @@ def dynamic_evoked_threshold(m: Msat, drive: Tensor) -> Tensor:
 
 def adaptive_threshold(neuron: Neuron, state: State, x: Tensor, before: Tensor, t: int | Tensor) -> Tensor:
     """θ(t) = θ_max·sigmoid(τ_mp·DTT + τ_rd·DET), eq. 15 and Algorithm 1; θ_max itself in the first timestep."""
-    m, theta = neuron.adaptive, threshold(neuron, x)
+    m, theta = present(neuron.adaptive), threshold(neuron, x)
     if isinstance(t, int) and t == 0:
         return theta
     scale = theta if m.normalised else 1.0
@@ -292,7 +309,7 @@ def adaptive_threshold(neuron: Neuron, state: State, x: Tensor, before: Tensor, 
     return varying if isinstance(t, int) else torch.where(t == 0, theta, varying)
 
 
-def _charge(neuron: Neuron, state: State, x: Tensor, t: int | Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+def _charge(neuron: Neuron, state: State, x: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The input sum, where it is kept, with the current x in it, the potential before the spike, and θ(t)."""
     total = state.x
     if neuron.bias is not None:
@@ -321,7 +338,8 @@ def step(
     s, y, charge = _fire(neuron, state, x, before, theta, t)
     fired = s != 0
     if neuron.confidence < 1 and t < EARLY:
-        kept = bernoulli(neuron.confidence, chances.seed, chances.images, chances.site, t, x)
+        by = present(chances)
+        kept = bernoulli(neuron.confidence, by.seed, by.images, by.site, int(t), x)
         s, y = s * kept, y * kept
         if neuron.drop == "keep":
             charge, fired = charge * kept, fired & (kept > 0)
@@ -352,7 +370,7 @@ def _fire(
         goal = torch.where(late, lacking, goal)
     s = torch.floor(goal / theta + neuron.offset)
     if neuron.imbalanced:
-        s = torch.where((goal < 0) & ~late, -torch.floor(-goal * neuron.activation.slope / theta), s)
+        s = torch.where((goal < 0) & ~present(late), -torch.floor(-goal * neuron.activation.slope / theta), s)
     if not neuron.tracking and not neuron.imbalanced:
         s = torch.maximum(s, _fewest(neuron, state, goal if neuron.offset else goal - start, theta))
     s = torch.where(s.abs() >= most if late is None else late, s, s.clamp(-neuron.gamma, neuron.gamma))
@@ -361,7 +379,7 @@ def _fire(
     y = s * theta
     if neuron.signed and not neuron.tracking and not neuron.imbalanced:
         y = torch.maximum(y, -state.o)
-    return s, y, _spent(neuron, before, goal, y, late) if neuron.imbalanced else y
+    return s, y, _spent(neuron, before, goal, y, present(late)) if neuron.imbalanced else y
 
 
 def spikes(neuron: Neuron, s: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.fx.node import Node
 
-from msat_det.graph.channels import channels
 from msat_det.graph.facts import facts, is_site
 from msat_det.graph.fanout import FanOut
 from msat_det.graph.graph import Graph, elements
@@ -42,9 +41,9 @@ def node_table(graph: Graph, fanout: FanOut, neurons: Mapping[str, Neuron], maxi
 
 def _site(node: Node, neuron: Neuron | None, maximum: Tensor | None) -> dict:
     entry = {
-        "activation": facts(node).activation.name,
+        "activation": facts(node).pointwise.name,
         "neurons": elements(node),
-        "channels": channels(facts(node).shape, facts(node).axis),
+        "channels": facts(node).channels,
     }
     if facts(node).joined:
         entry["joined"] = list(facts(node).joined)

@@ -126,7 +126,7 @@ def _stream(device: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def _captured(call: Callable[[], Any], pool: tuple[int, int]) -> tuple[torch.cuda.CUDAGraph, Any]:
+def _captured(call: Callable[[], Any], pool: Any) -> tuple[torch.cuda.CUDAGraph, Any]:
     """What ``call`` does on the GPU, not done yet, and what it returns, which a replay fills.
 
     Raises InputError where that fails: what PyTorch calculates in this process from then on can't be relied on.

@@ -60,13 +60,13 @@ def advance(plan: Plan, values: Values) -> None:
 
 def readout(plan: Plan, static: Mapping[Node, Any], sites: Mapping[Node, Tensor]) -> Any:
     """The network's outputs. sites: of each of ``plan.readout_sites`` what stands for its activation."""
-    values = dict(static) | sites
+    values = {**static, **sites}
     for node in plan.readout:
         values[node] = plan.graph.evaluate(node, values)
     return plan.graph.restructure(fx.map_arg(plan.graph.nodes[-1].args[0], values.__getitem__))
 
 
-def weighed(graph: Graph, node: Node, values: Any, sums: Mapping[Node, Tensor], n: Tensor) -> Any:
+def weighed(graph: Graph, node: Node, values: Any, sums: dict[Node, Tensor], n: Tensor) -> Any:
     """n·g(X̄) of a differential node g, whose differences in time are what it gives (DESIGN §4); of a mask g(X̄).
 
     sums: running sums X of its ``mean_inputs``, X̄ = X / n. values: of its other inputs, by ``[node]``. n: timesteps, ()

@@ -1,16 +1,17 @@
 """Detectors as plain data and back: what surrounds the network, which is stored apart (``formats.native``)."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import get_model
 from torchvision.transforms import InterpolationMode
 
+from msat_det.base.checks import present
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
-from msat_det.base.typed import LARGEST, Ranges, Reader
+from msat_det.base.typed import LARGEST, Reader
 from msat_det.models.classifiers import Classifier, Preprocess
 from msat_det.models.headed import HeadDetector
 from msat_det.models.heads import HEADS
@@ -23,6 +24,16 @@ from msat_det.spiking.formats.archive import finite
 _PRIORS = "detector/priors"
 _SIDE = 8192  # most pixels of an image's side
 
+if TYPE_CHECKING:
+    Form: TypeAlias = str
+    Head: TypeAlias = str
+    Interpolation: TypeAlias = str
+    Name: TypeAlias = str
+    Resize: TypeAlias = str
+else:
+    Form, Head, Name, Resize = (Literal[tuple(names)] for names in (FORMS, HEADS, SINGLE_STAGE, RESIZES))
+    Interpolation = Literal[tuple(mode.name for mode in InterpolationMode)]
+
 
 @dataclass
 class Yolo:
@@ -33,8 +44,8 @@ class Yolo:
     anchors: list[list[tuple[float, float]]]
     strides: list[int]
     scale_x_y: list[float]
-    form: Literal[tuple(FORMS)]
-    resize: Literal[tuple(RESIZES)]
+    form: Form
+    resize: Resize
     score: float
     nms_iou: float
     top_k: int
@@ -63,7 +74,7 @@ class Ssd:
     std: float
     activation: Literal["sigmoid", "softmax"]
     columns: list[int]
-    resize: Literal[tuple(RESIZES)]
+    resize: Resize
     score: float
     nms_iou: float
     top_k: int
@@ -85,7 +96,7 @@ class Ssd:
 class Torchvision:
     """One of torchvision's own detectors by its name; see ``TorchvisionDetector``."""
 
-    name: Literal[SINGLE_STAGE]
+    name: Name
     columns: list[str]
     size: tuple[int, int]
     longer: int | None
@@ -98,7 +109,7 @@ class Torchvision:
         model, transform = detector.model, detector.transform
         longer = None if transform.fixed_size is not None else transform.max_size
         limits = model.score_thresh, model.nms_thresh, model.detections_per_img
-        return cls(detector.name, detector.columns, detector.size, longer, *limits)
+        return cls(present(detector.name), detector.columns, detector.size, longer, *limits)
 
     def build(self, net: nn.Module, tensors: dict[str, Tensor]) -> TorchvisionDetector:
         limits = {"score_thresh": self.score, "nms_thresh": self.nms_iou, "detections_per_img": self.top_k}
@@ -117,11 +128,11 @@ class Headed:
 
     classes: list[str]
     size: tuple[int, int]
-    head: Literal[tuple(HEADS)]
+    head: Head
     strides: list[int]
     anchors: list[list[float]] | None
     activated: bool
-    resize: Literal[tuple(RESIZES)]
+    resize: Resize
     pad: float
     bgr: bool
     mean: tuple[float, float, float]
@@ -152,7 +163,7 @@ class Recogniser:
     std: tuple[float, float, float]
     scale: float
     bgr: bool
-    interpolation: Literal[tuple(mode.name for mode in InterpolationMode)]
+    interpolation: Interpolation
 
     @classmethod
     def of(cls, classifier: Classifier) -> "Recogniser":
@@ -169,13 +180,17 @@ class Recogniser:
         return Classifier(net, list(self.classes), inputs)
 
 
-KINDS = {"yolo": (YoloDetector, Yolo), "ssd": (SsdDetector, Ssd)} | {
+Data = Yolo | Ssd | Headed | Torchvision | Recogniser
+KINDS: dict[str, tuple[type, type[Data]]] = {
+    "yolo": (YoloDetector, Yolo),
+    "ssd": (SsdDetector, Ssd),
     "head": (HeadDetector, Headed),
     "torchvision": (TorchvisionDetector, Torchvision),
     "classifier": (Classifier, Recogniser),
 }
 _DETECTORS = Yolo, Ssd, Headed, Torchvision
-_RANGES: Ranges = {(kind, key): (0, 1) for kind in _DETECTORS for key in ("score", "nms_iou")}
+_RANGES: dict[tuple[type, str], tuple[float, float]]
+_RANGES = {(kind, key): (0, 1) for kind in _DETECTORS for key in ("score", "nms_iou")}
 _RANGES |= {(kind, "top_k"): (1, LARGEST) for kind in _DETECTORS}
 _RANGES |= {(kind, "size"): (1, _SIDE) for kind in _DETECTORS}
 _RANGES |= {
@@ -195,8 +210,9 @@ _RANGES |= {
 
 def write_detector(detector: Any) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
     """A detector as JSON values and named tensors; None for one of the user's own, which is handed in at loading."""
+    own = type(detector)
     for kind, (cls, data) in KINDS.items():
-        if type(detector) is cls and getattr(detector, "name", "") is not None:
+        if own is cls and getattr(detector, "name", "") is not None:
             tensors = {_PRIORS: detector.priors} if cls is SsdDetector else {}
             return {"kind": kind, **asdict(data.of(detector))}, tensors
     return None, {}

@@ -19,16 +19,18 @@ from msat_det.base.files import one_line, show
 from msat_det.graph import ops
 from msat_det.graph.classify import classify
 from msat_det.graph.edits import keep_analog
-from msat_det.graph.facts import Facts, Output, amend, facts, output_of
-from msat_det.graph.graph import Graph, is_entered
+from msat_det.graph.facts import Facts, Output, amend, facts, output_of, parts_of
+from msat_det.graph.graph import Graph, is_entered, module_of
 from msat_det.graph.ops import Activation, Kind
 from msat_det.spiking.formats import known
 from msat_det.spiking.formats.archive import finite
 from msat_det.spiking.formats.values import DTYPES, LARGEST, decode, encode
 
 # What layers, functions and methods raise on arguments that do not fit.
-_MISFIT = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError, ArithmeticError, NameError)
-_MISFIT += (SyntaxError, MemoryError)  # fx writes the graph down as Python before anything is checked on values
+_MISFIT = (
+    *(TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError, ArithmeticError, NameError),
+    *(SyntaxError, MemoryError),  # fx writes the graph down as Python before anything is checked on values
+)
 _MOST_NODES = 10_000
 _MOST_PARTS = 100_000  # elements of all sequences that nodes give
 _MOST_ELEMENTS = 1 << 29  # of one node's output, for the images of _BATCH
@@ -42,9 +44,9 @@ def write_graph(graph: Graph) -> tuple[dict[str, Any], dict[str, Tensor]]:
     tensors: dict[str, Tensor] = {}
     nodes = []
     for node in graph.nodes:
-        target = node.target
+        target = str(node.target)
         if node.op == "call_module" and target not in names:
-            layer = graph.module.get_submodule(target)
+            layer = graph.layer(node)
             names[target] = f"layer{len(names)}"
             arguments = {key: encode(value, node.name) for key, value in known.layer_arguments(layer).items()}
             layers[names[target]] = {"class": type(layer).__name__, "arguments": arguments}
@@ -54,7 +56,7 @@ def write_graph(graph: Graph) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors[names[target]] = graph.attribute(node)
         elif node.op == "call_function":
             target = known.function_name(node)
-        entry = {"name": node.name, "op": node.op, "target": names.get(target, target)}
+        entry: dict[str, Any] = {"name": node.name, "op": node.op, "target": names.get(target, target)}
         entry["args"] = [encode(value, node.name) for value in node.args]
         entry["kwargs"] = {key: encode(value, node.name) for key, value in node.kwargs.items()}
         told = facts(node)
@@ -62,9 +64,9 @@ def write_graph(graph: Graph) -> tuple[dict[str, Any], dict[str, Tensor]]:
             entry["joined"] = list(told.joined)
         nodes.append(entry | {"axis": encode(told.axis, node.name), "source": told.source[:500]})
     leaves = pytree.tree_unflatten(range(graph.structure.num_leaves), graph.structure)
-    inputs = {n.target: facts(n) for n in graph.nodes if n.op == "placeholder"}
+    inputs = {str(n.target): facts(n) for n in graph.nodes if n.op == "placeholder"}
     document = {
-        "inputs": [[name, list(inputs[name].shape), encode(inputs[name].dtype, name)] for name in graph.inputs],
+        "inputs": [[name, list(inputs[name].image_shape), encode(inputs[name].dtype, name)] for name in graph.inputs],
         "outputs": encode(leaves, "output"),
         "layers": layers,
         "nodes": nodes,
@@ -104,7 +106,7 @@ class _Reading:
         for entry in entries:
             self._node(graph, entry, layers, constants)
         attributes = layers | {name: tensor.to("meta") for name, tensor in constants.items()}
-        used = {n.target for n in graph.nodes if n.op in ("call_module", "get_attr")}
+        used = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
         module = fx.GraphModule({name: attributes[name] for name in used}, graph).eval()
         inputs = {name: (shape, DTYPES[dtype["dtype"]]) for name, shape, dtype in self.document["inputs"]}
         found = Graph(module, list(inputs), self._structure())
@@ -159,7 +161,7 @@ class _Reading:
     def _infer(self, graph: Graph, inputs: dict[str, tuple], images: int) -> dict[fx.Node, Output]:
         """Run the graph on the meta device: what each node gives for so many images."""
         env: dict[fx.Node, Any] = {}
-        given = [n.target for n in graph.nodes if n.op == "placeholder"]
+        given = [str(n.target) for n in graph.nodes if n.op == "placeholder"]
         if (
             sorted(given) != sorted(inputs)
             or not given
@@ -170,11 +172,11 @@ class _Reading:
         with torch.device("meta"), torch.inference_mode():
             for node in graph.nodes:
                 if node.op == "placeholder":
-                    shape, dtype = inputs[node.target]
+                    shape, dtype = inputs[str(node.target)]
                     value = torch.empty(images, *shape, dtype=dtype)
                 elif node.op.startswith("call"):
-                    args, kwargs = (fx.map_arg(a, env.__getitem__) for a in (node.args, node.kwargs))
-                    layer = graph.module.get_submodule(node.target) if node.op == "call_module" else None
+                    args, kwargs = fx.map_arg(node.args, env.__getitem__), fx.map_arg(node.kwargs, env.__getitem__)
+                    layer = module_of(graph, node)
                     op = ops.canonical(node, layer)
                     known.check_call(node, op, args, kwargs)
                     if op in ops.CONVOLUTIONS:
@@ -264,17 +266,13 @@ def _check_images(node: fx.Node, several: dict[fx.Node, Output]) -> None:
     needed = node.all_input_nodes if known.kind is Kind.OUTPUT else [node]
     linear = known.kind is Kind.LINEAR and known.op not in ops.MULTIPLYING
     for n in needed if known.kind is not Kind.SHAPE else ():
-        one, more = (list(zip(_tuple(x.rows), x.parts or (x.shape,), strict=True)) for x in (facts(n), several[n]))
+        one, more = parts_of(facts(n)), parts_of(several[n])
         whole = [_BATCH * rows * math.prod(shape) for rows, shape in one] == [
             rows * math.prod(shape) for rows, shape in more
         ]
         first = more == [(_BATCH * rows, shape) for rows, shape in one]
         if not (first or (linear and whole)):
             raise InputError(f"node '{n.name}' mixes the images of a batch")
-
-
-def _tuple(rows: int | tuple[int, ...]) -> tuple[int, ...]:
-    return rows if isinstance(rows, tuple) else (rows,)
 
 
 def _is_name(name: Any) -> bool:

@@ -57,7 +57,7 @@ _MOST_PARTS = 4096  # of a value that is split
 
 def function_name(node: fx.Node) -> str:
     """The name by which a file calls a node's function. Raises InputError where it is none of ``FUNCTIONS``."""
-    name = _NAME_OF.get(node.target)
+    name = None if isinstance(node.target, str) else _NAME_OF.get(node.target)
     if name is None:
         called = getattr(node.target, "__name__", node.target)
         raise InputError(f"node '{node.name}' calls '{called}', which can't be saved: write it in another form")

@@ -15,7 +15,6 @@ from torch.fx.node import Node
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
 from msat_det.graph import ops
-from msat_det.graph.channels import channels
 from msat_det.graph.facts import amend, facts
 from msat_det.graph.fanout import FanOut, as_spikes_lie, is_event_source
 from msat_det.graph.graph import Graph
@@ -30,7 +29,7 @@ from msat_det.spiking.plan import Plan, Setup
 KIND = "network"
 _FORM = 1  # raised when older files can no longer be read
 _KEYS = {"form", "graph", "sites", "fanout", "detector", "seed", "chunk", "energy"}
-_LATER = {"T": 32, "method": ""}  # keys that older files lack, and what they stand for then
+_LATER: dict[str, Any] = {"T": 32, "method": ""}  # keys that older files lack, and what they stand for then
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,8 @@ def _read(document: dict[str, Any], tensors: dict[str, Tensor], detector: Detect
         for node in graph.sites:
             amend(node, axis=neurons[node.name].axis)
     if detector is None and document["detector"] is not None:
-        inputs = {n.target: facts(n).shape for n in graph.nodes if n.op == "placeholder"}
-        shapes = [inputs[name] for name in graph.inputs]
+        sizes = graph.sizes
+        shapes = [sizes[name] for name in graph.inputs]
         detector = read_detector(document["detector"], tensors, graph.module, shapes)
     setup = Setup(graph, Plan(graph), neurons, fanout, document["seed"], document["chunk"])
     return Saved(setup, detector, document["energy"], _read_maxima(tensors, graph), T, method)
@@ -112,7 +111,7 @@ def _read_maxima(tensors: dict[str, Tensor], graph: Graph) -> dict[str, Tensor]:
     maxima = {}
     for node in graph.sites:
         maximum = tensors.get(f"maximum/{node.name}")
-        if maximum is None or maximum.shape != (channels(facts(node).shape, facts(node).axis),):
+        if maximum is None or maximum.shape != (facts(node).channels,):
             raise InputError(f"maximum of call site {node.name} is missing or not of its channels: save it again")
         maxima[node.name] = finite(node.name, maximum)
     return maxima
@@ -146,7 +145,7 @@ def _read_fanout(values: Any, tensors: dict[str, Tensor], graph: Graph) -> FanOu
         reach = tensors.get(f"reach/{node.name}")
         if reach is None:
             continue
-        shape = facts(node).shape
+        shape = facts(node).shape or ()
         fits = is_event_source(node) and reach.dim() == len(shape)
         if not fits or any(have not in (1, want) for have, want in zip(reach.shape, shape, strict=True)):
             raise InputError(f"fanout of node '{node.name}' does not fit its shape: save it again")

@@ -14,7 +14,7 @@ from torch.fx.node import Node
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import one_line, write_whole
-from msat_det.graph.facts import facts, is_mask, is_site
+from msat_det.graph.facts import facts, is_mask, is_site, whole
 from msat_det.graph.graph import mean_inputs
 from msat_det.graph.ops import Kind
 from msat_det.spiking.delta import delta_step
@@ -36,13 +36,13 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 @dataclass(frozen=True)
 class Slot:
-    """One state tensor. field: of ``neurons.State``, or of a differential node: ``last``, ``sum`` of a source."""
+    """One state tensor. field: of ``neurons.State``, or of a differential node: ``last``, ``sum`` of a source. shape:
+    for one image, the batch dimension included."""
 
     node: Node
     field: str
     shape: tuple[int, ...]
     source: Node | None = None
-    rows: int = 1
 
     @property
     def name(self) -> str:
@@ -72,19 +72,18 @@ class Step(nn.Module):
 
     def slots_of(self, node: Node) -> list[Slot]:
         """The states that a node keeps from one step to the next."""
-        shape = facts(node).shape
         if is_site(node):
             kept = set(self.snn.neurons[node.name].keeps) | ({"o"} if node in self.plan.readout_sites else set())
-            return [Slot(node, name, shape) for name in ("v", "o", "x", "mean", "before") if name in kept]
+            return [Slot(node, name, whole(facts(node))) for name in ("v", "o", "x", "mean", "before") if name in kept]
         if facts(node).kind is Kind.DIFFERENTIAL and not self.delta:
             means = mean_inputs(node, self.plan.moving)
-            sums = [Slot(node, "sum", facts(n).shape, n, facts(n).rows) for n in means]
-            return sums if is_mask(facts(node)) else [*sums, Slot(node, "last", shape, None, facts(node).rows)]
+            sums = [Slot(node, "sum", whole(facts(n)), n) for n in means]
+            return sums if is_mask(facts(node)) else [*sums, Slot(node, "last", whole(facts(node)))]
         return []
 
     def blank(self, images: int) -> list[Tensor]:
         """Zeros for every state."""
-        return [torch.zeros(images * slot.rows, *slot.shape) for slot in self.slots]
+        return [torch.zeros(images * slot.shape[0], *slot.shape[1:]) for slot in self.slots]
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         inputs, t, states = self.split(values)
@@ -98,9 +97,8 @@ class Step(nn.Module):
     def begun(self, slot: Slot, t: Tensor, state: Tensor) -> Tensor:
         """The state, or what it is before the first timestep."""
         start: Tensor | float = 0.0
-        neuron = self.snn.neurons.get(slot.node.name)
         if slot.field == "v" and not self.delta:
-            start = initial_potential(neuron, state)
+            start = initial_potential(self.snn.neurons[slot.node.name], state)
         return torch.where(t == 0, start, state)
 
     def run(self, inputs: dict[str, Tensor], t: Tensor, states: dict[Slot, Tensor]) -> tuple[Tensor, ...]:
@@ -119,7 +117,7 @@ class Step(nn.Module):
 
     def spike(self, node: Node, x: Tensor, t: Tensor, own: dict[Slot, Tensor]) -> tuple[Tensor, dict[Slot, Tensor]]:
         """What a call site sends on the current x (under delta coding the input sum), and its states behind it."""
-        state = State(**({"v": None} | {slot.field: value for slot, value in own.items()}))
+        state = State(**{slot.field: value for slot, value in own.items()})
         *_, y = (delta_step if self.delta else step)(self.snn.neurons[node.name], state, x, t)
         return y, {slot: getattr(state, slot.field) for slot in own}
 
@@ -147,7 +145,7 @@ class _Timestep(Values):
         own = self._own(node)
         sums = {slot: value + self.values[slot.source] for slot, value in own.items() if slot.source}
         self.coming |= sums
-        by_source = {slot.source: total for slot, total in sums.items()}
+        by_source = {slot.source: total for slot, total in sums.items() if slot.source}
         total = weighed(self.graph, node, self.values, by_source, self.t + 1)
         for last in own.keys() - sums.keys():  # of a mask there is none
             self.coming[last] = total
@@ -186,8 +184,8 @@ def export_step(module: Step, images: int = 1) -> Any:
     """
     require_packages()
     graph = module.snn.graph
-    inputs = {n.target: facts(n) for n in graph.nodes if n.op == "placeholder"}
-    examples = [torch.zeros(images, *inputs[k].shape, dtype=inputs[k].dtype) for k in graph.inputs]
+    inputs = {str(n.target): facts(n) for n in graph.nodes if n.op == "placeholder"}
+    examples = [torch.zeros(images, *inputs[k].image_shape, dtype=inputs[k].dtype) for k in graph.inputs]
     states = [slot.name for slot in module.slots]
     sent = [f"{node.name}.sent" for node in module.sites]
     try:

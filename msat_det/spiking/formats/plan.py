@@ -5,7 +5,7 @@ holds no function: a neuron's activation is the call site's own, and the file's 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -75,16 +75,17 @@ def load_plan(path: str | Path) -> Plan:
     return Plan(Path(path), sites, tensors, notes)
 
 
-def write_neurons(neurons: dict[str, Neuron], graph: Graph) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def write_neurons(neurons: Mapping[str, Neuron], graph: Graph) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The neurons of ``graph``'s call sites as JSON values and named tensors, which ``read_neurons`` reads.
 
     Raises InputError for a neuron that could not be read again.
     """
-    sites, tensors = {}, {}
+    sites: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
     for node in graph.sites:
         if node.name in neurons:
             fields_ = _plain(neurons[node.name], _prefix(node.name), tensors)
-            size = channels(facts(node).shape, neurons[node.name].axis)
+            size = channels(facts(node).image_shape, neurons[node.name].axis)
             sites[node.name] = {"channels": size, "neuron": fields_}
     read_neurons(sites, tensors, graph)
     return sites, tensors
@@ -107,11 +108,11 @@ def read_neurons(sites: Any, tensors: dict[str, Tensor], graph: Graph) -> dict[s
         entry = sites.get(name)
         if not isinstance(entry, dict) or set(entry) != {"channels", "neuron"}:
             raise InputError(f"no neuron for call site {name}: use the plan of this network")
-        size = _channels(name, facts(node).shape, entry["neuron"])
+        size = _channels(name, facts(node).image_shape, entry["neuron"])
         if type(entry["channels"]) is not int or entry["channels"] != size:
             wrong = show(entry["channels"])
             raise InputError(f"call site {name} has {size} channels, the plan {wrong}: use the plan of this network")
-        neurons[name] = _Reader(name, tensors, size, facts(node).activation).neuron(entry["neuron"])
+        neurons[name] = _Reader(name, tensors, size, facts(node).pointwise).neuron(entry["neuron"])
     return neurons
 
 
@@ -176,10 +177,11 @@ class _Reader(Reader):
         """The tensor that stands for a field: () or one number a channel; of a bias also such a row for each t."""
         key = f"{_prefix(self.site)}.{name}"
         tensor = self.tensors.get(key)
-        fits = tensor is not None and (
-            tensor.shape in ((), (self.channels,)) or (name == "bias" and self._rows(tensor))
-        )
-        if not fits or list(tensor.shape) != shape:
+        if (
+            tensor is None
+            or list(tensor.shape) != shape
+            or not (tensor.shape in ((), (self.channels,)) or (name == "bias" and self._rows(tensor)))
+        ):
             found = None if tensor is None else tuple(tensor.shape)
             raise self.wrong(name, found, f"a tensor of shape () or ({self.channels},)")
         return finite(key, tensor)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from msat_det.base.checks import present
 from msat_det.spiking.kernels import cpu, product, split
 from msat_det.spiking.kernels.build import keep_freed_memory as keep_freed_memory
 from msat_det.spiking.kernels.layout import laid_out, memory_format
@@ -36,7 +37,7 @@ def backend(neuron: Neuron, x: Tensor) -> Literal["eager", "cpu", "triton"]:
     if x.dtype != torch.float32:
         return "eager"
     if x.is_cuda:
-        return "triton" if on_gpu() and on_gpu()[0].holds(neuron) else "eager"
+        return "triton" if (gpu := on_gpu()) and gpu[0].holds(neuron) else "eager"
     return "cpu" if x.device.type == "cpu" and cpu.holds(neuron) else "eager"
 
 
@@ -58,10 +59,16 @@ class Scan:
         self._start = initial_potential(neuron, currents)
         self.fanout = fanout.to(currents.device)
         self._counts = torch.zeros(currents.shape[0], 4, dtype=torch.float64, device=currents.device)
-        self.backend, self._kernel = backend(neuron, currents), None
+        self.backend = backend(neuron, currents)
+        self._kernel: Any = None
         if self.backend != "eager":
             own = neuron, currents, self.state, laid_out(self.fanout, currents)
-            self._kernel = cpu.Compiled(*own) if self.backend == "cpu" else on_gpu()[0].Fused(*own, chances)
+            self._kernel = cpu.Compiled(*own) if self.backend == "cpu" else present(on_gpu())[0].Fused(*own, chances)
+
+    @property
+    def output(self) -> Tensor:
+        """The output sums (B, C, …), of a population that keeps them."""
+        return self.state.o
 
     @property
     def repeats(self) -> bool:
@@ -143,14 +150,14 @@ def pool_in_triton(x: Tensor) -> bool:
 
 def fused_pool(window: Window, like: Tensor, fanout: Tensor | None) -> Any:
     """A ``triton_pool.FusedPool``."""
-    return on_gpu()[1].FusedPool(window, like, fanout)
+    return present(on_gpu())[1].FusedPool(window, like, fanout)
 
 
 def on_tensor_cores(conv: nn.Module, x: Tensor) -> Tensor | None:
     """``conv(x)`` by ``split``, or None where that does not pay or is not possible: call the module then."""
-    if not (x.is_cuda and on_gpu() and split.fits(conv, x)):
+    if not (x.is_cuda and (gpu := on_gpu()) and split.fits(conv, x)):
         return None
-    return split.convolution(conv, on_gpu()[2].split(x))
+    return split.convolution(conv, gpu[2].split(x))
 
 
 def as_product(conv: nn.Module, x: Tensor) -> Tensor | None:

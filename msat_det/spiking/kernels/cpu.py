@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from msat_det.base.checks import present
 from msat_det.graph.channels import rows_by_channel
 from msat_det.spiking.kernels.build import wanted
 from msat_det.spiking.kernels.layout import laid_out, laid_out_by_channel, memory_format, period_of
@@ -70,19 +71,20 @@ class Compiled:
         self._struct = self._layout(currents, fanout)
 
     def _layout(self, x: Tensor, fanout: Tensor) -> _Scan:
-        n, m, st, lib = self.neuron, self.neuron.adaptive, self.state, library()
+        n, m, st, lib = self.neuron, self.neuron.adaptive, self.state, present(library())
         size, period = x[0].numel(), period_of(n, x)
 
         def periodic(value: Tensor | float) -> Tensor:
             return laid_out_by_channel(value, x, period, lib.scan_group())
 
         slope, low, high = PIECEWISE.get(n.activation.name, (0.0, 0.0, math.inf))
+        self._partial = torch.zeros(len(x), lib.scan_units(size), 4, dtype=torch.float64)
         self._arrays = {  # the structure holds bare pointers: this keeps them alive
             "v": st.v, "o": st.o, "sum": st.x, "mean": st.mean, "before": st.before, "fanout": fanout,
             "theta": periodic(threshold(n, x)), "theta_max": periodic(per_channel(n.theta, x, n.axis)),
             "start": periodic(initial_potential(n, x)),
             "bias": None if n.bias is None or n.bias.dim() > 1 else periodic(per_channel(n.bias, x, n.axis)),
-            "counts": torch.zeros(len(x), lib.scan_units(size), 4, dtype=torch.float64),
+            "counts": self._partial,
         }  # fmt: skip
         values = dict(
             gamma=n.gamma, overflow=n.overflow, offset=n.offset, margin=n.margin, upper=n.activation.upper,
@@ -105,41 +107,42 @@ class Compiled:
         c.K, c.t0, c.x_step = steps, t0, 0 if constant else c.B * c.N
         c.x, c.y, c.stage = x.data_ptr(), y.data_ptr(), stages.data_ptr()
         family = "track" if n.tracking else "leaky" if n.imbalanced else "reset" if n.reset == "zero" else "spike"
-        library().scan_chunk(
+        present(library()).scan_chunk(
             ctypes.byref(c), _FAMILIES[family], int(self.state.o is not None), int(n.adaptive is not None)
         )
-        self.counts += self._arrays["counts"].sum(1) if n.bits is None else self._digits(y, stages)
+        self.counts += self._partial.sum(1) if n.bits is None else self._digits(y, stages, n.bits)
 
     def restart(self) -> None:
         """Counts from 0."""
         self.counts.zero_()
 
-    def _digits(self, y: Tensor, stages: Tensor) -> Tensor:
+    def _digits(self, y: Tensor, stages: Tensor, bits: int) -> Tensor:
         """The counts of bursts that go as binary digits; y (steps·B, C, …)."""
         c, total = self._struct, torch.zeros_like(self.counts)
         for each, stage in zip(y.split(c.B), stages.tolist(), strict=True):
             counts = torch.zeros_like(total)
-            levels_library().count_digits(
+            present(levels_library()).count_digits(
                 ctypes.c_void_p(each.data_ptr()),
                 *(ctypes.c_int64(number) for number in (c.B, c.N, c.period)),
                 ctypes.c_void_p(c.theta),
                 ctypes.c_float(stage),
-                ctypes.c_int32(self.neuron.bits),
+                ctypes.c_int32(bits),
                 ctypes.c_void_p(c.fanout),
                 ctypes.c_void_p(counts.data_ptr()),
             )
             total += counts
-        return total + 0 * self._arrays["counts"].sum(1)  # NaN stays
+        return total + 0 * self._partial.sum(1)  # NaN stays
 
 
 def count_events(y: Tensor, fanout: Tensor) -> Tensor:
     """Σ[y≠0] and Σ[y≠0]·fan-out of each row of y (rows, C, …), as (rows, 2) float64 on its device. fanout: (C, …)."""
-    if library() is None or y.device.type != "cpu" or y.dtype != torch.float32:
+    lib = library()
+    if lib is None or y.device.type != "cpu" or y.dtype != torch.float32:
         events, reach = (y != 0).flatten(1).double(), fanout.to(y.device).expand(y.shape[1:]).flatten().double()
         return torch.stack((events.sum(1), events @ reach), 1)
     y, reach = y.contiguous(memory_format=memory_format(y)), laid_out(fanout, y)
     counts = torch.empty(len(y), 2, dtype=torch.float64)
-    library().count_events(
+    lib.count_events(
         ctypes.c_void_p(y.data_ptr()),
         *(ctypes.c_int64(n) for n in (len(y), y[0].numel())),
         *(ctypes.c_void_p(a.data_ptr()) for a in (reach, counts)),
@@ -153,7 +156,8 @@ def observe_channels(x: Tensor, axis: int | None, shift: int, first: int, histog
     axis: the dimension of the channels, None where all values belong to one.
     """
     channels, bins = histogram.shape
-    if library() is None or x.device.type != "cpu" or x.dtype != torch.float32:
+    lib = library()
+    if lib is None or x.device.type != "cpu" or x.dtype != torch.float32:
         rows = rows_by_channel(x.abs().float(), axis)
         index = ((rows.contiguous().view(torch.int32) >> shift) - (first - 1)).clamp_(0, bins - 1)
         index += bins * torch.arange(channels, dtype=torch.int32, device=x.device)[:, None]
@@ -164,7 +168,7 @@ def observe_channels(x: Tensor, axis: int | None, shift: int, first: int, histog
     last = memory_format(x) is torch.channels_last and axis in (1, None)
     x = x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
     inner = 1 if last and axis else x[0].numel() if axis is None else math.prod(x.shape[axis + 1 :])
-    library().observe_channels(
+    lib.observe_channels(
         ctypes.c_void_p(x.data_ptr()),
         *(ctypes.c_int64(n) for n in (x.numel() // (channels * inner), channels, inner)),
         *(ctypes.c_int32(n) for n in (shift, first, bins)),

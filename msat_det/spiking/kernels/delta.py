@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from msat_det.base.checks import present
 from msat_det.spiking.delta import delta_step, new_delta_state, target
 from msat_det.spiking.kernels.cpu import PIECEWISE, levels_library
 from msat_det.spiking.kernels.layout import laid_out, laid_out_by_channel, memory_format, period_of
@@ -52,11 +53,12 @@ class Corrections:
         self.neuron, self.fanout = neuron, fanout.to(sums.device)
         self._format = memory_format(sums)
         self.counts = torch.zeros(sums.shape[0], 4, dtype=torch.float64)
-        self.sent, self._before = 0.0, None
-        self._struct = None
+        self.sent = 0.0
+        self._before: tuple[float, int, float] | None = None
+        self._struct: _Correct | None = None
         if self._fits_kernel(sums):
             self._struct = self._layout(sums)
-            self.state = State(v=None)
+            self.state = State()
         else:
             self.state = new_delta_state(neuron, sums)
         if before is not None:
@@ -88,11 +90,11 @@ class Corrections:
         counted = self.counts[:, 2].sum().item()
         self._before = self._now(t)
         if self._struct is None:
-            y = self._eager(sums, t)
+            sent: Tensor | None = self._eager(sums, t)
         else:
-            y = self._kernel(sums.contiguous(memory_format=self._format), t, wanted, own)
+            sent = self._kernel(self._struct, sums.contiguous(memory_format=self._format), t, wanted, own)
         self.sent = self.counts[:, 2].sum().item() - counted
-        return y
+        return sent
 
     def _eager(self, sums: Tensor, t: int) -> Tensor:
         _, spikes, y = delta_step(self.neuron, self.state, sums, t)
@@ -107,7 +109,7 @@ class Corrections:
         return plain and library() is not None
 
     def _layout(self, x: Tensor) -> _Correct:
-        n, lib, activation = self.neuron, library(), self.neuron.activation
+        n, lib, activation = self.neuron, present(library()), self.neuron.activation
         size = x[0].numel()
         period = period_of(n, x)
 
@@ -119,12 +121,12 @@ class Corrections:
         slope, low, high = PIECEWISE.get(activation.name, (0.0, -math.inf, activation.upper))
         if not self.follows:
             slope, low, high = PIECEWISE["identity"]
-        has_bias = n.bias is not None and self.follows
+        self._partial = torch.zeros(x.shape[0], lib.correct_units(size), 4, dtype=torch.float64)
         self._arrays = {  # the structure holds bare pointers: this keeps them alive
             "theta": periodic(threshold(n, x)),
-            "bias": periodic(per_channel(n.bias, x, n.axis)) if has_bias else None,
+            "bias": None if n.bias is None or not self.follows else periodic(per_channel(n.bias, x, n.axis)),
             "fanout": laid_out(self.fanout, x),
-            "counts": torch.zeros(x.shape[0], lib.correct_units(size), 4, dtype=torch.float64),
+            "counts": self._partial,
         }
         pointers = {name: None if a is None else a.data_ptr() for name, a in self._arrays.items()}
         return _Correct(
@@ -132,17 +134,16 @@ class Corrections:
             overflow=n.overflow, per_ratio=1 / NEAREST, bits=n.bits or 0, **pointers,
         )  # fmt: skip
 
-    def _kernel(self, x: Tensor, t: int, wanted: bool, own: bool) -> Tensor | None:
-        c = self._struct
+    def _kernel(self, c: _Correct, x: Tensor, t: int, wanted: bool, own: bool) -> Tensor | None:
         if not self.follows:
             x, own = target(self.neuron, x, t).contiguous(memory_format=self._format), True
-        c.stage, c.terms, zone = self._before
+        c.stage, c.terms, zone = self._now(t)
         c.zone = edge(zone)
         c.first = self.state.o is None
         if c.first:
             self.state.o = x if own else torch.empty_like(x)
         y = torch.empty_like(x) if wanted else None
         c.x, c.o, c.y = x.data_ptr(), self.state.o.data_ptr(), None if y is None else y.data_ptr()
-        library().correct_step(ctypes.byref(c))
-        self.counts += self._arrays["counts"].sum(1)
+        present(library()).correct_step(ctypes.byref(c))
+        self.counts += self._partial.sum(1)
         return y

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from msat_det.base.checks import present
 from msat_det.spiking.kernels.build import wanted
 
 # What events cost, measured (benchmarks/bench.py --part sparse): a multiply-add, where a dense one costs 1, under
@@ -92,7 +93,7 @@ def density(x: Tensor) -> float:
     N, C, h, w = x.shape
     pixels = N * h * w
     step = 1 if x.numel() <= _SAMPLED else _STEP
-    return library().events_among(x.data_ptr(), pixels, C, step) / (C * -(-pixels // step))
+    return present(library()).events_among(x.data_ptr(), pixels, C, step) / (C * -(-pixels // step))
 
 
 class EventConvolution:
@@ -109,6 +110,7 @@ class EventConvolution:
         blocks = functional.pad(weight.permute(2, 3, 1, 0), (0, missing)).split(_BLOCK, -1)
         self.weight = torch.cat([block.flatten() for block in blocks])
         self.outputs, self.kernel, self.stride = conv.out_channels, conv.kernel_size, conv.stride
+        assert not isinstance(conv.padding, str)  # see ``_fits``
         self.padding, self.dilation = conv.padding, conv.dilation
 
     def __call__(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
@@ -120,8 +122,9 @@ class EventConvolution:
         y = torch.empty(shape, memory_format=torch.channels_last) if onto is None else onto
         numbers = [N, *inputs, C, *size, self.outputs, *self.kernel, *self.stride, *self.padding, *self.dilation, 0]
         geometry = (ctypes.c_int64 * len(numbers))(*numbers)
-        geometry[-1] = library().event_bands(geometry, torch.get_num_threads())
+        lib = present(library())
+        geometry[-1] = lib.event_bands(geometry, torch.get_num_threads())
         bias = self.bias.data_ptr() if onto is None else None
         arrays = (ctypes.c_void_p(at) for at in (x.data_ptr(), self.weight.data_ptr(), bias, y.data_ptr()))
-        library().event_convolution(geometry, *arrays)
+        lib.event_convolution(geometry, *arrays)
         return y

@@ -6,6 +6,8 @@ windows, (pixels, rows·columns·inputs), the same convolution is a product with
 such choice. Every product and sum is float32's.
 """
 
+from typing import TypeGuard
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ LEAST_OUTPUTS, LEAST_TERMS = 256, 512
 BYTES = 512 << 20  # of windows at once
 
 
-def fits(conv: nn.Module, x: Tensor) -> bool:
+def fits(conv: nn.Module, x: Tensor) -> TypeGuard[nn.Conv2d]:
     """Whether ``convolution`` computes ``conv(x)``, and is expected to pay."""
     return (
         isinstance(conv, nn.Conv2d)
@@ -52,6 +54,7 @@ def convolution(conv: nn.Conv2d, x: Tensor) -> Tensor:
 def _windows(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """What each output pixel sees, (N, h, w, rows, columns, C), in the memory of x where there is no padding."""
     (down, right), (rows, columns), (apart, across) = conv.stride, conv.kernel_size, conv.dilation
+    assert not isinstance(conv.padding, str)  # see ``fits``
     top, left = conv.padding
     x = F.pad(x, (left, left, top, top)) if top or left else x
     pixels = x.permute(0, 2, 3, 1).contiguous()

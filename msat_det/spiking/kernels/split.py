@@ -8,6 +8,7 @@ of rounding it. On an H100 results of SSD300's layers are up to 1.1e-4 of the la
 precision accuracy from Tensor Cores".)
 """
 
+from typing import TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,7 +29,7 @@ def convolution(conv: nn.Conv2d, parts: Tensor) -> Tensor:
         return F.conv2d(parts, _weights(conv), conv.bias, conv.stride, conv.padding, conv.dilation)
 
 
-def fits(conv: nn.Module, x: Tensor) -> bool:
+def fits(conv: nn.Module, x: Tensor) -> TypeGuard[nn.Conv2d]:
     """Whether ``convolution`` computes ``conv(x)``, and is expected to pay."""
     if not isinstance(conv, nn.Conv2d):
         return False

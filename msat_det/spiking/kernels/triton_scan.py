@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from msat_det.base.checks import present
 from msat_det.spiking.masks import BITS, FACTORS, SHIFTS, STEP, mask_keys
 from msat_det.spiking.neurons import (
     EARLY,
@@ -309,7 +310,7 @@ class Fused:
         self.B, self.N = currents.shape[0], currents[0].numel()
         rows, stride = _rows(neuron, currents)
         confident = n.confidence < 1
-        drawn = _keys(chances, device) if confident else rows
+        drawn = _keys(present(chances), device) if confident else rows
         staged = tuple(n.stages) != (1.0,)
         block, self.warps = SHAPES[family_of(n)]
         self.partial = torch.zeros(self.B, triton.cdiv(self.N, block), 4, dtype=torch.float64, device=device)
@@ -381,8 +382,9 @@ def _rows(neuron: Neuron, like: Tensor) -> tuple[Tensor, int]:
     n = neuron
     theta_max = per_channel(n.theta, like, n.axis)
     start = torch.as_tensor(initial_potential(n, like), dtype=like.dtype, device=like.device)
-    held = n.bias is not None and n.bias.dim() < 2  # one that differs over time comes with the current
-    bias = per_channel(n.bias, like, n.axis) if held else torch.zeros_like(theta_max)
+    bias = torch.zeros_like(theta_max)
+    if n.bias is not None and n.bias.dim() < 2:  # one that differs over time comes with the current
+        bias = per_channel(n.bias, like, n.axis)
     rows = torch.stack(torch.broadcast_tensors(threshold(n, like), theta_max, start, bias))
     rows = rows.reshape(4, -1).contiguous()
-    return rows, like.stride(n.axis) if rows.shape[1] > 1 else 1
+    return rows, 1 if n.axis is None or rows.shape[1] == 1 else like.stride(n.axis)

@@ -42,10 +42,10 @@ def window_of(node: Node, module: nn.Module | None) -> Window | None:
         given = {name: getattr(module, name) for name in names}
     kernel, stride = given.get("kernel_size"), given.get("stride")
     values = [kernel, kernel if stride in (None, []) else stride, given.get("padding", 0), given.get("dilation", 1)]
-    pairs = [_pair(value) for value in values]
-    if None in pairs or pairs[3] != (1, 1) or pairs[0][0] * pairs[0][1] > LARGEST:
+    pairs = [pair for value in values if (pair := _pair(value))]
+    if len(pairs) < len(values) or pairs[3] != (1, 1) or pairs[0][0] * pairs[0][1] > LARGEST:
         return None
-    return Window(*pairs[:3], bool(given.get("ceil_mode", False)))
+    return Window(pairs[0], pairs[1], pairs[2], bool(given.get("ceil_mode", False)))
 
 
 def _pair(value: object) -> tuple[int, int] | None:
