@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,22 @@ def test_intervals_stand_beside_their_figures(folder: Path) -> None:
         (folder / "summary.json").write_text(json.dumps(summary | {"differences": broken}))
         with pytest.raises(InputError, match=r"summary\.json is not what a run writes"):
             run_page(folder)
+
+
+def test_agreement_stands_beside_the_metric(folder: Path, tmp_path: Path) -> None:
+    """Where a run has measured it, behind mAP at its last t, at every t, and in the verdict; no column where not."""
+    assert "greement" not in Reader(run_page(folder)).text
+    rows = [replace(row, metrics=row.metrics | {"agreement": 91.26}) if row.t == 4 else row for row in ROWS]
+    measured = make_run(tmp_path / "measured", [rows[0], *rows[2:3], *rows[4:6]])
+    text = "".join(Reader(run_page(measured)).text.split())
+    assert "keepsmethodfromtmAP%agreement%energyallfloatnetwork50.01.0090%staged-4447.591.30.40" in text
+    assert "lasttmAP%agreement%mAP50%" in text
+    assert "methodtmAP%agreement%mAP50%offloat%" in text
+    assert "signed440.091.390.080.0" in text
+    assert "Agreement:mAPwiththeboxesthatthefloatnetworkfindsasthetruth." in text
+    both = "".join(Reader(comparison_page([folder, measured])).text.split())
+    assert "runp-norm1620.0–90.040.0" in both
+    assert "measuredp-norm41.091.390.02.0" in both
 
 
 def test_why_a_method_never_arrives(folder: Path) -> None:

@@ -149,8 +149,9 @@ def _opened(ledger: list[dict[str, Any]] | None, opening: CurveRow | None) -> di
 
 
 def method_line(run: Comparison, curve: Curve) -> dict[str, Any]:
-    """A line of the method table. near: the row that first keeps NEAR. best: the most accurate one. ahead: {t: how far
-    it is ahead of the method that the bootstrap compares with, and the interval}."""
+    """A line of the method table. near: the row that first keeps NEAR. best: the most accurate one. agreed: whether its
+    agreement was measured. ahead: {t: how far it is ahead of the method that the bootstrap compares with, and the
+    interval}."""
     label = curve.rows[0].method
     best = max(curve.rows, key=lambda row: row.metrics[run.metric])
     return {
@@ -159,6 +160,7 @@ def method_line(run: Comparison, curve: Curve) -> dict[str, Any]:
         "best": best,
         "last": curve.rows[-1],
         "level": run.rows[0],
+        "agreed": "agreement" in curve.rows[-1].metrics,
         "ahead": {
             row["t"]: row
             for row in run.facts.get("differences", [])
