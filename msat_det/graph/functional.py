@@ -137,7 +137,7 @@ def _layer(name: str, given: dict[str, Any], rank: int) -> nn.Module | None:
             norm = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[rank - 1]
             layer = norm(len(weight), eps=given.get("eps", 1e-5))
             layer.running_mean, layer.running_var = given["running_mean"], given["running_var"]
-            layer.num_batches_tracked = None
+            layer.num_batches_tracked = torch.zeros((), dtype=torch.long, device=weight.device)
         else:
             conv, groups = getattr(nn, f"Conv{name[-2:]}"), given.get("groups", 1)
             how = {key: given[key] for key in ("stride", "padding", "dilation") if key in given}

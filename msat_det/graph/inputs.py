@@ -127,8 +127,22 @@ def items(given: Any) -> list[Any]:
     return list(given)
 
 
+def signature(net: nn.Module) -> inspect.Signature:
+    """Of a network's forward, without the module itself."""
+    if not isinstance(net, torch.jit.ScriptModule):
+        return inspect.signature(net.forward)
+    kind, empty = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
+    arguments = net._c._get_method("forward").schema.arguments[1:]
+    return inspect.Signature(
+        [
+            inspect.Parameter(each.name, kind, default=each.default_value if each.has_default_value() else empty)
+            for each in arguments
+        ]
+    )
+
+
 def _batch(where: str, batch: Any, net: nn.Module) -> Batch:
-    parameters = inspect.signature(net.forward).parameters.values()
+    parameters = signature(net).parameters.values()
     names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     needed = [p.name for p in parameters if p.name in names and p.default is p.empty]
     if isinstance(batch, Mapping):

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from msat_det.base.errors import InputError
 from msat_det.graph.inputs import MISFIT, reason
+from msat_det.graph.scripted import in_python
 
 # Old-style reparametrisations: hooks that make the weight anew before every forward.
 _MAKERS = (WeightNorm, SpectralNorm, BasePruningMethod)
@@ -42,32 +43,33 @@ def unwrap(network: Any) -> Any:
 def prepared(net: nn.Module) -> nn.Module:
     """A copy of ``net``, which stays as it is.
 
-    Wrappers at any depth are gone; what weight and spectral norm, pruning and parametrisations make of a weight has
-    become the weight. Raises InputError, naming the part, for scripted modules and weights that are not there yet.
+    Wrappers at any depth are gone, scripted modules are ``Scripted`` ones; what weight and spectral norm, pruning and
+    parametrisations make of a weight has become the weight. Raises InputError, naming the part, for exported and
+    quantised modules and weights that are not there yet.
     """
     net = unwrap(net)
     refuse_fixed(net)
     for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
         if is_lazy(tensor) or tensor.is_meta:
             raise InputError(f"weight '{name}' has no value yet: load the weights, or run the network once, before")
-    net = _copied(net).float().eval()
-    for module in list(net.modules()):
+    net = _in_python(copied(net).float().eval())
+    for module in [each for each in net.modules() if not isinstance(each, torch.jit.ScriptModule)]:
         for name, child in module.named_children():
-            setattr(module, name, unwrap(child))
+            setattr(module, name, _in_python(unwrap(child)))
     with torch.no_grad():
         for module in net.modules():
             _bake(module)
     return net.requires_grad_(False)
 
 
+def _in_python(module: nn.Module) -> nn.Module:
+    return in_python(module) if isinstance(module, torch.jit.ScriptModule) else module
+
+
 def refuse_fixed(net: Any) -> None:
-    """Raise InputError, naming the part, for what is a program by now, scripted or exported, and for modules that are
-    quantised or made ready for it."""
+    """Raise InputError, naming the part, for what is an exported program by now, and for modules that are quantised or
+    made ready for it."""
     for name, module in net.named_modules() if isinstance(net, nn.Module) else [("", net)]:
-        if isinstance(module, torch.jit.ScriptModule):
-            raise InputError(
-                f"{_part(name)} is scripted (torch.jit), and can't be traced again: give the module that was scripted"
-            )
         if _is_exported(module):
             raise InputError(f"{_part(name)} is exported (torch.export): give the module that was exported")
         if any(cls.__module__.startswith(_QUANTISED) for cls in type(module).__mro__):
@@ -86,15 +88,18 @@ def _part(name: str) -> str:
     return f"module '{name}'" if name else "the network"
 
 
-def _copied(net: nn.Module) -> nn.Module:
+def copied(net: nn.Module) -> nn.Module:
+    """A copy of ``net``; functions of TorchScript are the same. Raises InputError where there is none."""
+    values = [value for module in net.modules() for value in vars(module).values()]
     # PyTorch copies no tensor that a graph has made, as the weight of weight_norm is after a forward
-    made = {id(t): t.detach().clone() for m in net.modules() for t in vars(m).values() if _is_made(t)}
+    memo: dict[int, Any] = {id(value): value.detach().clone() for value in values if _is_made(value)}
+    memo |= {id(value): value for value in values if isinstance(value, torch.jit.ScriptFunction)}  # nor these
     try:
-        return copy.deepcopy(net, made)
+        return copy.deepcopy(net, memo)
     except (*MISFIT, pickle.PickleError) as error:
         raise InputError(
             f"{type(net).__name__} can't be copied ({reason(error)}): take off what is no tensor, number or module, as "
-            "open files and scripted functions"
+            "open files"
         ) from error
 
 

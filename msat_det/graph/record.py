@@ -34,12 +34,14 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from msat_det.graph import ops
 from msat_det.graph.attention import multi_head, scaled_dot_product
 from msat_det.graph.graph import TORCH
+from msat_det.graph.scripted import run_function
 
 # What turns a tensor into something that Python can decide by.
 _VALUES = {"__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__", "item", "tolist", "numpy"}
 _VALUES |= {"__array__", "is_nonzero", "equal", "allclose", "nonzero", "argwhere", "unique", "masked_select"}
 _MADE = {"new_zeros": torch.zeros, "new_ones": torch.ones, "new_full": torch.full}
 _BLANK = {*_MADE, "zeros", "ones", "full", "zeros_like", "ones_like", "full_like"}  # of an image they take sizes alone
+_FILLING = {"__setitem__", "fill_", "zero_", "copy_"}
 _REFLECTED = {"__rsub__": operator.sub, "__rdiv__": operator.truediv, "__rtruediv__": operator.truediv}
 _REFLECTED |= {"__rpow__": operator.pow, "__rfloordiv__": operator.floordiv, "__rmatmul__": operator.matmul}
 _REFLECTED |= {"__rmod__": operator.mod}
@@ -129,7 +131,7 @@ class _Recorder(TorchFunctionMode):
             raise DecidesByValues(f"'{name}' of a tensor that an image enters")
         if not entering and ops.canonical_name(name) not in ops.KNOWN | ops.SIZED:
             return func(*self.settle(args), **self.settle(kwargs))
-        if name == "__setitem__" and self.node_of(args[0]) in self.blank and self.blank.issuperset(entering):
+        if name in _FILLING and self.node_of(args[0]) in self.blank and self.blank.issuperset(entering):
             self.forget(args[0])
             return func(*self.settle(args), **self.settle(kwargs))
         if func is F.scaled_dot_product_attention:
@@ -231,9 +233,12 @@ class _Recorder(TorchFunctionMode):
         return type(value)(map(self.settle, value)) if type(value) in (list, tuple, torch.Size) else value
 
     def forget(self, tensor: Tensor) -> None:
-        """Take a blank tensor, which the network goes on to write into, for a constant of its size."""
-        self.settle(self.size(tensor))
-        del self.nodes[id(tensor)]
+        """Take a blank tensor that the network goes on to write into, and its views, for constants of their size."""
+        memory = tensor.untyped_storage().data_ptr()
+        for known, node in list(self.nodes.values()):
+            if node in self.blank and known.untyped_storage().data_ptr() == memory:
+                self.settle(self.size(known))
+                del self.nodes[id(known)]
 
     def calls(self) -> ExitStack:
         """While it is open, modules that the converter knows are single nodes."""
@@ -254,11 +259,12 @@ class _Recorder(TorchFunctionMode):
             return result
 
         def inline(function: Any, *args: Any, **kwargs: Any) -> Any:
-            return function._torchdynamo_inline(*args, **kwargs)
+            original = getattr(function, "_torchdynamo_inline", None)  # as it was before scripting
+            return run_function(function, args, kwargs) if original is None else original(*args, **kwargs)
 
         stack = ExitStack()
         stack.enter_context(patch.object(nn.Module, "__call__", call))
-        stack.enter_context(patch.object(torch.jit.ScriptFunction, "__call__", inline))  # as it was before scripting
+        stack.enter_context(patch.object(torch.jit.ScriptFunction, "__call__", inline))
         return stack
 
 

@@ -1,6 +1,5 @@
 """Trace the dense part of a network into a graph whose every node has a verdict (DESIGN §4)."""
 
-import copy
 import inspect
 import traceback
 from typing import Any
@@ -19,12 +18,13 @@ from msat_det.graph.fanout import static_nodes
 from msat_det.graph.folds import unfold
 from msat_det.graph.functional import as_layers, drop_neutral, fold_batch_norm, free_views, functionalise
 from msat_det.graph.graph import TORCH, Graph, device_of, measure, where
-from msat_det.graph.inputs import MISFIT, Batch, as_input, images_in, mend, name_of, reason
+from msat_det.graph.inputs import MISFIT, Batch, as_input, images_in, mend, name_of, reason, signature
 from msat_det.graph.number import Guards, drop_dead, free_number
 from msat_det.graph.ops import Kind
 from msat_det.graph.precision import arithmetic
-from msat_det.graph.prepare import prepared
+from msat_det.graph.prepare import copied, prepared, unwrap
 from msat_det.graph.record import HERE, DecidesByValues, record
+from msat_det.graph.scripted import Scripted
 from msat_det.graph.spellings import join_activations
 
 _TOLERANCE = 1e-4
@@ -41,13 +41,15 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     views or shared state, unknown operations, networks that mix the images of a batch or do not run on this one, and
     when the traced graph's outputs differ from the network's by more than 1e-4 of their largest magnitude.
     """
+    given = signature(unwrap(net))
     net = prepared(net)
-    inputs, values = _named(net, (batch,) if isinstance(batch, Tensor) else batch)
+    inputs, values = _named(net, given, (batch,) if isinstance(batch, Tensor) else batch)
     # other images behind these ones: neither a statistic over the batch nor another order of it leaves these alone
     more = pytree.tree_map(lambda x: torch.cat((x, (x / 2).to(x.dtype))), values)
-    again = copy.deepcopy(net)
+    again = copied(net)
     graph, expected = _recorded(net, values, inputs)
     other, expected_more = _recorded(again, more, inputs)
+    _check_scripted(net, values, expected)
     for each in (graph, other):
         functionalise(each)
     module = graph.module
@@ -74,16 +76,15 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     return graph
 
 
-def _named(net: nn.Module, batch: Any) -> tuple[list[str], tuple | dict]:
+def _named(net: nn.Module, takes: inspect.Signature, batch: Any) -> tuple[list[str], tuple | dict]:
     """The names of the inputs that a batch gives, and these as the network takes them, two images at most."""
-    signature = inspect.signature(net.forward)
     try:
-        bound = signature.bind(**batch) if isinstance(batch, dict) else signature.bind(*batch)
+        bound = takes.bind(**batch) if isinstance(batch, dict) else takes.bind(*batch)
     except TypeError as error:
         raise InputError(f"the batch does not fit {type(net).__name__}.forward: {error}") from error
     given: dict[str, Any] = {}
     for name, value in bound.arguments.items():
-        kind = signature.parameters[name].kind
+        kind = takes.parameters[name].kind
         if kind is inspect.Parameter.VAR_KEYWORD:
             given |= value
         elif kind is inspect.Parameter.VAR_POSITIONAL and len(value) != 1:
@@ -110,11 +111,26 @@ def _recorded(net: nn.Module, values: tuple | dict, names: list[str]) -> tuple[G
         ) from error
 
 
-def _check_runs(net: nn.Module, values: tuple | dict) -> None:
+def _check_scripted(net: nn.Module, values: tuple | dict, expected: Any) -> None:
+    """Make sure that what is recorded of scripted modules is what TorchScript calculates."""
+    if any(isinstance(module, Scripted) for module in net.modules()):
+        with torch.no_grad():
+            _check_outputs(_compiled(net, values), expected, "give the module that was scripted")
+
+
+def _compiled(net: nn.Module, values: tuple | dict) -> Any:
+    """What comes out where TorchScript runs its parts of a network, from now on."""
+    for module in net.modules():
+        if isinstance(module, Scripted):
+            module.compiled = True
     own = _own(values)
+    return net(**own) if isinstance(own, dict) else net(*own)
+
+
+def _check_runs(net: nn.Module, values: tuple | dict) -> None:
     try:
         with torch.inference_mode():
-            _ = net(**own) if isinstance(own, dict) else net(*own)
+            _compiled(net, values)
     except MISFIT as error:
         first = pytree.tree_leaves(values)[0]
         given = ", ".join(f"{tuple(x.shape[1:])} {name_of(x.dtype)}" for x in pytree.tree_leaves(values))

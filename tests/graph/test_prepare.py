@@ -136,9 +136,6 @@ def observed_for_int8() -> nn.Module:
 
 
 REFUSED = {
-    "scripted": (lambda: torch.jit.script(network()), "the network is scripted"),
-    "recorded": (lambda: torch.jit.trace(network(), images()), "the network is scripted"),
-    "a part scripted": (lambda: nn.Sequential(network(), torch.jit.script(nn.ReLU())), "module '1' is scripted"),
     "exported": (lambda: torch.export.export(network(), (images(),)).module(), "the network is exported"),
     "quantised": (quantised, r"module '1' is quantised \(Linear\): give the float network"),
     "observed": (observed_for_int8, "is quantised .*Observer"),
@@ -148,7 +145,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated", "ignore::UserWarning:torch.ao")
+@pytest.mark.filterwarnings("ignore::UserWarning:torch.ao")
 @pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_traced_says_so(make: Callable[[], nn.Module], message: str) -> None:
     net = make()

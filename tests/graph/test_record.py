@@ -257,3 +257,16 @@ FROZEN = {
 def test_the_number_of_images_may_not_decide(body: Callable, what: str) -> None:
     with pytest.raises(InputError, match=rf"node {what} .*test_record.py:\d+" if what else "another number of images"):
         trace(Net(body), images())
+
+
+def filled(net: Net, x: Tensor) -> Tensor:
+    """A mask as Swin's first authors made it for the windows: parts of zeros filled in place."""
+    mask = x.new_zeros((12, 12))
+    mask[:5].fill_(1)
+    mask[:, 7:].copy_(torch.ones(12, 5))
+    mask[9].zero_()
+    return (x * mask).relu()
+
+
+def test_blank_tensors_may_be_filled_in_part() -> None:
+    assert "relu" in [facts(node).op for node in agrees(Net(filled)).nodes]
