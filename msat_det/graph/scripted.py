@@ -35,6 +35,7 @@ class Scripted(nn.Module):
         for name, buffer in script.named_buffers(recurse=False):
             self.register_buffer(name, buffer)
         for name, child in script._modules.items():
+            assert isinstance(child, torch.jit.ScriptModule)  # a program has no others
             self.add_module(name, in_python(child))
         self.eval()
         self.compiled = False
@@ -173,7 +174,7 @@ def _call_method(node: Any, given: list[Any], values: dict[str, Any]) -> list[An
 
 def _call_function(node: Any, given: list[Any], values: dict[str, Any]) -> list[Any]:
     """The program of a function is known to its type alone, from which PyTorch puts it in the place of its call."""
-    graph = torch._C.Graph()
+    graph: Any = torch._C.Graph()  # whose stubs ask for arguments that have defaults
     function = graph.create("prim::Constant")
     function.copyAttributes(given[0])
     function.output().setType(given[0].output().type())
