@@ -296,6 +296,7 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
     "calculates with what is true or false": ([node("Greater", "x x", "a"), node("Relu", "a", "y")], {}),
     "its strides are not 2 sensible": ([node("Conv", "x w", "y", strides=[1, 1, 1])], CONV),
     "has the images along dimension 1": (one("Transpose", perm=[1, 0, 2, 3]), {}),
+    "output 'y' is empty": ([node("Slice", "x s s i", "y")], {"s": np.array([0]), "i": np.array([3])}),
     "output 'y' is a constant": ([node("Shape", "x", "y")], {}),
     "its shape must be a constant": ([node("Reshape", "x x", "y")], {}),
     "far too large": ([node("Tile", "x s", "y")], {"s": np.array([1, 2**20, 2**20, 1])}),

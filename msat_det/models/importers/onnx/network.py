@@ -97,6 +97,8 @@ def _output(file: OnnxFile, name: str, values: dict[str, Value], building: Build
         raise InputError(f"{file.path}: output {show(name)} is a constant, whatever the image: choose other outputs")
     if value.images != 0:
         raise InputError(f"{file.path}: output {show(name)} has the images along dimension {value.images}, not 0")
+    if not value.probes[0].numel():
+        raise InputError(f"{file.path}: output {show(name)} is empty, of shape {value.shape}: choose other outputs")
     if value.shape[0] != 1:  # rows of one image behind those of the other
         return building.call(torch.reshape, value, [-1, *value.shape])
     return value
