@@ -28,7 +28,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch  # noqa: E402 (only now: one thread)
-from guard import Guard, Outcome, limit_memory, peak, resident  # noqa: E402
+from guard import OUTSIDE, Guard, Outcome, limit_memory, peak, resident  # noqa: E402
 from mutate import Case, mutate  # noqa: E402
 from readers import READERS, Reader  # noqa: E402
 from seeds import image  # noqa: E402
@@ -125,7 +125,11 @@ def fuzz(name: str, reader: Reader, begin: int, inputs: int, seed: int, place: W
             case = next(first, None) or mutate(random, start, reader.kinds, reader.structure, reader.links)
             current.write_bytes(dump(case))
             place.lay(case)
-            outcome = guard.watch(reader.read, any(path.endswith("@link") for path in case))
+            links = any(path.endswith("@link") for path in case)
+            outcome = guard.watch(reader.read, links)
+            if outcome.fault == OUTSIDE:  # or it was another process, such as a search through all folders
+                place.lay(case)
+                outcome = guard.watch(reader.read, links)
             way = signature(outcome)
             small = sum(map(len, case.values())) < 1 << 16
             if way not in ways:
