@@ -601,3 +601,45 @@ def test_nan_in_weights_is_named() -> None:
     net = build("plain")
     net.features[1][0].weight[2, 3, 1, 1] = float("nan")
     assert_input_error(lambda: trace(net, images()), "'features_1_0'", "NaN", "weights")
+
+
+class Cancelling(nn.Module):
+    """On a white image the batch norm leaves a ten-thousandth of what the convolution gives, and scales it up again.
+
+    by_batch: it adds a millionth of the number of images, which no rounding explains.
+    """
+
+    def __init__(self, by_batch: bool = False):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 64, 3, bias=False), nn.BatchNorm2d(64, eps=0)
+        self.last, self.by_batch = nn.Conv2d(64, 2, 1), by_batch
+        weight = torch.rand(64, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+        self.conv.weight.data = weight / weight.sum((1, 2, 3), keepdim=True) * (1 + 1e-4)
+        self.norm.running_mean.fill_(1)
+        self.norm.running_var.fill_(1e-8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if self.by_batch:
+            x = x + 1e-6 * float(x.shape[0])
+        return self.last(self.norm(x).relu())
+
+
+def test_rounding_is_no_reason_to_refuse_a_network() -> None:
+    net, white = Cancelling().eval(), torch.ones(2, 3, 8, 8)
+    exact = copy.deepcopy(net).double()(white.double())
+    graph = trace(net, white)
+    rounding = (graph(white) - net(white)).abs().max() / exact.abs().max()
+    assert rounding > 1e-4  # more than is allowed, and neither is nearer to the exact value than float32 allows
+    assert (net(white) - exact).abs().max() / exact.abs().max() > 1e-4
+    with pytest.raises(InputError, match=r"differ from the network's|another number of images"):
+        trace(Cancelling(by_batch=True).eval(), white)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e-6, -2.0])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_images_of_one_value_trace(name: str, value: float) -> None:
+    net, x = build(name), torch.full((2, 3, 12, 12), value)
+    graph = trace(net, x)
+    for a, b in zip(pytree.tree_leaves(graph(images())), pytree.tree_leaves(net(images())), strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
