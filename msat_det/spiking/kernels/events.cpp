@@ -17,7 +17,7 @@
 
 static const int64_t LANES = 16, TILE = 4;  // floats of a vector; vectors of Cout that stay in registers at once
 static const int64_t LISTED = 1 << 15;      // entries of x in a task, a size that the second-level cache holds
-static const int64_t AHEAD = 4;             // pixels: outputs that are added to are asked for so early
+static const int64_t AHEAD = 1024, PIXELS_AHEAD = 4;  // so many floats of x and pixels of y are asked for early
 typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(alignof(float)), may_alias));
 
 struct Geometry {
@@ -70,6 +70,7 @@ static void list_events(const Geometry &g, const float *x, int64_t b, int64_t to
     int64_t end = 0;
     for (int64_t p = 0; p < pixels; ++p) {
         events.first[p] = end;
+        for (int64_t c = 0; c < g.Cin; c += LANES) __builtin_prefetch(x + p * g.Cin + c + AHEAD);
         end += compress(x + p * g.Cin, g.Cin, int32_t(p % g.W * g.Cin), &events.where[end], &events.value[end]);
     }
     events.first[pixels] = end;
@@ -91,7 +92,7 @@ static void tile(const Geometry &g, const Events &events, const float *weight, c
             int64_t found = 0;
             for (int k = 0; k < V; ++k) {
                 if (bias) sum[0][k] = ((const Lanes *)bias)[k];
-                if (!bias) __builtin_prefetch(y + AHEAD * g.Cout + k * LANES, 1);
+                __builtin_prefetch(y + PIXELS_AHEAD * g.Cout + k * LANES, 1);
             }
             for (int64_t i = 0; i < g.kh; ++i) {
                 const int64_t h = oh * g.sh - g.ph + i * g.dh;
