@@ -103,7 +103,8 @@ class DeltaRun(Values):
             self.watch(node.name, scan, sums.unsqueeze(0))
         asked = self.tap is not None or (t > 0 and node in self.asked)
         fresh = len(source.users) == 1 and facts(source).op in ops.FRESH
-        y = scan.step(sums, t, asked, not self.keeps and source in self.plan.moving and fresh)
+        own = not self.keeps and source in self.plan.moving and fresh
+        y = scan.step(sums, t, asked, own, self._moved(node))
         refuse_nan(node, scan.counts, t + 1)
         if y is not None:
             self.sent[node] = y

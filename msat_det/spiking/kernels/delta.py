@@ -14,7 +14,7 @@ from msat_det.spiking.kernels.layout import laid_out, laid_out_by_channel, memor
 from msat_det.spiking.levels import NEAREST, edge
 from msat_det.spiking.neurons import Neuron, State, at, per_channel, threshold
 
-_POINTERS = "x o y theta bias fanout counts".split()
+_POINTERS = "x o y theta bias fanout counts awake".split()
 _FLOATS = "slope low high stage zone gamma overflow per_ratio".split()
 
 
@@ -23,7 +23,7 @@ class _Correct(ctypes.Structure):
         [(name, ctypes.c_int64) for name in ("B", "N", "period")]
         + [(name, ctypes.c_void_p) for name in _POINTERS]
         + [(name, ctypes.c_float) for name in _FLOATS]
-        + [(name, ctypes.c_int32) for name in ("bits", "terms", "first")]
+        + [(name, ctypes.c_int32) for name in ("bits", "terms", "first", "same")]
     )
 
 
@@ -71,7 +71,11 @@ class Corrections:
 
     def rests(self, t: int) -> bool:
         """Whether a step at t on input sums that have not changed would send nothing: the last one did not."""
-        return self._before == self._now(t) and not self.sent and not self.neuron.adaptive and self._same_bias(t)
+        return not self.sent and self._alike(t)
+
+    def _alike(self, t: int) -> bool:
+        """Whether all but sums and potentials is as in the timestep before t."""
+        return self._before == self._now(t) and not self.neuron.adaptive and self._same_bias(t)
 
     def _same_bias(self, t: int) -> bool:
         bias = self.neuron.bias
@@ -82,17 +86,19 @@ class Corrections:
         n = self.neuron
         return n.stage(t), at(n.terms, t), at(n.zone, t)
 
-    def step(self, sums: Tensor, t: int, wanted: bool, own: bool = False) -> Tensor | None:
+    def step(self, sums: Tensor, t: int, wanted: bool, own: bool = False, moved: bool = True) -> Tensor | None:
         """Timestep t on the input sums (B, C, …).
 
-        Returns what is sent (B, C, …), or None where it is not ``wanted``. own: the sums may be overwritten.
+        Returns what is sent (B, C, …), or None where it is not ``wanted``. own: the sums may be overwritten. moved:
+        whether they are others than a timestep ago.
         """
         counted = self.counts[:, 2].sum().item()
+        same = not moved and self._alike(t)
         self._before = self._now(t)
         if self._struct is None:
             sent: Tensor | None = self._eager(sums, t)
         else:
-            sent = self._kernel(self._struct, sums.contiguous(memory_format=self._format), t, wanted, own)
+            sent = self._kernel(self._struct, sums.contiguous(memory_format=self._format), t, wanted, own, same)
         self.sent = self.counts[:, 2].sum().item() - counted
         return sent
 
@@ -127,6 +133,7 @@ class Corrections:
             "bias": None if n.bias is None or not self.follows else periodic(per_channel(n.bias, x, n.axis)),
             "fanout": laid_out(self.fanout, x),
             "counts": self._partial,
+            "awake": torch.ones(x.shape[0], -(-size // lib.correct_group()), dtype=torch.uint8),
         }
         pointers = {name: None if a is None else a.data_ptr() for name, a in self._arrays.items()}
         return _Correct(
@@ -134,12 +141,12 @@ class Corrections:
             overflow=n.overflow, per_ratio=1 / NEAREST, bits=n.bits or 0, **pointers,
         )  # fmt: skip
 
-    def _kernel(self, c: _Correct, x: Tensor, t: int, wanted: bool, own: bool) -> Tensor | None:
+    def _kernel(self, c: _Correct, x: Tensor, t: int, wanted: bool, own: bool, same: bool) -> Tensor | None:
         if not self.follows:
             x, own = target(self.neuron, x, t).contiguous(memory_format=self._format), True
         c.stage, c.terms, zone = self._now(t)
         c.zone = edge(zone)
-        c.first = self.state.o is None
+        c.first, c.same = self.state.o is None, same
         if c.first:
             self.state.o = x if own else torch.empty_like(x)
         y = torch.empty_like(x) if wanted else None

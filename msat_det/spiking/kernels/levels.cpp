@@ -14,9 +14,11 @@ struct Correct {
     const float *theta, *bias;  // of neuron i at i mod period, and on for GROUP more; dead channels huge; bias may be null
     const float *fanout;        // (N,) multiply-adds that a spike reaches
     double *counts;             // (units, 4): spikes, spikes·fanout, Σ[s≠0], Σ[s≠0]·fanout
+    uint8_t *awake;             // (B, ⌈N / GROUP⌉): whether a whole group had something to send in its last timestep
     float slope, low, high;     // f(x) = clamp(max(x, slope·x), low, high)
     float stage, zone, gamma, overflow, per_ratio;  // overflow: errors from there on are sent whole
     int32_t bits, terms, first;  // bits 0: bursts; first: o is 0 and not read
+    int32_t same;                // nothing but o may differ from the timestep before: who slept sleeps on
 };
 
 }  // extern "C"
@@ -85,6 +87,11 @@ template <int W, int TERMS>
 INLINE void group(Correct c, int64_t b, int64_t i, double (*counts)[LANES]) {
     const int64_t at = b * c.N + i, p = i % c.period;
     const float *sum = c.first ? ZEROS : c.o + at, *bias = c.bias ? c.bias + p : ZEROS, *theta = c.theta + p;
+    uint8_t *awake = c.awake + b * ((c.N + GROUP - 1) / GROUP) + i / GROUP;
+    if (W == GROUP && c.same && !*awake) {
+        if (c.y) std::memset(c.y + at, 0, W * sizeof(float));
+        return;
+    }
     float error[W];
     uint32_t due = 0, large = 0;
     fetch<W, false>(c.x + at + 4 * W);
@@ -101,6 +108,7 @@ INLINE void group(Correct c, int64_t b, int64_t i, double (*counts)[LANES]) {
         due |= !(std::fabs(error[j]) <= c.zone);
         large |= !(std::fabs(error[j]) < c.overflow);
     }
+    *awake = due != 0;
     if (!due) {  // they stay as they are: what many groups do once the first timesteps are over
         if (c.first) std::memset(c.o + at, 0, sizeof(error));
         if (c.y) std::memset(c.y + at, 0, sizeof(error));
