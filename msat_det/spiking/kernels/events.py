@@ -18,7 +18,7 @@ from msat_det.spiking.kernels.build import wanted
 
 # What events cost, measured (benchmarks/bench.py --part sparse): a multiply-add, where a dense one costs 1, under
 # kernels of one pixel and of more; and vectors of 16 of these that pass while a pixel's list is begun and ended.
-MARGINAL = {False: 2.1, True: 2.2}
+MARGINAL = {False: 1.5, True: 2.2}
 FIXED = 130.0
 WORTH = 0.9  # share of the dense cost that must be left
 _LANES, _BLOCK = 16, 64  # output channels of a vector and of a block of weights in events.cpp
