@@ -200,6 +200,23 @@ def test_the_kernel_is_the_readable_step(options: dict, name: str, shape: tuple)
     assert not y[:, 2].any()  # a dead channel
 
 
+def test_neurons_that_slept_are_passed_over_while_nothing_comes() -> None:
+    if kernels.delta.library() is None:
+        pytest.skip("no compiler")
+    group = 128
+    x = torch.cat((torch.zeros(group), torch.linspace(0, 9, group), torch.full((3,), 5.0))).reshape(1, 1, -1)
+    neuron = Neuron(torch.tensor([0.1]), ACTIVATIONS["relu"], coding="delta", bits=5, terms=(1,))
+    told, untold = (Corrections(neuron, x, torch.ones(x.shape[1:])) for _ in range(2))
+    for t in range(2):
+        assert torch.equal(told.step(x, t, wanted=True, moved=t == 0), untold.step(x, t, wanted=True))
+    assert torch.equal(told.output, untold.output)
+    assert torch.equal(told.counts, untold.counts)
+    assert told.sent
+    sent = told.step(x + 1, 2, wanted=True, moved=False)  # no one would call it so: only those awake take notice
+    assert not sent[..., :group].any()
+    assert sent[..., group:].all()
+
+
 def test_counts_are_exact_where_they_pass_what_a_float_holds() -> None:
     x = torch.full((1, 1, 1000), 3.0)
     neuron = Neuron(torch.ones(1), ACTIVATIONS["relu"], coding="delta", bits=4, terms=(3,))
