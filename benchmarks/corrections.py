@@ -7,6 +7,7 @@ stands still while another program has the core; of each the shortest counts.
 import itertools
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 import torch
 
@@ -34,8 +35,8 @@ def timesteps(snn: SpikingNetwork, images: torch.Tensor) -> list[float]:
 def rows(benches: Iterable[tuple[str, Bench]], batches: list[int]) -> Iterator[dict]:
     """One dict for each network, batch, method and timestep, by one thread.
 
-    events: per neuron in that timestep alone. cost_over_float: of that timestep; cost_so_far: of it and those before, the
-    outputs read at each. whole_over_float: of a simulation of t timesteps, its outputs read at the end.
+    events: per neuron in that timestep alone. cost_over_float: of that timestep; cost_so_far: of it and those before,
+    the outputs read at each. whole_over_float: of a simulation of t timesteps, its outputs read at the end.
     """
     with one_thread():
         for name, bench in benches:
@@ -54,7 +55,7 @@ def _rows(name: str, bench: Bench, batch: int) -> Iterator[dict]:
             floats.append(seconds_of(forward, 1, time.thread_time))
             found.append(timesteps(snn, images))
             for t, seconds in wholes.items():
-                seconds.append(seconds_of(lambda t=t: snn.run(images, t), 1, time.thread_time))
+                seconds.append(seconds_of(partial(snn.run, images, t), 1, time.thread_time))
         timesteps(snn, images)  # for the events
         costs = [min(each) / min(floats) for each in zip(*found, strict=True)]
         events = [0.0, *(snn.counts[t].figures[:, 3].mean().item() for t in range(1, T + 1))]
