@@ -32,7 +32,7 @@ def classify(graph: Graph, outputs: Mapping[Node, Output]) -> None:
         module = module_of(graph, node)
         name = ops.canonical(node, module)
         entering = [n for n in node.all_input_nodes if n in data]
-        kind, activation = _verdict(graph, node, name, module, entering), None
+        kind, activation = _verdict(node, name, module, entering), None
         if kind is not Kind.SHAPE:
             data.add(node)
             if is_mask(outputs[node]):
@@ -44,7 +44,7 @@ def classify(graph: Graph, outputs: Mapping[Node, Output]) -> None:
         state(node, Facts(name, kind, source_of(node), *outputs[node], activation=activation))
 
 
-def _verdict(graph: Graph, node: Node, name: str, module: nn.Module | None, entering: list[Node]) -> Kind:
+def _verdict(node: Node, name: str, module: nn.Module | None, entering: list[Node]) -> Kind:
     known = module is None or type(module).__module__.startswith(("torch.nn", "torchvision.ops"))
     if not entering or (known and name in ops.SHAPE) or (name == "getattr" and node.args[1] in ops.SHAPE_ATTRIBUTES):
         return Kind.SHAPE

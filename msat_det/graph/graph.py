@@ -60,9 +60,14 @@ class Graph:
         return replace(self, module=fx.GraphModule(self.module, copy.deepcopy(self.module.graph)))
 
     @property
+    def placeholders(self) -> dict[str, Node]:
+        """Where images enter, by the names of the inputs."""
+        return {str(node.target): node for node in self.nodes if node.op == "placeholder"}
+
+    @property
     def sizes(self) -> dict[str, tuple[int, ...]]:
         """The shape of one image at each input, as the graph was measured with."""
-        return {str(node.target): facts(node).image_shape for node in self.nodes if node.op == "placeholder"}
+        return {name: facts(node).image_shape for name, node in self.placeholders.items()}
 
     def at_size(self, batch: Batch) -> "Graph":
         """A copy that is measured with images of another size. Raises InputError where they don't go through it."""
@@ -124,9 +129,9 @@ class Graph:
         else:
             values = dict(zip(self.inputs, values, strict=True))
         ready = {name: as_input(f"input '{name}'", value, self.device) for name, value in values.items()}
-        for node in self.nodes:
-            if node.op == "placeholder" and is_judged(node):
-                _check_kind(node, ready[str(node.target)])
+        for name, node in self.placeholders.items():
+            if is_judged(node):
+                _check_kind(node, ready[name])
         if len({len(value) for value in ready.values()}) > 1:
             raise InputError(f"the inputs hold {[len(v) for v in ready.values()]} images: give as many for each")
         return ready

@@ -60,13 +60,7 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     drop_dead(module.graph)
     guards = Guards(module.graph)
     one = pytree.tree_map(lambda value: value[:1], values)
-    outputs = measure(graph, one)
-    as_layers(graph, outputs)
-    fold_batch_norm(graph)
-    joined = join_activations(graph, outputs)
-    classify(graph, outputs)
-    for node, names in joined.items():
-        amend(node, joined=tuple(names))
+    _judge(graph, one)
     with torch.inference_mode():
         guards.stand(_check(graph, net, (values, more), (expected, expected_more)))
         for site in graph.sites:
@@ -75,6 +69,17 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     module.delete_all_unused_submodules()
     module.recompile()
     return graph
+
+
+def _judge(graph: Graph, one: Batch) -> None:
+    """Give every node its verdict, batch norm folded and what was written for one activation joined."""
+    outputs = measure(graph, one)
+    as_layers(graph, outputs)
+    fold_batch_norm(graph)
+    joined = join_activations(graph, outputs)
+    classify(graph, outputs)
+    for node, names in joined.items():
+        amend(node, joined=tuple(names))
 
 
 def _named(net: nn.Module, takes: inspect.Signature, batch: Any) -> tuple[list[str], tuple | dict]:

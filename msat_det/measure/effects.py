@@ -45,7 +45,7 @@ def silent_outputs(graph: Graph, batch: Batch) -> Any:
     values: dict[Node, Any] = {
         node: torch.zeros(size, *(facts(node).shape or ()), device=device) for node in graph.sites
     }
-    values |= {node: inputs[str(node.target)] for node in graph.nodes if node.op == "placeholder"}
+    values |= {node: inputs[name] for name, node in graph.placeholders.items()}
     needed = before_output(graph)
     for node in graph.nodes:
         if node in needed and node not in values:

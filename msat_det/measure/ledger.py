@@ -33,6 +33,8 @@ AT_REACH = 1 - 1e-4  # of the largest output that t timesteps allow: saturated
 TAKEN_BACK = 1e-4  # of all that was sent: an output sum below this is nothing but rounding
 RESIDUAL, BINS = 4.0, 32  # residual potentials from −4 to 4 thresholds
 
+_Costs = dict[tuple[str, int], dict[str, float]]  # of a call site up to t, over all images, by the names of ``Cost``
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -135,28 +137,25 @@ def ledger(
     watched = SpikingNetwork(snn.graph, snn.neurons, snn.fanout, snn.seed, chunk=1, energy=snn.energy)
     result, outputs = Ledger(), {t: torch.zeros(2, dtype=torch.float64) for t in record}
     sums: dict[tuple[str, int], _Sums] = {}
-    costs: dict[tuple[str, int], dict[str, float]] = {}
+    costs: _Costs = {}
     images = 0
     with torch.inference_mode():
         for batch in batches:
             run = _Batch(watched, batch, record, sums, chosen if images == 0 else {})
             size = images_in(batch)
-            ids = list(range(images, images + size))
-            found = watched.simulate(batch, T, record, ids, Watchers(run.tap, run.watch))
+            ids, watchers = list(range(images, images + size)), Watchers(run.tap, run.watch)
+            found = watched.simulate(batch, T, record, ids, watchers)
             silent = silent_outputs(snn.graph, batch)
             for t, output in found.outputs.items():
                 outputs[t] += squares(output, run.expected, silent)
-                for name in run.sites:
-                    _add(costs, (name, t), found.counts[t].costs[name], size)
+                _add(costs, t, {name: found.counts[t].costs[name] for name in run.sites}, size)
             for name, effect in effects_of_own_errors(snn.graph, batch, run.own) if effects else ():
-                sums[name, T].effect += effect
+                sums[name, record[-1]].effect += effect
             for name, scan in run.scans.items():
                 result.residuals[name] = result.residuals.get(name, 0) + _residuals(scan, run.sites[name])
             result.traces |= run.traces()
             images += size
-    result.entries = [
-        _entry(node, t, sums[node.name, t], costs[node.name, t], images) for t in record for node in snn.graph.sites
-    ]
+    result.entries = [_entry(node, t, sums, costs, images) for t in record for node in snn.graph.sites]
     result.outputs = {t: relative(*pair.tolist()) for t, pair in outputs.items()}
     result.residuals = {name: counts / counts.sum().clamp(min=1) for name, counts in result.residuals.items()}
     return result
@@ -280,10 +279,12 @@ class _Batch:
         return {name: torch.stack(rows, 1) for name, rows in self.thresholds.items()}
 
 
-def _add(costs: dict[tuple[str, int], dict[str, float]], key: tuple[str, int], cost: Cost, images: int) -> None:
-    """Sum a batch's costs; a figure that every image shares counts once for each."""
-    summed = {name: (v.sum() if v.dim() else v * images).item() for name, v in vars(cost).items()}
-    costs[key] = {name: value + costs.get(key, {}).get(name, 0.0) for name, value in summed.items()}
+def _add(costs: _Costs, t: int, found: dict[str, Cost], images: int) -> None:
+    """Sum a batch's costs up to t; a figure that every image shares counts once for each."""
+    for site, cost in found.items():
+        before = costs.get((site, t), {})
+        summed = {name: (v.sum() if v.dim() else v * images).item() for name, v in vars(cost).items()}
+        costs[site, t] = {name: value + before.get(name, 0.0) for name, value in summed.items()}
 
 
 def _residuals(scan: Scan | Corrections, site: _Site) -> Tensor:
@@ -295,7 +296,8 @@ def _residuals(scan: Scan | Corrections, site: _Site) -> Tensor:
     return torch.histc(ratio.float(), BINS, -RESIDUAL, RESIDUAL).double().cpu()
 
 
-def _entry(node: Node, t: int, sums: _Sums, cost: dict[str, float], images: int) -> Entry:
+def _entry(node: Node, t: int, all_sums: dict[tuple[str, int], _Sums], costs: _Costs, images: int) -> Entry:
+    sums, cost = all_sums[node.name, t], costs[node.name, t]
     total = relative(sums.products.sum().item(), sums.float)
     size = elements(node)
     shares = (sums.products / sums.products.sum()).nan_to_num(0.0).tolist()

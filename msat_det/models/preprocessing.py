@@ -60,6 +60,12 @@ Resize = Callable[..., tuple[Tensor, Geometry]]
 RESIZES: dict[str, Resize] = {"stretch": stretch, "letterbox": letterbox, "corner": partial(letterbox, centred=False)}
 
 
+def check_resize(name: str) -> None:
+    """Raise InputError for a name that ``RESIZES`` does not have."""
+    if name not in RESIZES:
+        raise InputError(f"model.resize is {name!r}: give one of {', '.join(RESIZES)}")
+
+
 @dataclass(frozen=True)
 class Inputs:
     """How a photograph becomes a detector's input: resized, its channels in order, (pixels − mean) / std.
@@ -76,8 +82,7 @@ class Inputs:
     std: tuple[float, ...] = (255.0, 255.0, 255.0)
 
     def __post_init__(self) -> None:
-        if self.resize not in RESIZES:
-            raise InputError(f"model.resize is {self.resize!r}: give one of {', '.join(RESIZES)}")
+        check_resize(self.resize)
         for name in ("mean", "std"):
             values = getattr(self, name)
             if len(values) != 3 or (name == "std" and not min(values) > 0):

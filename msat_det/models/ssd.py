@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from msat_det.base.errors import InputError
 from msat_det.data.base import class_names
 from msat_det.models.detector import Detections
-from msat_det.models.preprocessing import RESIZES, Geometry, as_size
+from msat_det.models.preprocessing import RESIZES, Geometry, as_size, check_resize
 from msat_det.models.state_dict import load_tensors
 from msat_det.models.suppression import select
 from msat_det.models.weights import COCO_COLUMNS, NO_CLASS, given, read_names, read_tensors
@@ -45,8 +45,7 @@ class SsdDetector:
         nms_iou: float = 0.6,
         top_k: int = 100,
     ):
-        if resize not in RESIZES:
-            raise InputError(f"model.resize is '{resize}': give one of {', '.join(RESIZES)}")
+        check_resize(resize)
         self.net, self.classes, self.size = net.eval(), class_names(classes, "the detector"), as_size(size)
         self.priors, self.box_scales = priors, torch.tensor(box_scales)
         self.mean, self.std, self.activation = mean, std, activation

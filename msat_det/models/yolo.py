@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from msat_det.base.errors import InputError
 from msat_det.data.base import class_names
 from msat_det.models.detector import Detections
-from msat_det.models.preprocessing import RESIZES, Geometry, as_size
+from msat_det.models.preprocessing import RESIZES, Geometry, as_size, check_resize
 from msat_det.models.suppression import select
 
 Parts = tuple[Tensor, Tensor, Tensor, Tensor]  # in 0..1: centre in its cell, extent in anchors, objectness, classes
@@ -75,8 +75,7 @@ class YoloDetector:
         top_k: int = 100,
         channels: int = 3,
     ):
-        if resize not in RESIZES:
-            raise InputError(f"model.resize is '{resize}': give one of {', '.join(RESIZES)}")
+        check_resize(resize)
         if channels not in (1, 3):
             raise InputError(f"channels is {channels}: give 3 for RGB images or 1 for grey ones")
         self.net, self.classes, self.size = net.eval(), class_names(classes, "the detector"), as_size(size)

@@ -44,7 +44,7 @@ class DeltaRun(Values):
         self.chunk, self.T, self.t = 1, T, 0
         inputs = simulated(self.graph, batch)
         self.device = next(iter(inputs.values())).device
-        self.values: dict[Node, Any] = self.graph.settled(self.plan.static, inputs)
+        self.values = self.graph.settled(self.plan.static, inputs)
         self.constants = dict(self.values)
         self.scans: dict[Node, Corrections] = {}
         self.pools: dict[Node, Tensor] = {}
@@ -74,13 +74,10 @@ class DeltaRun(Values):
         """Whether another timestep follows, for which values must stay."""
         return self.t + 1 < self.T
 
-    def keep(self, node: Node, value: Any) -> None:
-        self.values[node] = value
-
     def drop(self, node: Node) -> None:
         self.sent.pop(node, None)
         if not self.keeps and node not in self.plan.readout_sites:
-            self.values.pop(node, None)
+            super().drop(node)
 
     def _moved(self, node: Node) -> bool:
         return self.t == 0 or not self.changed.isdisjoint(node.all_input_nodes)

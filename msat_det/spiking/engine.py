@@ -203,7 +203,7 @@ class Chunk(Values):
     def __init__(self, run: Run, t0: int, steps: int):
         self.run, self.t0, self.steps = run, t0, steps
         self.static = run.static
-        self.moving: dict[Node, Any] = {}
+        self.values: dict[Node, Any] = {}
 
     def spike(self, node: Node) -> Tensor:
         return self.run.scan(node, self)
@@ -229,20 +229,14 @@ class Chunk(Values):
                 return value
         return self.run.graph.evaluate(node, self)
 
-    def keep(self, node: Node, value: Any) -> None:
-        self.moving[node] = value
-
-    def drop(self, node: Node) -> None:
-        self.moving.pop(node, None)
-
     def __getitem__(self, node: Node) -> Any:
-        if node in self.moving:
-            return self.moving[node]
+        if node in self.values:
+            return self.values[node]
         value = self.static[node]
         if facts(node).kind is Kind.SHAPE or not isinstance(value, Tensor):
             return value
-        self.moving[node] = value.repeat(self.steps, *([1] * (value.dim() - 1)))
-        return self.moving[node]
+        self.values[node] = value.repeat(self.steps, *([1] * (value.dim() - 1)))
+        return self.values[node]
 
 
 class ShapeValues(dict):
@@ -253,8 +247,8 @@ class ShapeValues(dict):
         self.chunk = chunk
 
     def __missing__(self, node: Node) -> Any:
-        value = self.chunk.moving.get(node, self.chunk.static.get(node))
-        if node in self.chunk.moving or facts(node).kind is Kind.SHAPE or not isinstance(value, Tensor):
+        value = self.chunk.values.get(node, self.chunk.static.get(node))
+        if node in self.chunk.values or facts(node).kind is Kind.SHAPE or not isinstance(value, Tensor):
             return value
         return value[:1].expand(self.chunk.steps * value.shape[0], *value.shape[1:])
 

@@ -22,7 +22,12 @@ from msat_det.spiking.plan import Plan
 
 
 class Values(ABC):
-    """The values of a plan's nodes as one back end has them: what a node of each kind gives, by those before it."""
+    """The values of a plan's nodes as one back end has them: what a node of each kind gives, by those before it.
+
+    values: of the nodes that have been walked and are still needed.
+    """
+
+    values: dict[Node, Any]
 
     @abstractmethod
     def spike(self, node: Node) -> Any:
@@ -40,13 +45,13 @@ class Values(ABC):
         """What a node gives that no image enters."""
         return self.linear(node)
 
-    @abstractmethod
     def keep(self, node: Node, value: Any) -> None:
         """Note a node's value for those behind it."""
+        self.values[node] = value
 
-    @abstractmethod
     def drop(self, node: Node) -> None:
         """Forget a value that no node needs any more."""
+        self.values.pop(node, None)
 
 
 def advance(plan: Plan, values: Values) -> None:

@@ -194,6 +194,12 @@ def test_the_effect_of_the_last_call_site_is_what_the_head_makes_of_its_error() 
     )
 
 
+def test_a_record_may_end_before_T() -> None:
+    """Then its last timestep is the last of all."""
+    snn = spiking_network("constant", BURSTS, observed("plain"), T)
+    assert ledger(snn, [images()], T, record=[2, 4]).at(4) == ledger(snn, [images()], 4, record=[2, 4]).at(4)
+
+
 def test_the_error_of_silence_is_one() -> None:
     for network in NETWORKS:
         snn = spiking_network("constant", {"factor": 1e6}, observed(network), 2)

@@ -153,6 +153,21 @@ def test_modules_and_functions_mixed_with_two_inputs(tmp_path: Path) -> None:
     assert loaded.graph.inputs == ["image", "depth"]
 
 
+class Namesakes(nn.Module):
+    """A layer of a method's name, before the method's call."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.mean(x)).mean((2, 3))
+
+
+def test_a_method_and_a_layer_of_one_name(tmp_path: Path) -> None:
+    same(msat_det.convert(randomise(Namesakes()), [images()], "constant", signed=True), images(), tmp_path / "a")
+
+
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_every_activation(name: str, tmp_path: Path) -> None:
     snn = msat_det.convert(randomise(Activated(ACTIVATIONS[name])), [images()], "constant", signed=True)

@@ -59,7 +59,7 @@ class Yolo:
     def build(self, net: nn.Module, tensors: dict[str, Tensor]) -> YoloDetector:
         if not len(self.anchors) == len(self.strides) == len(self.scale_x_y):
             raise InputError("detector: give anchors, strides and scale_x_y for each head")
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values = dict(vars(self))
         return YoloDetector(net, anchors_per_head=values.pop("anchors"), **values)
 
 
@@ -89,7 +89,7 @@ class Ssd:
         priors = tensors.get(_PRIORS)
         if priors is None or priors.dim() != 2 or priors.shape[1] != 4 or len(self.columns) != len(self.classes):
             raise InputError("detector: give priors of shape (P, 4), and a column for each class")
-        return SsdDetector(net, priors=finite(_PRIORS, priors), **{f.name: getattr(self, f.name) for f in fields(self)})
+        return SsdDetector(net, priors=finite(_PRIORS, priors), **vars(self))
 
 
 @dataclass
@@ -147,7 +147,7 @@ class Headed:
         return cls(**{item.name: own[item.name] for item in fields(cls)})
 
     def build(self, net: nn.Module, tensors: dict[str, Tensor]) -> HeadDetector:
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values = dict(vars(self))
         inputs = Inputs(**{item.name: values.pop(item.name) for item in fields(Inputs)})
         return HeadDetector(net, inputs=inputs, **values)
 
@@ -175,8 +175,8 @@ class Recogniser:
         return self.crop, self.crop
 
     def build(self, net: nn.Module, tensors: dict[str, Tensor]) -> Classifier:
-        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "classes"}
-        inputs = Preprocess(**values | {"interpolation": InterpolationMode[self.interpolation]})
+        values = vars(self) | {"interpolation": InterpolationMode[self.interpolation]}
+        inputs = Preprocess(**{item.name: values[item.name] for item in fields(Preprocess)})
         return Classifier(net, list(self.classes), inputs)
 
 

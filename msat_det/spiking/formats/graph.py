@@ -39,37 +39,14 @@ _BATCH = 3  # images at reading: a number that no network has built in
 
 def write_graph(graph: Graph) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A graph as JSON values and named tensors. Raises InputError for a node or layer that can't be saved."""
-    layers: dict[str, dict] = {}
-    names: dict[str, str] = {}  # a layer's or constant's path in the module → its name in the file
-    tensors: dict[str, Tensor] = {}
-    nodes = []
-    for node in graph.nodes:
-        target = str(node.target)
-        if node.op == "call_module" and target not in names:
-            layer = graph.layer(node)
-            names[target] = f"layer{len(names)}"
-            arguments = {key: encode(value, node.name) for key, value in known.layer_arguments(layer).items()}
-            layers[names[target]] = {"class": type(layer).__name__, "arguments": arguments}
-            tensors |= {f"{names[target]}.{key}": value for key, value in layer.state_dict().items()}
-        elif node.op == "get_attr" and target not in names:
-            names[target] = f"constant{len(names)}"
-            tensors[names[target]] = graph.attribute(node)
-        elif node.op == "call_function":
-            target = known.function_name(node)
-        entry: dict[str, Any] = {"name": node.name, "op": node.op, "target": names.get(target, target)}
-        entry["args"] = [encode(value, node.name) for value in node.args]
-        entry["kwargs"] = {key: encode(value, node.name) for key, value in node.kwargs.items()}
-        told = facts(node)
-        if told.joined:
-            entry["joined"] = list(told.joined)
-        nodes.append(entry | {"axis": encode(told.axis, node.name), "source": told.source[:500]})
+    names, layers, tensors = _parts(graph)
     leaves = pytree.tree_unflatten(range(graph.structure.num_leaves), graph.structure)
-    inputs = {str(n.target): facts(n) for n in graph.nodes if n.op == "placeholder"}
+    inputs = {name: facts(node) for name, node in graph.placeholders.items()}
     document = {
         "inputs": [[name, list(inputs[name].image_shape), encode(inputs[name].dtype, name)] for name in graph.inputs],
         "outputs": encode(leaves, "output"),
         "layers": layers,
-        "nodes": nodes,
+        "nodes": [_entry(node, names) for node in graph.nodes],
         "analog": [n.name for n in graph.nodes if _is_kept_analog(n)],
         "channels_last": [name for name, tensor in tensors.items() if _is_channels_last(tensor)],
     }
@@ -78,6 +55,41 @@ def write_graph(graph: Graph) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if _kept(node) != _kept(copy):
             raise InputError(f"node '{node.name}' would not be the same after loading: it can't be saved")
     return document, tensors
+
+
+def _parts(graph: Graph) -> tuple[dict[str, str], dict[str, dict], dict[str, Tensor]]:
+    """Of the layers and constants that are used: their paths in the module with their names in the file, the layers'
+    arguments, and all tensors."""
+    names: dict[str, str] = {}
+    layers: dict[str, dict] = {}
+    tensors: dict[str, Tensor] = {}
+    for node in graph.nodes:
+        path = str(node.target)
+        if node.op == "call_module" and path not in names:
+            layer, names[path] = graph.layer(node), f"layer{len(names)}"
+            arguments = {key: encode(value, node.name) for key, value in known.layer_arguments(layer).items()}
+            layers[names[path]] = {"class": type(layer).__name__, "arguments": arguments}
+            tensors |= {f"{names[path]}.{key}": value for key, value in layer.state_dict().items()}
+        elif node.op == "get_attr" and path not in names:
+            names[path] = f"constant{len(names)}"
+            tensors[names[path]] = graph.attribute(node)
+    return names, layers, tensors
+
+
+def _entry(node: fx.Node, names: dict[str, str]) -> dict[str, Any]:
+    """A node as JSON values. names: of ``_parts``."""
+    target, told = str(node.target), facts(node)
+    if node.op == "call_function":
+        target = known.function_name(node)
+    elif node.op in ("call_module", "get_attr"):  # an input or a method may be called as a layer is
+        target = names[target]
+    return {
+        **{"name": node.name, "op": node.op, "target": target},
+        "args": [encode(value, node.name) for value in node.args],
+        "kwargs": {key: encode(value, node.name) for key, value in node.kwargs.items()},
+        **({"joined": list(told.joined)} if told.joined else {}),
+        **{"axis": encode(told.axis, node.name), "source": told.source[:500]},
+    }
 
 
 def read_graph(document: Any, tensors: dict[str, Tensor]) -> Graph:

@@ -127,7 +127,7 @@ class _Timestep(Values):
 
     def __init__(self, step: Step, static: dict[Node, Any], t: Tensor, states: dict[Slot, Tensor]):
         self.step, self.graph, self.t, self.states = step, step.snn.graph, t, states
-        self.values: dict[Node, Any] = dict(static)
+        self.values = dict(static)
         self.coming: dict[Slot, Tensor] = {}
         self.sent: dict[Node, Tensor] = {}
 
@@ -155,12 +155,6 @@ class _Timestep(Values):
     def linear(self, node: Node) -> Any:
         return self.graph.evaluate(node, self.values)
 
-    def keep(self, node: Node, value: Any) -> None:
-        self.values[node] = value
-
-    def drop(self, node: Node) -> None:
-        self.values.pop(node, None)
-
 
 def _output_names(snn: SpikingNetwork) -> list[str]:
     """``output`` and the way to it in the network's own nest: output.0.boxes."""
@@ -184,7 +178,7 @@ def export_step(module: Step, images: int = 1) -> Any:
     """
     require_packages()
     graph = module.snn.graph
-    inputs = {str(n.target): facts(n) for n in graph.nodes if n.op == "placeholder"}
+    inputs = {name: facts(node) for name, node in graph.placeholders.items()}
     examples = [torch.zeros(images, *inputs[k].image_shape, dtype=inputs[k].dtype) for k in graph.inputs]
     states = [slot.name for slot in module.slots]
     sent = [f"{node.name}.sent" for node in module.sites]

@@ -193,24 +193,19 @@ def softmax(n: Call, x: Value) -> Value:
 
 @operator("Conv")
 def conv(n: Call, x: Value, weight: Value, bias: Value | None = None) -> Value:
-    weight = n.constant(weight, "weights")
-    dims = weight.dim() - 2
-    kind = _by_dimension(n, dims, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    stride, dilation = n.numbers("strides", dims, 1), n.numbers("dilations", dims, 1)
-    begin, end = _pads(n, x.shape[2:], weight.shape[2:], stride, dilation)
+    kind, weight, steps = _layer_of(n, weight, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    begin, end = _pads(n, x.shape[2:], weight.shape[2:], **steps)
     if begin != end:
-        x, begin = _padded(n, x, begin, end, 0.0), [0] * dims
+        x, begin = _padded(n, x, begin, end, 0.0), [0] * len(begin)
     channels = weight.shape[1] * n.get("group", 1), weight.shape[0]
-    return _convolution(n, kind, x, weight, bias, channels, stride=stride, dilation=dilation, padding=begin)
+    return _convolution(n, kind, x, weight, bias, channels, padding=begin, **steps)
 
 
 @operator("ConvTranspose")
 def conv_transpose(n: Call, x: Value, weight: Value, bias: Value | None = None) -> Value:
     """Padding that differs between the two ends is cut off afterwards."""
-    weight = n.constant(weight, "weights")
+    kind, weight, steps = _layer_of(n, weight, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     dims = weight.dim() - 2
-    kind = _by_dimension(n, dims, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-    stride, dilation = n.numbers("strides", dims, 1), n.numbers("dilations", dims, 1)
     extra, pads = n.numbers("output_padding", dims, 0), n.numbers("pads", 2 * dims, 0)
     if len(x.shape) != dims + 2 or x.shape[1] != weight.shape[0]:
         raise n.refuse(f"its weights {tuple(weight.shape)} do not fit {x.shape}", "give an undamaged file")
@@ -219,12 +214,20 @@ def conv_transpose(n: Call, x: Value, weight: Value, bias: Value | None = None) 
     begin, end = pads[:dims], pads[dims:]
     same = begin == end
     channels = weight.shape[0], weight.shape[1] * n.get("group", 1)
-    sizes = {"stride": stride, "dilation": dilation, "padding": begin if same else [0] * dims, "output_padding": extra}
-    y = _convolution(n, kind, x, weight, bias, channels, **sizes)
+    padding = begin if same else [0] * dims
+    y = _convolution(n, kind, x, weight, bias, channels, padding=padding, output_padding=extra, **steps)
     if same:
         return y
     ranges = [(b, size - e) for b, e, size in zip(begin, end, y.shape[2:], strict=True)]
     return _cut(n, y, {d + 2: slice(*r) for d, r in enumerate(ranges)})
+
+
+def _layer_of(n: Call, weight: Value, *kinds: type[nn.Module]) -> tuple[type[nn.Module], Tensor, dict[str, list[int]]]:
+    """The layer of as many dimensions as the weights have, these, and its stride and dilation."""
+    weight = n.constant(weight, "weights")
+    dims = weight.dim() - 2
+    kind = _by_dimension(n, dims, *kinds)
+    return kind, weight, {"stride": n.numbers("strides", dims, 1), "dilation": n.numbers("dilations", dims, 1)}
 
 
 def _convolution(
