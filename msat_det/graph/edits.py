@@ -8,6 +8,7 @@ from torch.fx.node import Node
 from msat_det.base.errors import InputError
 from msat_det.base.names import hint
 from msat_det.graph import ops
+from msat_det.graph.divisors import in_divisors, multiplies
 from msat_det.graph.facts import amend, facts, is_mask, is_site, state
 from msat_det.graph.fanout import is_event_source, static_nodes
 from msat_det.graph.folds import unfold
@@ -32,7 +33,7 @@ def linear_carriers(graph: Graph) -> list[Node]:
     too, and rounded apart from each other they would divide by next to nothing. Of a sum it is the sum, not what it
     adds: one event train enters the layers behind a row of residual blocks, in place of one of each block before.
     """
-    static, divisors = static_nodes(graph), _in_divisors(graph)
+    static, divisors = static_nodes(graph), in_divisors(graph)
 
     def carries(node: Node) -> bool:
         return _is_analog(node) or _is_sum(node, static) or _is_pool(node)
@@ -40,31 +41,15 @@ def linear_carriers(graph: Graph) -> list[Node]:
     def before(node: Node) -> Iterable[Node]:
         return node.all_input_nodes if facts(node).kind is Kind.LINEAR and not carries(node) else ()
 
-    entering = closure((n for node in graph.nodes if _multiplies(node) for n in node.all_input_nodes), before)
+    entering = closure((n for node in graph.nodes if multiplies(node) for n in node.all_input_nodes), before)
     found = entering - static - divisors
     return [n for n in graph.nodes if n in found and carries(n)]
-
-
-def _in_divisors(graph: Graph) -> set[Node]:
-    """Products of branches that reach a quotient's divisor through linear nodes and other products alone."""
-
-    def before(node: Node) -> Iterable[Node]:
-        return node.all_input_nodes if facts(node).kind is Kind.LINEAR or _multiplies(node) else ()
-
-    quotients = [n for n in graph.nodes if facts(n).kind is Kind.DIFFERENTIAL and facts(n).op == "truediv"]
-    found = closure([n.args[1] for n in quotients if isinstance(n.args[1], Node)], before)
-    return {n for n in found if facts(n).kind is Kind.DIFFERENTIAL and _multiplies(n)}
 
 
 def _is_analog(node: Node) -> bool:
     """Whether it gives real numbers of its own, and no spikes."""
     differential = facts(node).kind is Kind.DIFFERENTIAL and not is_event_source(node) and not is_mask(facts(node))
-    return differential or _multiplies(node)
-
-
-def _multiplies(node: Node) -> bool:
-    """Whether it is a layer or a product of two branches."""
-    return facts(node).kind in (Kind.LINEAR, Kind.DIFFERENTIAL) and facts(node).op in ops.MULTIPLYING
+    return differential or multiplies(node)
 
 
 def _is_pool(node: Node) -> bool:

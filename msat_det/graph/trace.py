@@ -14,6 +14,7 @@ from msat_det.base.errors import InputError
 from msat_det.graph import ops
 from msat_det.graph.axes import label_channels
 from msat_det.graph.classify import classify
+from msat_det.graph.divisors import spare_divisors
 from msat_det.graph.facts import amend, facts
 from msat_det.graph.fanout import static_nodes
 from msat_det.graph.folds import unfold
@@ -78,6 +79,7 @@ def _judge(graph: Graph, one: Batch) -> None:
     fold_batch_norm(graph)
     joined = join_activations(graph, outputs)
     classify(graph, outputs)
+    spare_divisors(graph)
     for node, names in joined.items():
         amend(node, joined=tuple(names))
 

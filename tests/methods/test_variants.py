@@ -140,32 +140,6 @@ def test_variants_are_shared_and_calibration_is_read_once_more() -> None:
     assert Counted.passes - passes == 3
 
 
-class LinearAttention(nn.Module):
-    """As of EfficientViT: numerator and divisor of its quotient are columns of one product."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.qkv = nn.Conv2d(3, 8, 3, 2), nn.Conv2d(8, 3 * 8, 1, bias=False)
-        self.head = nn.Linear(8, 6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(F.relu(self.stem(x))).flatten(2).transpose(1, 2).chunk(3, -1)
-        seen = F.relu(k).transpose(1, 2) @ F.pad(v, (0, 1), value=1.0)
-        out = F.relu(q) @ seen
-        return self.head(out[..., :-1] / (out[..., -1:] + 1e-5))
-
-
-def test_linear_attention_has_no_neurons_before_its_quotient() -> None:
-    """Rounded apart from its divisor, the numerator met a divisor of 0: outputs came to 4e6, or to NaN."""
-    observation = observe(randomise(LinearAttention()), [images(4)])
-    snn = converted(observation, spiking_linear=True)
-    assert [n.name for n in snn.graph.sites if facts(n).op == "identity"] == ["qkv_identity", "truediv_identity"]
-    outputs, goal = snn.run(images(), 64, (1, 2, 3, 4, 16, 64)), observation.graph(images())
-    errors = [((out - goal).norm() / goal.norm()).item() for out in outputs.values()]
-    assert max(errors) < 2
-    assert errors[-1] < min(0.05, errors[-2] / 2)
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_takes_them(method: str) -> None:
     observation = observed("bottleneck")
