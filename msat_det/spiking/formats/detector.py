@@ -24,7 +24,7 @@ from msat_det.spiking.formats.archive import finite
 _PRIORS = "detector/priors"
 _SIDE = 8192  # most pixels of an image's side
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the names of tables, which ``Reader`` checks, are text to a type checker
     Form: TypeAlias = str
     Head: TypeAlias = str
     Interpolation: TypeAlias = str
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 else:
     Form, Head, Name, Resize = (Literal[tuple(names)] for names in (FORMS, HEADS, SINGLE_STAGE, RESIZES))
     Interpolation = Literal[tuple(mode.name for mode in InterpolationMode)]
+
+
+def _fields(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
+    """What a dataclass takes of these values."""
+    return {item.name: values[item.name] for item in fields(kind)}
 
 
 @dataclass
@@ -53,8 +58,7 @@ class Yolo:
 
     @classmethod
     def of(cls, detector: YoloDetector) -> "Yolo":
-        own = vars(detector) | {"anchors": [anchors.tolist() for anchors in detector.anchors]}
-        return cls(**{item.name: own[item.name] for item in fields(cls)})
+        return cls(**_fields(cls, vars(detector) | {"anchors": [anchors.tolist() for anchors in detector.anchors]}))
 
     def build(self, net: nn.Module, tensors: dict[str, Tensor]) -> YoloDetector:
         if not len(self.anchors) == len(self.strides) == len(self.scale_x_y):
@@ -81,9 +85,8 @@ class Ssd:
 
     @classmethod
     def of(cls, detector: SsdDetector) -> "Ssd":
-        own = vars(detector)
-        own = own | {"box_scales": detector.box_scales.tolist(), "columns": detector.columns.tolist()}
-        return cls(**{item.name: own[item.name] for item in fields(cls)})
+        own = vars(detector) | {"box_scales": detector.box_scales.tolist(), "columns": detector.columns.tolist()}
+        return cls(**_fields(cls, own))
 
     def build(self, net: nn.Module, tensors: dict[str, Tensor]) -> SsdDetector:
         priors = tensors.get(_PRIORS)
@@ -143,8 +146,7 @@ class Headed:
 
     @classmethod
     def of(cls, detector: HeadDetector) -> "Headed":
-        own = vars(detector) | vars(detector.inputs)
-        return cls(**{item.name: own[item.name] for item in fields(cls)})
+        return cls(**_fields(cls, vars(detector) | vars(detector.inputs)))
 
     def build(self, net: nn.Module, tensors: dict[str, Tensor]) -> HeadDetector:
         values = dict(vars(self))
@@ -176,8 +178,7 @@ class Recogniser:
 
     def build(self, net: nn.Module, tensors: dict[str, Tensor]) -> Classifier:
         values = vars(self) | {"interpolation": InterpolationMode[self.interpolation]}
-        inputs = Preprocess(**{item.name: values[item.name] for item in fields(Preprocess)})
-        return Classifier(net, list(self.classes), inputs)
+        return Classifier(net, list(self.classes), Preprocess(**_fields(Preprocess, values)))
 
 
 Data = Yolo | Ssd | Headed | Torchvision | Recogniser
