@@ -74,4 +74,4 @@ def _is_inverse(graph: Graph, node: Node) -> bool:
     exponent = node.args[1] if len(node.args) > 1 else node.kwargs["exponent"]
     if isinstance(exponent, Node):
         return exponent.op != "get_attr" or bool((graph.attribute(exponent) < 0).any())
-    return exponent < 0
+    return isinstance(exponent, int | float) and exponent < 0
