@@ -31,7 +31,7 @@ from msat_det.spiking.delta import target
 from msat_det.spiking.kernels.delta import Corrections
 from msat_det.spiking.levels import by_terms, quantise
 from msat_det.spiking.network import SpikingNetwork
-from msat_det.spiking.neurons import Neuron
+from msat_det.spiking.neurons import Neuron, per_channel
 
 FACTORS = tuple(2 ** (i / 2) for i in range(-2, 9))  # on the channel's scale, which the top level stands at
 BURSTS = tuple(2 ** (i / 2) for i in range(-9, 2))  # on the channel's scale, which θ stands at
@@ -131,11 +131,15 @@ class _Network:
         if self.wanted.correct:
             neuron = _with_bias(neuron, inherited(neuron, sampled(X, axis), activation).reshape(weight.shape), t)
         cost = price * self.costs[node.name].to(X.device)
-        sent = torch.zeros_like(X) if sent is None else sent
+        rest = resting(neuron, activation)
+        if sent is None:
+            sent = per_channel(rest.reshape(weight.shape), X, axis).expand_as(X)
         own = sampled(target(neuron, X, t) - sent, axis)
         goal = activation - sampled(sent, axis)
         neuron = (later if t else cheapest)(neuron, own.flatten(1), goal.flatten(1), weight, cost)
-        corrections = Corrections(neuron, X, torch.zeros_like(X[0]), sent)
+        if not t:
+            neuron = replace(neuron, initial=-rest.reshape(neuron.theta.shape) / neuron.theta.clamp(min=1e-12))
+        corrections = Corrections(neuron, X, torch.zeros_like(X[0]), sent if t else None)
         corrections.step(X, t, wanted=False)
         return neuron, corrections.output
 
@@ -166,6 +170,14 @@ def inherited(neuron: Neuron, x: Tensor, activation: Tensor) -> Tensor:
     return bias * (1 - noise / bias.square().clamp(min=1e-30)).clamp(min=0)
 
 
+def resting(neuron: Neuron, activation: Tensor) -> Tensor:
+    """(C,) what is not sent, as it holds for most: the median of a channel's activation (C, B, N). Of a rectified one
+    it is 0 even so: there are zeros in every channel, which would have to be sent."""
+    if neuron.activation.rectified:
+        return activation.new_zeros(len(activation))
+    return activation.flatten(1).median(1).values
+
+
 def sampled(value: Tensor, axis: Axis) -> Tensor:
     """(C, B, N) some of the elements of each channel and image of (B, …), the same for every value of a shape."""
     rows = value[None] if axis is None else value.movedim(axis, 0)
@@ -186,7 +198,7 @@ def cheapest(plain: Neuron, own: Tensor, activation: Tensor, weight: Tensor, pri
     theta = plain.theta.expand(len(own))
     candidates = [theta * factor for factor in (FACTORS if plain.bits else BURSTS)]
     best: tuple[float, Neuron] = (math.inf, plain)
-    for zone in _zones(plain):
+    for zone in ZONES:
         costs = torch.stack([_costs(plain, zone, each, own, activation, weight, price) for each in candidates])
         least, pick = costs.min(0)  # (TERMS, C)
         totals = least.sum(1)
@@ -196,12 +208,6 @@ def cheapest(plain: Neuron, own: Tensor, activation: Tensor, weight: Tensor, pri
             found = torch.where(idle, theta, found).reshape(weight.shape)
             best = totals[terms].item(), replace(plain, theta=found, terms=(terms + 1,), zone=(zone,))
     return best[1]
-
-
-def _zones(neuron: Neuron) -> tuple[float, ...]:
-    """Dead zones to try. Of a curved activation the narrowest: next to none of its outputs are 0, and many small ones
-    that are left out together are no error that averages out, as the sensitivity takes it to be."""
-    return ZONES[:1] if neuron.activation.curved else ZONES
 
 
 def later(neuron: Neuron, own: Tensor, missing: Tensor, weight: Tensor, price: Tensor) -> Neuron:

@@ -1,9 +1,10 @@
 """Delta coding: the value is the running sum of the output; silence means unchanged, what is sent are corrections.
 
 A call site knows the sum X of its input (bias and constant input once in it, not once a timestep) and the sum O of its
-output, and sends s = Q((f(X(t)) − O(t−1)) / θ(t)), ``levels.quantise``. Another node g passes on g(X(t)) − g(X(t−1)),
-so that the sum of its output is g of the sum of its input, whatever g is: a timestep is a float forward pass in which
-each activation is replaced by its O. ``delta_step`` is the readable form of the neuron; ``delta_run`` the simulation.
+output, and sends s = Q((f(X(t)) − O(t−1)) / θ(t)), ``levels.quantise``. O may start at a value that the channel rests
+at, a constant that goes into the biases behind it. Another node g passes on g(X(t)) − g(X(t−1)), so that the sum of its
+output is g of the sum of its input, whatever g is: a timestep is a float forward pass in which each activation is
+replaced by its O. ``delta_step`` is the readable form of the neuron; ``delta_run`` the simulation.
 """
 
 import math
@@ -18,7 +19,13 @@ from msat_det.spiking.neurons import Neuron, State, adaptive_threshold, at, per_
 def new_delta_state(neuron: Neuron, like: Tensor) -> State:
     """The state before the first timestep of a batch whose input sums look like ``like`` (B, C, …)."""
     kept = {name: torch.zeros_like(like) for name in neuron.keeps}
+    kept["o"] += resting_output(neuron, like)
     return State(**kept)
+
+
+def resting_output(neuron: Neuron, like: Tensor) -> Tensor:
+    """O(−1), shaped like one image's activation: the potential is the error that is left, so it is −V(−1)."""
+    return -per_channel(neuron.initial, like, neuron.axis) * per_channel(neuron.theta, like, neuron.axis)
 
 
 def target(neuron: Neuron, X: Tensor, t: int | Tensor = 0) -> Tensor:

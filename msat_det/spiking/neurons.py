@@ -60,8 +60,9 @@ class Neuron:
     activation: the function that the firing approximates; not rectified = a tracking neuron.
     signed, margin: spikes can take back what was sent, once the error is below −margin·θ.
     gamma: most spikes in one timestep, while the error is no more than OVERFLOW·γ·θ.
-    initial: V(−1) in units of θ, a number or (C,). rounding: ``fixed`` floors V⁺/θ, ``track`` starts at 0 and rounds to
-    nearest in every step. stages: factor on θ at each timestep, the last one held.
+    initial: V(−1) in units of θ, a number or (C,); under delta coding the output sum starts at −V(−1). rounding:
+    ``fixed`` floors V⁺/θ, ``track`` starts at 0 and rounds to nearest in every step. stages: factor on θ at each
+    timestep, the last one held.
     reset: ``soft`` subtracts the spike, ``zero`` sets the potential to 0. bias: (C,) added to the current each step, or
     (K, C) where it differs over the first K timesteps, the last one held.
     confidence, drop: eq. 18, the probability that an early spike is kept, and what a dropped one does to its charge.

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from support.networks import build, images, observed
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from msat_det.base.errors import InputError
@@ -10,6 +11,7 @@ from msat_det.graph.ops import Activation
 from msat_det.methods import parse_options
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.delta_search import TERMS, ZONES, cheapest, inherited, later
+from msat_det.methods.observe import observe
 from msat_det.spiking.levels import quantise
 from msat_det.spiking.neurons import Neuron
 
@@ -105,16 +107,23 @@ def test_an_anytime_plan_leaves_no_bias_in_the_end(network: str) -> None:
     assert errors[2] < 1.2e-3
 
 
-def test_a_curved_activation_keeps_the_narrowest_dead_zone() -> None:
-    """At a price at which a rectified one takes a wider one."""
-    x = torch.randn(1, 20_000, generator=torch.Generator().manual_seed(0))
-    theta, one, price = torch.tensor([3.0 / 128]), torch.ones(1), torch.tensor(1e-2)
-    zones = {}
-    for activation in (RELU, Activation("silu", torch.nn.functional.silu, curved=True)):
-        y = activation.fn(x)
-        found = cheapest(Neuron(theta, activation, coding="delta", bits=8), y, y, one, price)
-        zones[activation.name] = found.zone
-    assert zones["relu"] > zones["silu"] == (0.5,)
+def test_what_is_no_rectifier_rests_at_its_median() -> None:
+    """Most outputs of SiLU lie near their median, not near 0: the sum of the output starts there, and is the network's
+    output with every neuron silent."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    observation = observe(net, [images(8)])
+    snn = spiking_network("delta-fit", {"images": 8, "price": 0.1, "correct": "none"}, observation, 1)
+    silu, relu = (snn.neurons[node.name] for node in snn.graph.sites)
+    middle = net[:2](images(8)).transpose(0, 1).flatten(1).median(1).values
+    assert torch.allclose(-silu.initial * silu.theta, middle, atol=1e-6)
+    assert not relu.initial.any()
+    sums: dict[str, torch.Tensor] = {}
+    snn.run(images(), 1, tap=lambda site, y: sums.update({site: y[0].clone()}))
+    sent = sums[snn.graph.sites[0].name]
+    silent = (sent - middle[:, None, None]).abs() < 1e-6
+    assert 0.05 < silent.float().mean() < 0.95
+    assert (sent - net[:2](images())).abs().max() <= 1.01 * max(zone * silu.theta.max() for zone in ZONES)
 
 
 def test_a_bias_makes_up_for_errors_where_they_count() -> None:

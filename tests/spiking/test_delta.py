@@ -23,7 +23,7 @@ from msat_det.methods import METHODS, parse_options
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import observe
 from msat_det.spiking import kernels
-from msat_det.spiking.delta import delta_step, new_delta_state
+from msat_det.spiking.delta import delta_step, new_delta_state, resting_output
 from msat_det.spiking.kernels.delta import Corrections
 from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.neurons import Msat, Neuron
@@ -160,6 +160,7 @@ NEURONS = {
     "the 8-bit control": dict(gamma=3, dense=True, zone=(0.5, 1e30)),
     "bias": dict(bits=5, bias=torch.linspace(-1, 1, 4)),
     "zone": dict(gamma=8, zone=(1.5,)),
+    "at rest": dict(bits=5, terms=(2,), initial=torch.tensor([-9.0, 3.5, 1.0, 0.0])),
 }
 ACTIVATIONS = {
     "relu": Activation("relu", torch.relu, rectified=True),
@@ -192,7 +193,8 @@ def test_the_kernel_is_the_readable_step(options: dict, name: str, shape: tuple)
         got = scan.step(x, t, wanted=True)
         going_on.step(x, t, wanted=False)
         assert torch.equal(going_on.output, state.o)
-        assert torch.equal(got, y)
+        rest = resting_output(made, x) if t == 0 and "initial" in options else 0.0
+        assert torch.equal(got, y + rest)
         assert torch.equal(scan.output, state.o)
         expected += torch.stack([(spikes.double() * f).flatten(1).sum(1) for f in (1.0, fanout.double())], 1)
         assert scan.sent == (y != 0).sum() or options.get("bits")

@@ -165,6 +165,15 @@ def test_corrections_and_binary_levels(method: str, options: dict) -> None:
     assert found.decisions > 1000
 
 
+def test_an_output_that_does_not_start_at_zero() -> None:
+    """Under delta coding SiLU's neurons rest at their medians."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 8, 3), nn.SiLU(), nn.Conv2d(8, 2, 1))
+    snn = spiking_network("delta-fit", {"images": 4, "price": 0.1}, observe(randomise(net), [images(4)]), 2)
+    assert all(snn.neurons[node.name].initial.any() for node in snn.graph.sites)
+    found = check(export_step(Step(snn)), snn, (images(1),), steps=3)
+    assert found.holds, found
+
+
 def test_a_wrong_step_is_found_out_and_ties_are_no_faults() -> None:
     """Potentials that stand on the boundary in every step: currents of 1 against a threshold of 1."""
     net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Conv2d(1, 2, 1))

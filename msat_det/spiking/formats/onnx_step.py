@@ -17,7 +17,7 @@ from msat_det.base.files import one_line, write_whole
 from msat_det.graph.facts import facts, is_mask, is_site, whole
 from msat_det.graph.graph import mean_inputs
 from msat_det.graph.ops import Kind
-from msat_det.spiking.delta import delta_step
+from msat_det.spiking.delta import delta_step, resting_output
 from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.neurons import State, initial_potential, step
 from msat_det.spiking.walk import Values, advance, readout, weighed
@@ -99,6 +99,8 @@ class Step(nn.Module):
         start: Tensor | float = 0.0
         if slot.field == "v" and not self.delta:
             start = initial_potential(self.snn.neurons[slot.node.name], state)
+        if slot.field == "o" and self.delta:
+            start = resting_output(self.snn.neurons[slot.node.name], state)
         return torch.where(t == 0, start, state)
 
     def run(self, inputs: dict[str, Tensor], t: Tensor, states: dict[Slot, Tensor]) -> tuple[Tensor, ...]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from msat_det.base.checks import present
-from msat_det.spiking.delta import delta_step, new_delta_state, target
+from msat_det.spiking.delta import delta_step, new_delta_state, resting_output, target
 from msat_det.spiking.kernels.cpu import PIECEWISE, levels_library
 from msat_det.spiking.kernels.layout import laid_out, laid_out_by_channel, memory_format, period_of
 from msat_det.spiking.levels import NEAREST, edge
@@ -44,9 +44,9 @@ class Corrections:
     """The neurons of one call site for one batch: their output sums, and their counts.
 
     sums: an example of the input sums (B, C, …), whose memory format the state takes over. fanout: (C, …) multiply-adds
-    that a spike of each neuron reaches. before: output sums (B, C, …) to go on from, 0 by default; they stay as they
-    are. counts: (B, 4) float64, spikes (of a burst its size, else its terms), spikes · fan-out, Σ[s≠0] and
-    Σ[s≠0]·fan-out of each image so far. sent: how many outputs of the last step were not 0.
+    that a spike of each neuron reaches. before: output sums (B, C, …) to go on from, by default what the neurons
+    rest at; they stay as they are. counts: (B, 4) float64, spikes (of a burst its size, else its terms), spikes ·
+    fan-out, Σ[s≠0] and Σ[s≠0]·fan-out of each image so far. sent: how many outputs of the last step were not 0.
     """
 
     def __init__(self, neuron: Neuron, sums: Tensor, fanout: Tensor, before: Tensor | None = None):
@@ -61,6 +61,9 @@ class Corrections:
             self.state = State()
         else:
             self.state = new_delta_state(neuron, sums)
+        self._rest: Tensor | None = None
+        if before is None and isinstance(neuron.initial, Tensor):
+            before = self._rest = resting_output(neuron, sums).expand_as(sums)
         if before is not None:
             self.state.o = before.clone(memory_format=self._format)
 
@@ -89,8 +92,8 @@ class Corrections:
     def step(self, sums: Tensor, t: int, wanted: bool, own: bool = False, moved: bool = True) -> Tensor | None:
         """Timestep t on the input sums (B, C, …).
 
-        Returns what is sent (B, C, …), or None where it is not ``wanted``. own: the sums may be overwritten. moved:
-        whether they are others than a timestep ago.
+        Returns what is sent (B, C, …), at first on top of the resting value, or None where it is not ``wanted``. own:
+        the sums may be overwritten. moved: whether they are others than a timestep ago.
         """
         counted = self.counts[:, 2].sum().item()
         same = not moved and self._alike(t)
@@ -100,6 +103,9 @@ class Corrections:
         else:
             sent = self._kernel(self._struct, sums.contiguous(memory_format=self._format), t, wanted, own, same)
         self.sent = self.counts[:, 2].sum().item() - counted
+        if self._rest is not None and sent is not None:
+            sent = sent + self._rest
+        self._rest = None
         return sent
 
     def _eager(self, sums: Tensor, t: int) -> Tensor:
