@@ -8,6 +8,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx.node import Node
 
+from msat_det.base.checks import present
 from msat_det.graph.channels import Axis, channels
 from msat_det.graph.ops import Activation, Kind
 
@@ -46,9 +47,7 @@ class Facts:
     @property
     def image_shape(self) -> Shape:
         """``shape``. Raises TypeError where no image enters."""
-        if self.shape is None:
-            raise TypeError(f"no image enters '{self.op}'")
-        return self.shape
+        return present(self.shape)
 
     @property
     def channel_axis(self) -> Axis:
@@ -65,9 +64,7 @@ class Facts:
     @property
     def pointwise(self) -> Activation:
         """``activation``. Raises TypeError where it is no call site."""
-        if self.activation is None:
-            raise TypeError(f"'{self.op}' is no call site")
-        return self.activation
+        return present(self.activation)
 
 
 def facts(node: Node) -> Facts:
@@ -121,10 +118,8 @@ def whole(known: Output | Facts) -> Shape:
 
 def parts_of(known: Output | Facts) -> list[tuple[int, Shape]]:
     """``rows`` and shape of each tensor that a node gives. Raises TypeError where no image enters."""
-    if known.shape is None:
-        raise TypeError("no image enters it")
     rows = known.rows if isinstance(known.rows, tuple) else (known.rows,)
-    return list(zip(rows, known.parts or (known.shape,), strict=True))
+    return list(zip(rows, known.parts or (present(known.shape),), strict=True))
 
 
 def filled(known: Output | Facts, value: float) -> Tensor | tuple[Tensor, ...]:
