@@ -25,7 +25,7 @@ struct Correct {
 
 static const uint32_t SIGN = 1u << 31, EXPONENT = 0xffu << 23;
 static const float ZEROS[GROUP] = {};
-enum { BURST = 0, ANY = 16 };  // what a neuron may send: a burst, 1, 2 or 3 terms, or ANY: c.terms of them, at most 16
+enum { BURST = 0, ANY = 4 };  // what a neuron may send: a burst, 1, 2 or 3 terms, or ANY number: c.terms
 
 INLINE float with_sign_of(float x, float size) { return to_float(to_bits(size) | (to_bits(x) & SIGN)); }
 
@@ -37,17 +37,65 @@ INLINE float power(float size, float highest) {
     return to_float(bits & EXPONENT);
 }
 
-// Sends what is due of W errors, in units of their thresholds. LARGE: some of them are beyond c.overflow, or NaN.
-template <int W, int TERMS, bool LARGE>
-INLINE void send(const Correct &c, int64_t at, const float *error, const float *theta, const float *sum,
-                 const float *fanout, double (*counts)[LANES]) {
-    const float highest = TERMS ? (float)(1 << (c.bits - 1)) : 1.f, per_highest = 1.f / highest;
-    const float ratio = 2 * c.per_ratio;
-    float sent[W], spikes[W], events[W];
+// The ±2^k, up to the highest, that is nearest to what is left of an error.
+INLINE float nearest(const Correct &c, float rest, float highest) {
+    return with_sign_of(rest, power(std::fabs(rest) * (2 * c.per_ratio), highest));
+}
+
+// Whether any of W errors is beyond a bound, or NaN.
+template <int W>
+INLINE bool beyond(const float *error, float bound) {
+    uint32_t any = 0;
+#pragma omp simd reduction(| : any)
+    for (int j = 0; j < W; j++) any |= !(std::fabs(error[j]) <= bound);
+    return any;
+}
+
+// How often the highest level is sent of an error beyond c.overflow, before all else.
+INLINE float times_highest(const Correct &c, float rest, float highest) {
+    const float size = std::fabs(rest), times = std::floor(size * (1.f / highest) + .5f);
+    return size >= c.overflow && size > c.zone && c.terms > 0 ? times : 0.f;
+}
+
+// Takes any number of terms from W errors ``rest``, one after the other: what they give, and how many they are.
+template <int W>
+INLINE void by_terms(const Correct &c, float highest, float *rest, float *given, float *count) {
 #pragma omp simd
     for (int j = 0; j < W; j++) {
-        float rest = error[j];
-        float given = LARGE ? rest - rest : 0.f, count = given;  // NaN of ∞ and NaN
+        const float none = rest[j] - rest[j], times = times_highest(c, rest[j], highest);  // none: NaN of ∞ and NaN
+        const float part = with_sign_of(rest[j], times * highest);
+        rest[j] -= part;
+        given[j] = none + part;
+        count[j] = none + times;
+    }
+    for (int32_t m = 0; m < c.terms && (m == 0 || beyond<W>(rest, c.zone)); m++) {
+#pragma omp simd
+        for (int j = 0; j < W; j++) {
+            const float part = std::fabs(rest[j]) > c.zone ? nearest(c, rest[j], highest) : 0.f;
+            rest[j] -= part;
+            given[j] += part;
+            count[j] += part != 0.f ? 1.f : 0.f;
+        }
+    }
+}
+
+// Sends what is due of W errors, in units of their thresholds. LARGE: some of them are beyond c.overflow, or NaN.
+template <int W, int TERMS, bool LARGE>
+INLINE void send(const Correct &c, int64_t at, float *error, const float *theta, const float *sum,
+                 const float *fanout, double (*counts)[LANES]) {
+    const float highest = TERMS ? (float)(1 << (c.bits - 1)) : 1.f;
+    float sent[W], spikes[W], events[W];
+    if (TERMS == ANY) by_terms<W>(c, highest, error, sent, spikes);
+#pragma omp simd
+    for (int j = 0; j < W; j++) {
+        float rest = error[j], given = LARGE ? rest - rest : 0.f, count = given;  // NaN of ∞ and NaN
+        if (TERMS == ANY) given = sent[j], count = spikes[j];
+        if (TERMS != BURST && TERMS != ANY && LARGE) {
+            const float times = times_highest(c, rest, highest), part = with_sign_of(rest, times * highest);
+            rest -= part;
+            given += part;
+            count += times;
+        }
         if (TERMS == BURST) {
             const float size = std::fabs(rest), whole = std::floor(size + .5f);
             float part = whole < c.gamma ? whole : c.gamma;
@@ -56,20 +104,11 @@ INLINE void send(const Correct &c, int64_t at, const float *error, const float *
             given += with_sign_of(rest, part);
             count += part;
         }
-        if (TERMS != BURST && LARGE) {  // the top level as often as it takes
-            const float size = std::fabs(rest);
-            float times = std::floor(size * per_highest + .5f);
-            times = size >= c.overflow && size > c.zone && c.terms > 0 ? times : 0.f;
-            const float part = with_sign_of(rest, times * highest);
-            rest -= part;
-            given += part;
-            count += times;
-        }
         bool due = true;
-#pragma GCC unroll 16
-        for (int m = 0; m < TERMS; m++) {  // the power of two that is nearest
-            const float size = std::fabs(rest), part = with_sign_of(rest, power(size * ratio, highest));
-            due = due && size > c.zone && (TERMS < ANY || m < c.terms);
+#pragma GCC unroll 3
+        for (int m = 0; m < TERMS && TERMS < ANY; m++) {
+            const float part = nearest(c, rest, highest);
+            due = due && std::fabs(rest) > c.zone;
             given += due ? part : 0.f;
             count += due ? 1.f : 0.f;
             rest -= part;
