@@ -124,7 +124,8 @@ def huge_vit(name: str) -> nn.Module:
 Make = Callable[[str], nn.Module]
 TIMM = """
 resnet18d vgg11_bn mobilenetv3_small_100 efficientnet_lite0 tf_efficientnetv2_b0 lcnet_050 mobileone_s0 mobilevit_xxs
-efficientvit_b0 edgenext_xx_small convnextv2_atto eca_nfnet_l0
+efficientvit_b0 edgenext_xx_small convnextv2_atto eca_nfnet_l0 fastvit_t8 ghostnet_100
+mambaout_femto nf_regnet_b0 poolformer_s12
 """
 TORCHVISION = """
 alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet mnasnet0_5 mobilenet_v2 mobilenet_v3_small

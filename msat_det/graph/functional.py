@@ -95,6 +95,21 @@ def free_views(graph: Graph) -> None:
             node.target = "reshape"
 
 
+def single_extrema(graph: Graph) -> None:
+    """Put amax for the first of what ``x.max(dim)`` gives where the second, the places, is not used; amin alike."""
+    for node in graph.nodes:
+        name = ops.canonical(node, module_of(graph, node)) if node.op.startswith("call") else ""
+        given = dict(zip(("input", "dim", "keepdim"), node.args, strict=False)) | node.kwargs
+        parts = [user for user in node.users if user.target is operator.getitem and user.args[1] == 0]
+        if name not in ("max", "min") or not isinstance(given.get("dim"), int) or len(parts) != len(node.users):
+            continue
+        node.op, node.target, node.kwargs = "call_function", getattr(torch, f"a{name}"), {}
+        node.args = given["input"], given["dim"], given.get("keepdim", False)
+        for part in parts:
+            part.replace_all_uses_with(node)
+            graph.module.graph.erase_node(part)
+
+
 def drop_neutral(graph: Graph) -> None:
     for node in graph.nodes:
         name = ops.canonical(node, module_of(graph, node)) if node.op.startswith("call") else ""

@@ -18,7 +18,14 @@ from msat_det.graph.divisors import spare_divisors
 from msat_det.graph.facts import amend, facts
 from msat_det.graph.fanout import static_nodes
 from msat_det.graph.folds import unfold
-from msat_det.graph.functional import as_layers, drop_neutral, fold_batch_norm, free_views, functionalise
+from msat_det.graph.functional import (
+    as_layers,
+    drop_neutral,
+    fold_batch_norm,
+    free_views,
+    functionalise,
+    single_extrema,
+)
 from msat_det.graph.graph import TORCH, Graph, device_of, measure, where
 from msat_det.graph.inputs import MISFIT, Batch, as_input, images_in, mend, name_of, reason, signature
 from msat_det.graph.number import Guards, drop_dead, free_number
@@ -59,6 +66,7 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     free_views(graph)
     drop_neutral(graph)
     drop_dead(module.graph)
+    single_extrema(graph)
     guards = Guards(module.graph)
     one = pytree.tree_map(lambda value: value[:1], values)
     _judge(graph, one)

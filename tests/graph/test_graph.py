@@ -346,6 +346,8 @@ DIFFERENTIAL = {
     "group norm": lambda net, x: F.group_norm(x, 2),
     "L2 norm": lambda net, x: F.normalize(x),
     "amax": lambda net, x: x.amax(2, keepdim=True),
+    "first of a maximum": lambda net, x: x.max(2, keepdim=True)[0],
+    "values of a minimum": lambda net, x: torch.min(input=x, dim=-1).values[..., None],
     "larger of two": lambda net, x: torch.maximum(x, x.flip(1)),
     "gated linear unit": lambda net, x: F.glu(x, 1).repeat(1, 2, 1, 1),
     "einsum of branches": lambda net, x: torch.einsum("bchw,bdhw->bcd", x, x)[:, :, :1, None],
@@ -560,6 +562,11 @@ def branch(net: Layer, x: Tensor) -> Tensor:
     return x.relu() if x.mean() > 0 else x
 
 
+def largest(x: Tensor) -> Tensor:
+    values, places = x.max(2, keepdim=True)
+    return values * (places > 1)
+
+
 REFUSED = {
     "branch on data": (branch, "x.mean() > 0", "outside the dense part"),
     "loop over data": (lambda net, x: sum(row.relu() for row in x), "outside the dense part"),
@@ -576,7 +583,7 @@ REFUSED = {
     "integer division": (lambda net, x: x.relu() // 2, "'floordiv'", "ops.py"),
     "remainder": (lambda net, x: x.relu() % 2, "'mod'", "ops.py"),
     "rounded quotient": (lambda net, x: torch.div(x.relu(), 2, rounding_mode="floor"), "'div'", "ops.py"),
-    "two outputs": (lambda net, x: x.relu().max(2, keepdim=True)[0], "'max_1'", "amax"),
+    "two outputs": (lambda net, x: largest(x.relu()), "'max_1'", "amax"),
     "bounds from data": (lambda net, x: torch.clamp(x, max=x.mean((2, 3), keepdim=True)), "'clamp'", "parameters"),
     "mean over images": (lambda net, x: x.relu() - x.mean(0, keepdim=True), "'mean'", "dimension 0"),
     "maximum of all": (lambda net, x: x.relu() / x.max(), "'max_1'", "dimension 0"),
@@ -603,37 +610,18 @@ def test_nan_in_weights_is_named() -> None:
     assert_input_error(lambda: trace(net, images()), "'features_1_0'", "NaN", "weights")
 
 
-class Cancelling(nn.Module):
-    """On a white image the batch norm leaves a ten-thousandth of what the convolution gives, and scales it up again.
-
-    by_batch: it adds a millionth of the number of images, which no rounding explains.
-    """
-
-    def __init__(self, by_batch: bool = False):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 64, 3, bias=False), nn.BatchNorm2d(64, eps=0)
-        self.last, self.by_batch = nn.Conv2d(64, 2, 1), by_batch
-        weight = torch.rand(64, 3, 3, 3, generator=torch.Generator().manual_seed(0))
-        self.conv.weight.data = weight / weight.sum((1, 2, 3), keepdim=True) * (1 + 1e-4)
-        self.norm.running_mean.fill_(1)
-        self.norm.running_var.fill_(1e-8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        if self.by_batch:
-            x = x + 1e-6 * float(x.shape[0])
-        return self.last(self.norm(x).relu())
+def by_batch(net: nn.Module, x: Tensor) -> Tensor:
+    return x * x.sigmoid() * (1 + 1e-6 * float(x.shape[0]))
 
 
-def test_rounding_is_no_reason_to_refuse_a_network() -> None:
-    net, white = Cancelling().eval(), torch.ones(2, 3, 8, 8)
-    exact = copy.deepcopy(net).double()(white.double())
-    graph = trace(net, white)
-    rounding = (graph(white) - net(white)).abs().max() / exact.abs().max()
-    assert rounding > 1e-4  # more than is allowed, and neither is nearer to the exact value than float32 allows
-    assert (net(white) - exact).abs().max() / exact.abs().max() > 1e-4
+def test_rounding_is_no_reason_to_refuse_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here as on a black image, where the rounding of some networks is above what is allowed."""
+    net = randomise(Layer(lambda net, x: x * x.sigmoid()))
+    assert 1e-9 < (trace(net, images())(images()) - net(images())).abs().max() < 1e-5
+    monkeypatch.setattr("msat_det.graph.trace._TOLERANCE", 1e-9)
+    assert [site.name for site in trace(net, images()).sites] == ["silu"]
     with pytest.raises(InputError, match=r"differ from the network's|another number of images"):
-        trace(Cancelling(by_batch=True).eval(), white)
+        trace(randomise(Layer(by_batch)), images())
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e-6, -2.0])
