@@ -38,9 +38,10 @@ BURSTS = tuple(2 ** (i / 2) for i in range(-9, 2))  # on the channel's scale, wh
 STAGES = (1.0, 0.5, 0.25)  # of later timesteps
 TERMS = 6
 ZONES = (0.5, 0.7, 1.0)
+FEW = 0.1  # share of zeros in a rectified channel that is open nearly everywhere
 STEP = 1e-3  # of the root mean square of an input: what a slope is taken over
 SAMPLE = 1 << 17  # elements of a call site that candidates are tried on
-PASSES, CLOSE = 7, 0.01
+PASSES, CLOSE, DEARER = 7, 0.01, 1.3
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,12 @@ class _Network:
         def fit(price: float) -> Priced:
             return self._fit(t, neurons, sent, price)
 
-        return fit_within(budget, fit, price, CLOSE, PASSES, lambda before, last: before.spent == last.spent)
+        found = fit_within(budget, fit, price, CLOSE, PASSES, lambda before, last: before.spent == last.spent)
+        for _ in range(PASSES):  # of few call sites what is spent falls in steps, and one may lie on the budget
+            if budget is None or found.spent <= budget:
+                break
+            found = fit(DEARER * found.price)
+        return found
 
     def _sums(self, neurons: dict[str, Neuron], t: int) -> dict[str, Tensor]:
         """What every call site has sent in the first t timesteps, (B, C, …); nothing before the first."""
@@ -172,10 +178,12 @@ def inherited(neuron: Neuron, x: Tensor, activation: Tensor) -> Tensor:
 
 def resting(neuron: Neuron, activation: Tensor) -> Tensor:
     """(C,) what is not sent, as it holds for most: the median of a channel's activation (C, B, N). Of a rectified one
-    it is 0 even so: there are zeros in every channel, which would have to be sent."""
+    it is 0 unless hardly any activation is: they would have to be sent."""
+    rows = activation.flatten(1)
+    middle = rows.median(1).values
     if neuron.activation.rectified:
-        return activation.new_zeros(len(activation))
-    return activation.flatten(1).median(1).values
+        return torch.where((rows == 0).float().mean(1) < FEW, middle, 0.0)
+    return middle
 
 
 def sampled(value: Tensor, axis: Axis) -> Tensor:

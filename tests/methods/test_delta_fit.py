@@ -107,23 +107,25 @@ def test_an_anytime_plan_leaves_no_bias_in_the_end(network: str) -> None:
     assert errors[2] < 1.2e-3
 
 
-def test_what_is_no_rectifier_rests_at_its_median() -> None:
-    """Most outputs of SiLU lie near their median, not near 0: the sum of the output starts there, and is the network's
-    output with every neuron silent."""
+def test_neurons_rest_at_their_median_unless_they_are_often_zero() -> None:
+    """Most outputs of SiLU lie near their median, not near 0: the sum of the output starts there. So it does in the one
+    channel of ReLU that is always open."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    net[2].bias.data[3] = 10.0
     observation = observe(net, [images(8)])
     snn = spiking_network("delta-fit", {"images": 8, "price": 0.1, "correct": "none"}, observation, 1)
     silu, relu = (snn.neurons[node.name] for node in snn.graph.sites)
     middle = net[:2](images(8)).transpose(0, 1).flatten(1).median(1).values
     assert torch.allclose(-silu.initial * silu.theta, middle, atol=1e-6)
-    assert not relu.initial.any()
+    assert (relu.initial != 0).nonzero().flatten().tolist() == [3]
     sums: dict[str, torch.Tensor] = {}
     snn.run(images(), 1, tap=lambda site, y: sums.update({site: y[0].clone()}))
     sent = sums[snn.graph.sites[0].name]
     silent = (sent - middle[:, None, None]).abs() < 1e-6
     assert 0.05 < silent.float().mean() < 0.95
-    assert (sent - net[:2](images())).abs().max() <= 1.01 * max(zone * silu.theta.max() for zone in ZONES)
+    goal = net[:2](images())
+    assert (sent - goal).abs().mean() < 0.5 * (middle[:, None, None] - goal).abs().mean()
 
 
 def test_a_bias_makes_up_for_errors_where_they_count() -> None:
