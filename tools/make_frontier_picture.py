@@ -94,7 +94,7 @@ def draw() -> Figure:
     for axes, title in zip(panels[0], networks.values(), strict=True):
         axes.set_title(title, color=INK, fontsize=10)
     handles, labels = panels[0][0].get_legend_handles_labels()
-    legend_below(figure, handles, labels, 4)
+    legend_below(figure, 4, handles, labels)
     return figure
 
 
