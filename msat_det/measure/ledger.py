@@ -19,7 +19,7 @@ from torch.fx.node import Node
 from msat_det.graph.graph import Batch, elements
 from msat_det.graph.inputs import images_in
 from msat_det.measure.effects import dot, effects_of_own_errors, relative, silent_outputs, squares
-from msat_det.spiking.delta import coming_delta_threshold, target
+from msat_det.spiking.delta import coming_delta_threshold, resting_output, target
 from msat_det.spiking.energy import Cost
 from msat_det.spiking.kernels import Scan
 from msat_det.spiking.kernels.delta import Corrections
@@ -182,6 +182,8 @@ class _Site:
     def __init__(self, neuron: Neuron, a: Tensor):
         self.neuron, self.a, self.steps, self.delta = neuron, a, 0, neuron.coding == "delta"
         self.x, self.y, self.sent = (torch.zeros_like(a) for _ in range(3))
+        if neuron.coding == "delta":
+            self.y += resting_output(neuron, a)
         self.theta: Any = torch.zeros_like(a) if neuron.adaptive else 0.0
 
     def heights(self) -> Tensor:

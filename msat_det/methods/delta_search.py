@@ -27,7 +27,7 @@ from msat_det.graph.graph import last_uses
 from msat_det.methods.budget import Priced, Unit, fit_within
 from msat_det.methods.observe import Observation
 from msat_det.methods.sensitivity import sensitivity
-from msat_det.spiking.delta import target
+from msat_det.spiking.delta import resting_output, target
 from msat_det.spiking.kernels.delta import Corrections
 from msat_det.spiking.levels import by_terms, quantise
 from msat_det.spiking.network import SpikingNetwork
@@ -104,7 +104,7 @@ class _Network:
         sums: dict[str, Tensor] = {}
 
         def tap(site: str, y: Tensor) -> None:
-            sums[site] = sums[site] + y[0] if site in sums else y[0].clone()
+            sums[site] = (sums[site] if site in sums else resting_output(neurons[site], y[0])) + y[0]
 
         if t:
             SpikingNetwork(self.graph, neurons, self.observation.fanout).run(self.batch, t, tap=tap)
@@ -135,7 +135,7 @@ class _Network:
         """One call site fitted on its input sums, and its output sum after timestep t."""
         axis, weight, activation = facts(node).channel_axis, self.weights[node.name], self.activations[node.name]
         if self.wanted.correct:
-            neuron = _with_bias(neuron, inherited(neuron, sampled(X, axis), activation).reshape(weight.shape), t)
+            neuron = _with_bias(neuron, inherited(neuron, X, activation, axis).reshape(weight.shape), t)
         cost = price * self.costs[node.name].to(X.device)
         rest = resting(neuron, activation)
         if sent is None:
@@ -159,20 +159,21 @@ def _with_bias(neuron: Neuron, bias: Tensor, t: int) -> Neuron:
     return neuron if t else replace(neuron, bias=bias)
 
 
-def inherited(neuron: Neuron, x: Tensor, activation: Tensor) -> Tensor:
-    """(C,) the bias on an input x (C, B, N), which has errors of the layers before in it, that brings f(x) nearest to
-    the float network's activation (C, B, N): least squares, to first order.
+def inherited(neuron: Neuron, X: Tensor, activation: Tensor, axis: Axis) -> Tensor:
+    """(C,) the bias on an input X (B, …), which has errors of the layers before in it, that brings f(X) nearest to the
+    float network's activation, sampled (C, B, N): least squares, to first order.
 
-    It is not the mean error of x, most of which may lie where f is flat, as SiLU is far below 0. What the B images do
+    It is not the mean error of X, most of which may lie where f is flat, as SiLU is far below 0. What the B images do
     not agree about is noise: the bias becomes smaller by its variance over its square, and 0 where that passes 1.
     """
-    f = neuron.activation.fn
-    step = STEP * x.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-12)
-    slope = (f(x + step) - f(x - step)) / (2 * step)
+    f, images = neuron.activation.fn, len(X)
+    size = STEP * sampled(X, axis).square().mean((1, 2)).sqrt().clamp(min=1e-12)
+    step = per_channel(size if axis else size[0], X, axis)
+    slope = sampled((f(X + step) - f(X - step)) / (2 * step), axis)
     whole = slope.square().sum((1, 2)).clamp(min=1e-12)
-    by_image = (slope * (activation - f(x))).sum(2) * len(x[0]) / whole[:, None]
+    by_image = (slope * (activation - sampled(f(X), axis))).sum(2) * images / whole[:, None]
     bias = by_image.mean(1)
-    noise = by_image.var(1, correction=1) / len(x[0]) if len(x[0]) > 1 else torch.zeros_like(bias)
+    noise = by_image.var(1, correction=1) / images if images > 1 else torch.zeros_like(bias)
     return bias * (1 - noise / bias.square().clamp(min=1e-30)).clamp(min=0)
 
 

@@ -17,6 +17,7 @@ from msat_det.measure.ledger import BINS, PARTS, Ledger, ledger, split
 from msat_det.methods import METHODS
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import observe
+from msat_det.spiking.delta import resting_output
 from msat_det.spiking.energy import UPDATE_MACS, prices
 from msat_det.spiking.kernels import Scan
 from msat_det.spiking.network import SpikingNetwork
@@ -39,6 +40,9 @@ def means(snn: SpikingNetwork, batch: Tensor, steps: int) -> dict[str, dict[str,
     sums in place of means."""
     alone, delta = SpikingNetwork(snn.graph, snn.neurons, snn.fanout, snn.seed, chunk=1), snn.coding == "delta"
     found = {node.name: {"a": value} for node, value in snn.graph.walk(batch) if node.name in snn.neurons}
+    if delta:
+        for name, own in found.items():
+            own["y"] = resting_output(snn.neurons[name], own["a"])
 
     def watch(name: str, scan: Scan, x: Tensor) -> None:
         found[name]["x"] = x[0].clone() if delta else found[name].get("x", 0) + x[0] / steps

@@ -61,9 +61,8 @@ class Corrections:
             self.state = State()
         else:
             self.state = new_delta_state(neuron, sums)
-        self._rest: Tensor | None = None
         if before is None and isinstance(neuron.initial, Tensor):
-            before = self._rest = resting_output(neuron, sums).expand_as(sums)
+            before = resting_output(neuron, sums).expand_as(sums)
         if before is not None:
             self.state.o = before.clone(memory_format=self._format)
 
@@ -92,8 +91,8 @@ class Corrections:
     def step(self, sums: Tensor, t: int, wanted: bool, own: bool = False, moved: bool = True) -> Tensor | None:
         """Timestep t on the input sums (B, C, …).
 
-        Returns what is sent (B, C, …), at first on top of the resting value, or None where it is not ``wanted``. own:
-        the sums may be overwritten. moved: whether they are others than a timestep ago.
+        Returns what is sent (B, C, …), or None where it is not ``wanted``. own: the sums may be overwritten. moved:
+        whether they are others than a timestep ago.
         """
         counted = self.counts[:, 2].sum().item()
         same = not moved and self._alike(t)
@@ -103,9 +102,6 @@ class Corrections:
         else:
             sent = self._kernel(self._struct, sums.contiguous(memory_format=self._format), t, wanted, own, same)
         self.sent = self.counts[:, 2].sum().item() - counted
-        if self._rest is not None and sent is not None:
-            sent = sent + self._rest
-        self._rest = None
         return sent
 
     def _eager(self, sums: Tensor, t: int) -> Tensor:
