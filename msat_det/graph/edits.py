@@ -9,8 +9,8 @@ from msat_det.base.errors import InputError
 from msat_det.base.names import hint
 from msat_det.graph import ops
 from msat_det.graph.divisors import in_divisors, multiplies
-from msat_det.graph.facts import amend, facts, is_mask, is_site, state
-from msat_det.graph.fanout import is_event_source, static_nodes
+from msat_det.graph.facts import amend, facts, is_mask, state
+from msat_det.graph.fanout import is_event_source, is_pool, static_nodes
 from msat_det.graph.folds import unfold
 from msat_det.graph.graph import Graph, closure
 from msat_det.graph.ops import Activation, Kind
@@ -32,11 +32,12 @@ def linear_carriers(graph: Graph) -> list[Node]:
     gates, products. Not so a product that a quotient's divisor comes from, as in linear attention: its numerator does,
     too, and rounded apart from each other they would divide by next to nothing. Of a sum it is the sum, not what it
     adds: one event train enters the layers behind a row of residual blocks, in place of one of each block before.
+    Max poolings, too: their differences are differences of sums of spikes, which multiply.
     """
     static, divisors = static_nodes(graph), in_divisors(graph)
 
     def carries(node: Node) -> bool:
-        return _is_analog(node) or _is_sum(node, static) or _is_pool(node)
+        return _is_analog(node) or _is_sum(node, static) or is_pool(node)
 
     def before(node: Node) -> Iterable[Node]:
         return node.all_input_nodes if facts(node).kind is Kind.LINEAR and not carries(node) else ()
@@ -50,11 +51,6 @@ def _is_analog(node: Node) -> bool:
     """Whether it gives real numbers of its own, and no spikes."""
     differential = facts(node).kind is Kind.DIFFERENTIAL and not is_event_source(node) and not is_mask(facts(node))
     return differential or multiplies(node)
-
-
-def _is_pool(node: Node) -> bool:
-    """Whether it is a max pooling: its differences are differences of sums of spikes, which multiply."""
-    return is_event_source(node) and not is_site(node)
 
 
 def _is_sum(node: Node, static: set[Node]) -> bool:

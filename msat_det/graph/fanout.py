@@ -87,10 +87,13 @@ class FanOut:
 
 def is_event_source(node: Node) -> bool:
     """Whether the node emits spikes: a neuron, or the differences of a max pooling."""
-    kind = facts(node).kind
-    return kind is Kind.SPIKING or (
-        kind is Kind.DIFFERENTIAL and facts(node).op in HOMOGENEOUS and facts(node).rows == 1
-    )
+    return facts(node).kind is Kind.SPIKING or is_pool(node)
+
+
+def is_pool(node: Node) -> bool:
+    """Whether it is a max pooling, whose differences count as spikes."""
+    known = facts(node)
+    return known.kind is Kind.DIFFERENTIAL and known.op in HOMOGENEOUS and known.rows == 1
 
 
 @torch.inference_mode(False)

@@ -182,7 +182,7 @@ class _Site:
     def __init__(self, neuron: Neuron, a: Tensor):
         self.neuron, self.a, self.steps, self.delta = neuron, a, 0, neuron.coding == "delta"
         self.x, self.y, self.sent = (torch.zeros_like(a) for _ in range(3))
-        if neuron.coding == "delta":
+        if self.delta:
             self.y += resting_output(neuron, a)
         self.theta: Any = torch.zeros_like(a) if neuron.adaptive else 0.0
 

@@ -24,6 +24,7 @@ from msat_det.base.checks import present
 from msat_det.graph.channels import Axis
 from msat_det.graph.facts import facts, is_site
 from msat_det.graph.graph import last_uses
+from msat_det.graph.ops import Activation
 from msat_det.methods.budget import Priced, Unit, fit_within
 from msat_det.methods.observe import Observation
 from msat_det.methods.sensitivity import sensitivity
@@ -84,6 +85,9 @@ class _Network:
                 for node, value in self.graph.walk(self.batch)
                 if is_site(node)
             }
+            self.rests = {
+                node.name: resting(facts(node).pointwise, self.activations[node.name]) for node in self.graph.sites
+            }
 
     def within(self, t: int, neurons: dict[str, Neuron], price: float, budget: float | None) -> Priced:
         """Timestep t fitted at ``price``, or at the price that meets ``budget``, on top of the timesteps before."""
@@ -100,7 +104,7 @@ class _Network:
         return found
 
     def _sums(self, neurons: dict[str, Neuron], t: int) -> dict[str, Tensor]:
-        """What every call site has sent in the first t timesteps, (B, C, …); nothing before the first."""
+        """The output sum of every call site after t timesteps, (B, C, …); nothing before the first."""
         sums: dict[str, Tensor] = {}
 
         def tap(site: str, y: Tensor) -> None:
@@ -137,14 +141,14 @@ class _Network:
         if self.wanted.correct:
             neuron = _with_bias(neuron, inherited(neuron, X, activation, axis).reshape(weight.shape), t)
         cost = price * self.costs[node.name].to(X.device)
-        rest = resting(neuron, activation)
+        rest = self.rests[node.name].reshape(weight.shape)
         if sent is None:
-            sent = per_channel(rest.reshape(weight.shape), X, axis).expand_as(X)
+            sent = per_channel(rest, X, axis).expand_as(X)
         own = sampled(target(neuron, X, t) - sent, axis)
         goal = activation - sampled(sent, axis)
         neuron = (later if t else cheapest)(neuron, own.flatten(1), goal.flatten(1), weight, cost)
         if not t:
-            neuron = replace(neuron, initial=-rest.reshape(neuron.theta.shape) / neuron.theta.clamp(min=1e-12))
+            neuron = replace(neuron, initial=-rest / neuron.theta.clamp(min=1e-12))
         corrections = Corrections(neuron, X, torch.zeros_like(X[0]), sent if t else None)
         corrections.step(X, t, wanted=False)
         return neuron, corrections.output
@@ -177,12 +181,12 @@ def inherited(neuron: Neuron, X: Tensor, activation: Tensor, axis: Axis) -> Tens
     return bias * (1 - noise / bias.square().clamp(min=1e-30)).clamp(min=0)
 
 
-def resting(neuron: Neuron, activation: Tensor) -> Tensor:
+def resting(function: Activation, activation: Tensor) -> Tensor:
     """(C,) what is not sent, as it holds for most: the median of a channel's activation (C, B, N). Of a rectified one
     it is 0 unless hardly any activation is: they would have to be sent."""
     rows = activation.flatten(1)
     middle = rows.median(1).values
-    if neuron.activation.rectified:
+    if function.rectified:
         return torch.where((rows == 0).float().mean(1) < FEW, middle, 0.0)
     return middle
 

@@ -12,13 +12,14 @@ from torch.fx.node import Node
 
 from msat_det.graph import ops
 from msat_det.graph.facts import facts, is_site
+from msat_det.graph.fanout import is_pool
 from msat_det.graph.graph import Batch
 from msat_det.graph.precision import LOW
 from msat_det.spiking.engine import apart, refuse_nan, together
 from msat_det.spiking.kernels import events, keep_freed_memory
 from msat_det.spiking.kernels.cpu import count_events
 from msat_det.spiking.kernels.delta import Corrections
-from msat_det.spiking.plan import Setup, is_pool
+from msat_det.spiking.plan import Setup
 from msat_det.spiking.walk import Values, advance, readout, simulated
 
 

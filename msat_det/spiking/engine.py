@@ -16,6 +16,7 @@ from msat_det.base.checks import present
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
 from msat_det.graph.facts import facts, is_mask, is_site
+from msat_det.graph.fanout import is_pool
 from msat_det.graph.graph import Graph, elements, mean_inputs, module_of, where
 from msat_det.graph.inputs import Batch
 from msat_det.graph.ops import Kind
@@ -33,7 +34,7 @@ from msat_det.spiking.kernels.cpu import count_events
 from msat_det.spiking.kernels.window import window_of
 from msat_det.spiking.masks import image_key
 from msat_det.spiking.neurons import Chances, Neuron
-from msat_det.spiking.plan import Setup, is_pool
+from msat_det.spiking.plan import Setup
 from msat_det.spiking.walk import Values, advance, readout, simulated, weighed
 
 # A timestep at batch 16 in ms an image with 1 / 2 / 4 / 8 timesteps a chunk: SSD-MobileNet, MSAT 21.0 / 18.3 / 16.2 /

@@ -8,7 +8,7 @@ from torch.fx.node import Node
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
 from msat_det.graph.facts import facts, is_site
-from msat_det.graph.fanout import FanOut, is_event_source, static_nodes
+from msat_det.graph.fanout import FanOut, is_pool, static_nodes
 from msat_det.graph.graph import Graph, before_output, closure, last_uses
 from msat_det.graph.ops import Kind
 from msat_det.spiking.neurons import Neuron
@@ -78,7 +78,3 @@ class Setup:
 
 def _users(node: Node) -> Iterable[Node]:
     return node.users
-
-
-def is_pool(node: Node) -> bool:
-    return is_event_source(node) and facts(node).kind is Kind.DIFFERENTIAL
