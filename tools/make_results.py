@@ -33,6 +33,7 @@ HELD_OUT = "--data.held_out true"
 ON_ALL = "Delta coding on all 128 images, calibration images among them"
 DELTA = "--methods delta-2,delta-3,delta-fit,int8 --sim.record 1,2 --bootstrap.against int8 --bootstrap.draws 200"
 ON_HELD_OUT = "Delta coding, held-out images"
+RATE = "--methods if-signed-b7,msat-fit --sim.record 4,8,16,32"
 BOTH, EVERY = "Both codings, one to sixteen timesteps", "Every method, rate coding"
 FITS, PARTS = "Fitted thresholds at few timesteps", "What each part brings, T = 4"
 
@@ -40,6 +41,11 @@ FITS, PARTS = "Fitted thresholds at few timesteps", "What each part brings, T = 
 def delta_of(name: str) -> dict[str, tuple[str, str]]:
     """Delta coding of a detector, on held-out images and on all."""
     return {f"{name}:delta": (ON_HELD_OUT, f"{DELTA} {HELD_OUT}"), f"{name}:all": (ON_ALL, DELTA)}
+
+
+def own_detector(name: str) -> dict[str, tuple[str, str]]:
+    """Delta coding of a detector, and beside it a threshold that stands still and a fitted one, on all images."""
+    return delta_of(name) | {f"{name}:rate": ("Threshold at rest and fitted, all 128 images", RATE)}
 
 
 # A page → its title and experiments: the name of a configuration in configs/real, or of an experiment with it →
@@ -66,10 +72,10 @@ PAGES = {
         },
     ),
     "yolo_fastest_coco": ("YOLO-Fastest 1.1 (leaky ReLU), COCO", delta_of("yolo_fastest_coco")),
-    "yolov8n_coco": ("YOLOv8n, COCO", delta_of("yolov8n_coco")),
-    "yolox_nano_coco": ("YOLOX-Nano, COCO", delta_of("yolox_nano_coco")),
-    "picodet_s_coco": ("PicoDet-S, COCO", delta_of("picodet_s_coco")),
-    "fastestdet_coco": ("FastestDet, COCO", delta_of("fastestdet_coco")),
+    "yolov8n_coco": ("YOLOv8n, COCO", own_detector("yolov8n_coco")),
+    "yolox_nano_coco": ("YOLOX-Nano, COCO", own_detector("yolox_nano_coco")),
+    "picodet_s_coco": ("PicoDet-S, COCO", own_detector("picodet_s_coco")),
+    "fastestdet_coco": ("FastestDet, COCO", own_detector("fastestdet_coco")),
     "resnet20_cifar100": (
         "ResNet-20, CIFAR-100",
         {
