@@ -16,6 +16,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
@@ -159,7 +160,7 @@ def write(path: Path, results: dict) -> None:
 def main(argv: list[str]) -> None:
     args = parse(argv)
     torch.set_num_threads(args.threads)
-    results = {
+    results: dict[str, Any] = {
         "command": " ".join(["python benchmarks/bench.py", *argv]),
         "machine": {"processor": processor(), "threads": args.threads, "PyTorch": torch.__version__},
         "rows": [],

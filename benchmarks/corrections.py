@@ -28,7 +28,12 @@ METHODS: dict[str, tuple[str, dict]] = {
 def timesteps(snn: SpikingNetwork, images: torch.Tensor) -> list[float]:
     """Seconds of each timestep, the reading of the outputs within them."""
     stamps = [time.thread_time()]
-    snn.run(images, T, range(1, T + 1), stop=lambda _: stamps.append(time.thread_time()))
+
+    def stamp(_: object) -> bool:
+        stamps.append(time.thread_time())
+        return False
+
+    snn.run(images, T, range(1, T + 1), stop=stamp)
     return [after - before for before, after in itertools.pairwise(stamps)]
 
 
@@ -50,7 +55,8 @@ def _rows(name: str, bench: Bench, batch: int) -> Iterator[dict]:
     for method, (kind, options) in METHODS.items():
         snn = spiking_network(kind, options, bench.observation, T)
         timesteps(snn, images)  # what happens once: kernel, memory
-        floats, found, wholes = [], [], {t: [] for t in WHOLE}
+        floats, found = [], []
+        wholes: dict[int, list[float]] = {t: [] for t in WHOLE}
         for _ in range(REPEATS):
             floats.append(seconds_of(forward, 1, time.thread_time))
             found.append(timesteps(snn, images))

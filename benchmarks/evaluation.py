@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,9 +34,9 @@ def decode_rows(networks: list[str]) -> Iterator[dict]:
         for neuron, (method, options) in NEURONS.items():
             snn = spiking_network(method, options, bench.observation, 1)
             outputs = snn.run(x, 1)[1]
-            simulate = median_seconds(lambda snn=snn, x=x: snn.run(x, 1), 5)
+            simulate = median_seconds(partial(snn.run, x, 1), 5)
             with torch.inference_mode():
-                decode = median_seconds(lambda b=bench, o=outputs, m=meta: b.model.decode(o, [m] * BATCH), 5)
+                decode = median_seconds(partial(bench.model.decode, outputs, [meta] * BATCH), 5)
                 boxes = sum(len(one.scores) for one in bench.model.decode(outputs, [meta] * BATCH))
             yield {
                 "network": network,
@@ -55,7 +56,7 @@ def scoring_rows(images: int = 5000, objects: int = 7, boxes: int = 100) -> Iter
     for engine in ("pycocotools", "hotcoco"):
         if importlib.util.find_spec(engine):
             evaluator = CocoEvaluator(dataset, dataset.classes, engine)
-            seconds = median_seconds(lambda evaluator=evaluator: evaluator(found), 3)
+            seconds = median_seconds(partial(evaluator, found), 3)
             yield {"evaluator": engine, "images": images, "boxes": images * boxes, "seconds": seconds}
 
 

@@ -15,8 +15,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import gpu_networks
+from benchmarks import gpu_networks, rival
 from benchmarks.gpu_networks import Bench
 from benchmarks.gpu_parts import chunk_rows, convolution_rows, part_rows, reading_rows, replay_rows
 from benchmarks.timing import ratio
@@ -32,10 +32,12 @@ from msat_det.base.names import PRECISIONS
 from msat_det.base.settings import data_root, expanded
 from msat_det.data import ImageFiles
 from msat_det.graph.ops import Activation
-from msat_det.run.batches import load_batches, on_cpu
+from msat_det.models.detector import Detections, Detector
+from msat_det.run.batches import Loaded, load_batches, on_cpu
 from msat_det.spiking import kernels
 from msat_det.spiking.engine import LONGEST_CHUNK_GPU, images_at_once
 from msat_det.spiking.kernels import Scan
+from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.neurons import Chances, Msat, Neuron, new_state, step
 
 NEURONS = ("if", "if-signed-burst", "msat")
@@ -70,9 +72,9 @@ class Clock:
         """Seconds of one call."""
         self.wait()
         if self.device.type != "cuda":
-            start = time.perf_counter()
+            begun = time.perf_counter()
             call()
-            return time.perf_counter() - start
+            return time.perf_counter() - begun
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         call()
@@ -185,6 +187,16 @@ def copy_speed(clock: Clock, x: Tensor) -> float:
     return 8 * x.numel() / clock.median(lambda: y.copy_(x), 0.3) / 1e9
 
 
+def scanned(theta: Tensor) -> dict[str, Neuron]:
+    """The neurons that are measured. theta: (C,), of those that have a threshold for each channel."""
+    return {
+        "if": Neuron(torch.tensor(1.0), RELU, initial=0.5),
+        "if-signed-burst": Neuron(theta, RELU, signed=True, gamma=3, initial=0.5),
+        "msat": Neuron(torch.tensor(1.0), RELU, adaptive=Msat()),
+        "msat-signed": Neuron(theta, RELU, adaptive=Msat(normalised=True), signed=True, gamma=3),
+    }
+
+
 def scan_rows(clock: Clock) -> Iterator[dict]:
     """GB/s of a scan, charged 8 bytes an element, beside a copy of as many, by the kernel's block and warps."""
     steps, shape = (16, (16, 64, 150, 150)) if clock.device.type == "cuda" else (4, (1, 16, 75, 75))
@@ -194,17 +206,10 @@ def scan_rows(clock: Clock) -> Iterator[dict]:
     yield {"scan": "copy", "gb_per_s": copied}
     currents = x.unflatten(0, (steps, shape[0]))
     reach = torch.ones(shape[1:], device=clock.device)
-    theta = torch.rand(shape[1], device=clock.device) + 0.5
-    neurons = {
-        "if": Neuron(torch.tensor(1.0), RELU, initial=0.5),
-        "if-signed-burst": Neuron(theta, RELU, signed=True, gamma=3, initial=0.5),
-        "msat": Neuron(torch.tensor(1.0), RELU, adaptive=Msat()),
-        "msat-signed": Neuron(theta, RELU, adaptive=Msat(normalised=True), signed=True, gamma=3),
-    }
     gpu = kernels.on_gpu()
     own = dict(gpu[0].SHAPES) if gpu else {}
     shapes = [(256, 2), (512, 4), (1024, 4), (1024, 8), (2048, 8)] if clock.device.type == "cuda" else [None]
-    for name, neuron in neurons.items():
+    for name, neuron in scanned(torch.rand(shape[1], device=clock.device) + 0.5).items():
         chosen = own[gpu[0].family_of(neuron)] if gpu else None
         for kernel in shapes:
             if gpu and kernel:
@@ -212,7 +217,7 @@ def scan_rows(clock: Clock) -> Iterator[dict]:
             for in_place in (False, True) if kernel in (chosen, None) else (False,):
                 scan = Scan(neuron, currents[0], reach, with_output=False)
                 given = currents.clone() if in_place else currents
-                run = lambda scan=scan, x=given, own=in_place: scan.run(x, 16, steps, in_place=own)  # noqa: E731
+                run = partial(scan.run, given, 16, steps, in_place=in_place)
                 run()
                 speed = size / clock.median(run, 0.2) / 1e9
                 yield {
@@ -241,7 +246,7 @@ def layout_rows(clock: Clock, name: str, bench: Bench) -> Iterator[dict]:
             graph.module.to(memory_format=format)
             images = x.contiguous(memory_format=format)
             graph(images)
-            row[f"{layout}_ms"] = 1e3 * clock.median(lambda graph=graph, images=images: graph(images), 0.3)
+            row[f"{layout}_ms"] = 1e3 * clock.median(partial(graph, images), 0.3)
         yield row
     graph.module.to(memory_format=torch.channels_last)
 
@@ -266,13 +271,13 @@ def case_rows(clock: Clock, name: str, bench: Bench, kind: str, batch: int, T: i
     short = min(T, 2 * min(max(images_at_once(graph) // batch, 1), LONGEST_CHUNK_GPU))
     for neuron in NEURONS:
         snn = bench.network(neuron, T, kind)
-        run = lambda snn=snn: snn.run(x, T)  # noqa: E731
+        run = partial(snn.run, x, T)
         try:
             if clock.left < end:
                 yield row | {"neuron": neuron, "left_out": "no time left"}
                 continue
             snn.run(x, short)
-            expected = clock.once(lambda snn=snn: snn.run(x, short)) * T / short
+            expected = clock.once(partial(snn.run, x, short)) * T / short
             if expected > min(LONGEST, clock.left - end):
                 yield row | {"neuron": neuron, "left_out": f"{expected:.1f} s expected"}
                 continue
@@ -299,33 +304,27 @@ def rival_rows(clock: Clock, name: str, bench: Bench) -> Iterator[dict]:
     """SpikingJelly 2.0's multi-step IF on the same folded network, its implementations and both layouts; ours in turns.
 
     Theirs runs in float32 without TF32 (``Graph.evaluate`` sees to that), ours in that and in tf32x3.
-
-    It chooses an implementation when it is first called, by an environment variable that is read at import: so its own
-    selection is set here.
     """
+    if lacking := rival.missing():
+        yield {"network": name, "left_out": lacking}
+        return
     batch, T = (16, 8) if clock.device.type == "cuda" else (2, 4)
-    from spikingjelly._ops.if_ import _selection
-
-    from benchmarks.rival import MultiStep
-
     x, ours = bench.images(batch), {}
     for kind in ("float32", "tf32x3"):
         snn = bench.network("if", T, kind)
-        ours[kind] = clock.waiting(lambda snn=snn: snn.run(x, T))
+        ours[kind] = clock.waiting(partial(snn.run, x, T))
         ours[kind](), ours[kind]()
     many = x.repeat(T, 1, 1, 1)
     bench.observation.graph(many)
     alone = clock.median(lambda: bench.observation.graph(many), 0.5)
     yield {"network": name, "batch": batch, "T": T, "theirs": "all timesteps' float passes at once", "ms": 1e3 * alone}
     for implementation in ("triton", "cuda", "torch"):
-        _selection._requested = implementation
-        for cache in (_selection._selections, _selection._compiled_selections):
-            cache.clear()
+        select(implementation)
         for layout in LAYOUTS:
             row = {"network": name, "batch": batch, "T": T, "theirs": f"{implementation}, {layout}"}
             try:
-                net = MultiStep(bench.observation, "IFNode", layout, T)
-                theirs = clock.waiting(lambda net=net: net(x))
+                net = rival.MultiStep(bench.observation, "IFNode", layout, T)
+                theirs = clock.waiting(partial(net, x))
                 theirs()
             except (RuntimeError, ImportError, OSError) as error:
                 yield row | {"left_out": str(error).splitlines()[0][:120]}
@@ -338,43 +337,58 @@ def rival_rows(clock: Clock, name: str, bench: Bench) -> Iterator[dict]:
     yield {"network": name, "theirs": "cupy", "left_out": "SpikingJelly 2.0 has no CuPy implementation of the IF node"}
 
 
+def select(implementation: str) -> None:
+    """What SpikingJelly calculates with. It chooses when it is first called, by an environment variable that is read at
+    import: so its own selection is set."""
+    from spikingjelly._ops.if_ import _selection
+
+    _selection._requested = implementation
+    for cache in (_selection._selections, _selection._compiled_selections):
+        cache.clear()
+
+
 def image_rows(clock: Clock, name: str, bench: Bench) -> Iterator[dict]:
     """Images a second from JPEG files to boxes on the CPU, and milliseconds a batch of each stage by itself."""
     batch, T = IMAGES[name] if clock.device.type == "cuda" else (2, 4)
     if bench.model is None:
         yield {"network": name, "left_out": "no weights: set MSAT_DET_DATA"}
         return
-    with tempfile.TemporaryDirectory() as name_of_folder:
-        folder = photographs(Path(name_of_folder))
-        yield from ({"network": name} | row for row in reading_rows(clock.device, bench.model, folder, batch))
-        dataset = ImageFiles(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = ImageFiles(photographs(Path(folder)))
         ids = (dataset.ids * 64)[: 16 * batch]
         batches = [ids[i : i + batch] for i in range(0, len(ids), batch)]
-        config = SimpleNamespace(strict=True, device=str(clock.device))
-        load = lambda turn: load_batches(config, bench.model, dataset, batches, range(turn))  # noqa: E731
+        yield from ({"network": name} | row for row in reading_rows(clock.device, bench.model, dataset, batches))
         own = [("if-signed-burst", kind) for kind in ("float32", "tf32x3", "bf16")]
         for neuron, kind in (*own, ("msat", "float32")):
             snn = bench.network(neuron, T, kind)
-            for turn in (3, len(batches)):  # the first time to warm up
-                start = time.perf_counter()
-                for loaded in load(turn):
-                    found = on_cpu(bench.model.decode(snn.run(loaded.inputs, T)[T], loaded.metas))
-                seconds = time.perf_counter() - start
-            (loaded,) = load(1)
-            output = snn.run(loaded.inputs, T)[T]
-            simulate = clock.median(clock.waiting(lambda snn=snn, x=loaded.inputs: snn.run(x, T)), 0.3)
-            decode = clock.median(lambda y=output, metas=loaded.metas: on_cpu(bench.model.decode(y, metas)), 0.3)
-            yield {
-                "network": name,
-                "neuron": neuron,
-                "precision": kind,
-                "batch": batch,
-                "T": T,
-                "images_per_s_from_jpeg": len(ids) / seconds,
-                "simulate_ms": 1e3 * simulate,
-                "decode_ms": 1e3 * decode,
-                "boxes_of_last_batch": sum(len(one.boxes) for one in found),
-            }
+            row = {"network": name, "neuron": neuron, "precision": kind, "batch": batch, "T": T}
+            yield row | from_files(clock, snn, T, bench.model, dataset, batches)
+
+
+def from_files(
+    clock: Clock, snn: SpikingNetwork, T: int, model: Detector, dataset: ImageFiles, batches: list[list[str]]
+) -> dict[str, float]:
+    """What ``image_rows`` tells of one network on these images."""
+
+    def load(turns: int) -> Iterator[Loaded]:
+        return load_batches(model, dataset, batches, range(turns), clock.device, strict=True)
+
+    def boxes(outputs: Any, metas: list) -> list[Detections]:
+        return on_cpu(model.decode(outputs, metas))
+
+    for turns in (3, len(batches)):  # the first time to warm up
+        start = time.perf_counter()
+        for loaded in load(turns):
+            found = boxes(snn.run(loaded.inputs, T)[T], loaded.metas)
+        seconds = time.perf_counter() - start
+    (loaded,) = load(1)
+    outputs = snn.run(loaded.inputs, T)[T]
+    return {
+        "images_per_s_from_jpeg": sum(map(len, batches)) / seconds,
+        "simulate_ms": 1e3 * clock.median(clock.waiting(partial(snn.run, loaded.inputs, T)), 0.3),
+        "decode_ms": 1e3 * clock.median(partial(boxes, outputs, loaded.metas), 0.3),
+        "boxes_of_last_batch": sum(len(one.boxes) for one in found),
+    }
 
 
 def accuracy_rows(clock: Clock) -> Iterator[dict]:
@@ -471,7 +485,8 @@ def main() -> int:
     if device.type == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())
     file = args.json or (Path(os.environ["OUT"]) / "gpu.json" if os.environ.get("OUT") else None)
-    clock, results, failed = Clock(device, args.seconds), {"machine": machine(device)}, 0
+    clock, failed = Clock(device, args.seconds), 0
+    results: dict[str, Any] = {"machine": machine(device)}
     print(shown(results["machine"]), flush=True)
     for name, rows in parts(clock).items():
         if args.part and not any(name.startswith(part) for part in args.part):

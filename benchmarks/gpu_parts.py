@@ -5,7 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from types import SimpleNamespace
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -17,6 +17,7 @@ from benchmarks.gpu_networks import Bench
 from msat_det.data import ImageFiles
 from msat_det.graph.facts import facts
 from msat_det.graph.precision import arithmetic
+from msat_det.models.detector import Detector
 from msat_det.run.batches import load_batches
 from msat_det.spiking import kernels
 from msat_det.spiking.energy import count
@@ -30,8 +31,9 @@ def convolutions(bench: Bench) -> dict[tuple, tuple[nn.Conv2d, int]]:
     found: dict[tuple, tuple[nn.Conv2d, int]] = {}
     for node in bench.observation.graph.nodes:
         if node.op == "call_module" and facts(node).op == "conv2d":
-            conv = bench.observation.graph.module.get_submodule(node.target)
-            shape = facts(node.args[0]).shape
+            conv = bench.observation.graph.layer(node)
+            assert isinstance(conv, nn.Conv2d)
+            shape = facts(node.all_input_nodes[0]).image_shape
             key = (*shape, conv.out_channels, *conv.kernel_size, conv.stride, conv.dilation)
             if conv.groups == 1 and shape[0] % 4 == 0:
                 found[key] = (conv, found.get(key, (conv, 0))[1] + 1)
@@ -101,12 +103,12 @@ def part_rows(clock: Any, name: str, bench: Bench, cases: list[tuple[int, int, s
         with torch.inference_mode():
             run = Run(snn.setup, x)
             row |= {"chunk": run.chunk} | taken_apart(clock, run, T) | around(clock, snn, run, x, T)
-        row["run_ms"] = 1e3 * clock.median(lambda snn=snn, x=x, T=T: snn.run(x, T, tap=lambda site, y: None), 0.5)
+        row["run_ms"] = 1e3 * clock.median(partial(snn.run, x, T, tap=lambda site, y: None), 0.5)
         snn.run(x, T)
-        row["again_ms"] = 1e3 * clock.median(lambda snn=snn, x=x, T=T: snn.run(x, T), 0.5)
+        row["again_ms"] = 1e3 * clock.median(partial(snn.run, x, T), 0.5)
         graph = bench.observation.graph
         graph(x)
-        row["float_ms"] = 1e3 * clock.median(lambda graph=graph, x=x: graph(x), 0.5)
+        row["float_ms"] = 1e3 * clock.median(partial(graph, x), 0.5)
         yield row
         del snn, run
 
@@ -140,7 +142,7 @@ def replay_rows(clock: Any, name: str, bench: Bench, cases: list[tuple[int, int,
             with patch.dict(os.environ, MSAT_DET_CUDA_GRAPHS=value):
                 snn = bench.network(neuron, T)
                 snn.run(x, T), snn.run(x, T)
-                row[kind] = 1e3 * clock.median(lambda snn=snn, x=x, T=T: snn.run(x, T), 0.5)
+                row[kind] = 1e3 * clock.median(partial(snn.run, x, T), 0.5)
         replay = snn._replays.replay
         yield row | {"graphs": len(replay.graphs) if replay else 0}
         del snn, replay
@@ -167,13 +169,17 @@ def taken_apart(clock: Any, run: Run, T: int) -> dict[str, float]:
         return call
 
     kinds = {(Chunk, "linear"): "linear", (run, "scan"): "neurons", (run, "differential"): "pools"}
-    whole = timed("all", lambda: [run.advance(t, min(run.chunk, T - t)) for t in range(0, T, run.chunk)])
+
+    def advance() -> None:
+        for t in range(0, T, run.chunk):
+            run.advance(t, min(run.chunk, T - t))
+
     clock.wait()
     begun = time.perf_counter()
     with ExitStack() as stack:
         for (owner, name), kind in kinds.items():
             stack.enter_context(patch.object(owner, name, timed(kind, getattr(owner, name))))
-        whole()
+        timed("all", advance)()
     host = 1e3 * (time.perf_counter() - begun)
     clock.wait()
     sums: dict[str, float] = defaultdict(float)
@@ -187,7 +193,7 @@ def chunk_rows(clock: Any, name: str, bench: Bench, cases: list[tuple[int, int]]
     for batch, T in cases:
         x = bench.images(batch)
         bench.observation.graph(x)
-        forward = clock.median(lambda x=x: bench.observation.graph(x), 0.3)
+        forward = clock.median(partial(bench.observation.graph, x), 0.3)
         row: dict[str, Any] = {"network": name, "batch": batch, "T": T}
         for images in (16, 64, 128, 256):
             if not batch <= images <= batch * T:
@@ -195,28 +201,27 @@ def chunk_rows(clock: Any, name: str, bench: Bench, cases: list[tuple[int, int]]
             for kind in ("float32", "tf32x3"):
                 snn = bench.network("if-signed-burst", T, kind)
                 snn.chunk = images // batch
-                run = lambda snn=snn, x=x, T=T: snn.run(x, T)  # noqa: E731
+                run = partial(snn.run, x, T)
                 run(), run()
                 cost = clock.median(run, 0.4) / T / forward
                 yield row | {"precision": kind, "images_at_once": images, "cost_per_step_over_float": cost}
                 del snn, run
 
 
-def reading_rows(device: torch.device, model: Any, folder: Any, batch: int) -> Iterator[dict]:
+def reading_rows(
+    device: torch.device, model: Detector, dataset: ImageFiles, batches: list[list[str]]
+) -> Iterator[dict]:
     """Images a second that come out of files alone, and by the GPU's own JPEG decoder, with how far that is off."""
-    dataset = ImageFiles(folder)
-    ids = (dataset.ids * 64)[: 16 * batch]
-    batches = [ids[i : i + batch] for i in range(0, len(ids), batch)]
-    config = SimpleNamespace(strict=True, device=str(device))
+    images = sum(map(len, batches))
     begun = time.perf_counter()
-    for _ in load_batches(config, model, dataset, batches, range(len(batches))):
+    for _ in load_batches(model, dataset, batches, range(len(batches)), device, strict=True):
         pass
-    yield {"read, preprocessed": len(ids), "images_per_s": len(ids) / (time.perf_counter() - begun)}
+    yield {"read, preprocessed": images, "images_per_s": images / (time.perf_counter() - begun)}
     if device.type != "cuda":
         return
     from torchvision.io import ImageReadMode, decode_jpeg, read_file
 
-    files = [read_file(str(dataset.folder / id)) for id in ids[:batch]]
+    files = [read_file(str(dataset.folder / id)) for id in batches[0]]
     decode_jpeg(files, device=device, mode=ImageReadMode.RGB)
     torch.cuda.synchronize()
     begun = time.perf_counter()
@@ -224,7 +229,7 @@ def reading_rows(device: torch.device, model: Any, folder: Any, batch: int) -> I
         found = decode_jpeg(files, device=device, mode=ImageReadMode.RGB)
     torch.cuda.synchronize()
     speed = 8 * len(files) / (time.perf_counter() - begun)
-    ours = [dataset.image(id) for id in ids[: min(batch, 16)]]
+    ours = [dataset.image(id) for id in batches[0][:16]]
     apart = [(a.cpu().int() - b.int()).abs() for a, b in zip(found, ours, strict=False) if a.shape == b.shape]
     pixels = torch.cat([each.flatten() for each in apart])
     yield {

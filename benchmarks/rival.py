@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
+from torch.fx.node import Node
 
 from benchmarks import memory
 from benchmarks.networks import Bench, load
@@ -67,11 +68,12 @@ class MultiStep:
         for neuron in self.neurons.values():
             neuron.eval().reset()
         sequence = x.repeat(self.T, 1, 1, 1).contiguous(memory_format=self.layout)
-        inputs, env, last = self.graph.bind(sequence), {}, last_uses(self.graph.nodes)
+        inputs, last = self.graph.bind(sequence), last_uses(self.graph.nodes)
+        env: dict[Node, Any] = {}
         with torch.inference_mode():
             for node in self.graph.nodes:
                 if node.op == "placeholder":
-                    value = inputs[node.target]
+                    value = inputs[str(node.target)]
                 elif node.name in self.neurons:
                     currents = env[node.all_input_nodes[0]].unflatten(0, (self.T, len(x)))
                     value = self.neurons[node.name](currents).flatten(0, 1)

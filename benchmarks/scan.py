@@ -11,6 +11,7 @@ import re
 import statistics
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,9 @@ def rows(threads: int, shape: tuple[int, ...] = SHAPE) -> Iterator[dict]:
     scans = {name: make_scan(name, steps[0]) for name in NEURONS}
     with torch.inference_mode():
         for name, scan in scans.items():
-            lengths[name] = median_seconds(lambda scan=scan: scan.run(steps, 0, STEPS))
+            lengths[name] = median_seconds(partial(scan.run, steps, 0, STEPS))
             own = steps.clone()
-            lengths[f"{name}, in place"] = median_seconds(
-                lambda scan=scan, own=own: scan.run(own, STEPS, STEPS, in_place=True)
-            )
+            lengths[f"{name}, in place"] = median_seconds(partial(scan.run, own, STEPS, STEPS, in_place=True))
     if rival.missing() is None:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             lengths["spikingjelly IFNode"] = process.submit(spikingjelly_seconds, threads, shape).result()

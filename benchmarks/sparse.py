@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -89,7 +90,7 @@ class Layer:
             dense = shortest(lambda: self.conv.forward(noise))
             for density in DENSITIES:
                 x = torch.where(at < density, noise, 0.0)
-                seconds.append(shortest(lambda x=x: self.by_events(x)))
+                seconds.append(shortest(partial(self.by_events, x)))
                 if seconds[-1] > dense:
                     break
         return crossing(DENSITIES, seconds, dense)
@@ -113,8 +114,8 @@ def watch(bench: Bench, neuron: str, images: int) -> tuple[float, float, list[La
     with dense():
         before = shortest(lambda: snn.run(image, T)) / T
     after = shortest(lambda: snn.run(image, T)) / T
-    called = {node.target for node in snn.plan.body if node.op == "call_module"}
-    modules = [snn.graph.module.get_submodule(target) for target in sorted(called)]
+    called = {str(node.target): snn.graph.layer(node) for node in snn.plan.body if node.op == "call_module"}
+    modules = [module for _, module in sorted(called.items())]
     layers = [Layer(module) for module in modules if isinstance(module, nn.Conv2d) and module.groups == 1]
     hooks = [layer.conv.register_forward_pre_hook(layer.see) for layer in layers]
     try:

@@ -59,7 +59,8 @@ def ratio(
     """
     times = max(2, math.ceil(SHORTEST / max(seconds_of(baseline, 1, clock), 1e-9)))
     times = min(times, 100)
-    ratios, lengths, baselines = [], [], [seconds_of(baseline, times, clock)]
+    ratios: list[float] = []
+    lengths, baselines = [], [seconds_of(baseline, times, clock)]
     begun = clock()
     while len(ratios) < MOST:
         lengths.append(seconds_of(call, 1, clock))

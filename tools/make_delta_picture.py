@@ -23,9 +23,10 @@ from msat_det.spiking.neurons import Neuron, new_state, step
 PICTURE = PROJECT / "docs" / "delta.png"
 # What the layers before make of the input: its current under rate coding, its sum under delta coding.
 INPUT = [0.95, 0.55, 0.8, 0.66] + [0.71] * 8
+BITS = 5
 RELU = Activation("relu", torch.relu, rectified=True)
 RATE = Neuron(torch.tensor(0.5), RELU, initial=0.5, signed=True, gamma=3)
-DELTA = Neuron(torch.tensor(0.03), RELU, coding="delta", bits=5, terms=(1,))
+DELTA = Neuron(torch.tensor(0.03), RELU, coding="delta", bits=BITS, terms=(1,))
 
 
 def rate() -> tuple[list[float], list[float], list[float]]:
@@ -55,7 +56,7 @@ def draw() -> Figure:
     for column, (title, (before, sent, value)) in enumerate(columns.items()):
         above, below = panels[:, column]
         above.set_title(title, color=INK, fontsize=11)
-        levels = [0.5] if column == 0 else [0.03 * 2**k for k in range(DELTA.bits)]
+        levels = [0.5] if column == 0 else [0.03 * 2**k for k in range(BITS)]
         _thresholds(above, levels, column == 1)
         times = range(1, len(INPUT) + 1)
         above.plot(times, before, color=COLOURS[0], marker="o", markersize=4, label="potential before the event")

@@ -107,7 +107,8 @@ def make_coco(root: Path, splits: dict[str, int] = COCO_SPLITS) -> None:
     categories = [{"id": i, "name": name, "supercategory": kind} for i, name, kind in COCO_CATEGORIES.values()]
     number = 0
     for split, count in splits.items():
-        images, annotations = [], []
+        images: list[dict] = []
+        annotations: list[dict] = []
         for _ in Progress(range(count), desc=f"coco {split}", unit="img"):
             number += 1
             scene = draw_scene(COCO_SEED, number, crowds=True)
@@ -152,7 +153,7 @@ def polygons(mask: np.ndarray) -> list[list[int]]:
     """The outer outlines [x, y, x, y, …] of the mask's connected parts, true to a pixel."""
     outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     largest_first = sorted(outlines, key=len, reverse=True)
-    simple = [cv2.approxPolyDP(outline, 0.8, True).ravel().tolist() for outline in largest_first]
+    simple = [cv2.approxPolyDP(outline, 0.8, True).astype(int).ravel().tolist() for outline in largest_first]
     return [outline for outline in simple if len(outline) >= 6]
 
 

@@ -17,6 +17,7 @@ from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from msat_det.base.checks import present
 from msat_det.base.settings import PROJECT
 from msat_det.run.arguments import Parser
 from msat_det.run.terminal import once
@@ -43,7 +44,7 @@ def executed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """mkdocs: beside every notebook its Markdown page and pictures."""
     for file in [file for file in files if file.src_uri.endswith(".ipynb")]:
-        text, resources = MarkdownExporter().from_filename(file.abs_src_path, {"unique_key": file.name})
+        text, resources = MarkdownExporter().from_filename(present(file.abs_src_path), {"unique_key": file.name})
         files.append(File.generated(config, f"{file.src_uri[:-6]}.md", content=text))
         for name, content in resources["outputs"].items():
             files.append(File.generated(config, name, content=content))

@@ -63,12 +63,14 @@ def described(thing: Any) -> str:
     if isinstance(node, ast.FunctionDef):
         parts += [f"**`{signature(node)}`**", paragraphs(thing.__doc__, argument_names(node))]
         return "\n\n".join(filter(None, parts))
-    init = next((item for item in node.body if getattr(item, "name", "") == "__init__"), None)
+    assert isinstance(node, ast.ClassDef)
+    functions = [item for item in node.body if isinstance(item, ast.FunctionDef)]
+    init = next((item for item in functions if item.name == "__init__"), None)
     names = argument_names(init) if init else names_of(thing)
     parts.append(f"**`{signature(init, node.name)}`**" if init else attributes(node))
     parts.append(paragraphs(thing.__doc__, names))
-    for item in node.body:
-        if isinstance(item, ast.FunctionDef) and item.name[0] != "_" and ast.get_docstring(item):
+    for item in functions:
+        if item.name[0] != "_" and ast.get_docstring(item):
             is_property = "property" in map(ast.unparse, item.decorator_list)
             heading = f"{node.name}.{item.name}" if is_property else signature(item, f"{node.name}.{item.name}")
             parts += [f"**`{heading}`**", paragraphs(ast.get_docstring(item), argument_names(item))]
@@ -78,7 +80,8 @@ def described(thing: Any) -> str:
 def of_method(method: Method) -> str:
     """A conversion method: what it does, and the options that are its own or start elsewhere."""
     own = [cls for cls in method.options.__mro__ if issubclass(cls, Options) and cls is not Options]
-    texts = [paragraphs(cls.__doc__, names_of(cls)) for cls in own if not cls.__doc__.startswith(f"{cls.__name__}(")]
+    told = [cls for cls in own if not str(cls.__doc__).startswith(f"{cls.__name__}(")]  # else it is the dataclass's own
+    texts = [paragraphs(cls.__doc__, names_of(cls)) for cls in told]
     made = "Made anew for each recorded t." if method.needs_t else ""
     clips = f"What lies beyond its range stays clipped: {method.clips}." if method.clips else ""
     common = {item.name: item.default for item in fields(Options)}

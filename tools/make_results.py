@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from msat_det.base.checks import present
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
 from msat_det.base.settings import PROJECT
@@ -195,7 +196,7 @@ def order_by_cost(comparison: Comparison) -> str:
     for t in comparison.times:
         rows = [row for row in comparison.rows[1:] if row.t == t and row.method != "int8"]
         ranked = {"most accurate": sorted(rows, key=lambda row: -row.metrics[comparison.metric])}
-        ranked |= {words: sorted(rows, key=lambda row, name=name: row.costs[name]) for name, words in RANKINGS.items()}
+        ranked |= {words: sorted(rows, key=lambda row: present(row.costs[name])) for name, words in RANKINGS.items()}
         parts = [f"{words} first {', '.join(row.method for row in order)}" for words, order in ranked.items()]
         lines.append(f"- t = {t}: {'; '.join(parts)}.")
     return "\nIn order:\n\n" + "\n".join(lines) + "\n"
@@ -204,7 +205,7 @@ def order_by_cost(comparison: Comparison) -> str:
 def facts(comparison: Comparison) -> str:
     """What was run, in a sentence."""
     calib = comparison.config.calib
-    folder = "/".join(filter(None, (Path(calib.root).name, calib.split)))
+    folder = "/".join(filter(None, (Path(present(calib.root)).name, calib.split)))
     return (
         f"{comparison.title}; thresholds from {calib.limit or 'all'} images of {folder}; "
         f"seed {comparison.facts['seed']}, commit {comparison.facts['commit']}."

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +22,14 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import msat_det
+from msat_det.base.checks import present
 from msat_det.base.errors import InputError
 from msat_det.base.settings import PROJECT
 from msat_det.run.arguments import Parser
 from msat_det.run.terminal import once
+
+if TYPE_CHECKING:
+    from transformers import RTDetrModel
 
 PAGE = PROJECT / "docs" / "zoo.md"
 RATE = {"scale": "channel", "initial": "half", "signed": True, "gamma": 7, "factor": 0.5, "spiking_linear": True}
@@ -70,7 +74,7 @@ class Maps(nn.Module):
 class Encoded(nn.Module):
     """RT-DETR's dense part: backbone, projections and hybrid encoder; its decoder picks queries by their values."""
 
-    def __init__(self, net: nn.Module):
+    def __init__(self, net: "RTDetrModel"):
         super().__init__()
         self.net = net
 
@@ -94,11 +98,22 @@ def rt_detr(name: str) -> nn.Module:
     os.environ["HF_HUB_OFFLINE"] = "1"
     from transformers import RTDetrConfig, RTDetrModel, RTDetrResNetConfig
 
-    stages = {"embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 1, 1], "layer_type": "basic"}
-    backbone = RTDetrResNetConfig(**stages, out_features=["stage2", "stage3", "stage4"])
-    sizes = {"encoder_hidden_dim": 32, "encoder_in_channels": [32, 64, 128], "d_model": 32, "encoder_ffn_dim": 64}
-    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "decoder_in_channels": [32, 32, 32]}
-    return Encoded(RTDetrModel(RTDetrConfig(backbone_config=backbone, **sizes, **heads, num_queries=20)))
+    ends: dict[str, Any] = {"out_features": ["stage2", "stage3", "stage4"]}
+    backbone = RTDetrResNetConfig(
+        embedding_size=16, hidden_sizes=[16, 32, 64, 128], depths=[1, 1, 1, 1], layer_type="basic", **ends
+    )
+    config = RTDetrConfig(
+        backbone_config=backbone,
+        encoder_hidden_dim=32,
+        encoder_in_channels=[32, 64, 128],
+        encoder_ffn_dim=64,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        decoder_in_channels=[32, 32, 32],
+        d_model=32,
+        num_queries=20,
+    )
+    return Encoded(RTDetrModel(config))
 
 
 def timm(name: str, **options: Any) -> nn.Module:
@@ -178,7 +193,7 @@ def build(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
     with torch.no_grad():
         net(images[:4])
     for norm in norms:
-        norm.running_var.clamp_(min=1e-2)
+        present(norm.running_var).clamp_(min=1e-2)
     return net.eval(), images
 
 

@@ -25,12 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from training.losses import Objects, fit, pad_objects, scene_batches, ssd_loss, yolo_loss
 from training.scenes import draw_scene, draw_tile
 
-from msat_det.base.config import MOST_THREADS
+from msat_det.base.config import MOST_THREADS, Model
 from msat_det.base.settings import PROJECT
 from msat_det.data import VOC_CLASSES, build_dataset
 from msat_det.measure.accuracy import evaluate
 from msat_det.models import demo
-from msat_det.models.classifiers import CLASSIFIERS, PREPROCESS, Classifier
+from msat_det.models.classifiers import CLASSIFIERS, Classifier, find_preprocess
 from msat_det.models.detector import Detector
 from msat_det.models.ssd import SsdDetector
 from msat_det.models.yolo import YoloDetector
@@ -46,13 +46,13 @@ def untrained(name: str) -> Any:
     """The detector or classifier of that name with seeded random weights."""
     torch.manual_seed(0)
     if name == "yolo":
-        net = demo.YoloDemo(len(VOC_CLASSES))
-        return YoloDetector(net, VOC_CLASSES, demo.SIZE, demo.YOLO_ANCHORS, demo.YOLO_STRIDES)
+        yolo = demo.YoloDemo(len(VOC_CLASSES))
+        return YoloDetector(yolo, VOC_CLASSES, demo.SIZE, demo.YOLO_ANCHORS, demo.YOLO_STRIDES)
     if name == "ssd":
-        net = demo.SsdDemo(len(VOC_CLASSES))
-        return SsdDetector(net, VOC_CLASSES, demo.SIZE, demo.ssd_priors(demo.SIZE), nms_iou=0.45)
+        ssd = demo.SsdDemo(len(VOC_CLASSES))
+        return SsdDetector(ssd, VOC_CLASSES, demo.SIZE, demo.ssd_priors(demo.SIZE), nms_iou=0.45)
     network = CLASSIFIERS["vgg_demo"]
-    return Classifier(network.build(network.classes), VOC_CLASSES, PREPROCESS[network.preprocess])
+    return Classifier(network.build(network.classes), VOC_CLASSES, find_preprocess(Model("vgg_demo")))
 
 
 def scene(index: int) -> tuple[np.ndarray, ...]:
@@ -98,7 +98,7 @@ def tile_batches(images: Tensor, labels: Tensor, batch: int, seed: int, steps: i
 
 def score(model: Any, dataset: Any, batch: int = 25) -> dict:
     """The float network's scores on a data set."""
-    found = {}
+    found: dict[Any, Any] = {}
     with torch.inference_mode():
         for first in range(0, len(dataset), batch):
             samples = [dataset[i] for i in range(first, min(first + batch, len(dataset)))]
@@ -131,9 +131,9 @@ def main(argv: list[str]) -> None:
         "steps": (1500, 2**31 - 1, "training steps"),
         "threads": (1, MOST_THREADS, "more are faster, with other last bits"),
     }
-    for name, (default, most, text) in numbers.items():
-        about = f"{text} (default: {default})"
-        parser.add_argument(f"--{name}", type=whole(1, most), default=default, metavar="N", help=about)
+    for name, (number, most, text) in numbers.items():
+        about = f"{text} (default: {number})"
+        parser.add_argument(f"--{name}", type=whole(1, most), default=number, metavar="N", help=about)
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     torch.use_deterministic_algorithms(True)

@@ -62,20 +62,19 @@ def batch_size(config: Config, graph: Graph) -> int:
 
 
 def load_batches(
-    config: Config, model: Any, dataset: Dataset, batches: list[list], todo: Sequence[int]
+    model: Any, dataset: Dataset, batches: list[list], todo: Sequence[int], device: torch.device, strict: bool
 ) -> Iterator[Loaded]:
     """The numbered batches of images on the device, the next ones read while this one is simulated.
 
     Images are read and preprocessed on the CPU: beside a simulation there by one thread, beside one on a GPU by
     processes, which leave the batch in pinned memory, from where the GPU takes it without anybody waiting.
-    Raises CorruptImage where ``config.strict``.
+    Raises CorruptImage where ``strict``.
     """
-    device = torch.device(config.device)
     reader = Reader(model, dataset, [batches[number] for number in todo])
     for number, read in zip(todo, _by_processes(reader) if device.type == "cuda" else _by_thread(reader), strict=True):
         if isinstance(read, InputError):
             raise read
-        yield gather(number, batches[number], read, device, config.strict)
+        yield gather(number, batches[number], read, device, strict)
 
 
 @dataclass
@@ -176,7 +175,7 @@ def simulate(
 
     bar = Progress(total=len(dataset), initial=images(), desc="simulating", unit="image", disable=ranks.rank() > 0)
     with bar, torch.inference_mode():
-        for loaded in load_batches(config, model, dataset, batches, todo):
+        for loaded in load_batches(model, dataset, batches, todo, torch.device(config.device), config.strict):
             for message in loaded.corrupt:
                 bar.write(f"skipped: {message}", file=sys.stderr)
             part = Part(loaded.ids, loaded.corrupt, misfit=loaded.misfit)

@@ -205,8 +205,7 @@ def test_batches_are_read_alike_for_a_cpu_and_a_gpu(
     monkeypatch.setattr(batches, "DataLoader", lambda *given, **more: began.append(1) or by_processes(*given, **more))
 
     def load(device: str, strict: bool = False) -> list[batches.Loaded]:
-        config = SimpleNamespace(device=device, strict=strict)
-        return list(batches.load_batches(config, squares, squares, ids, [0, 1, 3, 2]))
+        return list(batches.load_batches(squares, squares, ids, [0, 1, 3, 2], torch.device(device), strict))
 
     here = load("cpu")
     assert [(one.number, one.ids, one.metas) for one in here] == [

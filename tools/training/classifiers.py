@@ -20,13 +20,14 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import v2
 
+from msat_det.base.config import Model
 from msat_det.base.errors import InputError
 from msat_det.base.progress import Progress
 from msat_det.base.settings import described, expanded
 from msat_det.base.typed import Reader
 from msat_det.data import Dataset, build_dataset
 from msat_det.measure.accuracy.topk import topk
-from msat_det.models.classifiers import CLASSIFIERS, PREPROCESS, Preprocess
+from msat_det.models.classifiers import CLASSIFIERS, Preprocess, find_preprocess
 from msat_det.report.directory import RunDirectory
 from msat_det.run.arguments import Parser, add_option
 
@@ -185,10 +186,10 @@ def train(recipe: Recipe) -> dict[str, float]:
         )
 
     torch.manual_seed(recipe.seed)
-    net = network.build(len(sources[0].classes)).to(device, memory_format=torch.channels_last)
+    net = network.build(len(sources[0].classes)).to(device).to(memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(net.parameters(), recipe.rate, MOMENTUM, weight_decay=recipe.decay, nesterov=True)
     log = directory.read(net, optimiser, recipe)
-    inputs = PREPROCESS[network.preprocess]
+    inputs = find_preprocess(Model(recipe.model))
     augment = augmentation(recipe, inputs)
     pictures, tests = (Pictures(source, inputs, split) for source, split in zip(sources, splits, strict=True))
     pictures.augment = augment

@@ -64,16 +64,16 @@ def yolo_loss(detector: YoloDetector, outputs: Any, objects: Objects) -> Tensor:
     half with it, and by the best one. All other boxes are background, but those that overlap an object with an IoU
     above .6 and those in a region to ignore.
     """
-    raw, boxes, anchors, cells = [], [], [], []
+    heads, places, anchors, cells = [], [], [], []
     for head, priors, stride, scale in zip(
         outputs, detector.anchors, detector.strides, detector.scale_x_y, strict=True
     ):
         _, _, height, width = head.shape
-        raw.append(head.unflatten(1, (len(priors), -1)).movedim(2, -1).flatten(1, 3))
-        boxes.append(detector.decode_head(head, priors, stride, scale)[0])
+        heads.append(head.unflatten(1, (len(priors), -1)).movedim(2, -1).flatten(1, 3))
+        places.append(detector.decode_head(head, priors, stride, scale)[0])
         anchors.append(priors)
         cells.append((stride, height, width))
-    raw, boxes = torch.cat(raw, 1), torch.cat(boxes, 1)  # (B, N, 5 + C), (B, N, 4)
+    raw, boxes = torch.cat(heads, 1), torch.cat(places, 1)  # (B, N, 5 + C), (B, N, 4)
 
     image, number, place = _yolo_places(objects, anchors, cells)
     found = raw[image, place]

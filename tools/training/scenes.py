@@ -283,7 +283,7 @@ def _dots(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _clouds(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    total = sum(_noise(rng, x.shape, cells) / cells**0.7 for cells in (3, 6, 12, 24))
+    total = sum((_noise(rng, x.shape, cells) / cells**0.7 for cells in (3, 6, 12, 24)), np.zeros(x.shape))
     return (total - total.min()) / np.ptp(total)
 
 
