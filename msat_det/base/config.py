@@ -21,7 +21,7 @@ MOST_DRAWS = 1_000_000
 class Data:
     """The keys of ``data``, see ``Config``."""
 
-    kind: Annotated[str, "dataset reader, a name in ``msat_det.data.DATASETS``: voc, coco, yolo, cifar100, folders …"]
+    kind: Annotated[str, "dataset reader: voc, coco, yolo, cifar100, folders …"]
     root: Annotated[
         str,
         "its folder; a COCO root holds annotations/ and <split>/, a VOC root VOCdevkit/; of kind yolo its YAML file.",
@@ -56,7 +56,7 @@ class Model:
 
     name: Annotated[
         str,
-        "a name in the registry of detectors or classifiers (``msat-det list detectors``), or package.module:function "
+        "a name in the registry of detectors or classifiers (`msat-det list detectors`), or package.module:function "
         "for a network of your own, which the working directory may hold.",
     ]
     weights: Annotated[
@@ -94,7 +94,7 @@ class Model:
     size: Annotated[int | None, "side of the network's square input, pixels."] = None
     preprocess: Annotated[
         str | None,
-        "how a classifier's input is made, a name in ``classifiers.PREPROCESS``: cifar, imagenet or caffe.",
+        "how a classifier's input is made: cifar, imagenet or caffe.",
     ] = None
     num_classes: Annotated[int | None, "number of classes, for networks built without weights that show it."] = None
     score: Annotated[float | None, "lowest score that is kept, 0 to 1."] = None
@@ -266,7 +266,7 @@ class Config:
     draw: Annotated[Draw, "The pictures of boxes beside float and ground truth."] = field(default_factory=Draw)
     ledger: Annotated[
         Ledger,
-        "Where the error comes from, call site by call site, and how to mend the worst of them (``msat-det doctor``).",
+        "Where the error comes from, call site by call site, and how to mend the worst of them (`msat-det doctor`).",
     ] = field(default_factory=Ledger)
     exit: Annotated[
         Exit,
@@ -278,7 +278,7 @@ class Config:
     ] = field(default_factory=Bootstrap)
     energy: Annotated[
         str,
-        "what operations cost: a table in msat_det/spiking/energy_tables.yaml, or a file of the same form.",
+        "what operations cost: 45nm, 45nm-shift, 45nm-int8, or a YAML file like msat_det/spiking/energy_tables.yaml.",
     ] = "45nm"
     batch: Annotated[
         int,

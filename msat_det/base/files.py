@@ -110,10 +110,20 @@ def text_of(path: str | Path, most: int = MAX_TEXT) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's plain values; no merge keys (<<), of which a few lines can ask for all memory."""
+    """YAML's plain values; no merge keys (<<), of which a few lines can ask for all memory, and no key twice, of which
+    PyYAML would take the last one in silence."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         pass
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        mapping = super().construct_mapping(node, deep)
+        names: set[tuple[str, str]] = set()
+        for key, _ in node.value if len(mapping) < len(node.value) else ():
+            if (key.tag, key.value) in names:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands there twice", key.start_mark)
+            names.add((key.tag, key.value))
+        return mapping
 
 
 class _Dumper(yaml.SafeDumper):

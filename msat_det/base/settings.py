@@ -184,7 +184,7 @@ def build(cls: type, values: dict[str, Any], file: Path, prefix: str = "") -> An
 def nearest_key(word: str) -> str:
     """What to say of an unknown key: the key that it was probably meant to be."""
     keys = list(keys_of())
-    ending = [key for key in keys if key.endswith(f".{word}")]
+    ending = [key for key in keys if key.endswith(f".{word}") or key == f"{word}s"]
     return nearest(word, ending or keys, "--help lists all keys", 0 if ending else 0.4)
 
 

@@ -191,9 +191,15 @@ FASTESTDET = Item(
         ),
     ),
 )
-YOLOV8N = Item(  # its publishers name no checksum
+YOLOV8N = Item(
     "weights/yolov8n.pt",
-    (Source("https://github.com/ultralytics/assets/releases/download/v8.3.0/yolov8n.pt", 7_000_000),),
+    (
+        Source(
+            "https://github.com/ultralytics/assets/releases/download/v8.3.0/yolov8n.pt",
+            6_549_796,
+            "sha256:f59b3d833e2ff32e194b5bb8e08d211dc7c5bdf144b90d2c8412c47ccfc83b36",
+        ),
+    ),
 )
 COCO_TERMS = "annotations CC BY 4.0, images by Flickr's terms"
 UNSTATED = "no licence stated"

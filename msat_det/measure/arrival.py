@@ -47,5 +47,5 @@ def reason(entry: dict) -> str:
 def lost_notes(config: Config, rows: list[CurveRow]) -> list[str]:
     """One line for each reason: the labels that it keeps at zero, and where to read on."""
     found = reasons(config, lost(rows))
-    more = "read docs/findings.md, or let `msat-det doctor` name the layers"
+    more = "`msat-det doctor` names the layers, and docs/findings.md of the project has the measurements"
     return [f"{', '.join(labels)} at next to nothing: {why}; {more}" for why, labels in found.items()]

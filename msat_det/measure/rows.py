@@ -78,7 +78,9 @@ def read_summary(folder: Path) -> tuple[list[CurveRow], dict[str, Any]]:
         _check_rows(rows)
         _check_facts(facts)
     except FileNotFoundError:
-        raise InputError(f"no {file}: the run did not end; start it anew") from None
+        begun = (file.parent / "config.yaml").exists()
+        mend = "the run did not end; go on with --resume" if begun else "give the directory of a run, runs/NAME"
+        raise InputError(f"no {file}: {mend}") from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError):
         raise InputError(f"{file} is not what a run writes: make it anew") from None
     return rows, facts

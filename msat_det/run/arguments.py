@@ -15,6 +15,7 @@ from msat_det.base import ranks
 from msat_det.base.config import Config, checked_method
 from msat_det.base.errors import InputError
 from msat_det.base.files import show, yaml_value
+from msat_det.base.names import hint
 from msat_det.base.settings import (
     BELOW_ROOT_KEYS,
     PATH_KEYS,
@@ -36,7 +37,8 @@ METHODS_HELP = (
 
 
 def load_config(argv: list[str], prog: str = "msat-det run", about: str = "", examples: str = "") -> Config:
-    """``CONFIG [--key value …]`` → Config. CONFIG, or ``--cfg CONFIG``: a file, or the name of an included one.
+    """``CONFIG [--key value …]`` → Config. CONFIG, or ``--cfg CONFIG``: a file, or the name of an included one. It may
+    come behind its keys, too.
 
     Relative paths in the file count from the file's folder, those on the command line from the working directory; ``~``
     and ``$MSAT_DET_DATA`` (by default ~/data) expand in both. Later sources win: defaults, file, command line.
@@ -48,13 +50,18 @@ def load_config(argv: list[str], prog: str = "msat-det run", about: str = "", ex
     arguments, unknown = make_parser(prog, about, examples).parse_known_args(argv[len(named) :])
     given = vars(arguments)
     named += [given.pop("cfg")] if "cfg" in given else []
+    overrides, bare = _method_overrides(unknown)
+    if not named:
+        named, bare = bare[:1], bare[1:]
+    if bare:
+        raise InputError(f"{bare[0]!r} on the command line belongs to no option: write --key value")
     if len(named) != 1:
         found = "two configurations" if named else "no configuration"
         raise InputError(f"{found}: give a file or a name of `msat-det list configs`")
     file = find_config(named[0])
     tree = read_yaml(file)
     picked = given.pop("methods", None)
-    tree["methods"] = _pick_methods(tree.get("methods", []), picked, _method_overrides(unknown), file)
+    tree["methods"] = _pick_methods(tree.get("methods", []), picked, overrides, file)
 
     values = values_of(tree, file, but=given)
     command = {key: as_key_takes(key, value, "on the command line", Path.cwd()) for key, value in given.items()}
@@ -126,9 +133,19 @@ def add_option(group: Any, name: str, hint: Any, text: str, word: str = "TEXT", 
         group.add_argument(f"--{name}", metavar=metavar, help=text, **settings)
 
 
+class Paragraphs(argparse.HelpFormatter):
+    """Fills paragraphs to the terminal's width; one with an indented line, examples say, keeps its lines."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.split("\n\n")
+        return "\n\n".join(
+            part if "\n " in part else super(Paragraphs, self)._fill_text(part, width, indent) for part in paragraphs
+        )
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are InputErrors, and whose help keeps its lines. usage: what comes behind ``prog``; none:
-    argparse's. more: what an error ends in, where to read on."""
+    """A parser whose errors are InputErrors. usage: what comes behind ``prog``; none: argparse's. more: what an error
+    ends in, where to read on."""
 
     def __init__(
         self,
@@ -141,8 +158,7 @@ class Parser(argparse.ArgumentParser):
         **settings: Any,
     ):
         usage = usage and f"{prog} {usage}"
-        plain = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog, usage, description, epilog, formatter_class=plain, **settings)
+        super().__init__(prog, usage, description, epilog, formatter_class=Paragraphs, **settings)
         self.more = more
 
     def error(self, message: str) -> typing.NoReturn:
@@ -163,11 +179,18 @@ def whole(least: int, most: int = 2**31 - 1) -> typing.Callable[[str], int]:
     return read
 
 
-def _method_overrides(words: list[str]) -> list[tuple[str, str, Any]]:
-    """``--methods.LABEL.OPTION VALUE`` → (label, option, value as YAML reads it); any other word is an unknown key."""
-    overrides = []
+def _method_overrides(words: list[str]) -> tuple[list[tuple[str, str, Any]], list[str]]:
+    """``--methods.LABEL.OPTION VALUE`` → (label, option, value as YAML reads it), and the words that are no option's.
+
+    Raises InputError for an option that is none.
+    """
+    overrides, bare = [], []
     while words:
-        key, equals, value = words.pop(0).partition("=")
+        word = words.pop(0)
+        if not word.startswith("-"):
+            bare.append(word)
+            continue
+        key, equals, value = word.partition("=")
         match = re.fullmatch(r"--methods\.(.+)\.(\w+)", key)
         if not key.startswith("--"):
             raise InputError(f"{key!r} on the command line belongs to no option: write --key value")
@@ -181,7 +204,7 @@ def _method_overrides(words: list[str]) -> list[tuple[str, str, Any]]:
             overrides.append((*match.groups(), yaml_value(value)))
         except (yaml.YAMLError, ValueError, RecursionError):
             raise InputError(f"{key} is {show(value)}: give one value or a list such as [2, 1]") from None
-    return overrides
+    return overrides, bare
 
 
 def _pick_methods(entries: Any, picked: str | None, overrides: list[tuple[str, str, Any]], file: Path) -> Any:
@@ -196,7 +219,7 @@ def _pick_methods(entries: Any, picked: str | None, overrides: list[tuple[str, s
     }
     if len(by_label) < len(entries):
         return entries  # Config names the label that stands twice
-    labels = picked.split(",") if picked else list(by_label)
+    labels = [label.strip() for label in picked.split(",")] if picked else list(by_label)
     if "all" in labels:
         from msat_det.methods import METHODS  # only now: PyTorch takes seconds to import
 
@@ -204,7 +227,8 @@ def _pick_methods(entries: Any, picked: str | None, overrides: list[tuple[str, s
         labels = [name for label in labels for name in (METHODS if label == "all" else [label])]
     for label in [*labels, *(label for label, _, _ in overrides)]:
         if label and label not in by_label:
-            raise InputError(f"unknown method label {label}: {file} has {', '.join(by_label) or 'none'}")
+            known = f"{file} has {', '.join(by_label) or 'none'}; {{label: {label}, method: …}} in its methods adds one"
+            raise InputError(f"unknown method label {label}: {hint(label, by_label, known)}")
     for label, option, value in overrides:
         by_label[label][option] = value
     return [by_label[label] for label in dict.fromkeys(labels) if label]

@@ -54,7 +54,7 @@ paper's own figures, marked as such; and pareto.png: accuracy against operations
 EXAMPLES_COMPARE = """\
 examples:
   msat-det compare vgg_demo --methods all
-  msat-det compare yolo_voc --sim.record 8,16,32 --data.limit 32 --out runs/side-by-side"""
+  msat-det compare yolo_voc --sim.record 8,16,32 --out runs/side-by-side"""
 
 ABOUT_INSPECT = """\
 Shows what every node of a configuration's network becomes, without simulating it: traces it,
@@ -127,28 +127,42 @@ line for each. With --cfg any key of the configuration can be set as --key value
 EXAMPLES_DETECT = """\
 examples:
   msat-det detect photo.jpg --cfg yolo_voc
-  msat-det detect holiday/ --cfg yolo_voc --method staged-4 --t 4 --compare --out boxes
+  msat-det detect holiday/ --cfg yolo_voc --method staged-4 --t 4 --compare
   msat-det detect street.mp4 --model yolo.safetensors --classes person,car"""
+
+ABOUT_LIST = """\
+Prints the names of one kind that may be used, one a line: the included configurations, the conversion methods with what
+each does and from where it is, the detectors or the classifiers."""
+
+ABOUT_COMPLETION = """\
+Prints what makes bash complete the commands, configurations and keys: put the line of the example into ~/.bashrc. In
+zsh, put `autoload -U +X bashcompinit && bashcompinit` before it."""
+
+EXAMPLES_COMPLETION = """\
+example:
+  eval "$(msat-det completion)\""""
 
 USAGE = """\
 usage: msat-det COMMAND …
 
-Turns float object detectors and classifiers into spiking networks and measures what they still know after T timesteps.
+Turns float object detectors and classifiers into spiking networks and measures
+what they still know after T timesteps.
 
 commands:
-  run CONFIG [--key value …]              convert a network: mAP, or accuracy, over time
-  compare CONFIG [--key value …]          all methods of a file, or of the registry, in one table
-  inspect CONFIG [--key value …]          what every node of the network becomes: table and picture
-  doctor CONFIG [--images N] […]          the worst layers of every method, with cause and remedy
-  export CONFIG --method LABEL --out FILE one method as a file to be run elsewhere; --onnx for other runtimes
-  detect SOURCE --cfg CONFIG […]          boxes on pictures, folders or videos of your own
-  report DIR … [--out FILE]               the page of a run, or several runs side by side in one
-  fetch NAME … [--root DIR]               data sets and weights by name; --list shows them
-  train --model NAME --root DIR           a float classifier from scratch, to be converted
-  list configs|methods|detectors|classifiers   the names that may be used, one a line
-  completion                              prints the shell completion of these commands
+  run CONFIG      convert a network: mAP, or accuracy, over time
+  compare CONFIG  all methods of a file, or of the registry, in one table
+  inspect CONFIG  what every node of the network becomes: table and picture
+  doctor CONFIG   the worst layers of every method, with cause and remedy
+  export CONFIG   one method as a file to run elsewhere, or as ONNX
+  detect SOURCE   boxes on pictures, folders or videos of your own
+  report DIR …    the page of a run, or several runs side by side in one
+  fetch NAME …    data sets and weights by name; --list shows them
+  train           a float classifier from scratch, to be converted
+  list KIND       names of configs, methods, detectors or classifiers
+  completion      prints the shell completion of these commands
 
-CONFIG is a YAML file, or the name of an included configuration: msat-det run yolo_voc
+CONFIG is a YAML file, or the name of an included configuration:
+msat-det run yolo_voc
 Each command has its own help: msat-det run --help
 --quiet turns progress bars off, --version prints the version."""
 
@@ -208,7 +222,7 @@ def report(argv: list[str]) -> None:
 @once
 def export(argv: list[str]) -> None:
     """``msat-det export``: one method of a configuration as a file."""
-    usage = "CONFIG --method LABEL --out FILE [--t T] [--onnx] [--key value …]"
+    usage = "CONFIG --method LABEL --out FILE [option …]"
     parser = Parser("msat-det export", usage, ABOUT_EXPORT, EXAMPLES_EXPORT, allow_abbrev=False)
     parser.add_argument("--method", metavar="LABEL", required=True, help="label of one of the file's methods")
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="the file to write")
@@ -227,7 +241,7 @@ def export(argv: list[str]) -> None:
 @once
 def detect(argv: list[str]) -> None:
     """``msat-det detect``: a detector on pictures of your own."""
-    usage = "SOURCE --cfg FILE | --model FILE [--method NAME] [--t T] [--compare] […]"
+    usage = "SOURCE --cfg FILE | --model FILE [option …]"
     parser = Parser("msat-det detect", usage, ABOUT_DETECT, EXAMPLES_DETECT, allow_abbrev=False)
     parser.add_argument("source", metavar="SOURCE", help="a picture, a folder, a pattern in quotes, or a video")
     parser.add_argument("--cfg", metavar="FILE", help="configuration whose detector is converted, on its calibration")
@@ -261,14 +275,17 @@ def detect(argv: list[str]) -> None:
 def list_names(argv: list[str]) -> None:
     """``msat-det list KIND``: the names in one registry, one a line, and what each method does."""
     kinds = ["configs", *REGISTRIES]
-    if len(argv) != 1 or argv[0] not in kinds:
-        raise InputError(f"list takes one of {', '.join(kinds)}")
-    if argv == ["configs"]:
-        things = dict.fromkeys(known_configs())
-    else:
-        module, registry = REGISTRIES[argv[0]]
-        things = getattr(importlib.import_module(module), registry)
-    print("\n".join(f"{name:18} {thing}" if argv == ["methods"] else name for name, thing in things.items()))
+    parser = Parser("msat-det list", "KIND", ABOUT_LIST)
+    parser.add_argument("kind", metavar="KIND", nargs="*", help=", ".join(kinds))
+    match parser.parse_args(argv).kind:
+        case ["configs"]:
+            print("\n".join(known_configs()))
+        case [kind] if kind in REGISTRIES:
+            module, registry = REGISTRIES[kind]
+            things = getattr(importlib.import_module(module), registry)
+            print("\n".join(f"{name:18} {thing}" if kind == "methods" else name for name, thing in things.items()))
+        case words:
+            raise InputError(hint(" ".join(words), kinds, f"list takes one of {', '.join(kinds)}"))
 
 
 @functools.partial(guarded, again="the same command goes on from here")
@@ -291,7 +308,8 @@ def train(argv: list[str]) -> None:
 @once
 def completion(argv: list[str]) -> None:
     """``msat-det completion``: what a shell evaluates to complete commands, configurations and keys."""
-    if argv:
+    parser = Parser("msat-det completion", None, ABOUT_COMPLETION, EXAMPLES_COMPLETION)
+    if parser.parse_known_args(argv)[1]:
         raise InputError("completion takes no words")
     words = {
         "COMMANDS": [*COMMANDS, "--help", "--version"],
@@ -327,18 +345,22 @@ FORMER = {"convert-det": run, "eval-cls": run}  # names that run had once
 
 
 def main(argv: list[str] | None = None) -> int:
-    """``msat-det COMMAND …``. Returns the exit status."""
-    command, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    if command in ("-h", "--help", "--version"):
+    """``msat-det COMMAND …``. Returns the exit status. ``--quiet`` may stand before the command, too."""
+    given = sys.argv[1:] if argv is None else argv
+    command, *words = [word for word in given if word != "--quiet"] or ["--help"]
+    if command == "help":
+        command, words = (words or ["--help"])[0], ["--help"]
+    if command in ("-h", "--help", "-V", "--version"):
         return tell([command])
     commands = COMMANDS | FORMER
-    return commands[command](words) if command in commands else unknown([command])
+    quiet = ["--quiet"] if "--quiet" in given else []
+    return commands[command]([*words, *quiet]) if command in commands else unknown([command])
 
 
 @once
 def tell(argv: list[str]) -> None:
     """``msat-det --help`` and ``msat-det --version``."""
-    print(f"msat-det {__version__}" if argv == ["--version"] else USAGE)
+    print(f"msat-det {__version__}" if argv[0] in ("-V", "--version") else USAGE)
 
 
 @once

@@ -27,8 +27,11 @@ EPILOG = """\
 imagenet says how to lay out ImageNet, which only its owners may hand out. torchvision:MODEL, or with the name of one of
 its weights torchvision:MODEL:WEIGHTS, goes into torch.hub's cache, where torchvision looks for it.
 
-MSAT_DET_MIRROR=https://mirror          asks https://mirror/HOST/PATH for https://HOST/PATH
-MSAT_DET_MIRROR=https://from=https://to replaces that beginning of an address; separate several by blanks
+environment variables:
+  MSAT_DET_MIRROR=https://mirror
+      asks https://mirror/HOST/PATH for https://HOST/PATH
+  MSAT_DET_MIRROR=https://from=https://to
+      replaces that beginning of an address; separate several by blanks
 
 examples:
   msat-det fetch --list

@@ -118,3 +118,11 @@ def test_a_path_longer_than_any_system_takes_is_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no path inside"):
         inside(tmp_path, "a/" * 100_000 + "1.jpg")
     assert inside(tmp_path, "a/" * 2000 + "1.jpg")
+
+
+@pytest.mark.parametrize("text", ["a: 1\nb: 2\na: 3", "{a: {b: 1, b: 1}}", "[{1: x, 1: y}]"])
+def test_a_key_that_stands_twice_in_yaml_is_refused(text: str) -> None:
+    with pytest.raises(yaml.MarkedYAMLError, match="stands there twice") as caught:
+        yaml_value(text)
+    assert caught.value.problem_mark.line == (2 if text.startswith("a") else 0)
+    assert yaml_value("{1: x, '1': y, a: {1: z}}") == {1: "x", "1": "y", "a": {1: "z"}}

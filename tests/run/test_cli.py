@@ -1,5 +1,6 @@
 """The commands as a shell meets them: exit status, one line on stderr, plain help."""
 
+import contextlib
 import importlib
 import re
 import runpy
@@ -13,8 +14,10 @@ import pytest
 import msat_det
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
+from msat_det.base.files import yaml_of
 from msat_det.base.settings import PROJECT, keys_of, sections_of
 from msat_det.run import cli
+from msat_det.spiking.energy import TABLES
 
 
 @pytest.fixture
@@ -81,7 +84,11 @@ def test_a_configuration_comes_first_or_by_name(seen: list, tmp_path: Path, monk
             ["run", "yolo_voc", "--cfg", "ssd_voc"],
             "two configurations: give a file or a name of ",
         ),
+        (["run", "yolo_voc", "ssd_voc"], "'ssd_voc' on the command line belongs to no option: write --key value"),
+        (["run", "yolo_voc", "--method", "signed"], "unknown key method on the command line: did you mean methods?"),
         (["completion", "fish"], "completion takes no words"),
+        (["list", "method"], "did you mean methods?"),
+        (["report", "nowhere"], "no nowhere/summary.json: give the directory of a run, runs/NAME"),
     ],
 )
 def test_what_is_near_is_suggested(words: list[str], said: str, capsys: pytest.CaptureFixture) -> None:
@@ -299,3 +306,48 @@ def test_every_command_refuses_the_same_alike(
     assert cli.main([command, *given]) == 2
     assert re.fullmatch(rf"error: {REFUSED[words]}\n", capsys.readouterr().err)
     assert not list(tmp_path.rglob("*.*"))
+
+
+@pytest.mark.parametrize("command", [*cli.COMMANDS, ""])
+def test_every_command_has_help_that_fits_the_terminal(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with contextlib.suppress(SystemExit):
+        assert cli.main([command, "--help"] if command else ["--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: msat-det {command}".rstrip())
+    assert "``" not in text
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+    with contextlib.suppress(SystemExit):
+        assert cli.main(["help", command] if command else ["help"]) == 0
+    assert capsys.readouterr().out == text
+
+
+@pytest.mark.parametrize("words", [["--quiet"], ["--quiet", "--version"], ["-V"], ["--quiet", "list", "configs"]])
+def test_quiet_may_come_first(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setenv("TQDM_DISABLE", "")
+    assert cli.main(words) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith({"--quiet": "usage: ", "configs": "real/"}.get(words[-1], "msat-det "))
+    assert told.err == ""
+
+
+def test_the_configuration_may_come_last(seen: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["run", "--methods.signed.gamma", "3", "--methods", "signed", "yolo_voc"]) == 0
+    assert (seen[0][0].out, seen[0][0].methods[0]["gamma"]) == (str(tmp_path / "runs/yolo_voc"), 3)
+
+
+def test_a_label_that_the_file_lacks_is_told_with_the_mend(capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["run", "yolo_voc", "--methods", "singed"]) == 2
+    assert capsys.readouterr().err == "error: unknown method label singed: did you mean signed?\n"
+    assert cli.main(["run", "yolo_voc", "--methods", "signed, burst"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: unknown method label burst: ")
+    assert told.endswith("staged-4; {label: burst, method: …} in its methods adds one\n")
+
+
+def test_the_energy_tables_are_named_by_the_help() -> None:
+    assert ", ".join(yaml_of(TABLES)) in keys_of()["energy"].text

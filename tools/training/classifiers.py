@@ -265,8 +265,9 @@ def read_recipe(argv: list[str]) -> Recipe:
         "msat-det train",
         description="Trains a float classifier from scratch, on a GPU where there is one. Ctrl-C stops it; the same "
         "command with --resume goes on after the last finished epoch, to the same result.",
-        epilog="example: msat-det train --model vgg16_cifar --root ~/data --autoaugment --cutout 16 "
-        "--workers 8 --out runs/train/vgg16_cifar (the folder that holds cifar-100-python/)",
+        epilog="example, where ~/data holds cifar-100-python/:\n"
+        "  msat-det train --model vgg16_cifar --root ~/data --autoaugment --cutout 16 \\\n"
+        "      --workers 8 --out runs/train/vgg16_cifar",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
