@@ -25,6 +25,7 @@ _FIRST = {
 }
 _REDUCED = {"mean": 1, "sum": 1, "amax": 1, "amin": 1, "max": 1, "norm": 2, "vectornorm": 2}  # where dim stands
 _PRODUCTS = {"matmul", "bmm", "mm"}
+_JOINED = JOINING | {"stack"}  # a constant that they put beside an image is no channel, whatever its numbers are
 
 
 def label_channels(graph: Graph, batch: Batch) -> None:
@@ -80,10 +81,16 @@ class _Labels:
         for source in inputs:
             found[source], count = self.numbered(source, count)
 
-        def value(n: Node) -> Any:
-            return found[n] if n in found else self.sizes[n]
+        op, args = facts(node).op, node.args
 
-        moved = self.graph.call(node, fx.map_arg(node.args, value), fx.map_arg(node.kwargs, value))
+        def value(n: Node) -> Any:
+            known = found[n] if n in found else self.sizes[n]
+            joined = n not in found and op in _JOINED and isinstance(known, Tensor)
+            return torch.zeros_like(known) if joined and (op != "assigned" or known.is_floating_point()) else known
+
+        if op == "assigned" and not isinstance(args[2], Node):
+            args = (*args[:2], 0)
+        moved = self.graph.call(node, fx.map_arg(args, value), fx.map_arg(node.kwargs, value))
         self.moved[node] = moved, count
         return _axis_of(moved, count) if isinstance(moved, Tensor) else tuple(_axis_of(part, count) for part in moved)
 

@@ -35,42 +35,83 @@ _ARGUMENTS = {
 
 
 def functionalise(graph: Graph) -> None:
-    """Give in-place calls their functional form: later uses of what they overwrote become uses of their result."""
-    order = {node: i for i, node in enumerate(graph.nodes)}
+    """Give in-place calls their functional form: later uses of what they overwrote become uses of their result.
+
+    What is written into a part of a tensor, by ``x[index] = …`` or on ``x[index]`` itself, is put into a copy of it.
+    """
+    memory = _Memory(graph)
     inplace = {
         node for node in graph.nodes if node.op.startswith("call") and ops.is_inplace(node, module_of(graph, node))
     }
-    bases: dict[Node, Node] = {}
     for node in graph.nodes:
         module = module_of(graph, node)
         name = ops.canonical(node, module)
         if node.op.startswith("call") and name in _VIEWS and node.all_input_nodes:
-            bases[node] = bases.get(node.all_input_nodes[0], node.all_input_nodes[0])
-        if node not in inplace or name in ops.NEUTRAL:
-            continue
+            memory.see(node)
+        if node in inplace and name not in ops.NEUTRAL and isinstance(node.args[0], Node):
+            memory.write(node, module)
+
+
+class _Memory:
+    """Which nodes share memory. bases: of views. parts: of what is ``base[index]``, these two."""
+
+    def __init__(self, graph: Graph):
+        self.calls = graph.module.graph
+        self.order: dict[Node, float] = {node: i for i, node in enumerate(graph.nodes)}
+        self.bases: dict[Node, Node] = {}
+        self.parts: dict[Node, tuple[Node, Any]] = {}
+
+    def see(self, view: Node) -> None:
+        source = view.all_input_nodes[0]
+        if view.target is operator.getitem:
+            if _copies(view.args[1]):
+                return
+            if source not in self.bases:
+                self.parts[view] = source, view.args[1]
+        self.bases[view] = self.bases.get(source, source)
+
+    def write(self, node: Node, module: nn.Module | None) -> None:
+        """Make a node that writes into its first argument a functional one. Raises InputError."""
         target = node.args[0]
-        if not isinstance(target, Node):
-            continue
-        if name == "setitem" or target.op == "get_attr":
-            what = (
-                "a part of a tensor (item assignment)"
-                if name == "setitem"
-                else f"the network's own state '{target.target}'"
+        assert isinstance(target, Node)
+        if target.op == "get_attr":
+            raise InputError(
+                f"{where(node)} writes into the network's own state '{target.target}' in place: write it as a new "
+                "tensor (cat, where, add)"
             )
-            raise InputError(f"{where(node)} writes into {what} in place: write it as a new tensor (cat, where, add)")
-        base = bases.get(target, target)
-        family = [base, *(view for view, of in bases.items() if of is base)]
-        if any(user is not node and order[user] > order[node] for a in family if a is not target for user in a.users):
+        base = self.bases.get(target, target)
+        written = {target, base} if target in self.parts else {target}
+        family = {base, *(view for view, of in self.bases.items() if of is base)}
+        if any(user is not node and self.order[user] > self.order[node] for a in family - written for user in a.users):
             raise InputError(f"{where(node)} writes into a view in place: use the out-of-place form there")
-        target.replace_all_uses_with(node, {user for user in target.users if order[user] > order[node]}.__contains__)
+        later = {user for a in written for user in a.users if self.order[user] > self.order[node]}
+        target.replace_all_uses_with(node, later.__contains__)
         _make_functional(node, module)
+        if target in self.parts:
+            self.put_back(node, *self.parts[target], later)
+
+    def put_back(self, node: Node, base: Node, index: Any, later: set[Node]) -> None:
+        """Let later uses of ``base`` see what has been written into a part of it."""
+        with self.calls.inserting_after(node):
+            whole = self.calls.call_function(ops.assigned, (base, index, node))
+        whole.stack_trace, self.order[whole] = node.stack_trace, self.order[node] + 0.5
+        base.replace_all_uses_with(whole, later.__contains__)
+        self.bases[node], self.parts[node] = whole, (whole, index)
+
+
+def _copies(index: Any) -> bool:
+    """Whether what stands at an index is no view: lists and tensors pick."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(part, list) or (isinstance(part, Node) and part.op == "get_attr") for part in parts)
 
 
 def _make_functional(node: Node, module: nn.Module | None) -> None:
     if module is not None:
         vars(module)["inplace"] = False
         return
-    if "inplace" in node.kwargs:
+    if node.target is operator.setitem:
+        node.target = ops.assigned
+    elif "inplace" in node.kwargs:
         node.update_kwarg("inplace", False)
     elif isinstance(node.target, str):  # a method
         node.target = node.target.rstrip("_")
@@ -86,11 +127,13 @@ def _make_functional(node: Node, module: nn.Module | None) -> None:
 def free_views(graph: Graph) -> None:
     """Let ``view`` copy where it must: a simulation keeps images in another memory format than the network's author.
 
-    x.mT, an attribute, becomes the method that does the same.
+    x.mT and x.T, attributes, become the methods that do the same.
     """
     for node in graph.nodes:
         if node.op == "call_function" and node.target is getattr and node.args[1] in ("mT", "mH"):
             node.op, node.target, node.args = "call_method", "transpose", (node.args[0], -2, -1)
+        if node.op == "call_function" and node.target is getattr and node.args[1] == "T":
+            node.op, node.target, node.args = "call_method", "t", (node.args[0],)
         if node.op == "call_method" and node.target == "view" and not isinstance(node.args[1], torch.dtype):
             node.target = "reshape"
 

@@ -55,6 +55,13 @@ def hard_mish(x: Tensor) -> Tensor:
     return x / 2 * (x + 2).clamp(0, 2)
 
 
+def assigned(x: Tensor, index: Any, value: Tensor | float) -> Tensor:
+    """What ``x`` is behind ``x[index] = value``."""
+    y = x.clone()
+    y[index] = value
+    return y
+
+
 def guard(found: int, traced: int) -> None:
     """Raise ValueError unless a size, or what was decided by it, is as it was when the network was traced."""
     if found != traced:
@@ -74,7 +81,7 @@ MAX_POOLINGS = {f"{way}maxpool{n}d" for n in "123" for way in ("", "adaptive")}
 RESIZINGS = {"upsample", "interpolate", "upsamplingnearest2d", "upsamplingbilinear2d"}
 BATCH_NORMS = {"batchnorm", "batchnorm1d", "batchnorm2d", "batchnorm3d", "syncbatchnorm", "frozenbatchnorm2d"}
 # What carries elements from place to place, and calculates nothing.
-JOINING = {"cat", "concat", "concatenate"}
+JOINING = {"cat", "concat", "concatenate", "assigned"}
 MOVING = JOINING | {
     *("flatten", "unflatten", "view", "reshape", "permute", "transpose", "t", "movedim", "squeeze", "unsqueeze"),
     *("expand", "repeat", "tile", "getitem", "chunk", "split", "unbind", "select", "narrow", "indexselect", "flip"),
@@ -109,14 +116,28 @@ DIFFERENTIAL = {
     *("normalize", "norm", "vectornorm", "rmsnorm", "std", "var"),
     *("softmax", "softmax2d", "softmin", "logsoftmax", "logsumexp", "glu", "lerp", "addcmul", "addcdiv"),
     *("pow", "square", "sqrt", "rsqrt", "reciprocal", "abs", "exp", "expm1", "log", "log1p"),
-    *("sin", "cos", "atan", "erf"),
+    *("sin", "cos", "atan", "erf", "gridsample"),
     *LINEAR_IN_ONE,
     *COMPARISONS,
 }
 SHAPE = {"size", "dim", "numel"}  # of an image's tensor; any operation that no image enters is of this kind too
 SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
 # Of sizes alone, or of a parameter and sizes: no image enters them.
-SIZED = {"floordiv", "mod", "zeros", "ones", "full", "arange", "linspace", "guard"}
+SIZED = {
+    "floordiv",
+    "mod",
+    "zeros",
+    "ones",
+    "full",
+    "arange",
+    "linspace",
+    "guard",
+    "eye",
+    "meshgrid",
+    "cumsum",
+    "outer",
+}
+SIZED |= {"cartesianprod", "tril", "triu", "floor", "ceil", "round", "long", "int", "bool"}
 RECTIFIED = {"relu", "relu6"}
 PIECEWISE_LINEAR = {"leakyrelu", "rrelu", "prelu", "hardtanh", "hardsigmoid", "hardshrink", "softshrink", "threshold"}
 CLAMPS = {"clamp", "clip", "clampmin", "clampmax"}
@@ -138,6 +159,7 @@ _ALIASES = {
     },
     **{"positive": "pos", "absolute": "abs", "arctan": "atan", "dropoutnd": "dropout", "zeropad": "zeropad2d"},
     **{"greater": "gt", "greaterequal": "ge", "less": "lt", "lessequal": "le", "notequal": "ne", "inv": "invert"},
+    **{"linalgnorm": "norm", "linalgvectornorm": "vectornorm", "linalgmatmul": "matmul"},
     **{"bitwiseand": "and", "bitwiseor": "or", "bitwisexor": "xor", "bitwisenot": "invert"},
 }
 

@@ -71,6 +71,8 @@ CARRIED = {
     "joined positions": (lambda x: torch.cat([v.flatten(2).transpose(1, 2) for v in (x, x[:, :, ::2])], 1), 2),
     "stacked": (lambda x: torch.stack((x, -x), 2), 1),
     "joined with one of no axis": (lambda x: torch.cat((x.permute(0, 2, 3, 1), x[:, :1].view(-1, 6, 6, 1)), 3), 3),
+    "joined with constants": (lambda x: torch.cat((x.flatten(1), x.new_full((x.shape[0], 2), 77.0)), 1), None),
+    "stacked on constants": (lambda x: torch.stack((x, x.new_full(x.shape, 7.0)), 2), 1),
     "padded channels": (lambda x: F.pad(x, (0, 0, 0, 0, 2, 3)), 1),
     "shuffled": (lambda x: F.channel_shuffle(x, 2), 1),
     "shuffled by hand": (lambda x: x.view(-1, 2, 5, SIDE, SIDE).transpose(1, 2).reshape(-1, 10, SIDE, SIDE), 1),

@@ -200,6 +200,30 @@ def test_odd_operations(tmp_path: Path) -> None:
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
+class Placed(nn.Module):
+    """What transformers and heads make of sizes: grids, positions along a mask, triangles."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(x))
+        n, _, h, w = x.shape
+        rows, columns = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")
+        points = torch.stack((columns, rows), -1).reshape(-1, 2).T.reshape(1, 2, h, w).expand(n, -1, -1, -1)
+        along = (~torch.zeros((n, h, w), dtype=torch.bool, device=x.device)).cumsum(1, dtype=torch.float32)
+        cells = torch.cartesian_prod(torch.arange(h), torch.arange(w)).sum(1).reshape(h, w).long()
+        mask = torch.outer(torch.arange(h), torch.arange(w)).float() + torch.eye(h, w).triu() + torch.ones(h, w).tril()
+        return self.last(torch.cat((x, points, along[:, None], (cells + mask.round()).expand(n, 1, -1, -1)), 1))
+
+
+def test_what_is_made_of_sizes(tmp_path: Path) -> None:
+    net = randomise(Placed())
+    loaded = same(msat_det.convert(net, [images()], "constant"), images(), tmp_path / "a")
+    assert torch.allclose(loaded.graph(images(5, seed=3)), net(images(5, seed=3)), rtol=1e-4, atol=1e-4)
+
+
 class Deep(nn.Module):
     """A function that the converter knows by its name alone."""
 

@@ -36,12 +36,13 @@ FUNCTIONS: dict[str, Callable] = {
     "hard_mish": ops.hard_mish,
     "getattr": getattr,
     "guard": ops.guard,
+    "assigned": ops.assigned,
     **_functions(operator, "operator"),
     **_functions(torch, "torch"),
     **_functions(F, "functional"),
     **_functions(torch.linalg, "linalg"),
 }
-METHODS = frozenset(_known(dir(Tensor), _OPERATIONS | ops.SHAPE))
+METHODS = frozenset(_known(dir(Tensor), _OPERATIONS | ops.SHAPE | ops.SIZED))
 LAYERS: dict[str, type[nn.Module]] = {
     **{name: getattr(nn, name) for name in _known(dir(nn), _OPERATIONS) if isinstance(getattr(nn, name), type)},
     "FrozenBatchNorm2d": FrozenBatchNorm2d,
