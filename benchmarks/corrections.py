@@ -22,6 +22,7 @@ REPEATS = 5
 METHODS: dict[str, tuple[str, dict]] = {
     "delta-1": ("delta", {"bits": 8, "terms": 1, "zone": 0.75}),
     **{name: (name, {}) for name in ("delta-2", "delta-3", "dcgs")},
+    "delta-fit-anytime": ("delta-fit-anytime", {"budget": 0.18, "budget_of": "energy", "price": 0.06}),
 }
 
 

@@ -25,7 +25,17 @@ struct Correct {
 
 static const uint32_t SIGN = 1u << 31, EXPONENT = 0xffu << 23;
 static const float ZEROS[GROUP] = {};
-enum { BURST = 0, ANY = 4 };  // what a neuron may send: a burst, 1, 2 or 3 terms, or ANY number: c.terms
+enum { BURST = 0, MANY = 3 };  // what a neuron may send: a burst, 1 or 2 terms, or MANY: c.terms
+#if defined(__AVX512F__)  // floats of a vector: GCC does not cut the choices of wider ones into parts
+static const int WIDE = 16;
+#elif defined(__AVX__)
+static const int WIDE = 8;
+#else
+static const int WIDE = 4;
+#endif
+typedef float Floats __attribute__((vector_size(WIDE * sizeof(float)), aligned(alignof(float)), may_alias));
+typedef int32_t Whole __attribute__((vector_size(WIDE * sizeof(int32_t))));
+typedef uint32_t Bits __attribute__((vector_size(WIDE * sizeof(uint32_t))));
 
 INLINE float with_sign_of(float x, float size) { return to_float(to_bits(size) | (to_bits(x) & SIGN)); }
 
@@ -42,41 +52,34 @@ INLINE float nearest(const Correct &c, float rest, float highest) {
     return with_sign_of(rest, power(std::fabs(rest) * (2 * c.per_ratio), highest));
 }
 
-// Whether any of W errors is beyond a bound, or NaN.
-template <int W>
-INLINE bool beyond(const float *error, float bound) {
-    uint32_t any = 0;
-#pragma omp simd reduction(| : any)
-    for (int j = 0; j < W; j++) any |= !(std::fabs(error[j]) <= bound);
-    return any;
-}
-
 // How often the highest level is sent of an error beyond c.overflow, before all else.
 INLINE float times_highest(const Correct &c, float rest, float highest) {
     const float size = std::fabs(rest), times = std::floor(size * (1.f / highest) + .5f);
     return size >= c.overflow && size > c.zone && c.terms > 0 ? times : 0.f;
 }
 
-// Takes any number of terms from W errors ``rest``, one after the other: what they give, and how many they are.
-template <int W>
-INLINE void by_terms(const Correct &c, float highest, float *rest, float *given, float *count) {
-#pragma omp simd
-    for (int j = 0; j < W; j++) {
-        const float none = rest[j] - rest[j], times = times_highest(c, rest[j], highest);  // none: NaN of ∞ and NaN
-        const float part = with_sign_of(rest[j], times * highest);
-        rest[j] -= part;
-        given[j] = none + part;
-        count[j] = none + times;
-    }
-    for (int32_t m = 0; m < c.terms && (m == 0 || beyond<W>(rest, c.zone)); m++) {
-#pragma omp simd
-        for (int j = 0; j < W; j++) {
-            const float part = std::fabs(rest[j]) > c.zone ? nearest(c, rest[j], highest) : 0.f;
-            rest[j] -= part;
-            given[j] += part;
-            count[j] += part != 0.f ? 1.f : 0.f;
+// Adds up to c.terms terms of V vectors of errors to what they give and how many they are. All errors take a term before
+// any takes the next one, which has to wait for the one before: that many are side by side in registers.
+template <int V>
+INLINE void by_terms(const Correct &c, float highest, const Floats *error, Floats *given, Floats *count) {
+    const Bits lowest = (Bits)(Floats{} + 1.f), top = (Bits)(Floats{} + highest);
+    Floats rest[V], sum[V];
+    Whole terms[V] = {};
+    for (int v = 0; v < V; v++) rest[v] = error[v], sum[v] = given[v];
+    for (int32_t m = 0; m < c.terms; m++)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) {  // as ``nearest``
+            const Bits size = (Bits)rest[v] & ~SIGN, sign = (Bits)rest[v] & SIGN;
+            const Whole due = (Floats)size > c.zone;
+            Bits power = (Bits)((Floats)size * (2 * c.per_ratio));
+            power = power > lowest ? power : lowest;
+            power = power < top ? power : top;
+            const Floats part = (Floats)((Bits)due & ((power & EXPONENT) | sign));
+            rest[v] -= part;
+            sum[v] += part;
+            terms[v] -= due;
         }
-    }
+    for (int v = 0; v < V; v++) given[v] = sum[v], count[v] += __builtin_convertvector(terms[v], Floats);
 }
 
 // Sends what is due of W errors, in units of their thresholds. LARGE: some of them are beyond c.overflow, or NaN.
@@ -84,13 +87,12 @@ template <int W, int TERMS, bool LARGE>
 INLINE void send(const Correct &c, int64_t at, float *error, const float *theta, const float *sum,
                  const float *fanout, double (*counts)[LANES]) {
     const float highest = TERMS ? (float)(1 << (c.bits - 1)) : 1.f;
-    float sent[W], spikes[W], events[W];
-    if (TERMS == ANY) by_terms<W>(c, highest, error, sent, spikes);
+    const int V = (W + WIDE - 1) / WIDE;
+    float left[V * WIDE] = {}, sent[V * WIDE] = {}, spikes[V * WIDE] = {}, events[W];
 #pragma omp simd
     for (int j = 0; j < W; j++) {
         float rest = error[j], given = LARGE ? rest - rest : 0.f, count = given;  // NaN of ∞ and NaN
-        if (TERMS == ANY) given = sent[j], count = spikes[j];
-        if (TERMS != BURST && TERMS != ANY && LARGE) {
+        if (TERMS != BURST && LARGE) {
             const float times = times_highest(c, rest, highest), part = with_sign_of(rest, times * highest);
             rest -= part;
             given += part;
@@ -105,20 +107,26 @@ INLINE void send(const Correct &c, int64_t at, float *error, const float *theta,
             count += part;
         }
         bool due = true;
-#pragma GCC unroll 3
-        for (int m = 0; m < TERMS && TERMS < ANY; m++) {
+#pragma GCC unroll 2
+        for (int m = 0; m < TERMS && TERMS < MANY; m++) {
             const float part = nearest(c, rest, highest);
             due = due && std::fabs(rest) > c.zone;
             given += due ? part : 0.f;
             count += due ? 1.f : 0.f;
             rest -= part;
         }
-        sent[j] = given * (theta[j] * c.stage);
-        c.o[at + j] = sum[j] + sent[j];
+        left[j] = rest;
+        sent[j] = given;
         spikes[j] = count;
-        events[j] = count > 0.f ? 1.f : count;  // NaN stays
     }
-    if (c.y) std::memcpy(c.y + at, sent, sizeof(sent));
+    if (TERMS == MANY) by_terms<V>(c, highest, (Floats *)left, (Floats *)sent, (Floats *)spikes);
+#pragma omp simd
+    for (int j = 0; j < W; j++) {
+        sent[j] *= theta[j] * c.stage;
+        c.o[at + j] = sum[j] + sent[j];
+        events[j] = spikes[j] > 0.f ? 1.f : spikes[j];  // NaN stays
+    }
+    if (c.y) std::memcpy(c.y + at, sent, W * sizeof(float));
     add_up<W>(spikes, events, fanout, counts);
 }
 
@@ -198,8 +206,7 @@ void count_digits(const float *y, int64_t B, int64_t N, int64_t period, const fl
 }
 
 void correct_step(const Correct *c) {
-    const auto run = !c->bits ? correct<BURST> : c->terms == 1 ? correct<1> : c->terms == 2 ? correct<2>
-                     : c->terms == 3 ? correct<3> : correct<ANY>;
+    const auto run = !c->bits ? correct<BURST> : c->terms == 1 ? correct<1> : c->terms == 2 ? correct<2> : correct<MANY>;
     run(*c);
 }
 
