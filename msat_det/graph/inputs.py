@@ -1,6 +1,7 @@
 """What people give as calibration, batch and timesteps → what the converter takes, or one line that says the mend."""
 
 import inspect
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -123,7 +124,8 @@ def items(given: Any) -> list[Any]:
             f"calibration is {kind(given)}: give a DataLoader over some of it, for a detector a list of its images"
         )
     if isinstance(given, str | bytes) or not isinstance(given, Iterable) or hasattr(given, "dtype"):
-        raise InputError(f"calibration is {kind(given)}: give a tensor (B, …) or an iterable of batches")
+        folder = ", for a detector a folder of images that is there" if isinstance(given, str | os.PathLike) else ""
+        raise InputError(f"calibration is {kind(given)}: give a tensor (B, …) or an iterable of batches{folder}")
     return list(given)
 
 

@@ -246,7 +246,7 @@ class _Recorder(TorchFunctionMode):
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if isinstance(module, nn.MultiheadAttention):
                 return multi_head(module, *args, **kwargs)
-            if not _is_leaf(module) or id(module) not in self.paths:
+            if not is_leaf(module) or id(module) not in self.paths:
                 return module._call_impl(*args, **kwargs)
             if not any(self.node_of(value) for value in _leaves((args, kwargs))):
                 return module._call_impl(*args, **kwargs)
@@ -347,7 +347,8 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _is_leaf(module: nn.Module) -> bool:
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module becomes a single node."""
     own = type(module).__module__.startswith("torch.nn.") and ops.canonical_name(type(module).__name__) in ops.KNOWN
     return own or isinstance(module, FrozenBatchNorm2d)
 

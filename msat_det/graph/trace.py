@@ -32,7 +32,7 @@ from msat_det.graph.number import Guards, drop_dead, free_number
 from msat_det.graph.ops import Kind
 from msat_det.graph.precision import arithmetic
 from msat_det.graph.prepare import copied, prepared, unwrap
-from msat_det.graph.record import HERE, DecidesByValues, record
+from msat_det.graph.record import HERE, DecidesByValues, is_leaf, record
 from msat_det.graph.scripted import Scripted
 from msat_det.graph.spellings import join_activations
 
@@ -52,6 +52,7 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     """
     given = signature(unwrap(net))
     net = prepared(net)
+    net = nn.Sequential(net) if is_leaf(net) else net  # a layer by itself: nodes name parts of a network
     inputs, values = _named(net, given, (batch,) if isinstance(batch, Tensor) else batch)
     # other images behind these ones: neither a statistic over the batch nor another order of it leaves these alone
     more = pytree.tree_map(lambda x: torch.cat((x, (x / 2).to(x.dtype))), values)
@@ -120,7 +121,8 @@ def _recorded(net: nn.Module, values: tuple | dict, names: list[str]) -> tuple[G
     except (*MISFIT, DecidesByValues) as error:
         _check_runs(net, values)
         frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((TORCH, HERE))]
-        place = f"{frames[-1].filename}:{frames[-1].lineno}: `{frames[-1].line}`"
+        last = frames[-1] if frames else None  # a layer of PyTorch by itself has no frame of its user's
+        place = f"{last.filename}:{last.lineno}: `{last.line}`" if last else type(net).__name__
         raise InputError(
             f"the dense part does not trace at {place} ({reason(error)}): what depends on the data's values belongs "
             "outside the dense part, in preprocess or decode"

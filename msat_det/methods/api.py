@@ -2,13 +2,14 @@
 
 import warnings
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from msat_det.base.errors import CalibrationWarning, InputError
 from msat_det.base.names import PRECISIONS
-from msat_det.graph.inputs import Batch, calibration_batches, whole
+from msat_det.graph.inputs import Batch, calibration_batches, kind, whole
 from msat_det.graph.prepare import refuse_fixed, unwrap
 from msat_det.methods import DEFAULT, find_method
 from msat_det.methods import observe as core
@@ -24,7 +25,7 @@ from msat_det.spiking.network import SpikingNetwork
 
 def convert(
     network: nn.Module | Detector | Observation,
-    calibration: Batch | Iterable[Batch | Sequence[Tensor]] = (),
+    calibration: Batch | Iterable[Batch | Sequence[Tensor]] | str | Path = (),
     method: str = DEFAULT,
     T: int = 32,
     seed: int = 0,
@@ -71,7 +72,9 @@ def describe(method: str) -> str:
     return f"{method}: {find_method(method)}"
 
 
-def observe(network: nn.Module | Detector, calibration: Batch | Iterable[Batch | Sequence[Tensor]]) -> Observation:
+def observe(
+    network: nn.Module | Detector, calibration: Batch | Iterable[Batch | Sequence[Tensor]] | str | Path
+) -> Observation:
     """Trace a network and take its activations' statistics on calibration images.
 
     network: any module whose dense part traces, of any precision (the conversion calculates in float32), bare or in
@@ -79,8 +82,8 @@ def observe(network: nn.Module | Detector, calibration: Batch | Iterable[Batch |
         SSD, RetinaNet or FCOS, or one of Ultralytics' detectors, which becomes one.
     calibration: a batch of inputs or an iterable of batches, such as a ``DataLoader``, read once. A batch is a
         float tensor (B, …), or a tuple or dict of tensors for several inputs; labels after the inputs, or under names
-        that the network does not take, are ignored. For a detector also images, one by one or in lists, each uint8 RGB
-        (3, H, W), a path or a PIL image, which its ``preprocess`` makes ready.
+        that the network does not take, are ignored. For a detector also a folder of images, or images one by one or in
+        lists, each uint8 RGB (3, H, W), a path or a PIL image, which its ``preprocess`` makes ready.
     Raises InputError for what cannot be converted, naming node, source line and mend.
     """
     if isinstance(network, SpikingNetwork):
@@ -94,8 +97,16 @@ def observe(network: nn.Module | Detector, calibration: Batch | Iterable[Batch |
         return observation
     refuse_fixed(network)
     if not isinstance(network, nn.Module):
-        raise InputError(
-            f"a {type(network).__name__} is neither an nn.Module nor a Detector: a detector has net, classes, "
-            "preprocess and decode"
-        )
+        raise InputError(f"{kind(network)} is neither an nn.Module nor a Detector: {_instead_of(network)}")
     return core.observe(network, calibration_batches(calibration, network))
+
+
+def _instead_of(network: object) -> str:
+    """The mend of what is no network, by what people take for one."""
+    if isinstance(network, str | Path):
+        return f"make the network first, msat_det.load_detector({str(network)!r}, …) or ultralytics.YOLO(…)"
+    if isinstance(network, dict):
+        return "load a state dict into its network first, network.load_state_dict(…)"
+    if isinstance(network, type):
+        return f"give an instance, {network.__name__}(…)"
+    return "the network comes first, convert(network, images); a detector has net, classes, preprocess and decode"

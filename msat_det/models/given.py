@@ -1,9 +1,11 @@
 """Calibration for a detector as people have it → batches of its network's inputs."""
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from msat_det.base.files import is_file, is_folder
 from msat_det.graph.inputs import items
 from msat_det.models.detector import Detector
 from msat_det.models.pictures import batched, pictures
@@ -14,7 +16,7 @@ _GROUP = 8  # images that were given one by one, in a batch
 def detector_batches(detector: Detector, given: Any) -> list[Tensor]:
     """Calibration for a detector as people have it → batches (B, 3, h, w) of its network's inputs.
 
-    given: batches, each as ``pictures`` takes them or ready floats (B, 3, h, w); or images one by one.
+    given: batches, each as ``pictures`` takes them or ready floats (B, 3, h, w); images one by one; a folder of them.
     """
 
     def ready(images: list[Tensor]) -> Tensor:
@@ -22,7 +24,8 @@ def detector_batches(detector: Detector, given: Any) -> list[Tensor]:
 
     batches: list[Tensor] = []
     single: list[Tensor] = []
-    for one in items(given):
+    is_place = isinstance(given, str | Path) and (is_folder(Path(given)) or is_file(given))
+    for one in [given] if is_place else items(given):
         inner = one[0] if isinstance(one, list | tuple) and one else one
         if isinstance(inner, Tensor) and inner.dim() == 4 and inner.is_floating_point():
             batches.append(inner)

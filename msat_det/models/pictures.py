@@ -10,15 +10,17 @@ from PIL import Image
 from torch import Tensor
 
 from msat_det.base.errors import InputError
+from msat_det.base.files import is_folder
 from msat_det.data.images import read_upright, upright_size
+from msat_det.data.sources import images_of
 from msat_det.graph.inputs import kind
 
 
 def pictures(given: Any) -> list[Tensor]:
     """The images of one batch as uint8 RGB (3, H, W).
 
-    given: an image, a sequence or tensor of images, or any of these before its labels. An image: such a tensor, a path,
-    or one of PIL. Raises InputError for anything else.
+    given: an image, a sequence or tensor of images, a folder of them, or any of these before its labels. An image: such
+    a tensor, a path, or one of PIL. Raises InputError for anything else.
     """
     found = _alone(given)
     if not found:
@@ -37,6 +39,8 @@ def batched(inputs: Sequence[Tensor], mend: str) -> Tensor:
 def _alone(given: Any) -> list[Any]:
     """The images in ``given``, without labels: what is of another form than the first value of several."""
     form = _form(given)
+    if form == "path" and is_folder(Path(given)):
+        return list(images_of(str(given)).values())
     if isinstance(given, Mapping):
         images = sorted(filter(_form, given.values()), key=lambda value: _form(value) == "path")
         return _alone(images[0]) if images else [given]

@@ -77,6 +77,8 @@ class SpikingNetwork(nn.Module):
 
     def forward(self, *batch: Tensor | dict[str, Tensor]) -> Any:
         """The outputs after T timesteps for a batch (B, …), or for as many tensors as the network has inputs."""
+        if any(isinstance(value, int) for value in batch):
+            raise InputError(f"a call takes tensors and runs to T = {self.T}: snn.run(x, T) runs to another timestep")
         return self.run(batch[0] if len(batch) == 1 else batch, self.T)[self.T]
 
     def run(

@@ -189,6 +189,42 @@ def test_other_arguments_of_convert() -> None:
         msat_det.convert(nn.Linear, BATCH)
 
 
+NO_NETWORK: dict[str, tuple[Any, str]] = {
+    "a file": ("yolov8n.pt", "a str is neither .*: make the network first, msat_det.load_detector('yolov8n.pt', …)"),
+    "a state dict": (build("plain").state_dict(), "an OrderedDict is neither .*: load a state dict into its network"),
+    "a class": (nn.ReLU, "a type is neither .*: give an instance, ReLU(…)"),
+    "images": (list(BATCH), "a list of Tensor is neither .*: the network comes first, convert(network, images)"),
+}
+
+
+@pytest.mark.parametrize("case", NO_NETWORK)
+def test_what_people_take_for_a_network(case: str) -> None:
+    given, told = NO_NETWORK[case]
+    with pytest.raises(InputError, match=told.replace("(", r"\(").replace(")", r"\)")):
+        msat_det.convert(given, BATCH)
+
+
+LAYERS = {"ReLU": nn.ReLU(), "Conv2d": nn.Conv2d(3, 4, 3), "MaxPool2d": nn.MaxPool2d(2), "SiLU": nn.SiLU()}
+
+
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+def test_a_layer_by_itself_is_a_network(layer: nn.Module) -> None:
+    expected = msat_det.convert(nn.Sequential(layer), BATCH, "signed")(BATCH)
+    assert torch.equal(msat_det.convert(layer, BATCH, "signed")(BATCH), expected)
+
+
+def test_a_module_of_pytorch_that_decides_by_values_is_named() -> None:
+    net = nn.AdaptiveLogSoftmaxWithLoss(8, 10, [4])
+    with pytest.raises(InputError, match=r"does not trace at AdaptiveLogSoftmaxWithLoss .*belongs outside"):
+        msat_det.convert(net, [(torch.rand(2, 8), torch.tensor([1, 5]))])
+
+
+def test_a_call_with_timesteps_names_what_takes_them() -> None:
+    snn = msat_det.convert(build("plain"), BATCH, "constant", T=8)
+    with pytest.raises(InputError, match=r"runs to T = 8: snn\.run\(x, T\) runs to another timestep"):
+        snn(BATCH, 4)
+
+
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
 @pytest.mark.parametrize("method", ["constant", "msat-fit"])
 def test_modes_of_the_caller_make_no_difference(mode: Callable, method: str) -> None:

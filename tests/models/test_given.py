@@ -60,6 +60,8 @@ CALIBRATIONS: dict[str, Callable[[list[Path]], Any]] = {
     "one by one": lambda paths: photographs(),
     "a generator": lambda paths: iter(photographs()),
     "paths": lambda paths: paths,
+    "a folder": lambda paths: paths[0].parent,
+    "a folder's name": lambda paths: str(paths[0].parent),
     "names of files": lambda paths: [[str(path) for path in paths]],
     "PIL": lambda paths: [Image.open(path) for path in paths],
     "with labels": lambda paths: list(zip(photographs(), TARGETS, strict=True)),
@@ -91,7 +93,13 @@ def test_a_tensor_of_images_is_images() -> None:
 def test_every_form_of_images_is_detected_alike(paths: list[Path]) -> None:
     snn = msat_det.convert(Corners(), [photographs()], "constant")
     expected = [found.boxes for found in snn.detect(photographs(), 8)[8]]
-    forms = (paths, list(map(str, paths)), [Image.open(path) for path in paths], (photographs(), TARGETS))
+    forms = (
+        paths,
+        list(map(str, paths)),
+        [Image.open(path) for path in paths],
+        (photographs(), TARGETS),
+        paths[0].parent,
+    )
     for form in (*forms, tuple(photographs())):
         assert all(map(torch.equal, (found.boxes for found in snn.detect(form, 8.0, record=8)[8]), expected))
     for one in (photographs()[1], paths[1], str(paths[1]), Image.open(paths[1]), photographs()[1][None]):
