@@ -20,7 +20,7 @@ LIKELY = re.compile(r"instances|coco|annotations|labels|result")  # names of fil
 COCO_OWN = re.compile(r"(train|val|test)20\d\d\.json$")  # to be asked for by its split
 
 
-def annotation_file(root: Path, split: str, own: str = "") -> Path:
+def annotation_file(root: Path, split: str, own: str) -> Path:
     """The annotation file of a split; without one COCO's val2017, or the only annotation file that there is.
 
     own: the file, where a user names it, relative to the root. Raises InputError, which names the files there are.
@@ -41,7 +41,7 @@ def annotation_file(root: Path, split: str, own: str = "") -> Path:
     raise MissingData(f"{absent(places[0])}: {mend}")
 
 
-def image_folder(root: Path, split: str, path: Path, names: list[str], own: str = "") -> Path:
+def image_folder(root: Path, split: str, path: Path, names: list[str], own: str) -> Path:
     """The first of the folders that belong to the annotation file ``path`` in which any of the named images is.
 
     own: the folder, where a user names it, relative to the root. Raises InputError, which names the folders.

@@ -26,8 +26,8 @@ def least_error(site: Site, levels: int) -> Tensor:
     return _of(site, best)
 
 
-def balanced(site: Site, updates: int, rate: float = 1.0) -> Tensor:
-    """(C,) or () θ after ``updates`` steps θ ← θ + 2·rate·E[(|f(x)| − θ)⁺] from 0 (local threshold balancing).
+def balanced(site: Site, updates: int) -> Tensor:
+    """(C,) or () θ after ``updates`` steps θ ← θ + 2·E[(|f(x)| − θ)⁺] from 0 (local threshold balancing).
 
     Every step sees the expectation over all calibration images in place of one batch's mean.
     """
@@ -38,7 +38,7 @@ def balanced(site: Site, updates: int, rate: float = 1.0) -> Tensor:
     theta = none.squeeze(1)
     for _ in range(updates):
         first = torch.searchsorted(values, theta, right=True)[:, None]
-        theta = theta + 2 * rate * (beyond.gather(1, first).squeeze(1) - theta * above.gather(1, first).squeeze(1))
+        theta = theta + 2 * (beyond.gather(1, first).squeeze(1) - theta * above.gather(1, first).squeeze(1))
     return _of(site, theta.float().minimum(site.maximum))
 
 

@@ -182,7 +182,7 @@ def _cost_axis(axes: Axes, cost: str) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def draw_exits(rows: list[ExitRow], fixed: list[CurveRow], title: str = "") -> Figure:
+def draw_exits(rows: list[ExitRow], fixed: list[CurveRow], title: str) -> Figure:
     """Accuracy over mean t and over energy: a fixed t (line), exits (broken line) and the fitted rule (large)."""
     metric = next(iter(fixed[0].accuracies))
     figure = Figure(figsize=(11, 5), dpi=140, layout="constrained")

@@ -18,7 +18,7 @@ PALE = "#DDDDDD"
 GREY = "#BBBBBB"  # of a method that finds next to nothing
 
 
-def class_colours(classes: Sequence[str], others: Iterable[str] = ()) -> dict[str, int]:
+def class_colours(classes: Sequence[str], others: Iterable[str]) -> dict[str, int]:
     """The number in COLOURS of each class, the same in every picture: a detector's label, as in ``Detections.draw``.
 
     others: a dataset's names; those that are none of the detector's, however spelled, come after its classes.

@@ -155,7 +155,7 @@ def _picture(image: Tensor, boxes: Tensor, colours: list[int], captions: list[st
 
 
 def add_precision_recall(
-    writer: "SummaryWriter", label: str, scores: np.ndarray, right: np.ndarray, positives: int, t: int | None = None
+    writer: "SummaryWriter", label: str, scores: np.ndarray, right: np.ndarray, positives: int, t: int | None
 ) -> None:
     """precision over recall/<label>. scores, right: (D,) of all classes' detections; positives: objects to be found."""
     levels = np.linspace(0, 1, LEVELS)

@@ -105,7 +105,7 @@ def command_line(prog: str, argv: list[str]) -> str:
     return shlex.join(words)
 
 
-def make_parser(prog: str, about: str = "", examples: str = "") -> argparse.ArgumentParser:
+def make_parser(prog: str, about: str, examples: str) -> argparse.ArgumentParser:
     """The command line of a run: --cfg and one option for every key of the tree, help from what annotates them."""
     settings: dict[str, Any] = {"argument_default": argparse.SUPPRESS, "allow_abbrev": False}
     parser = Parser(prog, "CONFIG [--key value …]", about, examples, **settings)

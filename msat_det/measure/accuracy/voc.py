@@ -75,11 +75,12 @@ class VocEvaluator:
         apart = scores[0] - scores[1]
         return Difference(float(apart[0]), *resampling.interval(torch.from_numpy(apart[1:])))
 
-    def judged(self, detections: dict, threshold: float = 0.5) -> tuple[np.ndarray, np.ndarray, int]:
-        """Scores (D,) of the evaluated classes' detections, best first, whether each is right (D,), and the number of
-        objects to be found. Works for any dataset of boxes; a detection on an ignored object is left out."""
+    def judged(self, detections: dict) -> tuple[np.ndarray, np.ndarray, int]:
+        """Scores (D,) of the evaluated classes' detections, best first, whether each is right (D,) at an IoU of .5, and
+        the number of objects to be found. Works for any dataset of boxes; a detection on an ignored object is left out.
+        """
         found = best_first(flatten(detections, self.ids, self.matched))
-        right, counted = judge(self.truth, *best_overlap(self.truth, found), threshold)
+        right, counted = judge(self.truth, *best_overlap(self.truth, found), THRESHOLDS[0])
         counted &= np.isin(found.label, self.labels)
         wanted = np.isin(self.truth.label, self.labels) & ~self.truth.difficult
         return found.scores[counted], right[counted], int(wanted.sum())
