@@ -22,9 +22,10 @@ from msat_det.graph.edits import keep_analog
 from msat_det.graph.facts import Facts, Output, amend, facts, output_of, parts_of
 from msat_det.graph.graph import Graph, is_entered, module_of
 from msat_det.graph.ops import Activation, Kind
+from msat_det.models.checkpoint import DTYPES
 from msat_det.spiking.formats import known
 from msat_det.spiking.formats.archive import finite
-from msat_det.spiking.formats.values import DTYPES, LARGEST, decode, encode
+from msat_det.spiking.formats.values import LARGEST, decode, encode
 
 # What layers, functions and methods raise on arguments that do not fit.
 _MISFIT = (

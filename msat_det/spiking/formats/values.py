@@ -8,10 +8,8 @@ from torch import fx
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
+from msat_det.models.checkpoint import DTYPES
 
-_REAL = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*_REAL, *_WHOLE)}
 LARGEST = 1 << 62  # whole number
 _TABLES: dict[str, tuple[type, dict[str, Any]]] = {
     "dtype": (torch.dtype, DTYPES),
