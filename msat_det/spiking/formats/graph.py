@@ -21,6 +21,7 @@ from msat_det.graph.classify import classify
 from msat_det.graph.edits import keep_analog
 from msat_det.graph.facts import Facts, Output, amend, facts, output_of, parts_of
 from msat_det.graph.graph import Graph, is_entered, module_of
+from msat_det.graph.inputs import MISFIT
 from msat_det.graph.ops import Activation, Kind
 from msat_det.models.checkpoint import DTYPES
 from msat_det.spiking.formats import known
@@ -28,10 +29,7 @@ from msat_det.spiking.formats.archive import finite
 from msat_det.spiking.formats.values import LARGEST, decode, encode
 
 # What layers, functions and methods raise on arguments that do not fit.
-_MISFIT = (
-    *(TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError, ArithmeticError, NameError),
-    *(SyntaxError, MemoryError),  # fx writes the graph down as Python before anything is checked on values
-)
+_MISFIT = (*MISFIT, NameError, SyntaxError, MemoryError)  # fx writes the graph down as Python before values are checked
 _MOST_NODES = 10_000
 _MOST_PARTS = 100_000  # elements of all sequences that nodes give
 _MOST_ELEMENTS = 1 << 29  # of one node's output, for the images of _BATCH
