@@ -24,7 +24,6 @@ from msat_det.graph.ops import Kind
 _SPATIAL = ops.AVERAGE_POOLINGS | ops.RESIZINGS
 # element by element: a spike arrives once, whatever it is multiplied by and however often it is added to itself
 _ELEMENTWISE = ops.BATCH_NORMS | {"add", "sub", "rsub", "mul", "truediv", "neg", "pos"}
-_CONVOLUTION = ["stride", "padding", "dilation", "groups"]  # the arguments of F.conv2d after input, weight and bias
 _REDUCING = {"mean", "sum"}
 # max(k·x) = k·max(x) for k > 0: their difference of running sums is exact, and counts as spikes where it is not zero.
 HOMOGENEOUS = ops.MAX_POOLINGS | {"amax", "amin"}
@@ -237,7 +236,7 @@ def _convolution(graph: Graph, node: Node, shape: tuple, shapes: dict) -> Tensor
     weight = _parameter(graph, node, "weight", 1, shapes)
     transposed = "transpose" in facts(node).op
     defaults = {"stride": 1, "padding": 0, "dilation": 1} | ({"output_padding": 0} if transposed else {})
-    order = ["stride", "padding", "output_padding", "groups", "dilation"] if transposed else _CONVOLUTION
+    order = ops.GEOMETRY_TRANSPOSED if transposed else ops.GEOMETRY
     values: dict[str, Any] = {}
     for name, default in defaults.items():
         value = _parameter(graph, node, name, 3 + order.index(name), shapes)

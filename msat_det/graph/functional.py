@@ -26,7 +26,7 @@ _VIEWS = {
 }
 
 
-_CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_CONVOLUTION = ("input", "weight", "bias", *ops.GEOMETRY)
 _ARGUMENTS = {
     **{f"conv{n}d": _CONVOLUTION for n in (1, 2, 3)},
     "linear": ("input", "weight", "bias"),

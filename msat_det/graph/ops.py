@@ -70,6 +70,8 @@ def guard(found: int, traced: int) -> None:
 
 # Operations that multiply: their multiply-adds are what a network costs.
 CONVOLUTIONS = {"conv1d", "conv2d", "conv3d", "convtranspose1d", "convtranspose2d", "convtranspose3d"}
+GEOMETRY = ("stride", "padding", "dilation", "groups")  # their arguments behind input, weight and bias
+GEOMETRY_TRANSPOSED = ("stride", "padding", "output_padding", "groups", "dilation")
 MULTIPLYING = CONVOLUTIONS | {"linear", "matmul", "bmm", "mm", "einsum"}
 
 _PADS = {f"{way}pad{n}d" for n in "123" for way in ("zero", "constant", "reflection", "replication", "circular")}

@@ -52,7 +52,6 @@ _NAME_OF = {function: name for name, function in reversed(FUNCTIONS.items())}
 _ON_NUMBERS = {FUNCTIONS[name] for name in FUNCTIONS if name.startswith("operator.")} - {operator.getitem, operator.add}
 _INPUTS = (fx.Node, type(None))  # what a device may come from
 _CASTS = ("to", "type")
-_GEOMETRY = ("stride", "padding", "dilation", "groups")  # a convolution's arguments behind input, weight and bias
 _MOST_PARTS = 4096  # of a value that is split
 
 
@@ -87,7 +86,7 @@ def check_convolution(node: fx.Node, op: str, layer: nn.Module | None, args: tup
     layer: None for a call of a function with args and kwargs. Lengths, and least values, are PyTorch's.
     """
     transposed, dims = "transpose" in op, int(op[-2])
-    order = ("stride", "padding", "output_padding", "groups", "dilation") if transposed else _GEOMETRY
+    order = ops.GEOMETRY_TRANSPOSED if transposed else ops.GEOMETRY
     given = kwargs | dict(zip(order, args[3:], strict=False))
     found: dict[str, list[int]] = {}
     for name, low in (("stride", 1), ("dilation", 1), ("padding", 0), ("output_padding", 0)):
