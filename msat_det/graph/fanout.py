@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torch.utils._pytree as pytree
 from torch import Tensor, fx
 from torch.fx.node import Node
 from torch.nn.modules.conv import _ConvNd
@@ -162,11 +163,9 @@ def _evaluate(graph: Graph, node: Node, values: Mapping[Node, Any]) -> Any:
 
 def _linear_part(graph: Graph, node: Node, values: dict[Node, Value], shapes: dict) -> Value:
     """The node without its affine offset: L(values) − L(0)."""
-    zeros = {n: _map(v, torch.zeros_like) for n, v in values.items()}
+    zeros = pytree.tree_map(torch.zeros_like, values)
     at_values, at_zero = (_evaluate(graph, node, shapes | v) for v in (values, zeros))
-    if isinstance(at_values, Tensor):
-        return (at_values - at_zero).nan_to_num(0.0)
-    return tuple((a - z).nan_to_num(0.0) for a, z in zip(at_values, at_zero, strict=True))
+    return pytree.tree_map(lambda a, z: (a - z).nan_to_num(0.0), at_values, at_zero)
 
 
 def _analog_masks(graph: Graph, shapes: dict, static: set[Node]) -> dict[Node, Value]:
@@ -183,12 +182,13 @@ def _analog_masks(graph: Graph, shapes: dict, static: set[Node]) -> dict[Node, V
             masks[node] = filled(facts(node), 1.0)
         else:
             inputs = _data_inputs(node)
-            if not any(_any(masks[n]) for n in inputs):
+            if not any(mask.any() for mask in pytree.tree_leaves([masks[n] for n in inputs])):
                 masks[node] = filled(facts(node), 0.0)
                 continue
             # positive random values in place of ones, so that no difference of two branches cancels
-            noisy = {n: _map(masks[n], lambda m: m * (0.5 + torch.rand(m.shape, generator=generator))) for n in inputs}
-            masks[node] = _map(_linear_part(graph, node, noisy, shapes), lambda m: (m != 0).float())
+            entering = {n: masks[n] for n in inputs}
+            noisy = pytree.tree_map(lambda m: m * (0.5 + torch.rand(m.shape, generator=generator)), entering)
+            masks[node] = pytree.tree_map(lambda m: (m != 0).float(), _linear_part(graph, node, noisy, shapes))
     return masks
 
 
@@ -196,14 +196,6 @@ def _tensor(value: Value) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError("a tuple where a tensor is multiplied")
     return value
-
-
-def _map(value: Value, fn: Callable[[Tensor], Tensor]) -> Value:
-    return fn(value) if isinstance(value, Tensor) else tuple(fn(v) for v in value)
-
-
-def _any(mask: Value) -> bool:
-    return bool(mask.any()) if isinstance(mask, Tensor) else any(bool(m.any()) for m in mask)
 
 
 def _multiply_adds(graph: Graph, node: Node, source: Node, shapes: dict) -> Tensor:
