@@ -1,7 +1,5 @@
 """What a run leaves behind: the files of one run directory, each written whole or not at all."""
 
-import csv
-import io
 import json
 import math
 import re
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from msat_det.base.errors import InputError
-from msat_det.base.files import write_whole
+from msat_det.base.files import csv_text, write_whole
 from msat_det.measure.rows import COSTS, CurveRow
 from msat_det.report.coverage_picture import draw_graph
 from msat_det.report.coverage_table import coverage_text
@@ -56,16 +54,11 @@ class RunDirectory:
     def write_curve(self, rows: list[CurveRow]) -> None:
         """curve.csv: the float row first, then a row per method and recorded t. May be rewritten as rows come in."""
         accuracies = list(rows[0].accuracies)
-        table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(["method", "t", *accuracies, *COSTS])
+        lines: list[dict[str, Any]] = []
         for row in rows:
-            writer.writerow(
-                [row.method, "" if row.t is None else row.t]
-                + [f"{row.metrics[name]:.3f}" for name in accuracies]
-                + ["" if cost is None else f"{cost:.5f}" for cost in row.costs.values()]
-            )
-        self.write("curve.csv", table.getvalue())
+            metrics = {name: f"{row.metrics[name]:.3f}" for name in accuracies}
+            lines.append({"method": row.method, "t": row.t, **metrics, **row.costs})
+        self.write("curve.csv", csv_text(["method", "t", *accuracies, *COSTS], lines, 5))
 
     def write_summary(self, rows: list[CurveRow], **facts: Any) -> None:
         """summary.json: {"float": figures, **facts, "methods": {label: {t: figures}}}; ``facts``: images, seed …"""
