@@ -122,10 +122,7 @@ _PRIM: dict[str, Callable] = {
 }
 # By Python's operators, which take tensors, sizes and numbers.
 _ARITHMETIC: dict[str, Callable] = {
-    **{
-        name: getattr(operator, name)
-        for name in ("add", "sub", "mul", "pow", "eq", "ne", "lt", "le", "gt", "ge", "neg")
-    },
+    **{name: getattr(operator, name) for name in "add sub mul pow eq ne lt le gt ge neg".split()},
     **{"div": operator.truediv, "true_divide": operator.truediv, "floor_divide": operator.floordiv},
     **{"remainder": operator.mod},
 }

@@ -45,24 +45,7 @@ _FILLING = {"__setitem__", "fill_", "zero_", "copy_"}
 _REFLECTED = {"__rsub__": operator.sub, "__rdiv__": operator.truediv, "__rtruediv__": operator.truediv}
 _REFLECTED |= {"__rpow__": operator.pow, "__rfloordiv__": operator.floordiv, "__rmatmul__": operator.matmul}
 _REFLECTED |= {"__rmod__": operator.mod}
-_BINARY = {
-    "add",
-    "sub",
-    "mul",
-    "matmul",
-    "pow",
-    "gt",
-    "ge",
-    "lt",
-    "le",
-    "eq",
-    "ne",
-    "floordiv",
-    "mod",
-    "and",
-    "or",
-    "xor",
-}
+_BINARY = "add sub mul matmul pow gt ge lt le eq ne floordiv mod and or xor".split()
 _OPERATORS: dict[tuple[str, int], Callable] = {
     **{(spelling, 2): getattr(operator, f"__{name}__") for name in _BINARY for spelling in (name, f"__{name}__")},
     ("div", 2): operator.truediv,
