@@ -1,4 +1,7 @@
-"""Datasets, one file each, and their registry. May import: base files and errors."""
+"""Data sets, one file each, and their registry; images that are read, changed and fetched.
+
+May import: base.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

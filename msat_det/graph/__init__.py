@@ -1,4 +1,4 @@
 """The traced network: operations and their kinds, the graph, fan-out.
 
-May import base.
+May import: base, data.
 """

@@ -1,4 +1,4 @@
 """Figures: accuracy, costs, differences, exits, the ledger and its diagnosis.
 
-May import base to methods.
+May import: base, data, graph, models, spiking, methods.
 """

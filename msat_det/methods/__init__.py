@@ -1,8 +1,6 @@
-"""The conversion methods: each a dataclass of its options and one function from observations to neurons (DESIGN §5).
+"""The conversion methods: each a dataclass of options and a function from observations to neurons (DESIGN §5).
 
-To add one: subclass ``Options``, write the function, put ``@method(name, YourOptions)`` on it in a module that is
-imported here. It then appears in ``msat-det list methods`` and in the contract test. A recipe, options of a method
-that deserve a name, is a line in ``presets``.
+May import: base, data, graph, models, spiking.
 """
 
 from msat_det.methods import adafire, delta, direct, fitted, layerwise  # noqa: F401 - they register their methods

@@ -1,4 +1,7 @@
-"""Detectors: a network between a preprocessing and a decoding step, and the registry of those that go by a name."""
+"""Detectors and classifiers, a network between a preprocessing and a decoding step, by their names.
+
+May import: base, data, graph.
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
 """What a person looks at: the run directory's files, pictures, pages, TensorBoard.
 
-May import base to measure.
+May import: base, data, graph, models, spiking, methods, measure.
 """

@@ -1,4 +1,4 @@
 """The commands, one file each, and the pipeline that they share.
 
-May import every other room.
+May import: base, data, graph, models, spiking, methods, measure, report.
 """
