@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ TURNS: dict[int, Callable[[Tensor], Tensor]] = {  # those that swap the sides â†
     8: lambda image: image.rot90(1, (1, 2)),
 }
 Size = tuple[int, int]
+T = TypeVar("T")
 
 
 class CorruptImage(InputError):
@@ -72,21 +73,22 @@ def read_upright(path: Path) -> Tensor:
 
 def image_size(path: Path) -> Size | None:
     """(width, height) as an image file is stored, from its first bytes; None where they can't be read."""
-    try:
-        with path.open("rb") if is_file(path) else io.BytesIO() as file, _open(file) as image:
-            return image.size
-    except Exception:  # noqa: BLE001 (who reads the whole image tells what is wrong)
-        return None
+    return _of_header(path, lambda image: image.size, None)
 
 
 def orientation(path: Path) -> int:
     """EXIF's orientation of an image file, 1 where it has none or can't be read."""
+    found = _of_header(path, lambda image: image.getexif().get(ORIENTATION, 1), 1)
+    return found if type(found) is int else 1
+
+
+def _of_header(path: Path, read: Callable[[Image.Image], T], otherwise: T) -> T:
+    """What an image file's first bytes tell, or else ``otherwise``."""
     try:
         with path.open("rb") if is_file(path) else io.BytesIO() as file, _open(file) as image:
-            found = image.getexif().get(ORIENTATION, 1)
-            return found if type(found) is int else 1
+            return read(image)
     except Exception:  # noqa: BLE001 (who reads the whole image tells what is wrong)
-        return 1
+        return otherwise
 
 
 def upright_size(path: Path) -> Size | None:

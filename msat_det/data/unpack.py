@@ -56,7 +56,8 @@ def unpack(archive: Path, folder: Path, wanted: str, bound: int) -> None:
     """
     total = 0
     try:
-        for count, member in enumerate(Progress(_members(archive), archive.name, unit=" files", disable=None)):
+        members = (_tar if _is_tar(archive) else _zip)(archive)
+        for count, member in enumerate(Progress(members, archive.name, unit=" files", disable=None)):
             path = PurePosixPath(member.name)
             if path.is_absolute() or ".." in path.parts or set(member.name) & {"\\", "\0"}:
                 raise _refused(archive, f"its member {show(member.name)} leads out of the folder")
@@ -85,10 +86,6 @@ class _TarInfo(tarfile.TarInfo):
         if not 0 <= info.size <= MAX_NAME and info.type in (b"x", b"g", b"X", b"L", b"K"):
             raise tarfile.ReadError("a name of more than a megabyte")
         return info
-
-
-def _members(archive: Path) -> Iterator[Member]:
-    yield from (_tar if _is_tar(archive) else _zip)(archive)
 
 
 def _is_tar(archive: Path) -> bool:

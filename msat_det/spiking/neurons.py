@@ -108,10 +108,10 @@ class Neuron:
         check_values("a neuron's theta", self.theta, low=0)
         if isinstance(self.initial, Tensor):
             check_values("a neuron's initial", self.initial)
+        else:
+            check_number("a neuron's initial", self.initial)
         if self.bias is not None:
             check_values("a neuron's bias", self.bias, over_time=True)
-        if not isinstance(self.initial, Tensor):
-            check_number("a neuron's initial", self.initial)
         check_number("a neuron's margin", self.margin, 0)
         check_number("a neuron's gamma", self.gamma, 1, whole=True)
         check_number("a neuron's confidence", self.confidence, 0, 1)
