@@ -160,6 +160,7 @@ NEURONS = {
     "overflow of bursts": dict(stages=(0.3, 0.1, 1.0)),
     "the 8-bit control": dict(gamma=3, dense=True, zone=(0.5, 1e30)),
     "bias": dict(bits=5, bias=torch.linspace(-1, 1, 4)),
+    "a bias over time": dict(bits=5, terms=(4,), bias=torch.linspace(-1, 1, 12).reshape(3, 4)),
     "zone": dict(gamma=8, zone=(1.5,)),
     "at rest": dict(bits=5, terms=(2,), initial=torch.tensor([-9.0, 3.5, 1.0, 0.0])),
 }

@@ -121,18 +121,14 @@ class Corrections:
         size = x[0].numel()
         period = period_of(n, x)
 
-        def periodic(value: Tensor) -> Tensor:
-            return laid_out_by_channel(value, x, period, lib.correct_group())
-
-        plain = n.bias is None or n.bias.dim() == 1
-        self.follows = plain and (activation.rectified or activation.name in PIECEWISE)
+        self.follows = activation.rectified or activation.name in PIECEWISE
         slope, low, high = PIECEWISE.get(activation.name, (0.0, -math.inf, activation.upper))
         if not self.follows:
             slope, low, high = PIECEWISE["identity"]
         self._partial = torch.zeros(x.shape[0], lib.correct_units(size), 4, dtype=torch.float64)
         self._arrays = {  # the structure holds bare pointers: this keeps them alive
-            "theta": periodic(threshold(n, x)),
-            "bias": None if n.bias is None or not self.follows else periodic(per_channel(n.bias, x, n.axis)),
+            "theta": laid_out_by_channel(threshold(n, x), x, period, lib.correct_group()),
+            "bias": None if n.bias is None or not self.follows else self._periodic(n.bias_at(0), x, period),
             "fanout": laid_out(self.fanout, x),
             "counts": self._partial,
             "awake": torch.ones(x.shape[0], -(-size // lib.correct_group()), dtype=torch.uint8),
@@ -143,9 +139,16 @@ class Corrections:
             overflow=n.overflow, per_ratio=1 / NEAREST, bits=n.bits or 0, **pointers,
         )  # fmt: skip
 
+    def _periodic(self, value: Tensor, x: Tensor, period: int) -> Tensor:
+        """A value (C,) of channels as the kernel takes it, for sums x."""
+        group = present(library()).correct_group()
+        return laid_out_by_channel(per_channel(value, x, self.neuron.axis), x, period, group)
+
     def _kernel(self, c: _Correct, x: Tensor, t: int, wanted: bool, own: bool, same: bool) -> Tensor | None:
         if not self.follows:
             x, own = target(self.neuron, x, t).contiguous(memory_format=self._format), True
+        elif self.neuron.bias is not None and self.neuron.bias.dim() == 2:
+            present(self._arrays["bias"]).copy_(self._periodic(self.neuron.bias_at(t), x, c.period))
         c.stage, c.terms, zone = self._now(t)
         c.zone = edge(zone)
         c.first, c.same = self.state.o is None, same
