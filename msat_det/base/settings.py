@@ -26,8 +26,15 @@ BELOW_ROOT_KEYS = {f"{section}.{key}" for section in ("data", "calib") for key i
 NAME_OR_PATH_KEYS = {"model.weights", "model.names", "energy"}  # a bare word is a name there: DEFAULT, voc, 45nm
 
 
+NETWORKS = (".pt", ".pth", ".onnx", ".safetensors", ".weights", ".torchscript")  # what they are kept in
+
+
 def read_yaml(file: Path) -> dict:
     """One YAML mapping; InputError names the file and, where the text is not YAML, the line."""
+    if file.suffix in NETWORKS:
+        raise InputError(
+            f"{file} holds a network: give a configuration that names it, {{model: {{weights: {file.name}, …}}, …}}"
+        )
     try:
         tree = yaml_of(file)
     except OSError as error:

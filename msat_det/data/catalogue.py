@@ -289,7 +289,7 @@ INSTEAD = {  # by its last two names
         "https://github.com/Lamri-Meriem/edge-object-detection",
         "AGPL-3.0",
         "yolov8n",
-        "--model.weights ROOT/weights/yolov8n.pt",
+        "--model.weights ROOT/weights/yolov8n.pt --model.trust true",
     ),
     "weights/ssd_mobilenet_v1_075_coco.safetensors": Unpublished(
         "https://github.com/Nazmul1607081/tensorflow-light-android-app",

@@ -104,7 +104,8 @@ def observe(
 def _instead_of(network: object) -> str:
     """The mend of what is no network, by what people take for one."""
     if isinstance(network, str | Path):
-        return f"make the network first, msat_det.load_detector({str(network)!r}, …) or ultralytics.YOLO(…)"
+        maker = "msat_det.load_detector" if str(network).endswith(".onnx") else "ultralytics.YOLO"
+        return f"make the network first, {maker}({str(network)!r})"
     if isinstance(network, dict):
         return "load a state dict into its network first, network.load_state_dict(…)"
     if isinstance(network, type):

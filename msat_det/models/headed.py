@@ -58,6 +58,10 @@ class HeadDetector:
         self.cells, self.rows = cells_of(self.size, self.strides, self.anchors)
         self.each = [len(level) // 2 for level in self.anchors] if self.anchors else [1] * len(self.strides)
 
+    def __repr__(self) -> str:
+        height, width = self.size
+        return f"{type(self).__name__}({self.head}, {len(self.classes)} classes, input {height} × {width})"
+
     def _check_anchors(self) -> None:
         if self.anchors is None and self.head in ("ssd", "yolov5", "retinanet"):
             raise InputError(f"head {self.head} needs model.anchors: for each stride widths and heights in pixels")

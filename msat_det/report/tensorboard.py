@@ -6,6 +6,7 @@ from its first layer to its last.
 """
 
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from msat_det.base.colours import COLOURS
 from msat_det.base.config import Config
+from msat_det.base.errors import InputError
 from msat_det.data import Sample
 from msat_det.measure.ledger import BINS, RESIDUAL
 from msat_det.measure.rows import DISPLAY, CurveRow
@@ -42,19 +44,39 @@ LEVELS = 127  # score thresholds of a precision-recall curve, TensorBoard's own 
 
 @contextmanager
 def events(folder: Path) -> "Iterator[SummaryWriter]":
-    """A writer whose events take the place of the folder's older ones when all of them are there."""
+    """A writer whose events take the place of the folder's older ones when all of them are there.
+
+    Raises InputError where the disk does not take them.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
     part = folder / ".events.part"
     shutil.rmtree(part, ignore_errors=True)
-    with SummaryWriter(str(part)) as writer:
-        yield writer
+    try:
+        with _errors_told_once(), SummaryWriter(str(part)) as writer:
+            yield writer
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(
+            f"cannot write TensorBoard's events into {folder}: {reason}; free space or give --out DIR"
+        ) from None
     for old in folder.glob("events.out.tfevents.*"):
         old.unlink()
     shutil.rmtree(folder / "hparams", ignore_errors=True)
     for new in part.iterdir():
         new.replace(folder / new.name)
     part.rmdir()
+
+
+@contextmanager
+def _errors_told_once() -> Iterator[None]:
+    """TensorBoard's writing thread ends in an OSError, which the next call raises again: the first one keeps quiet."""
+    before = threading.excepthook
+    threading.excepthook = lambda args: None if issubclass(args.exc_type, OSError) else before(args)
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def add_curves(writer: "SummaryWriter", rows: list[CurveRow]) -> None:

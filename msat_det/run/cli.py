@@ -248,7 +248,12 @@ def detect(argv: list[str]) -> None:
     parser.add_argument("--model", metavar="FILE", type=Path, help="a network that msat-det export or Python saved")
     text = "a label of the configuration, or a name that `msat-det list methods` shows (default: delta-3)"
     parser.add_argument("--method", metavar="NAME", help=text)
-    parser.add_argument("--t", metavar="T", type=whole(1, MOST_TIMESTEPS), help="timesteps (default: delta 4, rate 32)")
+    parser.add_argument(
+        "--t",
+        metavar="T",
+        type=whole(1, MOST_TIMESTEPS),
+        help="timesteps (default: delta coding up to 4, rate coding 32, of a saved network its own)",
+    )
     parser.add_argument("--classes", metavar="NAME,NAME", default="", help="only these classes")
     text = "the least that counts (default: 0.3, of FastestDet, whose scores run high, 0.65)"
     parser.add_argument("--score", metavar="X", type=share, help=text)
@@ -260,6 +265,10 @@ def detect(argv: list[str]) -> None:
     if given.model and (words or given.method):
         raise InputError(
             f"{(words or ['--method'])[0]} does not go with --model, a network that is converted: leave it out"
+        )
+    if given.model and given.model.suffix in (".pt", ".pth", ".onnx", ".weights"):
+        raise InputError(
+            f"{given.model} holds a float network: name it in a configuration, and give that with --cfg FILE"
         )
     words = ["--cfg", given.cfg, *words, "--out", str(given.out)] if given.cfg else []
     config = load_config(words, "msat-det detect") if given.cfg else None

@@ -96,7 +96,8 @@ class Job:
         self.detector: Any = self.snn.detector
         if not isinstance(self.detector, Detector):
             raise InputError("this network has no detector to read boxes: save one that has its detector")
-        self.T = self.wanted.t or self.snn.T
+        made = self.snn.T  # of a saved network as many as it was made for, which delta coding hardly ever needs
+        self.T = self.wanted.t or (min(made, ENOUGH["delta"]) if self.snn.coding == "delta" else made)
         usual = getattr(self.detector, "shown", SHOWN)
         self.score: float = usual if self.wanted.score is None else self.wanted.score
         names = list(self.detector.classes)

@@ -20,7 +20,7 @@ from msat_det.methods import find_method, parse_options
 from msat_det.methods.convert import Conversion, spiking_network
 from msat_det.methods.observe import Cached, Observation, observe
 from msat_det.methods.unseen import tell_unseen
-from msat_det.models import build_detector
+from msat_det.models import DETECTORS, build_detector
 from msat_det.models.classifiers import build_classifier
 from msat_det.spiking.energy import prices
 
@@ -58,7 +58,10 @@ def _require_one_network(config: Config, entry: dict) -> None:
 
 
 def task_of(config: Config) -> Task:
-    """What the evaluated data are annotated with: boxes or classes."""
+    """What the evaluated data are annotated with, boxes or classes; of plain images what the network is for."""
+    if config.data.kind == "images":
+        model = config.model
+        return "detection" if model.name in DETECTORS or model.head or model.cfg else "classification"
     return "detection" if config.data.kind in ("voc", "coco", "yolo") else "classification"
 
 

@@ -607,6 +607,7 @@ def test_what_nobody_publishes_has_a_way_round(tmp_path: Path) -> None:
     for other in INSTEAD.values():
         assert other.name in {*CATALOGUE, "imagenet"} or command.find(other.name, tmp_path)
         assert {word[2:] for word in other.words.split() if word.startswith("--")} <= keys
+    assert INSTEAD["weights/yolov8n_fused_fp16.safetensors"].words.endswith(" --model.trust true")  # it is a pickle
     told = get_with(tmp_path / "weights/cifar100_resnet20.safetensors")
     file = f"{tmp_path}/weights/cifar100_resnet20-23dac2f1.pt"
     assert told == (

@@ -190,7 +190,8 @@ def test_other_arguments_of_convert() -> None:
 
 
 NO_NETWORK: dict[str, tuple[Any, str]] = {
-    "a file": ("yolov8n.pt", "a str is neither .*: make the network first, msat_det.load_detector('yolov8n.pt', …)"),
+    "a file": ("yolov8n.pt", "a str is neither .*: make the network first, ultralytics.YOLO('yolov8n.pt')"),
+    "an ONNX file": ("net.onnx", "a str is neither .*: make the network first, msat_det.load_detector('net.onnx')"),
     "a state dict": (build("plain").state_dict(), "an OrderedDict is neither .*: load a state dict into its network"),
     "a class": (nn.ReLU, "a type is neither .*: give an instance, ReLU(…)"),
     "images": (list(BATCH), "a list of Tensor is neither .*: the network comes first, convert(network, images)"),

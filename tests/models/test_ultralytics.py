@@ -97,10 +97,17 @@ def test_state_dicts_need_no_trust(tmp_path: Path) -> None:
             for a, b in zip(one.net(batch), expected, strict=True):
                 torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
     torch.save({"model": net, "train_args": {"imgsz": 64}, "ema": None}, tmp_path / "net.pt")
+    named = build_detector(Model("ultralytics", str(tmp_path / "net.pt"), trust=True, arch="yolov8n"))  # as real/ does
+    assert len(named.classes) == 5
     trusted = build_detector(Model("ultralytics", str(tmp_path / "net.pt"), trust=True))
+    assert repr(trusted) == "HeadDetector(yolov8, 5 classes, input 64 × 64)"
     assert (trusted.size, len(trusted.classes)) == ((64, 64), 5)
     for wrong, message in (
         (Model("ultralytics", str(tmp_path / "net.pt")), r"holds code that reading it runs: set model\.trust"),
+        (
+            Model("ultralytics", str(tmp_path / "net.pt"), arch="yolov8n"),
+            r"save a state dict.*; or set model\.trust true",
+        ),
         (Model("ultralytics", str(tmp_path / "yolov8n.pt"), trust=True), "no such file"),
         (Model("ultralytics", str(path)), r"model\.arch is None: give the network's name"),
         (Model("ultralytics", str(path), arch="../net"), "give the network's name"),

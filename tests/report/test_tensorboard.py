@@ -1,6 +1,7 @@
 """TensorBoard's events, read back."""
 
 import io
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 
 from msat_det.base.colours import COLOURS
+from msat_det.base.errors import InputError
 from msat_det.data import Sample, make_target
 from msat_det.graph.facts import facts
 from msat_det.measure.effects import residuals
@@ -183,3 +185,15 @@ def test_captions_stand_on_their_boxes_colour(tmp_path: Path) -> None:
     colour = tuple(bytes.fromhex(COLOURS[1][1:]))
     assert (field == colour).all(1).mean() > 0.4
     assert (field.max(1) < 60).any()
+
+
+def test_a_disk_that_takes_no_events_is_told_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    def write() -> None:
+        with events(tmp_path) as board:
+            shutil.rmtree(tmp_path / ".events.part")
+            board.add_scalar("a", 1.0)
+            board.flush()
+
+    with pytest.raises(InputError, match=f"cannot write TensorBoard's events into {tmp_path}: .*; free space or give"):
+        write()
+    assert capfd.readouterr().err == ""

@@ -246,3 +246,41 @@ def test_a_network_without_its_detector_is_refused(tmp_path: Path, capsys: pytes
     bare.save(tmp_path / "bare.safetensors")
     assert run(PHOTOGRAPHS[0], "--model", tmp_path / "bare.safetensors", "--out", tmp_path / "out") == 2
     assert "has no detector to read boxes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("method", "made", "T"), [("delta-3", 32, 4), ("delta-3", 2, 2), ("signed", 8, 8)])
+def test_a_saved_network_runs_as_long_as_its_coding_needs(
+    method: str, made: int, T: int, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    msat_det.convert(network().detector, PHOTOGRAPHS, method, T=made).save(tmp_path / "net.safetensors")
+    assert run(PHOTOGRAPHS[0], "--model", tmp_path / "net.safetensors", "--out", tmp_path / "out") == 0
+    assert f"; t = {T}, " in capsys.readouterr().out
+
+
+def test_without_labelled_data_the_model_says_that_it_is_a_detector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--cfg", CFG, "--data.kind", "images", "--data.root", PHOTOGRAPHS[0].parent, "--calib.kind", "images"]
+    assert (
+        run(
+            PHOTOGRAPHS[0], *words, "--calib.root", PHOTOGRAPHS[0].parent, "--calib.limit", "2", "--calib.split", "null"
+        )
+        == 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model", "my best.pt"], "my best.pt holds a float network: name it in a configuration, and give that with"),
+        (["--cfg", "net.onnx"], "net.onnx holds a network: give a configuration that names it, {model: {weights: net."),
+    ],
+)
+def test_a_float_network_is_no_saved_one_and_no_configuration(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(words[1]).write_bytes(b"\x80\x02")
+    assert run(PHOTOGRAPHS[0], *words) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")

@@ -86,7 +86,8 @@ def ultralytics_detector(network: Any, size: int | None = None, **options: Any) 
 def ultralytics(model: Any) -> HeadDetector:
     """The detector ``model.arch`` (yolov8n, yolo11s …) with ``model.weights``, a state dict under Ultralytics' names.
 
-    Or what a ``.pt`` file of theirs holds, which is a program: only with ``model.trust``, and read by their package.
+    Or what a ``.pt`` file of theirs holds, which is a program: only with ``model.trust``, and read by their package; it
+    says itself which network it is.
     """
     try:
         from ultralytics import YOLO
@@ -97,7 +98,7 @@ def ultralytics(model: Any) -> HeadDetector:
     _, options = head_options(SimpleNamespace(**vars(model) | keys))
     options |= keys
     weights = None if model.weights is None else Path(model.weights)
-    if weights is not None and weights.suffix == ".pt" and model.arch is None:
+    if weights is not None and weights.suffix == ".pt" and (model.trust or model.arch is None):
         if not model.trust:
             raise InputError(
                 f"{weights} holds code that reading it runs: set model.trust true if you trust its origin, or give "
@@ -108,7 +109,7 @@ def ultralytics(model: Any) -> HeadDetector:
         return ultralytics_detector(_called(weights, YOLO, str(weights)), model.size, **options)
     if model.arch is None or not re.fullmatch(r"[\w.-]+", model.arch):
         raise InputError(f"model.arch is {show(model.arch)}: give the network's name, yolov8n say")
-    tensors = None if weights is None else _in_float32(read_tensors(weights))
+    tensors = None if weights is None else _in_float32(_state_in(weights))
     count = model.num_classes or (None if tensors is None else _classes_of(tensors))
     if count is None:
         raise InputError(f"{model.arch} has no weights: give --model.weights FILE, or --model.num_classes N")
@@ -120,6 +121,17 @@ def ultralytics(model: Any) -> HeadDetector:
         if model.names is None and count == 80:
             options["classes"] = "coco"
     return ultralytics_detector(network, model.size, **options)
+
+
+def _state_in(weights: Path) -> dict[str, Tensor]:
+    try:
+        return read_tensors(weights)
+    except InputError as error:
+        if weights.suffix != ".pt" or not weights.is_file():
+            raise
+        raise InputError(
+            f"{error}; or set model.trust true if it is Ultralytics' own and you trust its origin"
+        ) from None
 
 
 def _in_float32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
