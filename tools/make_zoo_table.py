@@ -1,7 +1,7 @@
 """Makes docs/zoo.md: networks of other packages, converted as they are, with random weights.
 
 Each is converted on four random images and run on one more, on one core. `--only WORD` makes the rows whose name holds
-the word anew and keeps the others; without it all of them are made, in about twenty minutes.
+the word anew and keeps the others; without it all of them are made, in about twenty minutes (`--missing`: those that the page lacks).
 """
 
 import math
@@ -50,9 +50,13 @@ layer as they do in random networks and not in trained ones.
 levit_128s, whose softmaxes saturate with random weights, needs finer levels than these: .0013 with 12 bits and 6 terms
 after 8 timesteps.
 
-Of the detectors the dense part is converted, up to the maps that boxes are decoded from. RT-DETR's decoder is left out:
-it picks its queries by their scores, which is control flow on values. Of torchvision's 80 classifiers all are here but
-regnet_y_128gf, whose weights take 2.6 GB, and vgg11_bn, which is timm's here; tests convert both. The page is made by
+Of the detectors the dense part is converted, up to the maps that boxes are decoded from; of a two-stage detector of
+torchvision's that is its first stage, since the second one runs on regions that differ from image to image. DETR,
+Conditional DETR, Deformable DETR, Table Transformer and YOLOS convert whole, up to logits and boxes. The decoder of
+RT-DETR is left out: it picks its queries by their scores, which is control flow on values. DAB-DETR, which puts the
+images of all its layers into one dimension, and YOLO-World, which has words beside them, are refused. Of torchvision's
+80 classifiers all are here but regnet_y_128gf, whose weights take 2.6 GB, and vgg11_bn, which is timm's here; tests
+convert both. The page is made by
 `python tools/make_zoo_table.py`.
 
 """
@@ -87,11 +91,51 @@ class Encoded(nn.Module):
         return [project(x) for project, x in zip(self.net.decoder_input_proj, encoded, strict=True)]
 
 
+class Kept(nn.Module):
+    """In the place of a decoder: the maps that it would take. f, i: as Ultralytics wires its layers."""
+
+    def __init__(self, decoder: nn.Module):
+        super().__init__()
+        self.f, self.i = decoder.f, decoder.i
+
+    def forward(self, maps: list[Tensor], *_: Any) -> list[Tensor]:
+        return list(maps)
+
+
+class FirstStage(nn.Module):
+    """A two-stage detector of torchvision's as far as its regions are proposed from."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.backbone, self.head = net.backbone, net.rpn.head
+
+    def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        return self.head(list(self.backbone(x).values()))
+
+
+class Boxes(nn.Module):
+    """A DETR of transformers, from pixels to logits and boxes."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        found = self.net(pixel_values=x)
+        return {"logits": found.logits, "boxes": found.pred_boxes}
+
+
 def ultralytics(name: str) -> nn.Module:
     os.environ["YOLO_OFFLINE"] = "1"
-    from ultralytics.nn.tasks import DetectionModel
+    from ultralytics.nn import tasks
 
-    return Maps(DetectionModel(f"{name}.yaml", verbose=False))
+    if name.startswith("rtdetr"):
+        net = tasks.RTDETRDetectionModel(f"{name}.yaml", verbose=False)
+        net.model[-1] = Kept(net.model[-1])
+        return net
+    kinds = {"seg": tasks.SegmentationModel, "pose": tasks.PoseModel, "obb": tasks.OBBModel}
+    kind = kinds.get(name.partition("-")[2], tasks.DetectionModel)
+    return Maps(kind(f"{name}.yaml", verbose=False))
 
 
 def rt_detr(name: str) -> nn.Module:
@@ -116,6 +160,48 @@ def rt_detr(name: str) -> nn.Module:
     return Encoded(RTDetrModel(config))
 
 
+def detr(name: str) -> nn.Module:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import transformers
+
+    kind = name.title().replace("_", "") + "{}"
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "num_labels": 5}
+    if name == "yolos":
+        options: dict[str, Any] = {**sizes, "hidden_size": 32, "image_size": [64, 64], "num_detection_tokens": 10}
+    else:
+        levels = ["stage2", "stage3", "stage4"] if name == "deformable_detr" else ["stage4"]
+        stages = {
+            "embedding_size": 16,
+            "hidden_sizes": [16, 32, 64, 128],
+            "depths": [1, 1, 1, 1],
+            "layer_type": "basic",
+        }
+        options = {"backbone_config": transformers.ResNetConfig(**stages, out_features=levels), "backbone": None}
+        options |= {"use_timm_backbone": False, "use_pretrained_backbone": False, "d_model": 32, "num_queries": 10}
+        for part in ("encoder", "decoder"):
+            options |= {f"{part}_layers": 2, f"{part}_ffn_dim": 64, f"{part}_attention_heads": 4}
+        options |= {"num_feature_levels": 3} if name == "deformable_detr" else {}
+    config = getattr(transformers, kind.format("Config"))(**options)
+    return Boxes(getattr(transformers, kind.format("ForObjectDetection"))(config))
+
+
+def features(name: str) -> nn.Module:
+    """A backbone of timm's, with the maps that detectors put their necks on."""
+    from timm import create_model
+
+    return create_model(name.partition(",")[0], features_only=True)
+
+
+def dense(name: str) -> nn.Module:
+    """The dense part of a detector of torchvision's."""
+    from torchvision.models import get_model
+
+    net = get_model(name, weights=None, weights_backbone=None, num_classes=5)
+    if "rcnn" in name:
+        return FirstStage(net)
+    return msat_det.TorchvisionDetector(net, columns=list("abcde")).net
+
+
 def timm(name: str, **options: Any) -> nn.Module:
     from timm import create_model
 
@@ -137,6 +223,22 @@ def huge_vit(name: str) -> nn.Module:
 
 
 Make = Callable[[str], nn.Module]
+ULTRALYTICS = """
+yolov5nu yolov8n yolov9t yolov10n yolo11n yolo12n yolo26n yolov3-tiny yolov5su yolov6n yolov8s yolov9s yolov10s yolo11s
+yolo12s yolo26s yolov8n-p2 yolov8n-p6 yolov8n-seg yolov8n-pose yolov8n-obb yolo11n-seg yolo11n-pose yolo11n-obb
+yolo26n-seg yolo26n-pose yolo26n-obb rtdetr-l rtdetr-resnet50
+"""
+DETRS = "detr conditional_detr deformable_detr table_transformer yolos"
+DENSE = """
+ssdlite320_mobilenet_v3_large retinanet_resnet50_fpn retinanet_resnet50_fpn_v2 fcos_resnet50_fpn fasterrcnn_resnet50_fpn
+fasterrcnn_resnet50_fpn_v2 fasterrcnn_mobilenet_v3_large_fpn maskrcnn_resnet50_fpn keypointrcnn_resnet50_fpn
+"""
+FEATURES = """
+resnet50 mobilenetv2_100 mobilenetv3_large_100 mobilenetv4_conv_small efficientnet_b0 convnext_tiny hrnet_w18_small
+cspdarknet53 cs3darknet_s darknet53 ese_vovnet19b_dw dla34 regnety_002 repvgg_a0 repvit_m0_9 hgnetv2_b0 fasternet_t0
+starnet_s1 pvt_v2_b0 edgenext_xx_small rexnet_100 ghostnetv2_100 ghostnetv3_100 res2net50_26w_4s mixnet_s tinynet_e
+swiftformer_xs mobilevitv2_050 focalnet_tiny_srf davit_tiny nextvit_small inception_next_tiny mvitv2_tiny
+"""
 TIMM = """
 resnet18d vgg11_bn mobilenetv3_small_100 efficientnet_lite0 tf_efficientnetv2_b0 lcnet_050 mobileone_s0 mobilevit_xxs
 efficientvit_b0 edgenext_xx_small convnextv2_atto eca_nfnet_l0 fastvit_t8 ghostnet_100
@@ -156,8 +258,12 @@ resnet101 resnet152 resnet34 resnet50 resnext101_32x8d resnext101_64x4d shufflen
 shufflenet_v2_x2_0 squeezenet1_1 vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn wide_resnet101_2
 """
 ZOO: dict[str, tuple[Make, int]] = {  # how it is made, and the side of its images
-    **{f"yolo{version}": (ultralytics, 64) for version in ("v5nu", "v8n", "v9t", "v10n", "11n", "12n", "26n")},
+    **dict.fromkeys(ULTRALYTICS.split(), (ultralytics, 64)),
     "rt_detr": (rt_detr, 64),
+    **dict.fromkeys(DETRS.split(), (detr, 64)),
+    **dict.fromkeys(DENSE.split(), (dense, 64)),
+    "ssd300_vgg16": (dense, 304),
+    **{f"{name}, features": (features, 64) for name in FEATURES.split()},
     **dict.fromkeys(TIMM.split(), (timm, 64)),
     "levit_128s": (timm, 224),
     "vit_tiny_patch16_224": (partial(timm, img_size=64), 64),
@@ -235,13 +341,14 @@ def main(argv: list[str]) -> None:
     """Make the rows that are asked for, one by one, and the page after each."""
     parser = Parser(description=__doc__)
     parser.add_argument("--only", default="", help="make the rows whose name holds this word")
-    only = parser.parse_args(argv).only
+    parser.add_argument("--missing", action="store_true", help="make the rows that the page lacks")
+    given = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     old = PAGE.read_text(encoding="utf-8").splitlines() if PAGE.exists() else []
     rows = {line.split("|")[1].strip(): line for line in old if line.startswith("| ")}
     for name in ZOO:
-        if only in name:
+        if given.only in name and not (given.missing and name in rows):
             rows[name] = row(name)
             print(rows[name], flush=True)
             table = [HEAD, "|---" * HEAD.count(" |") + "|", *(rows[name] for name in ZOO if name in rows)]

@@ -134,8 +134,13 @@ def free_views(graph: Graph) -> None:
             node.op, node.target, node.args = "call_method", "transpose", (node.args[0], -2, -1)
         if node.op == "call_function" and node.target is getattr and node.args[1] == "T":
             node.op, node.target, node.args = "call_method", "t", (node.args[0],)
-        if node.op == "call_method" and node.target == "view" and not isinstance(node.args[1], torch.dtype):
-            node.target = "reshape"
+        if node.op == "call_method" and node.target == "view" and not isinstance(_shape(node), torch.dtype):
+            node.target, node.args, node.kwargs = "reshape", (node.args[0], *(node.args[1:] or [_shape(node)])), {}
+
+
+def _shape(view: Node) -> Any:
+    """What a view is to be: the first of its sizes, all of them, or a type."""
+    return view.args[1] if len(view.args) > 1 else next(iter(view.kwargs.values()))
 
 
 def single_extrema(graph: Graph) -> None:

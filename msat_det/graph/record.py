@@ -16,7 +16,7 @@ import math
 import operator
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -33,7 +33,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from msat_det.graph import ops
 from msat_det.graph.attention import multi_head, scaled_dot_product
-from msat_det.graph.graph import TORCH
+from msat_det.graph.graph import TORCH, closure
 from msat_det.graph.scripted import run_function
 
 # What turns a tensor into something that Python can decide by.
@@ -92,7 +92,8 @@ class _Recorder(TorchFunctionMode):
         self.nodes: dict[int, tuple[Tensor, Node]] = {}
         self.constants = {id(tensor): (tensor, path) for path, tensor in reversed(known)}
         self.done = self.pauses = False
-        self.blank: set[Node] = set()  # they hold nothing of an image, and have a size of it
+        self.blank: set[Node] = set()  # they hold nothing of an image but sizes
+        self.found: dict[Node, int] = {}  # sizes that stand as nodes
         self.memo: dict[Any, Node] = {}
 
     def know(self, tensor: Tensor, node: Node) -> None:
@@ -111,7 +112,10 @@ class _Recorder(TorchFunctionMode):
         if not entering and not sizes:
             return func(*args, **kwargs)
         if entering and name in _VALUES:
-            raise DecidesByValues(f"'{name}' of a tensor that an image enters")
+            if not self.blank.issuperset(entering):
+                raise DecidesByValues(f"'{name}' of a tensor that an image enters")
+            self.fix_sizes(entering)
+            return func(*self.settle(args), **self.settle(kwargs))
         if not entering and ops.canonical_name(name) not in ops.KNOWN | ops.SIZED:
             return func(*self.settle(args), **self.settle(kwargs))
         if name in _FILLING and self.node_of(args[0]) in self.blank and self.blank.issuperset(entering):
@@ -127,13 +131,13 @@ class _Recorder(TorchFunctionMode):
             self.write(*_target(func, name, args, kwargs), args[0])
         if any(isinstance(value, Tensor) for value in _leaves(result)):
             self.write(*_target(func, name, args, kwargs), result)
-            if name in _BLANK or (entering and self.blank.issuperset(entering)):
+            if name in _BLANK or self.blank.issuperset(entering):
                 self.blank |= {node for value in _leaves(result) if (node := self.node_of(value)) is not None}
         return result
 
     def write(self, op: str, target: Any, args: tuple, kwargs: dict, result: Any) -> None:
         """Note a call and the tensors that it has given."""
-        node = self.create(op, target, self.argument(args), self.argument(kwargs))
+        node = self.create(op, target, *_in_order(self.argument(args), self.argument(kwargs)))
         if isinstance(result, Tensor):
             self.know(result, node)
         else:
@@ -191,11 +195,19 @@ class _Recorder(TorchFunctionMode):
         """What a network asks for of a tensor's shape, as ``Size``."""
         node, shape = self.node_of(tensor), tuple(tensor.shape)
 
+        def size(value: int, *call: Any) -> Size:
+            def make() -> Node:
+                made = self.once(*call)
+                self.found[made] = value
+                return made
+
+            return Size(value, self, make)
+
         def of(dim: int) -> Size:
-            return Size(shape[dim], self, lambda: self.once("size", node, dim))
+            return size(shape[dim], "size", node, dim)
 
         if name == "numel":
-            return Size(math.prod(shape), self, lambda: self.once("numel", node))
+            return size(math.prod(shape), "numel", node)
         if name == "__len__":
             return of(0)
         return torch.Size(map(of, range(len(shape)))) if dim is None else of(dim)
@@ -220,8 +232,14 @@ class _Recorder(TorchFunctionMode):
         memory = tensor.untyped_storage().data_ptr()
         for known, node in list(self.nodes.values()):
             if node in self.blank and known.untyped_storage().data_ptr() == memory:
-                self.settle(self.size(known))
+                self.fix_sizes([node])
                 del self.nodes[id(known)]
+
+    def fix_sizes(self, nodes: Iterable[Node]) -> None:
+        """Guard the sizes that blank tensors are made of."""
+        for node in closure(nodes, lambda n: () if n in self.found else n.all_input_nodes):
+            if node in self.found and not self.done:
+                self.once(ops.guard, node, self.found[node])
 
     def calls(self) -> ExitStack:
         """While it is open, modules that the converter knows are single nodes."""
@@ -350,6 +368,14 @@ def _target(func: Callable, name: str, args: tuple, kwargs: dict) -> tuple[str, 
     if (name, len(args)) in _OPERATORS and not kwargs:
         return "call_function", _OPERATORS[name, len(args)], args, {}
     return "call_method", name, args, kwargs
+
+
+def _in_order(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """What is called ``input`` and ``other`` before the other arguments, where PyTorch has them in this order."""
+    for position, name in enumerate(("input", "other") if "condition" not in kwargs else ()):
+        if len(args) == position and name in kwargs:
+            args, kwargs = (*args, kwargs[name]), {key: value for key, value in kwargs.items() if key != name}
+    return args, kwargs
 
 
 def _place() -> str:

@@ -25,7 +25,11 @@ def variant(observation: Observation, analog: tuple[str, ...], spiking_linear: b
             keep_analog(graph, name)
         added = [add_identity(graph, node) for node in linear_carriers(graph)] if spiking_linear else []
         if not graph.sites:
-            raise InputError("option analog names every call site: leave one out, or nothing spikes")
+            raise InputError(
+                "option analog names every call site: leave one out, or nothing spikes"
+                if analog
+                else "the network has no activation, so there is nothing that would spike: convert one that has"
+            )
         sites = dict(observation.sites)
         for other in observation.variants.values():
             sites |= other.sites

@@ -56,6 +56,13 @@ def table(height: int, width: int) -> Tensor:
     return torch.linspace(0, 1, height * width).reshape(height, width)
 
 
+def counted(net: Net, x: Tensor) -> Tensor:
+    """Numbers of a size, in a tensor whose own shape does not tell it."""
+    scale = torch.full((2,), x.shape[2])
+    scale[1] += 1
+    return x.relu() / scale[1]
+
+
 SIZES: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "branch": lambda net, x: x.relu() if x.shape[2] > 8 else x,
     "branch on channels": lambda net, x: x if x.shape[1] != 4 else x.relu(),
@@ -78,6 +85,9 @@ SIZES: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "kept for the next time": remember_the_shape,
     "cached": lambda net, x: x.relu() * table(*x.shape[2:]),
     "numbered in place": mask_of_regions,
+    "counted in place": counted,
+    "branch on a mask of sizes": lambda net, x: x.relu() if torch.ones(len(x), *x.shape[2:]).all() else x,
+    "branch on positions": lambda net, x: x.relu() if torch.arange(x.shape[2]).sum() > 50 else x,
     "same type in place": lambda net, x: x.float().relu_() + x,
     "compiled by decorator": lambda net, x: torch.compile(F.relu)(x),
 }
@@ -98,7 +108,9 @@ def test_other_sizes_go_through_where_the_network_goes_the_same_way(name: str) -
     agrees(Net(SIZES[name]), images(2, size=17))
 
 
-@pytest.mark.parametrize("name", ["branch", "scaled by the root", "numbered in place", "cached"])
+@pytest.mark.parametrize(
+    "name", ["branch", "scaled by the root", "numbered in place", "cached", "counted in place", "branch on positions"]
+)
 def test_another_way_at_another_size_is_refused(name: str) -> None:
     graph = agrees(Net(SIZES[name]))
     with pytest.raises(InputError, match=r"test_record.py:\d+.*takes another way"):

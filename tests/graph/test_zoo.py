@@ -4,14 +4,15 @@ import importlib.util
 
 import pytest
 import torch
-from make_zoo_table import LARGER, RATE, ZOO, build, error, rt_detr, timm, ultralytics
+from make_zoo_table import LARGER, RATE, ZOO, build, detr, error, features, rt_detr, timm, ultralytics
 from torchvision import models
 from torchvision.models import list_models
 
 import msat_det
 
-PACKAGES = {ultralytics: "ultralytics", rt_detr: "transformers", timm: "timm"}
-QUICK = ("rt_detr", "shufflenet_v2_x0_5", "vit_tiny_patch16_224", "yolov8n")
+PACKAGES = {ultralytics: "ultralytics", timm: "timm", features: "timm"}
+PACKAGES |= dict.fromkeys((rt_detr, detr), "transformers")
+QUICK = ("deformable_detr", "rt_detr", "shufflenet_v2_x0_5", "vit_tiny_patch16_224", "yolov8n")
 
 
 def needed(name: str) -> str | None:

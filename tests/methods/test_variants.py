@@ -168,6 +168,12 @@ def test_all_analog_is_refused() -> None:
         converted(observation, analog=[n.name for n in observation.graph.sites])
 
 
+def test_a_network_without_activations_is_refused() -> None:
+    observation = observe(randomise(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(2), nn.Softmax(1))), [images(4)])
+    with pytest.raises(InputError, match="no activation, so there is nothing that would spike"):
+        converted(observation, spiking_linear=True)
+
+
 def test_spiking_linear_puts_a_neuron_behind_a_max_pooling() -> None:
     """A difference of maxima multiplies, at 4.6 pJ a connection; the pooled value in powers of two adds, at .9 each."""
     observation = observe(

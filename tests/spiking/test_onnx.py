@@ -232,3 +232,33 @@ def test_the_command_writes_a_file_that_passed_the_check(
     assert main(["export", *words, "--out", str(tmp_path / "b.onnx")]) == 2
     assert "b.onnx is not written" in capsys.readouterr().err
     assert not (tmp_path / "b.onnx").exists()
+
+
+class Beside(nn.Module):
+    """Beside its maps a detector gives the places that they are of, sizes, a parameter, numbers and None."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 6, 1)
+
+    def forward(self, x: Tensor) -> dict:
+        x = F.relu(input=self.conv(input=x), inplace=True)
+        h, w = x.shape[2:]
+        places = torch.stack(torch.meshgrid(torch.arange(w) + 0.5, torch.arange(h) + 0.5, indexing="xy"), -1)
+        maps = torch.div(input=self.head(x), other=2.0) + torch.mul(input=x.mean(1, True), other=x.mean(1, True))
+        return {"maps": maps.view(size=(-1, 6, h * w)), "places": places, "size": (h, w), "masks": None, "n": 6}
+
+
+def test_outputs_that_are_no_tensors(tmp_path: Path) -> None:
+    net = randomise(Beside())
+    snn = msat_det.convert(net, [images()], "delta", bits=12, terms=6)
+    snn.save(tmp_path / "net")
+    found, loaded, wanted = snn.run(images(), 8)[8], msat_det.load(tmp_path / "net").run(images(), 8)[8], net(images())
+    assert (found["maps"] - wanted["maps"]).norm() < 1e-2 * wanted["maps"].norm()
+    for values in (found, loaded):
+        assert torch.equal(values.pop("places"), wanted["places"])
+        assert torch.equal(values.pop("maps"), snn.run(images(), 8)[8]["maps"])
+        assert values == {"size": (6, 6), "masks": None, "n": 6}
+    module = Step(snn)
+    assert module.outputs == ["output.maps", "output.places"]
+    assert check(export_step(module, 2), snn, (images(),)).holds

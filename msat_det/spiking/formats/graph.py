@@ -275,8 +275,9 @@ def _check_images(node: fx.Node, several: dict[fx.Node, Output]) -> None:
     the first rows, where others need it there."""
     known = facts(node)
     needed = node.all_input_nodes if known.kind is Kind.OUTPUT else [node]
+    needed = [n for n in needed if facts(n).kind is not Kind.SHAPE]
     linear = known.kind is Kind.LINEAR and known.op not in ops.MULTIPLYING
-    for n in needed if known.kind is not Kind.SHAPE else ():
+    for n in needed:
         one, more = parts_of(facts(n)), parts_of(several[n])
         whole = [_BATCH * rows * math.prod(shape) for rows, shape in one] == [
             rows * math.prod(shape) for rows, shape in more

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx.node import Node
 
-from msat_det.spiking.formats.onnx_step import Slot, Step
+from msat_det.spiking.formats.onnx_step import Slot, Step, tensors_of
 from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.neurons import per_channel
 
@@ -103,7 +102,7 @@ def check(program: Any, snn: SpikingNetwork, batch: tuple[Any, ...], steps: int 
             ours.after = dict(zip(ours.slots, fed, strict=True))
             results = ours(*batch, torch.tensor(t), *states)
             states = list(results[outputs : outputs + len(states)])
-            expected = pytree.tree_leaves(own[window * (t + 1)])
+            expected = tensors_of(own[window * (t + 1)])
             for mine, yours, run in zip(results[:outputs], theirs[:outputs], expected, strict=True):
                 found.difference = max(found.difference, _difference(mine, yours))
                 found.free = max(found.free, _difference(run, yours))

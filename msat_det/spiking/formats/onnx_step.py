@@ -110,7 +110,7 @@ class Step(nn.Module):
         advance(self.plan, values)
         sums = {node: values.coming[self.sum(node)] for node in self.plan.readout_sites}
         means = sums if self.delta else {node: total / (t + 1) for node, total in sums.items()}
-        outputs = pytree.tree_leaves(readout(self.plan, static, means))
+        outputs = tensors_of(readout(self.plan, static, means))
         return (*outputs, *(values.coming[slot] for slot in self.slots), *(values.sent[node] for node in self.sites))
 
     def sum(self, node: Node) -> Slot:
@@ -159,11 +159,16 @@ class _Timestep(Values):
 
 
 def _output_names(snn: SpikingNetwork) -> list[str]:
-    """``output`` and the way to it in the network's own nest: output.0.boxes."""
-    structure = snn.graph.structure
-    nest = pytree.tree_unflatten(range(structure.num_leaves), structure)
-    paths = [path for path, _ in pytree.tree_flatten_with_path(nest)[0]]
+    """``output`` and the way to it in the network's own nest, output.0.boxes; numbers and None among them have none."""
+    inputs = {name: facts(node) for name, node in snn.graph.placeholders.items()}
+    outputs = snn.graph({name: torch.zeros(1, *of.image_shape, dtype=of.dtype) for name, of in inputs.items()})
+    paths = [path for path, value in pytree.tree_flatten_with_path(outputs)[0] if isinstance(value, Tensor)]
     return [".".join(["output", *(str(getattr(k, "key", getattr(k, "idx", k))) for k in path)]) for path in paths]
+
+
+def tensors_of(outputs: Any) -> list[Tensor]:
+    """The tensors among a network's outputs."""
+    return [value for value in pytree.tree_leaves(outputs) if isinstance(value, Tensor)]
 
 
 def require_packages() -> None:
