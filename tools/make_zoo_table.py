@@ -1,7 +1,8 @@
 """Makes docs/zoo.md: networks of other packages, converted as they are, with random weights.
 
 Each is converted on four random images and run on one more, on one core. `--only WORD` makes the rows whose name holds
-the word anew and keeps the others; without it all of them are made, in about twenty minutes (`--missing`: those that the page lacks).
+the word anew and keeps the others, `--missing` those that the page lacks; without either all of them are made, in about
+twenty minutes.
 """
 
 import math

@@ -34,6 +34,9 @@ _ARGUMENTS = {
 }
 
 
+Folds = dict[str, tuple[nn.Module, _BatchNorm]]
+
+
 def functionalise(graph: Graph) -> None:
     """Give in-place calls their functional form: later uses of what they overwrote become uses of their result.
 
@@ -212,9 +215,13 @@ def _layer(name: str, given: dict[str, Any], rank: int) -> nn.Module | None:
     return layer.eval()
 
 
-def fold_batch_norm(graph: Graph) -> None:
-    """Fold BatchNorm and FrozenBatchNorm into the convolution or linear layer right before them, call by call."""
-    folded: dict[tuple[str, str], str] = {}
+def fold_batch_norm(graph: Graph) -> Folds:
+    """Fold BatchNorm and FrozenBatchNorm into the convolution or linear layer right before them, call by call.
+
+    Returns what has been folded, by the new layer's name.
+    """
+    names: dict[tuple[str, str], str] = {}
+    folds: Folds = {}
     for node in graph.nodes:
         norm = module_of(graph, node)
         if not isinstance(norm, _BatchNorm | FrozenBatchNorm2d):
@@ -228,15 +235,19 @@ def fold_batch_norm(graph: Graph) -> None:
         ):
             continue  # an affine map per channel: it runs as it is
         pair = str(source.target), str(node.target)
-        if pair not in folded:
-            folded[pair], plain = f"{source.target}_folded{len(folded)}", _as_batch_norm(norm)
-            if isinstance(layer, nn.Linear):
-                graph.module.add_submodule(folded[pair], fuse_linear_bn_eval(layer, plain))
-            else:
-                graph.module.add_submodule(folded[pair], fuse_conv_bn_eval(layer, plain))
-        source.target = folded[pair]
+        if pair not in names:
+            names[pair] = f"{source.target}_folded{len(names)}"
+            folds[names[pair]] = layer, _as_batch_norm(norm)
+            graph.module.add_submodule(names[pair], fused(*folds[names[pair]]))
+        source.target = names[pair]
         node.replace_all_uses_with(source)
         graph.module.graph.erase_node(node)
+    return folds
+
+
+def fused(layer: nn.Module, norm: _BatchNorm) -> nn.Module:
+    """A convolution or linear layer that does what it and the batch norm behind it do, in their precision."""
+    return fuse_linear_bn_eval(layer, norm) if isinstance(layer, nn.Linear) else fuse_conv_bn_eval(layer, norm)
 
 
 def _as_batch_norm(norm: _BatchNorm | FrozenBatchNorm2d) -> _BatchNorm:

@@ -19,11 +19,13 @@ from msat_det.graph.facts import amend, facts
 from msat_det.graph.fanout import static_nodes
 from msat_det.graph.folds import unfold
 from msat_det.graph.functional import (
+    Folds,
     as_layers,
     drop_neutral,
     fold_batch_norm,
     free_views,
     functionalise,
+    fused,
     single_extrema,
 )
 from msat_det.graph.graph import TORCH, Graph, device_of, measure, where
@@ -70,9 +72,9 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     single_extrema(graph)
     guards = Guards(module.graph)
     one = pytree.tree_map(lambda value: value[:1], values)
-    _judge(graph, one)
+    folds = _judge(graph, one)
     with torch.inference_mode():
-        guards.stand(_check(graph, net, (values, more), (expected, expected_more)))
+        guards.stand(_check(graph, folds, net, (values, more), (expected, expected_more)))
         for site in graph.sites:
             unfold(graph, site)
         label_channels(graph, one)
@@ -81,16 +83,17 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     return graph
 
 
-def _judge(graph: Graph, one: Batch) -> None:
-    """Give every node its verdict, batch norm folded and what was written for one activation joined."""
+def _judge(graph: Graph, one: Batch) -> Folds:
+    """Give every node its verdict, what was written for one activation joined and batch norm folded: returns what."""
     outputs = measure(graph, one)
     as_layers(graph, outputs)
-    fold_batch_norm(graph)
+    folds = fold_batch_norm(graph)
     joined = join_activations(graph, outputs)
     classify(graph, outputs)
     spare_divisors(graph)
     for node, names in joined.items():
         amend(node, joined=tuple(names))
+    return folds
 
 
 def _named(net: nn.Module, takes: inspect.Signature, batch: Any) -> tuple[list[str], tuple | dict]:
@@ -176,13 +179,17 @@ class _Double(Graph):
         return dict(zip(self.inputs, pytree.tree_leaves(batch), strict=True))
 
 
-def _check(graph: Graph, net: nn.Module, batches: tuple[Any, Any], expected: tuple[Any, Any]) -> set[Node]:
+def _check(
+    graph: Graph, folds: Folds, net: nn.Module, batches: tuple[Any, Any], expected: tuple[Any, Any]
+) -> set[Node]:
     """``_check_batch``, in float64 where float32 does not agree: on a black image, say, some networks subtract large
     values from each other, and two orders of the same sums differ by more than what is left."""
     try:
         return _check_batch(graph, batches, expected)
     except _Different as error:
         exact = _Double(copy.deepcopy(graph.module).double(), graph.inputs, graph.structure)
+        for name, parts in folds.items():  # folded anew: their float32 weights are rounded
+            exact.module.set_submodule(name, fused(*(copy.deepcopy(part).double() for part in parts)))
         wide = pytree.tree_map(lambda x: x.double() if x.is_floating_point() else x, batches)
         try:
             outputs = tuple(_called(copied(net).double(), values) for values in wide)
