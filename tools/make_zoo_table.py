@@ -92,15 +92,16 @@ class Encoded(nn.Module):
         return [project(x) for project, x in zip(self.net.decoder_input_proj, encoded, strict=True)]
 
 
-class Kept(nn.Module):
-    """In the place of a decoder: the maps that it would take. f, i: as Ultralytics wires its layers."""
+class Undecided(nn.Module):
+    """RT-DETR of Ultralytics' up to the maps that its decoder picks queries from."""
 
-    def __init__(self, decoder: nn.Module):
+    def __init__(self, net: nn.Module):
         super().__init__()
-        self.f, self.i = decoder.f, decoder.i
+        self.net = net
+        net.model[-1].forward = lambda maps, batch: maps
 
-    def forward(self, maps: list[Tensor], *_: Any) -> list[Tensor]:
-        return list(maps)
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return self.net(x)
 
 
 class FirstStage(nn.Module):
@@ -131,9 +132,7 @@ def ultralytics(name: str) -> nn.Module:
     from ultralytics.nn import tasks
 
     if name.startswith("rtdetr"):
-        net = tasks.RTDETRDetectionModel(f"{name}.yaml", verbose=False)
-        net.model[-1] = Kept(net.model[-1])
-        return net
+        return Undecided(tasks.RTDETRDetectionModel(f"{name}.yaml", verbose=False))
     kinds = {"seg": tasks.SegmentationModel, "pose": tasks.PoseModel, "obb": tasks.OBBModel}
     kind = kinds.get(name.partition("-")[2], tasks.DetectionModel)
     return Maps(kind(f"{name}.yaml", verbose=False))

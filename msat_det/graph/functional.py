@@ -34,7 +34,8 @@ _ARGUMENTS = {
 }
 
 
-Folds = dict[str, tuple[nn.Module, _BatchNorm]]
+Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+Folds = dict[str, tuple[Layer, _BatchNorm]]
 
 
 def functionalise(graph: Graph) -> None:
@@ -228,11 +229,7 @@ def fold_batch_norm(graph: Graph) -> Folds:
             continue
         source = node.all_input_nodes[0]
         layer = module_of(graph, source)
-        if (
-            norm.running_mean is None
-            or not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
-            or len(source.users) > 1
-        ):
+        if norm.running_mean is None or not isinstance(layer, Layer) or len(source.users) > 1:
             continue  # an affine map per channel: it runs as it is
         pair = str(source.target), str(node.target)
         if pair not in names:
@@ -245,8 +242,8 @@ def fold_batch_norm(graph: Graph) -> Folds:
     return folds
 
 
-def fused(layer: nn.Module, norm: _BatchNorm) -> nn.Module:
-    """A convolution or linear layer that does what it and the batch norm behind it do, in their precision."""
+def fused(layer: Layer, norm: _BatchNorm) -> nn.Module:
+    """A layer that does what it and the batch norm behind it do, in their precision."""
     return fuse_linear_bn_eval(layer, norm) if isinstance(layer, nn.Linear) else fuse_conv_bn_eval(layer, norm)
 
 

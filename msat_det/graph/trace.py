@@ -188,8 +188,8 @@ def _check(
         return _check_batch(graph, batches, expected)
     except _Different as error:
         exact = _Double(copy.deepcopy(graph.module).double(), graph.inputs, graph.structure)
-        for name, parts in folds.items():  # folded anew: their float32 weights are rounded
-            exact.module.set_submodule(name, fused(*(copy.deepcopy(part).double() for part in parts)))
+        for name, (layer, norm) in folds.items():  # folded anew: float32's weights are rounded
+            exact.module.set_submodule(name, fused(copy.deepcopy(layer).double(), copy.deepcopy(norm).double()))
         wide = pytree.tree_map(lambda x: x.double() if x.is_floating_point() else x, batches)
         try:
             outputs = tuple(_called(copied(net).double(), values) for values in wide)
