@@ -33,6 +33,12 @@ if TYPE_CHECKING:
     from transformers import RTDetrModel
 
 PAGE = PROJECT / "docs" / "zoo.md"
+STAGES: dict[str, Any] = {
+    "embedding_size": 16,
+    "hidden_sizes": [16, 32, 64, 128],
+    "depths": [1] * 4,
+    "layer_type": "basic",
+}
 RATE = {"scale": "channel", "initial": "half", "signed": True, "gamma": 7, "factor": 0.5, "spiking_linear": True}
 HEAD = "| network | image | converts | rate, T = 16 | energy | delta, T = 2 | energy | analog share | seconds |"
 TEXT = """# Networks of other packages
@@ -95,7 +101,7 @@ class Encoded(nn.Module):
 class Undecided(nn.Module):
     """RT-DETR of Ultralytics' up to the maps that its decoder picks queries from."""
 
-    def __init__(self, net: nn.Module):
+    def __init__(self, net: Any):
         super().__init__()
         self.net = net
         net.model[-1].forward = lambda maps, batch: maps
@@ -107,7 +113,7 @@ class Undecided(nn.Module):
 class FirstStage(nn.Module):
     """A two-stage detector of torchvision's as far as its regions are proposed from."""
 
-    def __init__(self, net: nn.Module):
+    def __init__(self, net: Any):
         super().__init__()
         self.backbone, self.head = net.backbone, net.rpn.head
 
@@ -170,13 +176,7 @@ def detr(name: str) -> nn.Module:
         options: dict[str, Any] = {**sizes, "hidden_size": 32, "image_size": [64, 64], "num_detection_tokens": 10}
     else:
         levels = ["stage2", "stage3", "stage4"] if name == "deformable_detr" else ["stage4"]
-        stages = {
-            "embedding_size": 16,
-            "hidden_sizes": [16, 32, 64, 128],
-            "depths": [1, 1, 1, 1],
-            "layer_type": "basic",
-        }
-        options = {"backbone_config": transformers.ResNetConfig(**stages, out_features=levels), "backbone": None}
+        options = {"backbone_config": transformers.ResNetConfig(**STAGES | {"out_features": levels}), "backbone": None}
         options |= {"use_timm_backbone": False, "use_pretrained_backbone": False, "d_model": 32, "num_queries": 10}
         for part in ("encoder", "decoder"):
             options |= {f"{part}_layers": 2, f"{part}_ffn_dim": 64, f"{part}_attention_heads": 4}
