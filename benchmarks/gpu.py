@@ -27,6 +27,7 @@ from torch import Tensor
 from benchmarks import gpu_networks, rival
 from benchmarks.gpu_networks import Bench
 from benchmarks.gpu_parts import chunk_rows, convolution_rows, part_rows, reading_rows, replay_rows
+from benchmarks.rival import LAYOUTS
 from benchmarks.timing import ratio
 from msat_det.base.names import PRECISIONS
 from msat_det.base.settings import data_root, expanded
@@ -41,7 +42,6 @@ from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.neurons import Chances, Msat, Neuron, new_state, step
 
 NEURONS = ("if", "if-signed-burst", "msat")
-LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 # Network → (batch, T), the most telling first; float forwards longer than LONGEST seconds · T are left out.
 CASES = {
     "ssd300-vgg16": [(64, 64), (16, 8), (64, 8), (1, 8), (16, 64), (1, 64), (64, 4), (16, 4), (1, 4)],

@@ -16,8 +16,6 @@ from msat_det.methods.observe import Observation, observe
 from msat_det.models import build_detector
 from msat_det.spiking.network import SpikingNetwork
 
-OBSERVED = 2  # images that thresholds are set by
-
 
 def unit(inputs: int, outputs: int, kernel: int = 1, stride: int = 1) -> nn.Sequential:
     """Convolution, batch norm, SiLU."""
@@ -131,7 +129,5 @@ def load(name: str, device: torch.device) -> Bench:
     torch.manual_seed(0)
     source = NETWORKS[name]()
     net = source.net.eval().to(device)
-    bench = Bench(None, source.size, source.model)  # type: ignore[arg-type]
-    x = torch.randn(OBSERVED, 3, source.size, source.size, device=device)
-    bench.observation = observe(net, [x])
-    return bench
+    x = torch.randn(networks.OBSERVED, 3, source.size, source.size, device=device)
+    return Bench(observe(net, [x]), source.size, source.model)
