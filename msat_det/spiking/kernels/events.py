@@ -7,6 +7,7 @@ is decided, and hence the last bits of a result, depends on the layer and the ch
 import ctypes
 import functools
 from pathlib import Path
+from typing import TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn import functional
 
 from msat_det.base.checks import present
 from msat_det.spiking.kernels.build import wanted
+from msat_det.spiking.kernels.layout import is_plain
 
 # What events cost, measured (benchmarks/bench.py --part sparse): a multiply-add, where a dense one costs 1, under
 # kernels of one pixel and of more; and vectors of 16 of these that pass while a pixel's list is begun and ended.
@@ -43,7 +45,7 @@ def convolution(conv: nn.Module, x: Tensor) -> Tensor | None:
 
     x: spikes (N, C, h, w), graded or not.
     """
-    if not (isinstance(conv, nn.Conv2d) and _fits(conv, x)):
+    if not _fits(conv, x):
         return None
     densest = crossover(conv)
     if densest <= 0 or not library() or density(x) > densest:
@@ -76,14 +78,11 @@ def crossover(conv: nn.Conv2d) -> float:
     return (WORTH - FIXED * rows / vectors) / MARGINAL[rows * columns > 1]
 
 
-def _fits(conv: nn.Conv2d, x: Tensor) -> bool:
+def _fits(conv: nn.Module, x: Tensor) -> TypeGuard[nn.Conv2d]:
     return (
-        conv.groups == 1
-        and conv.padding_mode == "zeros"
+        is_plain(conv, x)
         and not isinstance(conv.padding, str)
-        and x.dim() == 4
         and x.device.type == conv.weight.device.type == "cpu"
-        and x.dtype == conv.weight.dtype == torch.float32
         and x.is_contiguous(memory_format=torch.channels_last)
     )
 

@@ -1,9 +1,22 @@
 """How a batch's neurons lie in memory, and what belongs to each of them in that order."""
 
+from typing import TypeGuard
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from msat_det.spiking.neurons import Neuron
+
+
+def is_plain(conv: nn.Module, x: Tensor) -> TypeGuard[nn.Conv2d]:
+    """Whether it is a convolution of x (N, C, h, w), both in float32, without groups and padded by zeros, if at all."""
+    return (
+        isinstance(conv, nn.Conv2d)
+        and conv.groups == 1
+        and conv.padding_mode == "zeros"
+        and x.dim() == 4
+        and x.dtype == conv.weight.dtype == torch.float32
+    )
 
 
 def memory_format(x: Tensor) -> torch.memory_format:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msat_det.graph.precision import arithmetic
+from msat_det.spiking.kernels.layout import is_plain
 
 # Outputs and terms of each from which laying out the windows costs little beside the product.
 LEAST_OUTPUTS, LEAST_TERMS = 256, 512
@@ -22,12 +23,8 @@ BYTES = 512 << 20  # of windows at once
 def fits(conv: nn.Module, x: Tensor) -> TypeGuard[nn.Conv2d]:
     """Whether ``convolution`` computes ``conv(x)``, and is expected to pay."""
     return (
-        isinstance(conv, nn.Conv2d)
-        and conv.groups == 1
-        and conv.padding_mode == "zeros"
+        is_plain(conv, x)
         and not isinstance(conv.padding, str)
-        and x.dim() == 4
-        and x.dtype == conv.weight.dtype == torch.float32
         and conv.out_channels >= LEAST_OUTPUTS
         and conv.weight[0].numel() >= LEAST_TERMS
     )

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msat_det.graph.precision import arithmetic
+from msat_det.spiking.kernels.layout import is_plain
 
 # Multiply-adds of an input value from which three products on tensor cores and the traffic of splitting cost less than
 # one on the other units; of an H100's rates.
@@ -31,18 +32,13 @@ def convolution(conv: nn.Conv2d, parts: Tensor) -> Tensor:
 
 def fits(conv: nn.Module, x: Tensor) -> TypeGuard[nn.Conv2d]:
     """Whether ``convolution`` computes ``conv(x)``, and is expected to pay."""
-    if not isinstance(conv, nn.Conv2d):
+    if not is_plain(conv, x):
         return False
     rows, columns = conv.kernel_size
     down, right = conv.stride
-    return (
-        conv.groups == 1
-        and conv.padding_mode == "zeros"
-        and x.dim() == 4
-        and x.dtype == conv.weight.dtype == torch.float32
-        and conv.in_channels % 4 == conv.out_channels % 4 == 0  # else cuDNN copies the operands
-        and conv.out_channels * rows * columns >= LEAST * down * right
-    )
+    if conv.in_channels % 4 or conv.out_channels % 4:  # cuDNN would copy the operands
+        return False
+    return conv.out_channels * rows * columns >= LEAST * down * right
 
 
 def _weights(conv: nn.Conv2d) -> Tensor:
