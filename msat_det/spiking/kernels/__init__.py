@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from msat_det.base.checks import present
 from msat_det.spiking.kernels import cpu, product, split
 from msat_det.spiking.kernels.build import keep_freed_memory as keep_freed_memory
-from msat_det.spiking.kernels.layout import laid_out, memory_format
+from msat_det.spiking.kernels.layout import counted, laid_out, memory_format
 from msat_det.spiking.kernels.window import Window
 from msat_det.spiking.neurons import Chances, Neuron, State, initial_potential, new_state, spikes, step, threshold
 
@@ -119,10 +119,7 @@ class Scan:
         outputs = []
         for k in range(steps):
             s, y = step(self.neuron, self.state, x[k if x.shape[0] > 1 else 0], t0 + k, self.chances)
-            size = spikes(self.neuron, s).flatten(1).double()
-            fanout, one = self.fanout.reshape(1, -1).double(), 1.0
-            events = torch.where(size > 0, 1.0, size)
-            self._counts += torch.stack([(v * f).sum(1) for v in (size, events) for f in (one, fanout)], 1)
+            self._counts += counted(spikes(self.neuron, s), self.fanout)
             outputs.append(y)
         return torch.stack(outputs)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from msat_det.base.checks import present
 from msat_det.spiking.delta import delta_step, new_delta_state, resting_output, target
 from msat_det.spiking.kernels.cpu import PIECEWISE, levels_library
-from msat_det.spiking.kernels.layout import laid_out, laid_out_by_channel, memory_format, period_of
+from msat_det.spiking.kernels.layout import counted, laid_out, laid_out_by_channel, memory_format, period_of
 from msat_det.spiking.levels import NEAREST, edge
 from msat_det.spiking.neurons import Neuron, State, at, per_channel, threshold
 
@@ -106,10 +106,7 @@ class Corrections:
 
     def _eager(self, sums: Tensor, t: int) -> Tensor:
         _, spikes, y = delta_step(self.neuron, self.state, sums, t)
-        size = spikes.flatten(1).double()
-        events = torch.where(size > 0, 1.0, size)
-        fanout = self.fanout.expand(sums.shape[1:]).flatten().double()
-        self.counts += torch.stack([(v * f).sum(1) for v in (size, events) for f in (1.0, fanout)], 1).cpu()
+        self.counts += counted(spikes, self.fanout).cpu()
         return y
 
     def _fits_kernel(self, x: Tensor) -> bool:

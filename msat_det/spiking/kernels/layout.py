@@ -30,6 +30,14 @@ def laid_out(value: Tensor, like: Tensor) -> Tensor:
     return value.float().expand(like.shape[1:]).unsqueeze(0).contiguous(memory_format=memory_format(like))
 
 
+def counted(spikes: Tensor, fanout: Tensor) -> Tensor:
+    """(B, 4) float64: Σ|s|, Σ|s|·fan-out, Σ[s≠0] and Σ[s≠0]·fan-out of a timestep's |s| (B, C, …)."""
+    size = spikes.flatten(1).double()
+    events = torch.where(size > 0, 1.0, size)
+    reach = fanout.expand(spikes.shape[1:]).flatten().double()
+    return torch.stack([(value * each).sum(1) for value in (size, events) for each in (1.0, reach)], 1)
+
+
 def period_of(neuron: Neuron, x: Tensor) -> int:
     """After how many neurons the values per channel of currents (B, C, …) come again in memory; one image's
     where channels do not lie side by side."""
