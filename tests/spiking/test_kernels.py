@@ -25,22 +25,32 @@ from support.scans import (
 )
 from torch import Tensor
 
+from msat_det.graph.ops import Activation
 from msat_det.methods.observe import Site
 from msat_det.spiking.kernels import Scan, cpu
 from msat_det.spiking.kernels.cpu import library
 from msat_det.spiking.neurons import Chances, Msat, Neuron, new_state, spikes, step
+
+ALL = {**ACTIVATIONS, "leakyrelu": LEAKY, "silu": SILU}
+HELD = (
+    "constant",
+    "paper",
+    "dtt only",
+    "det only",
+)  # no current enters their thresholds: f is taken before
 
 needs_kernel = pytest.mark.skipif(library() is None, reason="no C++ compiler here, or MSAT_DET_KERNEL=off")
 
 
 @needs_kernel
 @pytest.mark.parametrize(
-    ("name", "variant"), [(a, v) for a in ACTIVATIONS for v in VARIANTS] + [("leakyrelu", "constant")]
+    ("name", "variant"),
+    [*((a, v) for a in ("leakyrelu", *ACTIVATIONS) for v in VARIANTS), *(("silu", v) for v in HELD)],
 )
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_scan_is_the_step(name: str, variant: str, options: dict) -> None:
     """Same spikes, outputs, state and counts as ``step``; neurons near a tie are left out (see ``ties``)."""
-    neuron = Neuron(THETAS, ACTIVATIONS.get(name, LEAKY), adaptive=VARIANTS[variant], **options)
+    neuron = Neuron(THETAS, ALL[name], adaptive=VARIANTS[variant], **options)
     currents = currents_for()
     s, y, v = reference(neuron, currents)
     kept = ~ties(neuron, currents)
@@ -112,11 +122,12 @@ def test_chunks_formats_and_in_place_give_the_same_bits(variant: str, format: st
 
 
 @pytest.mark.parametrize("kernel", [pytest.param(True, marks=needs_kernel), False], ids=["kernel", "plain"])
-def test_constant_current(kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("activation", [RELU, SILU], ids=["relu", "silu"])
+def test_constant_current(activation: Activation, kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """One timestep stands for all; it is never overwritten."""
     if not kernel:
         monkeypatch.setattr(cpu, "library", lambda: None)
-    neuron = Neuron(THETAS, RELU, initial=0.5)
+    neuron = Neuron(THETAS, activation, initial=0.5)
     x = currents_for()[:1].clone()
     repeated = scanned(Scan(neuron, x[0], fanout(), True), x.expand(STEPS, *SHAPE).contiguous(), 5)
     scan = Scan(neuron, x[0], fanout(), True)
@@ -191,7 +202,7 @@ def test_exp_and_softplus_are_right_to_a_millionth() -> None:
 
 def test_what_the_kernel_does_not_hold_runs_in_plain_pytorch() -> None:
     x = currents_for()
-    for neuron in (Neuron(THETAS, SILU), Neuron(THETAS, RELU, confidence=0.5)):
+    for neuron in (Neuron(THETAS, SILU, adaptive=Msat()), Neuron(THETAS, RELU, confidence=0.5)):
         scan = Scan(neuron, x[0], fanout(), True, Chances(0, [1, 2], 0))
         assert scan.backend == "eager"
         assert scan.run(x, 0, STEPS).shape == x.shape
@@ -279,14 +290,16 @@ def test_events_are_counted_with_their_fanout(compiled: bool, layout: str, monke
 
 
 @needs_kernel
-@pytest.mark.parametrize("kind", ["relu", "relu6", "identity", "leakyrelu", "imbalanced"])
-@pytest.mark.parametrize("variant", ["constant", "reference", "normalised"])
+@pytest.mark.parametrize("kind", ["relu", "relu6", "identity", "leakyrelu", "silu", "imbalanced"])
+@pytest.mark.parametrize("variant", ["constant", "reference", "normalised", "paper"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_overflows_are_those_of_the_step(kind: str, variant: str, options: dict) -> None:
     """Currents of tens of thresholds, of both signs."""
     if kind == "imbalanced" and (options.get("reset") or options.get("signed")):
         pytest.skip("no such neuron")
-    activation = LEAKY if kind == "imbalanced" else ACTIVATIONS.get(kind, LEAKY)
+    if kind == "silu" and variant not in HELD:
+        pytest.skip("runs in plain PyTorch")
+    activation = LEAKY if kind == "imbalanced" else ALL[kind]
     neuron = Neuron(THETAS, activation, adaptive=VARIANTS[variant], imbalanced=kind == "imbalanced", **options)
     currents = 8 * currents_for(mean=0.9) * torch.rand(STEPS, *SHAPE, generator=torch.Generator().manual_seed(3))
     currents[STEPS // 2 :] -= 7.0

@@ -20,7 +20,7 @@ PIECEWISE = {  # slope, low, high of f(x) = clamp(max(x, slope·x), low, high)
     "identity": (1.0, -math.inf, math.inf),
     "leakyrelu": (0.0, -math.inf, math.inf),
 }
-_FAMILIES = {"spike": 0, "reset": 1, "track": 2, "leaky": 3}
+_FAMILIES = {"spike": 0, "reset": 1, "track": 2, "leaky": 3, "given": 4}
 _POINTERS = "x y v o sum mean before theta theta_max start bias fanout stage counts".split()
 _FLOATS = "gamma overflow offset margin upper slope low high alpha k_a k_i C tau_mp tau_det rest".split()
 _FLAGS32 = "is_signed bounded normalised depolarisation dtt det rest_is_max".split()
@@ -55,8 +55,10 @@ def library() -> ctypes.CDLL | None:
 
 def holds(neuron: Neuron) -> bool:
     """Whether the kernel computes this neuron, and is there."""
-    n = neuron
-    plain = not (n.imbalanced and n.reset == "zero") if not n.tracking else n.activation.name in PIECEWISE
+    n, m = neuron, neuron.adaptive
+    plain = not (n.imbalanced and n.reset == "zero")
+    if n.tracking and n.activation.name not in PIECEWISE:  # the kernel sees no current then, see ``_targets``
+        plain = m is None or not m.det or m.drive == "depolarisation"
     whole = n.bits is None or min(n.terms) >= n.bits  # else a spike is cut to its leading digits
     return plain and whole and n.confidence >= 1 and library() is not None
 
@@ -67,7 +69,11 @@ class Compiled:
     def __init__(self, neuron: Neuron, currents: Tensor, state: State, fanout: Tensor):
         """currents: (B, C, …) float32, dense in the memory format of the state. fanout: (N,) in memory order."""
         self.neuron, self.state = neuron, state
+        self._given = neuron.tracking and neuron.activation.name not in PIECEWISE
         self.counts = torch.zeros(len(currents), 4, dtype=torch.float64)
+        self._bias = (
+            None if neuron.bias is None or neuron.bias.dim() > 1 else neuron.bias
+        )  # over time: ``Scan`` adds it
         self._struct = self._layout(currents, fanout)
 
     def _layout(self, x: Tensor, fanout: Tensor) -> _Scan:
@@ -83,7 +89,7 @@ class Compiled:
             "v": st.v, "o": st.o, "sum": st.x, "mean": st.mean, "before": st.before, "fanout": fanout,
             "theta": periodic(threshold(n, x)), "theta_max": periodic(per_channel(n.theta, x, n.axis)),
             "start": periodic(initial_potential(n, x)),
-            "bias": None if n.bias is None or n.bias.dim() > 1 else periodic(per_channel(n.bias, x, n.axis)),
+            "bias": None if self._given or self._bias is None else periodic(per_channel(self._bias, x, n.axis)),
             "counts": self._partial,
         }  # fmt: skip
         values = dict(
@@ -104,13 +110,25 @@ class Compiled:
         """x: (steps·B, C, …), or (B, C, …) where constant in time; y: (steps·B, C, …), which may be x."""
         c, n = self._struct, self.neuron
         stages = torch.tensor([n.stage(t0 + k) for k in range(steps)], dtype=torch.float32)
+        if self._given:
+            self._targets(x, y, t0, constant)
+            x, constant = y, False
         c.K, c.t0, c.x_step = steps, t0, 0 if constant else c.B * c.N
         c.x, c.y, c.stage = x.data_ptr(), y.data_ptr(), stages.data_ptr()
-        family = "track" if n.tracking else "leaky" if n.imbalanced else "reset" if n.reset == "zero" else "spike"
+        tracking = "given" if self._given else "track"
+        family = tracking if n.tracking else "leaky" if n.imbalanced else "reset" if n.reset == "zero" else "spike"
         present(library()).scan_chunk(
             ctypes.byref(c), _FAMILIES[family], int(self.state.o is not None), int(n.adaptive is not None)
         )
         self.counts += self._partial.sum(1) if n.bits is None else self._digits(y, stages, n.bits)
+
+    def _targets(self, x: Tensor, y: Tensor, t0: int, constant: bool) -> None:
+        """Write into y what the output sum shall be after each timestep, t·f(X̄(t)), as ``neurons.step`` has it."""
+        total, bias, f = self.state.x, self._bias, self.neuron.activation.fn
+        for t, target in enumerate(y.split(len(total)), t0 + 1):
+            current = x if constant else x[(t - 1 - t0) * len(total) :][: len(total)]
+            total += current if bias is None else current + per_channel(bias, current, self.neuron.axis)
+            torch.mul(f(total / t), t, out=target)
 
     def restart(self) -> None:
         """Counts from 0."""

@@ -78,9 +78,10 @@ INLINE float log1p_(float u) {
 // ln(1 + e^z), given decay = e^-|z|.
 INLINE float softplus_(float z, float decay) { return positive_part(z) + log1p_(decay); }
 
-// Soft-reset IF, reset-to-zero IF, tracking of a piecewise linear function, leaky ReLU with imbalanced threshold.
-// The potential of RESET and LEAKY is not what is still to be sent: they keep the sums of input and output as well.
-enum Family { SPIKE, RESET, TRACK, LEAKY };
+// Soft-reset IF, reset-to-zero IF, tracking of a piecewise linear function, leaky ReLU with imbalanced threshold, and
+// tracking of what comes in x: the sum that the output shall have. The potential of RESET and LEAKY is not what is still
+// to be sent: they keep the sums of input and output as well.
+enum Family { SPIKE, RESET, TRACK, LEAKY, GIVEN };
 
 enum Output { FORGOTTEN, KEPT, SIGNED };  // the output sum; SIGNED: spikes may take it back
 
@@ -91,9 +92,8 @@ enum Threshold { CONSTANT, ADAPTIVE, USUAL };  // USUAL: DTT with k_a·τ_mp = 1
 // leave the processor waiting for each of them. softplus(z) = max(z, 0) + ln(1 + u) with u = e^-|z|: where its factor is 1,
 // e^-level is that of the other terms over 1 + u, and there is no logarithm to take.
 template <int W, int THRESHOLD>
-INLINE void shares(const Scan &c, const float *x, const float *bias, const float *v, const float *mean,
-                   const float *before, const float *per_k_i, const float *per_C, const float *rest,
-                   const float *alive, float *share) {
+INLINE void shares(const Scan &c, const float *drive, const float *v, const float *mean, const float *per_k_i,
+                   const float *per_C, const float *rest, const float *alive, float *share) {
     const float slope = -c.tau_mp * c.alpha * c.k_i, gain = -c.tau_mp * c.k_a;
     float z[W], below[W], under[W];  // below: -level
     for (int j = 0; j < W; j++) below[j] = 0.f, under[j] = 1.f;
@@ -118,13 +118,23 @@ INLINE void shares(const Scan &c, const float *x, const float *bias, const float
     if (THRESHOLD == USUAL || c.det) {
 #pragma omp simd
         for (int j = 0; j < W; j++) {
-            float drive = x[j] + bias[j];
-            if (THRESHOLD == ADAPTIVE && c.depolarisation) drive = v[j] + drive - before[j];
-            below[j] = std::fma(-c.tau_det, exp_(drive * per_C[j]), below[j]);
+            below[j] = std::fma(-c.tau_det, exp_(drive[j] * per_C[j]), below[j]);
         }
     }
 #pragma omp simd
     for (int j = 0; j < W; j++) share[j] = under[j] / std::fma(alive[j], exp_(below[j]), under[j]);
+}
+
+// The potential before the spike in the n-th timestep. sum: of the inputs, this one in it.
+template <int FAMILY>
+INLINE float charged(const Scan &c, float n, float in, float v, float sum, float o) {
+    if (FAMILY == GIVEN) return in - o;
+    if (FAMILY != TRACK) return v + in;
+    float a = sum / n, f = c.slope * a;
+    f = a > f ? a : f;
+    f = f < c.low ? c.low : f;
+    f = f > c.high ? c.high : f;
+    return n * f - o;
 }
 
 // W neighbouring neurons over the whole chunk. Keeps NaN: every comparison lets it through.
@@ -168,21 +178,22 @@ INLINE void group(const Scan &c, int64_t b, int64_t i, double (*counts)[LANES]) 
         const int64_t t = c.t0 + k;
         const float n = (float)(t + 1), stage = c.stage[k], inverse = 1.f / n, per_stage = 1.f / stage;
         const float overflow = c.overflow * per_stage;
-        if (THRESHOLD && t > 0)
-            shares<W, THRESHOLD>(c, x, bias, v, mean, before, per_k_i, per_C, rest, alive, share);
+        if (THRESHOLD && t > 0) {
+            float drive[W];
+#pragma omp simd
+            for (int j = 0; j < W; j++) {
+                drive[j] = x[j] + bias[j];
+                if (THRESHOLD == ADAPTIVE && c.depolarisation)
+                    drive[j] = charged<FAMILY>(c, n, drive[j], v[j], SUMS ? sum[j] + drive[j] : 0.f, OUTPUT ? o[j] : 0.f) -
+                               before[j];
+            }
+            shares<W, THRESHOLD>(c, drive, v, mean, per_k_i, per_C, rest, alive, share);
+        }
 #pragma omp simd
         for (int j = 0; j < W; j++) {
-            float in = x[j] + bias[j], up;
+            const float in = x[j] + bias[j];
             if (SUMS) sum[j] += in;
-            if (FAMILY == TRACK) {
-                float a = sum[j] / n, f = c.slope * a;
-                f = a > f ? a : f;
-                f = f < c.low ? c.low : f;
-                f = f > c.high ? c.high : f;
-                up = n * f - o[j];
-            } else {
-                up = v[j] + in;
-            }
+            const float up = charged<FAMILY>(c, n, in, v[j], SUMS ? sum[j] : 0.f, OUTPUT ? o[j] : 0.f);
             float goal = up;
             if (FAMILY < TRACK && OUTPUT) {
                 const float most = n * upper - o[j] + start[j];
@@ -277,10 +288,11 @@ int64_t scan_struct_size() { return sizeof(Scan); }
 
 void scan_chunk(const Scan *c, int32_t family, int32_t output, int32_t adaptive) {
     switch (family) {
-        case RESET:  // the output sum is part of the state, as of the next two
+        case RESET:  // the output sum is part of the state, as of the next three
             return c->is_signed ? dispatch<RESET, SIGNED>(*c, adaptive) : dispatch<RESET, KEPT>(*c, adaptive);
         case TRACK: return dispatch<TRACK, KEPT>(*c, adaptive);
         case LEAKY: return dispatch<LEAKY, KEPT>(*c, adaptive);
+        case GIVEN: return dispatch<GIVEN, KEPT>(*c, adaptive);
     }
     if (!output) return dispatch<SPIKE, FORGOTTEN>(*c, adaptive);
     c->is_signed ? dispatch<SPIKE, SIGNED>(*c, adaptive) : dispatch<SPIKE, KEPT>(*c, adaptive);
