@@ -63,8 +63,17 @@ def load_config(argv: list[str], prog: str = "msat-det run", about: str = "", ex
     picked = given.pop("methods", None)
     tree["methods"] = _pick_methods(tree.get("methods", []), picked, overrides, file)
 
-    values = values_of(tree, file, but=given)
     command = {key: as_key_takes(key, value, "on the command line", Path.cwd()) for key, value in given.items()}
+    values = _with_command(values_of(tree, file, but=given), command)
+    if values.get("out") is None:
+        values["out"] = str(_run_directory(file.stem, bool(values.get("resume")), bool(values.get("overwrite"))))
+    values["command"] = command_line(prog, argv)
+    values["free_batch"] = "batch" not in values
+    return build(Config, values, file)
+
+
+def _with_command(values: dict[str, Any], command: dict[str, Any]) -> dict[str, Any]:
+    """A file's values, and in their place those of the command line, some of which say more than their own key."""
     if "sim.T" in command and values.get("sim.record"):  # --sim.T 8 shortens the file's record
         values["sim.record"] = [t for t in values["sim.record"] if t < command["sim.T"]] + [command["sim.T"]]
     if "sim.record" in command:  # --sim.record 8,64 need not repeat T
@@ -73,12 +82,7 @@ def load_config(argv: list[str], prog: str = "msat-det run", about: str = "", ex
         if values.get("model.name") != "darknet":
             values.pop("model.weights", None)  # another network's
         values["model.name"] = "darknet"
-    values |= command
-    if values.get("out") is None:
-        values["out"] = str(_run_directory(file.stem, bool(values.get("resume")), bool(values.get("overwrite"))))
-    values["command"] = command_line(prog, argv)
-    values["free_batch"] = "batch" not in values
-    return build(Config, values, file)
+    return values | command
 
 
 def _run_directory(name: str, resume: bool, overwrite: bool) -> Path:
