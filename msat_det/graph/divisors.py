@@ -53,6 +53,17 @@ def _is_positive(site: Node) -> bool:
     return facts(site).op in _POSITIVE and bool((facts(site).pointwise.fn(lowest) > 0).all())
 
 
+def division_before(site: Node) -> Node | None:
+    """A node that divides what images make by what they make, between other call sites and this one."""
+
+    def before(node: Node) -> Iterable[Node]:
+        return node.all_input_nodes if node is site or facts(node).kind is not Kind.SPIKING else ()
+
+    found = closure([site], before)
+    divides = _DIVISOR.keys() - {"pow"}  # which mostly multiplies
+    return next((n for n in found if facts(n).kind is Kind.DIFFERENTIAL and facts(n).op in divides), None)
+
+
 def multiplies(node: Node) -> bool:
     """Whether it is a layer or a product of two branches."""
     return facts(node).kind in (Kind.LINEAR, Kind.DIFFERENTIAL) and facts(node).op in ops.MULTIPLYING

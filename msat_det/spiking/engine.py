@@ -15,6 +15,7 @@ from torch.fx.node import Node
 from msat_det.base.checks import present
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
+from msat_det.graph.divisors import division_before
 from msat_det.graph.facts import facts, is_mask, is_site
 from msat_det.graph.fanout import is_pool
 from msat_det.graph.graph import Graph, elements, mean_inputs, module_of, where
@@ -194,7 +195,13 @@ def apart(
 def refuse_nan(node: Node, counts: Tensor, t: int) -> None:
     """Raise InputError, naming the call site, where its counts are NaN."""
     if counts.isnan().any():
-        raise InputError(f"{where(node)}: the potential is NaN by timestep {t}: look at its input and the options")
+        division = division_before(node)
+        mend = "look at its input and the options"
+        if division is not None:
+            mend = (
+                f"{where(division)} divides, by 0 as long as no spikes have come; add 1e-6, say, to what it divides by"
+            )
+        raise InputError(f"{where(node)}: the potential is NaN by timestep {t}: {mend}")
 
 
 class Chunk(Values):

@@ -10,6 +10,7 @@ from support.networks import images, randomise
 from torch import Tensor, nn
 
 import msat_det
+from msat_det.base.errors import InputError
 from msat_det.graph.divisors import in_divisors
 from msat_det.graph.facts import facts
 from msat_det.graph.trace import trace
@@ -119,3 +120,32 @@ def test_divisions_of_onnx_files_count(division: str, tmp_path: Path) -> None:
     path = write_onnx(tmp_path / "net.onnx", nodes, constants={"one": 1.0, "e": -1.0})
     graph = trace(msat_det.load_onnx(path), torch.rand(2, 4, 6, 8))
     assert [facts(n).op for n in in_divisors(graph)] == ["matmul"]
+
+
+class Directions(nn.Module):
+    """Unit vectors: of no length before spikes have come, under rate coding."""
+
+    def __init__(self, least: float):
+        super().__init__()
+        self.conv, self.head, self.least = nn.Conv2d(3, 8, 3, bias=False), nn.Conv2d(8, 5, 1), least
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.conv(x))
+        return self.head(x / (x.norm(dim=1, keepdim=True) + self.least))
+
+
+def test_a_division_by_nothing_is_named_with_its_mend() -> None:
+    bare, kept = (randomise(Directions(least)) for least in (0.0, 1e-6))
+    weak = 0.05 * images()
+    snn = msat_det.convert(bare, images(4), T=64, spiking_linear=True, **RATE)
+    with pytest.raises(
+        InputError, match=r"is NaN by timestep .*node 'truediv' \(.*test_divisors.py.*add 1e-6, say, to"
+    ) as caught:
+        snn.run(weak, 64)
+    assert "\n" not in str(caught.value)
+    goal = kept(weak)
+    found = msat_det.convert(kept, images(4), T=512, spiking_linear=True, **RATE).run(weak, 512, (64, 512))
+    errors = [((y - goal).norm() / goal.norm()).item() for y in found.values()]
+    assert errors[1] < min(0.1, errors[0] / 3)
+    found = msat_det.convert(bare, images(4), method="delta", bits=12, terms=6).run(images(), 8)[8]
+    assert (found - bare(images())).norm() < 0.02 * bare(images()).norm()

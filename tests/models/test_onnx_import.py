@@ -278,6 +278,10 @@ def test_external_data_lie_in_the_folder(tmp_path: Path) -> None:
 
 REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
     r"node 'NonZero_of_y' \(NonZero, which gives 'y'\): operator 'NonZero' is not known": (one("NonZero"), {}),
+    r"'DynamicQuantizeLinear' is not known: the file is quantised: give the float one that": (
+        [node("DynamicQuantizeLinear", "x", "y scale zero")],
+        {},
+    ),
     r"operator 'com.microsoft::FusedConv' is not known": (
         [onnx.helper.make_node("FusedConv", ["x"], ["y"], domain="com.microsoft")],
         {},

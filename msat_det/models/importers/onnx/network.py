@@ -14,6 +14,7 @@ from msat_det.models.importers.onnx.building import Building, Moving, Value
 from msat_det.models.importers.onnx.file import OnnxFile, OnnxNode, needed, read_onnx
 from msat_det.models.importers.onnx.operators import OPERATORS, Call
 
+_QUANTISED = ("QuantizeLinear", "QLinear", "Integer")  # as QDQ, operator by operator, or dynamically
 OF_MASKS = set("Where And Or Not Equal Cast CastLike Identity Shape Reshape Squeeze Unsqueeze Expand Slice".split())
 
 
@@ -70,10 +71,10 @@ def _sizes(file: OnnxFile, name: str, size: tuple[int, int] | None) -> list[int]
 
 def _outputs(file: OnnxFile, node: OnnxNode, values: dict[str, Value], building: Building) -> list[Value]:
     if node.op not in OPERATORS:
-        raise InputError(
-            f"{file.path}: {node}: operator {show(node.op)} is not known: "
-            + hint(node.op, OPERATORS, "cut the network before it (outputs), or move it into decode", 0.95)
-        )
+        mend = hint(node.op, OPERATORS, "cut the network before it (outputs), or move it into decode", 0.95)
+        if any(word in node.op for word in _QUANTISED):
+            mend = "the file is quantised: give the float one that it was made of"
+        raise InputError(f"{file.path}: {node}: operator {show(node.op)} is not known: {mend}")
     missing = [name for name in node.inputs if name and name not in values]
     if missing:
         raise InputError(f"{file.path}: {node} reads {show(missing[0])}, which nothing before it gives")
