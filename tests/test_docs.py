@@ -231,3 +231,8 @@ def test_the_reference_is_of_these_docstrings() -> None:
     made = module.reference()
     assert "**`SpikingNetwork.detect(" in made
     assert module.PAGE.read_text(encoding="utf-8") == made, "docstrings have changed: python tools/make_reference.py"
+
+
+def test_no_text_sends_readers_to_what_is_not_in_the_repository() -> None:
+    for file in (PROJECT / "msat_det").rglob("*.py"):
+        assert not re.search(r"DESIGN §|METHODS\.md|HOUSE\.md", file.read_text("utf-8")), file

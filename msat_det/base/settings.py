@@ -46,6 +46,8 @@ def read_yaml(file: Path) -> dict:
         raise InputError(f"{file} is not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(tree, dict):
         raise InputError(f"{file} does not hold a mapping of keys to values: start from one in {SHARE / 'configs'}")
+    if "names" in tree and tree.keys() & {"train", "val", "test"}:
+        raise InputError(f"{file} describes a data set: name it as data.root, with data.kind yolo, in a configuration")
     return tree
 
 

@@ -1,4 +1,4 @@
-"""The verdict on every node of a traced graph, but for shapes (DESIGN §4)."""
+"""The verdict on every node of a traced graph, but for shapes."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Edits of the graph itself: call sites kept analog, and neurons on linear outputs (DESIGN §4)."""
+"""Edits of the graph itself: call sites kept analog, and neurons on linear outputs."""
 
 from collections.abc import Iterable
 from dataclasses import replace

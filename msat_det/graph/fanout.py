@@ -1,4 +1,4 @@
-"""What a spike costs: the multiply-adds that it reaches, counted exactly, padding, stride, groups included (DESIGN §8).
+"""What a spike costs: the multiply-adds that it reaches, counted exactly, padding, stride, groups included.
 
 A spike passes add, concat, pooling, upsampling and other linear nodes for nothing and pays at the convolutions and
 linear layers behind them. Where something analog flows into the same position, that position is paid at full price in

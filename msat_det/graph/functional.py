@@ -1,4 +1,4 @@
-"""A traced graph made functional: nothing writes in place, no-ops gone, batch norm folded (DESIGN §4)."""
+"""A traced graph made functional: nothing writes in place, no-ops gone, batch norm folded."""
 
 import operator
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Trace the dense part of a network into a graph whose every node has a verdict (DESIGN §4).
+"""Trace the dense part of a network into a graph whose every node has a verdict.
 
 ``trace`` gives a functional ``torch.fx`` graph with batch norm folded; what is known of a node says ``facts``.
 """

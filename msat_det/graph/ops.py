@@ -1,4 +1,4 @@
-"""What becomes of every operation of a traced network: its kind, by its canonical name (DESIGN §4).
+"""What becomes of every operation of a traced network: its kind, by its canonical name.
 
 The canonical name of ``nn.LeakyReLU``, ``F.leaky_relu`` and ``torch.leaky_relu_`` is ``leakyrelu``: lower case without
 underscores. An operation that stands in none of the tables is refused, never passed over.
@@ -31,7 +31,7 @@ class Kind(str, Enum):
 class Activation:
     """The pointwise function that a call site computes.
 
-    rectified: the function is min(max(x, 0), upper), so that the neuron of DESIGN §3 applies; otherwise a tracking
+    rectified: the function is min(max(x, 0), upper), so that a soft-reset neuron does for it; otherwise a tracking
         neuron follows ``fn``.
     curved: evaluating ``fn`` needs more than comparisons and a multiplication (counted as one more operation a step).
     slope: of a leaky ReLU below 0.

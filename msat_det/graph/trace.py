@@ -1,4 +1,4 @@
-"""Trace the dense part of a network into a graph whose every node has a verdict (DESIGN §4)."""
+"""Trace the dense part of a network into a graph whose every node has a verdict."""
 
 import copy
 import inspect

@@ -1,4 +1,4 @@
-"""The conversion methods: each a dataclass of options and a function from observations to neurons (DESIGN §5).
+"""The conversion methods: each a dataclass of options and a function from observations to neurons.
 
 May import: base, data, graph, models, spiking.
 """

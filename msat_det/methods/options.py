@@ -1,4 +1,4 @@
-"""The options that every conversion method can take, and how plain values become them (DESIGN §5)."""
+"""The options that every conversion method can take, and how plain values become them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The registry of conversion methods, and the neurons that the options common to all of them describe (DESIGN §5)."""
+"""The registry of conversion methods, and the neurons that the options common to all of them describe."""
 
 import inspect
 import re

@@ -1,4 +1,4 @@
-"""The options that change the graph itself: call sites kept analog, and neurons on linear outputs (DESIGN §4)."""
+"""The options that change the graph itself: call sites kept analog, and neurons on linear outputs."""
 
 from msat_det.base.errors import InputError
 from msat_det.graph.edits import add_identity, keep_analog, linear_carriers

@@ -1,4 +1,4 @@
-"""One experiment: a float network, its conversions, the evaluated images → a run directory (DESIGN §1, §9).
+"""One experiment: a float network, its conversions, the evaluated images → a run directory.
 
 ``compute`` reads as the pipeline: prepare → observe → convert → simulate → score → write.
 """

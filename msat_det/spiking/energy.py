@@ -1,4 +1,4 @@
-"""Spikes, operations and energy of a run, call site by call site, beside the float network's (DESIGN §8)."""
+"""Spikes, operations and energy of a run, call site by call site, beside the float network's."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields

@@ -1,4 +1,4 @@
-"""The run of a plan under rate coding, a chunk of timesteps at a time (DESIGN §7).
+"""The run of a plan under rate coding, a chunk of timesteps at a time.
 
 A layer runs a whole chunk of timesteps before the next one does: activations are (K·B, C, …), K timesteps of B images,
 time first. Only neuron states and running sums cross chunks, so memory does not grow with T. What no spike enters is
@@ -262,7 +262,7 @@ class ShapeValues(dict):
 
 
 class Differential:
-    """A node g that acts on running means (DESIGN §4): d(t) = n·g(X̄(t)) − (n−1)·g(X̄(t−1)), n = t + 1, X̄ the running
+    """A node g that acts on running means: d(t) = n·g(X̄(t)) − (n−1)·g(X̄(t−1)), n = t + 1, X̄ the running
     means of its inputs; the second term is 0 at the first timestep. The running mean of d is g of the running mean. Of
     a mask there is no difference: it is g(X̄(t)) itself, and taken as it is by the nodes behind it.
 

@@ -1,4 +1,4 @@
-"""The neurons: integrate-and-fire and MSAT, their state, and one readable step (DESIGN §3).
+"""The neurons: integrate-and-fire and MSAT, their state, and one readable step.
 
 ``step`` is the reference: every equation stands in one function that names it. ``kernels.scan`` is the same step fused
 over a chunk of timesteps.

@@ -1,4 +1,4 @@
-"""The coverage table: what every node of the traced network became (DESIGN §4)."""
+"""The coverage table: what every node of the traced network became."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Which nodes of a graph a simulation runs when (DESIGN §7)."""
+"""Which nodes of a graph a simulation runs when."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""A simulation from rest to T, on plain values: outputs and counts at every recorded t (DESIGN §7)."""
+"""A simulation from rest to T, on plain values: outputs and counts at every recorded t."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field

@@ -72,7 +72,7 @@ def readout(plan: Plan, static: Mapping[Node, Any], sites: Mapping[Node, Tensor]
 
 
 def weighed(graph: Graph, node: Node, values: Any, sums: dict[Node, Tensor], n: Tensor) -> Any:
-    """n·g(X̄) of a differential node g, whose differences in time are what it gives (DESIGN §4); of a mask g(X̄).
+    """n·g(X̄) of a differential node g, whose differences in time are what it gives; of a mask g(X̄).
 
     sums: running sums X of its ``mean_inputs``, X̄ = X / n. values: of its other inputs, by ``[node]``. n: timesteps, ()
     or one for as many rows each. Where g commutes with a positive factor, n cancels.

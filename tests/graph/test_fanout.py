@@ -1,4 +1,4 @@
-"""What a spike costs, against brute force: every neuron set alone and its products counted (DESIGN §8)."""
+"""What a spike costs, against brute force: every neuron set alone and its products counted."""
 
 from collections.abc import Callable
 

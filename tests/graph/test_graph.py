@@ -1,4 +1,4 @@
-"""Tracing: every spelling becomes a call site, nothing is skipped, what cannot be converted is refused (DESIGN §4)."""
+"""Tracing: every spelling becomes a call site, nothing is skipped, what cannot be converted is refused."""
 
 import copy
 import re

@@ -1,4 +1,4 @@
-"""What every method promises on every kind of network; a method joins by being registered (DESIGN §5, §7, §8)."""
+"""What every method promises on every kind of network; a method joins by being registered."""
 
 import functools
 from typing import Any

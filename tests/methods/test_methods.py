@@ -1,4 +1,4 @@
-"""Methods: options and their errors, thresholds by their definitions, each paper's rule by hand (DESIGN §5)."""
+"""Methods: options and their errors, thresholds by their definitions, each paper's rule by hand."""
 
 import functools
 import re

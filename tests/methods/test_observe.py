@@ -1,4 +1,4 @@
-"""Activation statistics: percentiles against torch.quantile, streaming, the rules of DESIGN §5, bad input."""
+"""Activation statistics: percentiles against torch.quantile, streaming, the rules of the percentiles, bad input."""
 
 import functools
 from pathlib import Path

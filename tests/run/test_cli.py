@@ -351,3 +351,13 @@ def test_a_label_that_the_file_lacks_is_told_with_the_mend(capsys: pytest.Captur
 
 def test_the_energy_tables_are_named_by_the_help() -> None:
     assert ", ".join(yaml_of(TABLES)) in keys_of()["energy"].text
+
+
+def test_a_data_set_s_file_is_no_configuration(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = tmp_path / "data.yaml"
+    file.write_text("path: .\ntrain: images/train\nval: images/val\nnames: [cat]\n")
+    assert cli.main(["run", str(file)]) == 2
+    told = capsys.readouterr().err
+    assert (
+        told == f"error: {file} describes a data set: name it as data.root, with data.kind yolo, in a configuration\n"
+    )

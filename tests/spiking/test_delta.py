@@ -295,7 +295,7 @@ def test_options_that_say_nothing_or_do_not_fit_are_refused(method: str, options
 
 
 def at_a_tie(got: Spikes, expected: dict[str, Tensor]) -> bool:
-    """Whether spikes differ (DESIGN §7): if so, first at a neuron or two, within rounding of their boundary."""
+    """Whether spikes differ: if so, first at a neuron or two, within rounding of their boundary."""
     for t in range(24):
         for site, y in expected.items():
             if differ := int(((got[site][t] - y[t]).abs() > 1e-4 * y.abs().max()).sum()):

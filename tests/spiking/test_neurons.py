@@ -1,4 +1,4 @@
-"""The neurons against DESIGN §3: a golden trace, a scalar implementation of our own, and what must always hold."""
+"""The neurons: a golden trace, a scalar implementation of our own, and what must always hold."""
 
 import math
 from collections.abc import Sequence
@@ -84,7 +84,7 @@ class Moment:
 
 
 def scalar(n: Neuron, theta_max: float, initial: float, currents: Sequence[float]) -> list[Moment]:
-    """DESIGN §3 for one neuron, word by word, in Python's floats."""
+    """The equations for one neuron, word by word, in Python's floats."""
     track = n.rounding == "track"
     start = 0.0 if track else initial * theta_max
     v, o, potentials, moments, last_before = start, 0.0, [], [], None

@@ -1,4 +1,4 @@
-"""The spiking network: running means, chunks and batches, exact pooling, counts by brute force (DESIGN §4, §7, §8)."""
+"""The spiking network: running means, chunks and batches, exact pooling, counts by brute force."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -147,7 +147,7 @@ def test_memory_does_not_grow_with_t() -> None:
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 @pytest.mark.parametrize("chunk", [1, 3])
 def test_what_leaves_a_node_means_its_function_of_what_means_enter(function: Callable, chunk: int) -> None:
-    """Σ over time of a node's output / n is g(Σ of its input / n) at every n, to 1e-5 (DESIGN §4)."""
+    """Σ over time of a node's output / n is g(Σ of its input / n) at every n, to 1e-5."""
     graph = trace(randomise(Follow(function)), images())
     first, second = graph.sites
     fine = Neuron(torch.tensor(1e-5), facts(second).activation, gamma=10**8)

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 @contextlib.contextmanager
 def plain_convolutions() -> Iterator[None]:
-    """Convolutions image by image, so that a layer's input hardly depends on the batch (DESIGN §7)."""
+    """Convolutions image by image, so that a layer's input hardly depends on the batch."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of mkldnn.flags, about other devices
         with torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
@@ -36,7 +36,7 @@ def assert_same(got: Any, expected: Any, tolerance: float = 0.0) -> None:
 
 
 def assert_alike(got: Spikes, expected: Spikes, order: list[int] | None = None) -> bool:
-    """The same spikes but for ties (DESIGN §7): a neuron within rounding of its boundary may differ, and what follows
+    """The same spikes but for ties: a neuron within rounding of its boundary may differ, and what follows
     it. ``order``: images of ``expected``. Returns whether all of them are the same.
     """
     assert list(got) == list(expected)

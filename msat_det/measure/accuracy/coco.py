@@ -54,7 +54,8 @@ class CocoEvaluator:
         truth = [entry | {"image_id": number} for number, id in images for entry in dataset.annotations[id]]
         if not any(entry["category_id"] in self.evaluated and not entry["iscrowd"] for entry in truth):
             raise InputError(
-                f"no object of the detector's classes on {len(self.ids)} images: take more or other images"
+                f"no object of the detector's classes on {len(self.ids)} images: take more or other images, or see "
+                "whether their annotations are where they belong"
             )
         self.truth = self._index(truth)
 

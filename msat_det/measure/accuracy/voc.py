@@ -49,7 +49,8 @@ class VocEvaluator:
         self.labels = [int(label) for label in np.unique(self.matched) if label in present]
         if not self.labels:
             raise InputError(
-                f"no object of the detector's classes on {len(self.ids)} images: take more or other images"
+                f"no object of the detector's classes on {len(self.ids)} images: take more or other images, or see "
+                "whether their annotations are where they belong"
             )
         self.classes = dataset.classes
 
