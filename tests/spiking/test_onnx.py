@@ -262,3 +262,21 @@ def test_outputs_that_are_no_tensors(tmp_path: Path) -> None:
     module = Step(snn)
     assert module.outputs == ["output.maps", "output.places"]
     assert check(export_step(module, 2), snn, (images(),)).holds
+
+
+class Unit(nn.Module):
+    """SSD's L2 norm as its PyTorch port writes it; the exporter's own simplification takes 1e-10 for 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(x))
+        return self.head(x / (x.pow(2).sum(1, keepdim=True).sqrt() + 1e-10))
+
+
+def test_small_numbers_are_no_zeros() -> None:
+    snn = msat_det.convert(randomise(Unit()), [images()], "constant", signed=True, gamma=7, spiking_linear=True)
+    found = check(export_step(Step(snn), 2), snn, (0.1 * images(),))
+    assert found.holds, str(found)

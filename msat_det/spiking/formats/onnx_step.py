@@ -192,17 +192,29 @@ def export_step(module: Step, images: int = 1) -> Any:
     try:
         with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
             warnings.simplefilter("ignore")
-            return torch.onnx.export(
+            program: Any = torch.onnx.export(
                 module,
                 (*examples, torch.zeros((), dtype=torch.int64), *module.blank(images)),
                 dynamo=True,
                 verbose=False,
+                optimize=False,  # its rules take 1e-10 for 0, as in x / (norm + 1e-10)
                 input_names=[*graph.inputs, "t", *states],
                 output_names=[*module.outputs, *(f"{name}.next" for name in states), *sent],
             )
     except torch.onnx.errors.OnnxExporterError as error:
         reason = one_line(error.__cause__ or error)[:300]
         raise InputError(f"the network has an operation that ONNX or its exporter lacks: {reason}") from error
+    _simplify(program.model)
+    return program
+
+
+def _simplify(model: Any) -> None:
+    """Functions put in their place, constants folded, what nothing needs gone."""
+    from onnxscript import optimizer
+
+    optimizer.inline(model)
+    optimizer.fold_constants(model)
+    optimizer.remove_unused_nodes(model)
 
 
 def _describe(program: Any, module: Step) -> None:
