@@ -1,8 +1,8 @@
 """The processes that torchrun starts, called ranks: what each one takes, what they agree on, how they wait.
 
 A process that was started alone is rank 0 of 1, for which all of this does nothing. Results travel as files
-(``measure.parts``); over the network go only rank 0's decisions and the statistics of the calibration images. Both lie
-in main memory, so that gloo carries them on machines with and without GPUs.
+(``measure.batch_files``); over the network go only rank 0's decisions and the statistics of the calibration images.
+Both lie in main memory, so that gloo carries them on machines with and without GPUs.
 """
 
 import os

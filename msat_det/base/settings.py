@@ -15,7 +15,7 @@ from msat_det.base.config import Config
 from msat_det.base.errors import InputError
 from msat_det.base.files import show, yaml_of
 from msat_det.base.names import hint as nearest
-from msat_det.base.typed import Reader
+from msat_det.base.reader import Reader
 
 PACKAGE = Path(__file__).resolve().parents[1]
 PROJECT = PACKAGE.parent

@@ -9,7 +9,7 @@ from msat_det.base.files import csv_text
 from msat_det.base.progress import Progress
 from msat_det.data import Dataset
 from msat_det.measure.accuracy import AgreementEvaluator, Resampling, TopKEvaluator, has_boxes, make_evaluator
-from msat_det.measure.parts import Parts
+from msat_det.measure.batch_files import Parts
 from msat_det.methods.convert import Conversion
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from msat_det.base.config import Config
 from msat_det.base.files import csv_text
 from msat_det.measure.anytime import Rule, exits, fit_rule
-from msat_det.measure.parts import Parts
+from msat_det.measure.batch_files import Parts
 from msat_det.measure.rows import COSTS, CurveRow
 from msat_det.methods.convert import Conversion
 from msat_det.methods.observe import Observation

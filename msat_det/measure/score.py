@@ -3,7 +3,7 @@
 from msat_det.base.progress import Progress
 from msat_det.data import Dataset
 from msat_det.measure.accuracy import AgreementEvaluator, has_boxes, make_evaluator
-from msat_det.measure.parts import Parts
+from msat_det.measure.batch_files import Parts
 from msat_det.measure.rows import CurveRow
 from msat_det.methods.convert import Conversion
 

@@ -8,7 +8,7 @@ from msat_det.base.checks import check_factors, check_number, check_percentile
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
 from msat_det.base.names import hint
-from msat_det.base.typed import Reader, listing
+from msat_det.base.reader import Reader, listing
 from msat_det.spiking.levels import MOST_BITS
 
 Coding = Literal["rate", "delta"]

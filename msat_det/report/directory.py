@@ -31,7 +31,7 @@ class RunDirectory:
 
     @property
     def parts(self) -> Path:
-        """Folder of what an unfinished run has computed (``msat_det.measure.parts``)."""
+        """Folder of what an unfinished run has computed (``msat_det.measure.batch_files``)."""
         return self.path / "parts"
 
     def plan(self, label: str, t: int) -> Path:

@@ -16,6 +16,7 @@ from msat_det.base.config import Config, checked_method
 from msat_det.base.errors import InputError
 from msat_det.base.files import show, yaml_value
 from msat_det.base.names import hint
+from msat_det.base.reader import kinds_of
 from msat_det.base.settings import (
     BELOW_ROOT_KEYS,
     PATH_KEYS,
@@ -28,7 +29,6 @@ from msat_det.base.settings import (
     sections_of,
     values_of,
 )
-from msat_det.base.typed import kinds_of
 
 METHODS_HELP = (
     "labels of the file's methods to run; all: every registered method under its own name; "
@@ -127,7 +127,7 @@ def make_parser(prog: str, about: str, examples: str) -> argparse.ArgumentParser
 
 
 def add_option(group: Any, name: str, hint: Any, text: str, word: str = "TEXT", **settings: Any) -> None:
-    """An option for values of a hint, which ``base.typed`` reads from its word. word: what stands for a text."""
+    """An option for values of a hint, which ``base.reader`` reads from its word. word: what stands for a text."""
     text = text.replace("%", "%%")
     kind = next(kind for kind in kinds_of(hint) if kind is not type(None))
     if kind is bool:

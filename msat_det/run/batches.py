@@ -23,7 +23,7 @@ from msat_det.data import Dataset
 from msat_det.data.images import CorruptImage
 from msat_det.graph.graph import Graph, elements
 from msat_det.measure.anytime import changes
-from msat_det.measure.parts import Part, Parts
+from msat_det.measure.batch_files import Part, Parts
 from msat_det.methods.convert import Conversion
 from msat_det.methods.observe import Observation
 from msat_det.spiking.engine import images_at_once

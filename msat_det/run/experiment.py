@@ -11,9 +11,9 @@ from msat_det.base.errors import InputError
 from msat_det.data import Dataset, select
 from msat_det.data.overlap import overlap
 from msat_det.measure.accuracy import make_evaluator
+from msat_det.measure.batch_files import Parts
 from msat_det.measure.coverage import coverage
 from msat_det.measure.differences import require_bootstrap
-from msat_det.measure.parts import Parts
 from msat_det.measure.rows import CurveRow, read_summary
 from msat_det.measure.score import score
 from msat_det.report.directory import RunDirectory

@@ -8,11 +8,11 @@ from msat_det.base.config import Config, method_options
 from msat_det.data import Dataset, Sample
 from msat_det.measure.accuracy import VocEvaluator, make_evaluator
 from msat_det.measure.arrival import lost_notes
+from msat_det.measure.batch_files import Parts
 from msat_det.measure.differences import difference_rows, difference_table
 from msat_det.measure.effects import residuals
 from msat_det.measure.examination import examine
 from msat_det.measure.exits import exit_rows, exit_table
-from msat_det.measure.parts import Parts
 from msat_det.measure.rows import CurveRow, cautions, read_summary
 from msat_det.methods import find_method
 from msat_det.methods.convert import Conversion
@@ -20,7 +20,7 @@ from msat_det.methods.layerwise import LayerByLayer
 from msat_det.methods.observe import Observation
 from msat_det.report.curves import draw_curve, draw_exits
 from msat_det.report.directory import RunDirectory
-from msat_det.report.drawn import write_about
+from msat_det.report.example_boxes import write_about
 from msat_det.report.page.page import write_report
 from msat_det.report.tensorboard import (
     add_boxes,

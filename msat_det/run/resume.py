@@ -27,7 +27,7 @@ from msat_det.base.config import Config
 from msat_det.base.errors import InputError
 from msat_det.base.files import digest, show, write_whole, yaml_of
 from msat_det.data import Dataset
-from msat_det.measure.parts import Parts
+from msat_det.measure.batch_files import Parts
 from msat_det.methods.observe import Observation
 from msat_det.report.directory import RunDirectory, commit_id
 from msat_det.run.locks import lock

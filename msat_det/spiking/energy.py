@@ -13,8 +13,8 @@ from torch.fx.node import Node
 from msat_det.base.checks import check_number
 from msat_det.base.errors import InputError
 from msat_det.base.files import yaml_of
+from msat_det.base.reader import Reader
 from msat_det.base.tables import Tabular
-from msat_det.base.typed import Reader
 from msat_det.graph.fanout import FanOut
 from msat_det.graph.graph import Graph, elements
 from msat_det.spiking.neurons import Neuron

@@ -38,7 +38,7 @@ from msat_det.data.images import WHOLE, read_image
 from msat_det.data.unpack import unpack
 from msat_det.graph.facts import facts
 from msat_det.graph.trace import trace
-from msat_det.measure.parts import Parts
+from msat_det.measure.batch_files import Parts
 from msat_det.methods import parse_options
 from msat_det.models import classifiers
 from msat_det.models.checkpoint import FAULTS, Foreign, Machine, Storage, Stored

@@ -20,11 +20,11 @@ from msat_det.base.config import Config
 from msat_det.base.errors import InputError
 from msat_det.base.settings import PROJECT
 from msat_det.data import VOC_CLASSES, Dataset, Sample, Target
-from msat_det.measure.parts import Part, Parts
+from msat_det.measure.batch_files import Part, Parts
 from msat_det.measure.rows import CurveRow
 from msat_det.models.detector import Detections
 from msat_det.report.directory import RunDirectory
-from msat_det.report.drawn import _clarity, animate, write_about
+from msat_det.report.example_boxes import _clarity, animate, write_about
 from msat_det.report.page.chart import Curve, charts, steps
 from msat_det.report.page.page import comparison_page, run_page, verdict, write_report
 from msat_det.report.style import METHOD_COLOURS
@@ -382,7 +382,7 @@ def test_the_animation_takes_the_clearest_image() -> None:
 
 
 def test_a_large_photograph_is_made_small(folder: Path) -> None:
-    from msat_det.report.drawn import SIDE, _photo
+    from msat_det.report.example_boxes import SIDE, _photo
 
     photo = _photo(torch.zeros(3, 900, 1800, dtype=torch.uint8))
     assert Image.open(io.BytesIO(base64.b64decode(photo.partition(",")[2]))).size == (SIDE, SIDE // 2)

@@ -15,7 +15,7 @@ from support.small_runs import command, contents, die_at, keep_states, run_quiet
 
 from msat_det.base.errors import InputError
 from msat_det.base.settings import PROJECT
-from msat_det.measure.parts import Part, Parts
+from msat_det.measure.batch_files import Part, Parts
 from msat_det.report.directory import RunDirectory
 from msat_det.run import resume
 from msat_det.run.resume import owned

@@ -23,8 +23,8 @@ from torchvision.transforms import v2
 from msat_det.base.config import Model
 from msat_det.base.errors import InputError
 from msat_det.base.progress import Progress
+from msat_det.base.reader import Reader
 from msat_det.base.settings import described, expanded
-from msat_det.base.typed import Reader
 from msat_det.data import Dataset, build_dataset
 from msat_det.measure.accuracy.topk import topk
 from msat_det.models.classifiers import CLASSIFIERS, Preprocess, find_preprocess

@@ -18,7 +18,7 @@ from msat_det.base.files import write_whole
 from msat_det.measure.arrival import reasons
 from msat_det.measure.rows import DISPLAY, CurveRow
 from msat_det.report.comparison import APART, KEPT, NEAR, Comparison, read_comparison
-from msat_det.report.page import files as page_files
+from msat_det.report.page import run_files
 from msat_det.report.page.chart import COLOURS, Curve, charts
 
 PAGE = Path(__file__).parent
@@ -41,7 +41,7 @@ def write_report(folders: list[Path], target: Path | None = None) -> Path:
 def run_page(folder: Path) -> str:
     """The page of one run directory."""
     run = read_comparison(folder)
-    about, ledger = page_files.about(folder), page_files.ledger(folder)
+    about, ledger = run_files.about(folder), run_files.ledger(folder)
     curves = [
         Curve(label, run.curve(label), i, i, i, i // COLOURS, label in run.lost) for i, label in enumerate(run.labels)
     ]
@@ -56,10 +56,10 @@ def run_page(folder: Path) -> str:
         lines=[method_line(run, curve) for curve in curves],
         boxes=_boxes(run, about, curves, opening),
         failures=reasons(run.config, found["failing"]),
-        coverage=page_files.coverage(folder),
+        coverage=run_files.coverage(folder),
         ledger=ledger,
         opened=_opened(ledger, opening),
-        doctor=page_files.doctor(folder),
+        doctor=run_files.doctor(folder),
         about=about,
         config=(folder / "config.yaml").read_text("utf-8"),
     )
@@ -68,7 +68,7 @@ def run_page(folder: Path) -> str:
 def comparison_page(folders: list[Path]) -> str:
     """The page of several run directories. Raises InputError where metrics or images differ."""
     runs = [read_comparison(folder) for folder in folders]
-    evaluated = [page_files.about(folder)["evaluated"] for folder in folders]
+    evaluated = [run_files.about(folder)["evaluated"] for folder in folders]
     for i in range(1, len(runs)):
         _require_same(runs[0], runs[i], evaluated[0], evaluated[i], folders[0], folders[i])
     short = [folder.resolve().name for folder in folders]
@@ -251,7 +251,7 @@ def _environment() -> jinja2.Environment:
         "DISPLAY": DISPLAY,
         "NAMES": NAMES,
         "NEAR": round(100 * NEAR),
-        "PARTS": page_files.PARTS,
-        "FIGURES": page_files.FIGURES,
+        "PARTS": run_files.PARTS,
+        "FIGURES": run_files.FIGURES,
     }
     return environment

@@ -11,7 +11,7 @@ from torchvision.transforms import InterpolationMode
 from msat_det.base.checks import present
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
-from msat_det.base.typed import LARGEST, Reader
+from msat_det.base.reader import LARGEST, Reader
 from msat_det.models.classifiers import Classifier, Preprocess
 from msat_det.models.headed import HeadDetector
 from msat_det.models.heads import HEADS

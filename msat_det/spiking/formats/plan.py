@@ -14,7 +14,7 @@ from torch import Tensor
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
-from msat_det.base.typed import LARGEST, LONGEST, Ranges, Reader
+from msat_det.base.reader import LARGEST, LONGEST, Ranges, Reader
 from msat_det.graph.channels import channels
 from msat_det.graph.facts import facts
 from msat_det.graph.graph import Graph

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from msat_det.base.errors import InputError
-from msat_det.measure.parts import Part, Parts
+from msat_det.measure.batch_files import Part, Parts
 from msat_det.models.detector import Detections
 
 

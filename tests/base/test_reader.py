@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msat_det.base.errors import InputError
-from msat_det.base.typed import Reader, wanted
+from msat_det.base.reader import Reader, wanted
 
 Word = Literal["low", "high"]
 

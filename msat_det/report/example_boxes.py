@@ -19,7 +19,7 @@ from msat_det.base.config import Config
 from msat_det.base.files import digest
 from msat_det.data import Dataset
 from msat_det.measure.accuracy.detections import match_classes
-from msat_det.measure.parts import Key, Parts
+from msat_det.measure.batch_files import Key, Parts
 from msat_det.measure.rows import CurveRow
 from msat_det.models.detector import Detections
 from msat_det.models.drawing import draw_boxes, font
