@@ -266,10 +266,6 @@ def detect(argv: list[str]) -> None:
         raise InputError(
             f"{(words or ['--method'])[0]} does not go with --model, a network that is converted: leave it out"
         )
-    if given.model and given.model.suffix in (".pt", ".pth", ".onnx", ".weights"):
-        raise InputError(
-            f"{given.model} holds a float network: name it in a configuration, and give that with --cfg FILE"
-        )
     words = ["--cfg", given.cfg, *words, "--out", str(given.out)] if given.cfg else []
     config = load_config(words, "msat-det detect") if given.cfg else None
     from msat_det.run.detect import Wanted, detect

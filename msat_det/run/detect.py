@@ -17,7 +17,7 @@ from torch import Tensor
 
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
-from msat_det.base.files import show, write_whole
+from msat_det.base.files import is_file, show, write_whole
 from msat_det.base.names import hint
 from msat_det.base.progress import Progress
 from msat_det.data.images import CorruptImage, Size, read_upright, upright_size
@@ -54,7 +54,7 @@ def detect(source: str, network: Config | Path, method: str | None, wanted: Want
     """
     frames = frames_of(Path(source).expanduser()) if is_video(source) else None
     files = {} if frames else images_of(source)
-    snn = load(network) if isinstance(network, Path) else converted(network, method, wanted.t)
+    snn = saved(network) if isinstance(network, Path) else converted(network, method, wanted.t)
     job = Job(snn, wanted)
     wanted.out.mkdir(parents=True, exist_ok=True)
     if frames is None:
@@ -63,6 +63,19 @@ def detect(source: str, network: Config | Path, method: str | None, wanted: Want
         job.video(Path(source).name, frames)
     job.write()
     return wanted.out
+
+
+def saved(path: Path) -> SpikingNetwork:
+    """The network in a file that ``msat_det.save`` wrote, whatever its name is. Raises InputError."""
+    try:
+        return load(path)
+    except InputError as error:
+        if not is_file(path) or path.suffix not in (".pt", ".pth", ".onnx", ".weights"):
+            raise
+        raise InputError(
+            f"{path} holds no network that msat_det.save wrote: name a float one in a configuration, and give that "
+            "with --cfg FILE"
+        ) from error
 
 
 def converted(config: Config, method: str | None, T: int | None) -> SpikingNetwork:
