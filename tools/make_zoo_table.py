@@ -148,10 +148,7 @@ def rt_detr(name: str) -> nn.Module:
     os.environ["HF_HUB_OFFLINE"] = "1"
     from transformers import RTDetrConfig, RTDetrModel, RTDetrResNetConfig
 
-    ends: dict[str, Any] = {"out_features": ["stage2", "stage3", "stage4"]}
-    backbone = RTDetrResNetConfig(
-        embedding_size=16, hidden_sizes=[16, 32, 64, 128], depths=[1, 1, 1, 1], layer_type="basic", **ends
-    )
+    backbone = RTDetrResNetConfig(**STAGES | {"out_features": ["stage2", "stage3", "stage4"]})
     config = RTDetrConfig(
         backbone_config=backbone,
         encoder_hidden_dim=32,

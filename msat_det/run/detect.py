@@ -20,6 +20,7 @@ from msat_det.base.errors import InputError
 from msat_det.base.files import is_file, show, write_whole
 from msat_det.base.names import hint
 from msat_det.base.progress import Progress
+from msat_det.base.settings import NETWORKS
 from msat_det.data.images import CorruptImage, Size, read_upright, upright_size
 from msat_det.data.sources import VideoFile, frames_of, images_of, is_video
 from msat_det.methods import DEFAULT, METHODS
@@ -70,7 +71,7 @@ def saved(path: Path) -> SpikingNetwork:
     try:
         return load(path)
     except InputError as error:
-        if not is_file(path) or path.suffix not in (".pt", ".pth", ".onnx", ".weights"):
+        if not is_file(path) or path.suffix not in NETWORKS or path.suffix == ".safetensors":  # as saved ones often are
             raise
         raise InputError(
             f"{path} holds no network that msat_det.save wrote: name a float one in a configuration, and give that "

@@ -53,11 +53,18 @@ def library() -> ctypes.CDLL | None:
     return lib
 
 
+def _family(neuron: Neuron) -> str:
+    """Which of the kernel's neurons this one is; of ``given`` it is told what the output sum shall be."""
+    if neuron.tracking:
+        return "track" if neuron.activation.name in PIECEWISE else "given"
+    return "leaky" if neuron.imbalanced else "reset" if neuron.reset == "zero" else "spike"
+
+
 def holds(neuron: Neuron) -> bool:
     """Whether the kernel computes this neuron, and is there."""
     n, m = neuron, neuron.adaptive
     plain = not (n.imbalanced and n.reset == "zero")
-    if n.tracking and n.activation.name not in PIECEWISE:  # the kernel sees no current then, see ``_targets``
+    if _family(n) == "given":  # the kernel sees no current then
         plain = m is None or not m.det or m.drive == "depolarisation"
     whole = n.bits is None or min(n.terms) >= n.bits  # else a spike is cut to its leading digits
     return plain and whole and n.confidence >= 1 and library() is not None
@@ -69,11 +76,10 @@ class Compiled:
     def __init__(self, neuron: Neuron, currents: Tensor, state: State, fanout: Tensor):
         """currents: (B, C, …) float32, dense in the memory format of the state. fanout: (N,) in memory order."""
         self.neuron, self.state = neuron, state
-        self._given = neuron.tracking and neuron.activation.name not in PIECEWISE
         self.counts = torch.zeros(len(currents), 4, dtype=torch.float64)
-        self._bias = (
-            None if neuron.bias is None or neuron.bias.dim() > 1 else neuron.bias
-        )  # over time: ``Scan`` adds it
+        self._family = _family(neuron)
+        over_time = neuron.bias is not None and neuron.bias.dim() > 1  # which ``Scan`` adds to the currents
+        self._bias = None if over_time else neuron.bias
         self._struct = self._layout(currents, fanout)
 
     def _layout(self, x: Tensor, fanout: Tensor) -> _Scan:
@@ -84,12 +90,13 @@ class Compiled:
             return laid_out_by_channel(value, x, period, lib.scan_group())
 
         slope, low, high = PIECEWISE.get(n.activation.name, (0.0, 0.0, math.inf))
+        bias = None if self._family == "given" else self._bias
         self._partial = torch.zeros(len(x), lib.scan_units(size), 4, dtype=torch.float64)
         self._arrays = {  # the structure holds bare pointers: this keeps them alive
             "v": st.v, "o": st.o, "sum": st.x, "mean": st.mean, "before": st.before, "fanout": fanout,
             "theta": periodic(threshold(n, x)), "theta_max": periodic(per_channel(n.theta, x, n.axis)),
             "start": periodic(initial_potential(n, x)),
-            "bias": None if self._given or self._bias is None else periodic(per_channel(self._bias, x, n.axis)),
+            "bias": None if bias is None else periodic(per_channel(bias, x, n.axis)),
             "counts": self._partial,
         }  # fmt: skip
         values = dict(
@@ -110,15 +117,13 @@ class Compiled:
         """x: (steps·B, C, …), or (B, C, …) where constant in time; y: (steps·B, C, …), which may be x."""
         c, n = self._struct, self.neuron
         stages = torch.tensor([n.stage(t0 + k) for k in range(steps)], dtype=torch.float32)
-        if self._given:
+        if self._family == "given":
             self._targets(x, y, t0, constant)
             x, constant = y, False
         c.K, c.t0, c.x_step = steps, t0, 0 if constant else c.B * c.N
         c.x, c.y, c.stage = x.data_ptr(), y.data_ptr(), stages.data_ptr()
-        tracking = "given" if self._given else "track"
-        family = tracking if n.tracking else "leaky" if n.imbalanced else "reset" if n.reset == "zero" else "spike"
         present(library()).scan_chunk(
-            ctypes.byref(c), _FAMILIES[family], int(self.state.o is not None), int(n.adaptive is not None)
+            ctypes.byref(c), _FAMILIES[self._family], int(self.state.o is not None), int(n.adaptive is not None)
         )
         self.counts += self._partial.sum(1) if n.bits is None else self._digits(y, stages, n.bits)
 
