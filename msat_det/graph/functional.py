@@ -179,6 +179,8 @@ def as_layers(graph: Graph, outputs: Mapping[Node, Output]) -> None:
         parameters = {key: value for key, value in given.items() if isinstance(value, Node) and key != "input"}
         if not names or "weight" not in parameters or any(n.op != "get_attr" for n in parameters.values()):
             continue
+        if outputs[node] == Output():  # no image enters, as into what is made of a detector's queries
+            continue
         key = str([(name, getattr(value, "target", value)) for name, value in given.items() if name != "input"])
         if key not in made:
             tensors = {key: graph.attribute(n) for key, n in parameters.items()}

@@ -112,7 +112,10 @@ def calibration_batches(given: Any, net: nn.Module) -> list[Batch]:
     the network's inputs in their order, or a mapping of their names; labels beside them are left out.
     Raises InputError for anything else.
     """
-    return [_batch(f"calibration batch {number}", batch, net) for number, batch in enumerate(items(given))]
+    batches = items(given)
+    if batches and len(_inputs(net)[1]) > 1 and all(isinstance(batch, Tensor) for batch in batches):
+        batches = [tuple(batches)]  # a tensor alone is no batch of several inputs: together they are one
+    return [_batch(f"calibration batch {number}", batch, net) for number, batch in enumerate(batches)]
 
 
 def items(given: Any) -> list[Any]:
@@ -143,10 +146,15 @@ def signature(net: nn.Module) -> inspect.Signature:
     )
 
 
-def _batch(where: str, batch: Any, net: nn.Module) -> Batch:
+def _inputs(net: nn.Module) -> tuple[list[str], list[str]]:
+    """The names of a network's inputs, and of those that it needs."""
     parameters = signature(net).parameters.values()
     names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    needed = [p.name for p in parameters if p.name in names and p.default is p.empty]
+    return names, [p.name for p in parameters if p.name in names and p.default is p.empty]
+
+
+def _batch(where: str, batch: Any, net: nn.Module) -> Batch:
+    names, needed = _inputs(net)
     if isinstance(batch, Mapping):
         inputs = _by_name(where, batch, names, needed)
     elif isinstance(batch, list | tuple) and batch:

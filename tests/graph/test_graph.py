@@ -424,6 +424,27 @@ def test_a_choice_by_another_input_is_differential() -> None:
     assert [facts(node).op for node in graph.nodes if facts(node).kind is Kind.DIFFERENTIAL] == ["where"]
 
 
+class Queries(nn.Module):
+    """A DETR: what a layer makes of learned queries alone is a constant, however often it is repeated."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.queries = nn.Conv2d(3, 8, 4, 4), nn.Parameter(torch.rand(5, 8))
+        self.decoder = nn.TransformerDecoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.queries.repeat(x.shape[0], 1, 1), self.conv(x).relu().flatten(2).transpose(1, 2))
+
+
+def test_layers_on_learned_queries_are_constants() -> None:
+    net = Queries().eval()
+    graph = trace(net, images())
+    own = [node for node in graph.nodes if facts(node).op in ("linear", "matmul", "bmm") and not facts(node).shape]
+    assert own
+    assert {facts(node).kind for node in own} == {Kind.SHAPE}
+    assert torch.allclose(graph(images(3, seed=4)), net(images(3, seed=4)), atol=1e-5)
+
+
 def test_outputs_keep_their_structure() -> None:
     class Nested(nn.Module):
         def __init__(self):

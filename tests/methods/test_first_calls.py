@@ -85,6 +85,13 @@ def test_float_targets_of_another_rank_are_labels() -> None:
     assert_observed_alike(observation, msat_det.observe(build("plain"), BATCH))
 
 
+def test_several_inputs_alone_are_one_batch() -> None:
+    given = inputs(4)
+    expected = msat_det.observe(randomise(Fused()), [given])
+    assert_observed_alike(msat_det.observe(randomise(Fused()), tuple(given.values())), expected)
+    assert_observed_alike(msat_det.observe(randomise(Fused()), given), expected)
+
+
 def test_labels_behind_several_inputs_are_left_out() -> None:
     given = inputs(1)
     with_labels = msat_det.observe(randomise(Fused()), [(*given.values(), LABELS[:3])])
