@@ -11,7 +11,7 @@ from msat_det.base.errors import CalibrationWarning, InputError
 from msat_det.base.names import PRECISIONS
 from msat_det.graph.inputs import Batch, calibration_batches, kind, whole
 from msat_det.graph.prepare import refuse_fixed, unwrap
-from msat_det.methods import DEFAULT, find_method
+from msat_det.methods import DEFAULT, METHODS
 from msat_det.methods import observe as core
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import Observation
@@ -69,7 +69,7 @@ def describe(method: str) -> str:
 
     Raises InputError for an unknown name, with the nearest one.
     """
-    return f"{method}: {find_method(method)}"
+    return f"{method}: {METHODS.find(method)}"
 
 
 def observe(

@@ -7,7 +7,7 @@ import torch
 
 from msat_det.base.checks import check_number
 from msat_det.graph.graph import Graph, before_output
-from msat_det.methods import find_method, parse_options
+from msat_det.methods import METHODS, parse_options
 from msat_det.methods.layerwise import LayerByLayer, with_bias_over_time
 from msat_det.methods.observe import Observation
 from msat_det.methods.variants import variant
@@ -35,7 +35,7 @@ def spiking_network(
     check_number("T", T, 1, whole=True)
     parsed = parse_options(name, options)
     observation = variant(observation, parsed.analog, parsed.spiking_linear, parsed.weights == "int8")
-    graph, neurons = observation.graph, find_method(name).make(parsed, observation, T)
+    graph, neurons = observation.graph, METHODS.find(name).make(parsed, observation, T)
     if parsed.correct == "bias-t":
         neurons = with_bias_over_time(neurons, observation, T, getattr(parsed, "images", LayerByLayer.images))
     own = seed, chunk, observation.detector, energy, observation.maxima, precision, T, name

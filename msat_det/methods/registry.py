@@ -77,14 +77,9 @@ def preset(name: str, base: str, about: str, codings: tuple[str, ...] = RATE, **
     METHODS[name] = replace(own_words, options=options, codings=codings, preset=values)
 
 
-def find_method(name: str) -> Method:
-    """The method of that name. Raises InputError with the nearest name."""
-    return METHODS.find(name)
-
-
 def parse_options(name: str, values: dict[str, Any]) -> Options:
     """A method's options from plain values; see ``options.parse``."""
-    found = find_method(name)
+    found = METHODS.find(name)
     options = parse(name, found.options, values)
     if options.coding is not None and options.coding not in found.codings:
         able = [other.name for other in METHODS.values() if options.coding in other.codings]

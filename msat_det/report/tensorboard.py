@@ -24,7 +24,7 @@ from msat_det.base.errors import InputError
 from msat_det.data import Sample
 from msat_det.measure.ledger import BINS, RESIDUAL
 from msat_det.measure.rows import DISPLAY, CurveRow
-from msat_det.methods import find_method
+from msat_det.methods import METHODS
 from msat_det.models.detector import Detections
 from msat_det.models.drawing import draw_boxes
 from msat_det.models.pictures import picture
@@ -130,7 +130,7 @@ def _figures(row: CurveRow) -> dict[str, float]:
 def _session(config: Config, entry: dict, row: CurveRow) -> tuple[dict[str, Any], dict[str, float]]:
     """A method's options beside the run's, and what it reaches at its last t."""
     run = {"model": config.model.name, "data": config.data.kind, "images": config.data.limit, "seed": config.seed}
-    options = dict(find_method(entry["method"]).preset) | entry
+    options = dict(METHODS.find(entry["method"]).preset) | entry
     given = {key: value for key, value in (run | options).items() if value is not None} | {"t": row.t}
     plain = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in given.items()}
     return plain, {f"last/{name}": float(value) for name, value in _figures(row).items()}

@@ -16,7 +16,7 @@ from msat_det.base.progress import Progress
 from msat_det.data import DATASETS, Dataset, build_dataset, corrupt, select, subset
 from msat_det.data.augment import augmented
 from msat_det.data.overlap import overlap
-from msat_det.methods import find_method, parse_options
+from msat_det.methods import METHODS, parse_options
 from msat_det.methods.convert import Conversion, spiking_network
 from msat_det.methods.observe import Cached, Observation, observe
 from msat_det.methods.unseen import tell_unseen
@@ -51,7 +51,7 @@ def settle(config: Config) -> Config:
 
 def _require_one_network(config: Config, entry: dict) -> None:
     """Raise InputError for a method whose images can't stop at one of several t."""
-    if find_method(entry["method"]).needs_t:
+    if METHODS.find(entry["method"]).needs_t:
         raise InputError(f"exit.methods names {entry['label']}, which is another network for each t: give other labels")
     if len(config.record_of(entry)) < 2:
         raise InputError(f"exit.methods names {entry['label']}, which is read at one timestep: record more")
@@ -134,7 +134,7 @@ def conversions(config: Config, observation: Observation) -> Iterator[Conversion
             if not quiet:
                 print(f"{entry['label']}: none of its timesteps is in sim.record, left out", file=sys.stderr)
             continue
-        for times in [[t] for t in record] if find_method(entry["method"]).needs_t else [record]:
+        for times in [[t] for t in record] if METHODS.find(entry["method"]).needs_t else [record]:
             yield Conversion(entry["label"], convert(config, entry, observation, times[-1]), times)
 
 

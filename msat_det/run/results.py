@@ -14,7 +14,7 @@ from msat_det.measure.effects import residuals
 from msat_det.measure.examination import examine
 from msat_det.measure.exits import exit_rows, exit_table
 from msat_det.measure.rows import CurveRow, cautions, read_summary
-from msat_det.methods import find_method
+from msat_det.methods import METHODS
 from msat_det.methods.convert import Conversion
 from msat_det.methods.layerwise import LayerByLayer
 from msat_det.methods.observe import Observation
@@ -41,7 +41,7 @@ def keep_plans(directory: RunDirectory, config: Config, converted: list[Conversi
     entries = {entry["label"]: entry for entry in config.methods}
     for conversion in converted:
         entry, t, snn = entries[conversion.label], conversion.record[-1], conversion.snn
-        if issubclass(find_method(entry["method"]).options, LayerByLayer):
+        if issubclass(METHODS.find(entry["method"]).options, LayerByLayer):
             notes = {"method": entry["method"], "options": method_options(entry), "t": t}
             save_plan(directory.plan(conversion.label, t), snn.neurons, snn.graph, **notes)
 

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 import msat_det
 from msat_det.base.errors import InputError
 from msat_det.graph.facts import is_site
-from msat_det.methods import DEFAULT, METHODS, find_method, parse_options
+from msat_det.methods import DEFAULT, METHODS, parse_options
 from msat_det.methods.convert import head_sites, spiking_network
 from msat_det.methods.observe import Observation, observe
 from msat_det.methods.options import Options
@@ -159,7 +159,7 @@ def test_bad_options_of_msat(values: dict, parts: list[str]) -> None:
 def test_an_unknown_method_is_told_with_the_nearest_one() -> None:
     for name, near in (("pnorm", "p-norm"), ("MSAT", "msat"), ("spike_norm", "spike-norm"), ("xyz", "constant")):
         with pytest.raises(InputError, match=re.escape(near)) as caught:
-            find_method(name)
+            METHODS.find(name)
         assert repr(name) in str(caught.value)
         assert "\n" not in str(caught.value)
 
