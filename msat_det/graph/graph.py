@@ -1,6 +1,6 @@
-"""Trace the dense part of a network into a graph whose every node has a verdict.
+"""The traced network, which ``trace`` makes: a functional ``torch.fx`` graph with batch norm folded.
 
-``trace`` gives a functional ``torch.fx`` graph with batch norm folded; what is known of a node says ``facts``.
+What is known of a node says ``facts``.
 """
 
 import copy

@@ -26,7 +26,7 @@ class SsdDetector:
     priors: (P, 4) cy cx h w in 0..1, levels one after the other, in each row by row, anchor by anchor.
     box_scales: what the offsets of cy, cx, h, w were multiplied by in training.
     activation: "sigmoid", or "softmax" over the K columns.
-    score, top_k, nms_iou: see ``select.select``.
+    score, top_k, nms_iou: see ``suppression.select``.
     """
 
     def __init__(

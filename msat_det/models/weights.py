@@ -77,7 +77,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file or of what ``torch.save`` wrote: a state dict, or a checkpoint around one.
 
     The file's content decides, not its suffix. Nothing of a pickle is run, see ``checkpoint``; where a checkpoint keeps
-    its weights, see ``weights.find_weights``. Raises InputError.
+    its weights, see ``state_dict.find_weights``. Raises InputError.
     """
     try:
         kind = kind_of(path)

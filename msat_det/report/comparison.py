@@ -1,4 +1,4 @@
-"""The methods of one experiment side by side: a table and a page, made from the files of its run directory."""
+"""The methods of one experiment side by side, read from its run directory: as Markdown and as CSV."""
 
 import csv
 import io

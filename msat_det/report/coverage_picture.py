@@ -35,7 +35,7 @@ Place = tuple[str, int]  # a node in its own layer, or its outgoing edges where 
 def draw_graph(rows: Rows) -> str:
     """The SVG of the graph that the methods share, or of the first method's own where no method runs on that one.
 
-    rows: of ``spiking.nodes.coverage``; a box's tooltip holds all of its node's row.
+    rows: of ``measure.coverage.coverage``; a box's tooltip holds all of its node's row.
     """
     own = next(iter(graphs(rows).values()))
     layer = layers(own)

@@ -8,7 +8,7 @@ Rows = list[dict[str, Any]]
 
 
 def graphs(rows: Rows) -> dict[str, Rows]:
-    """The rows of ``spiking.nodes.coverage`` by graph: "" for the one that methods share, else a method's label.
+    """The rows of ``measure.coverage.coverage`` by graph: "" for the one that methods share, else a method's label.
 
     The shared graph is left out where every method has a graph of its own.
     """
@@ -28,7 +28,7 @@ def labels_of(rows: Rows) -> list[str]:
 def coverage_text(rows: Rows, most: int | None = None) -> str:
     """An aligned table for each graph with a line of totals under it.
 
-    rows: of ``spiking.nodes.coverage``. most: the number of methods whose θ is shown, all by default.
+    rows: of ``measure.coverage.coverage``. most: the number of methods whose θ is shown, all by default.
     """
     parts = []
     for method, own in graphs(rows).items():

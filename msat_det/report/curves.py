@@ -1,4 +1,4 @@
-"""The pictures of a run: the accuracy curve and the boxes drawn on images."""
+"""The pictures of a run's figures: accuracy over t, over costs, and with exits."""
 
 import math
 import textwrap

@@ -70,7 +70,7 @@ class RunDirectory:
     def write_coverage(self, nodes: list[dict]) -> None:
         """coverage.json, coverage.txt and coverage.svg: what every node became, as data, as a table, as a picture.
 
-        nodes: rows of ``spiking.nodes.coverage``.
+        nodes: rows of ``measure.coverage.coverage``.
         """
         self.write_json("coverage.json", nodes)
         self.write("coverage.txt", coverage_text(nodes))

@@ -14,7 +14,7 @@ from msat_det.run.prepare import task_of
 def compare(config: Config) -> list[CurveRow]:
     """Run the experiment; add compare.md, compare.csv and pareto.png to its run directory. Returns the curve's rows.
 
-    Raises InputError as ``run.run`` does.
+    Raises InputError as ``experiment.run`` does.
     """
     rows = run(config, task_of(config))
     comparison = read_comparison(Path(config.folder))

@@ -4,7 +4,7 @@ A call site knows the sum X of its input (bias and constant input once in it, no
 output, and sends s = Q((f(X(t)) − O(t−1)) / θ(t)), ``levels.quantise``. O may start at a value that the channel rests
 at, a constant that goes into the biases behind it. Another node g passes on g(X(t)) − g(X(t−1)), so that the sum of its
 output is g of the sum of its input, whatever g is: a timestep is a float forward pass in which each activation is
-replaced by its O. ``delta_step`` is the readable form of the neuron; ``delta_run`` the simulation.
+replaced by its O. ``delta_step`` is the readable form of the neuron; ``delta_engine`` the simulation.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The neurons: integrate-and-fire and MSAT, their state, and one readable step.
 
-``step`` is the reference: every equation stands in one function that names it. ``kernels.scan`` is the same step fused
-over a chunk of timesteps.
+``step`` is the reference: every equation stands in one function that names it. ``kernels`` has the same step fused over
+a chunk of timesteps.
 """
 
 import math

@@ -19,6 +19,7 @@ from torch.fx.node import Node
 from msat_det.base.errors import InputError
 from msat_det.graph.inputs import Batch
 from msat_det.spiking.engine import Run
+from msat_det.spiking.kernels.layout import version
 from msat_det.spiking.plan import Setup
 
 SHARE = 8  # states are kept from batch to batch where they take no more than this part of the memory that is free
@@ -36,7 +37,7 @@ def key_of(setup: Setup, batch: Batch, T: int, record: Sequence[int]) -> Hashabl
         (setup.seed, setup.chunk, setup.graph.precision),
         tuple((name, value.shape, value.dtype) for name, value in inputs.items()),
         tuple((name, id(neuron)) for name, neuron in setup.neurons.items()),
-        tuple((value.data_ptr(), 0 if value.is_inference() else value._version) for value in weights),
+        tuple((value.data_ptr(), version(value)) for value in weights),
     )
 
 

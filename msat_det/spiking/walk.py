@@ -45,10 +45,6 @@ class Values(ABC):
         """What a node gives that no image enters."""
         return self.linear(node)
 
-    def keep(self, node: Node, value: Any) -> None:
-        """Note a node's value for those behind it."""
-        self.values[node] = value
-
     def drop(self, node: Node) -> None:
         """Forget a value that no node needs any more."""
         self.values.pop(node, None)
@@ -58,7 +54,7 @@ def advance(plan: Plan, values: Values) -> None:
     """Run the body of a plan, node by node."""
     by_kind = {Kind.SPIKING: values.spike, Kind.DIFFERENTIAL: values.differ, Kind.SHAPE: values.size}
     for node in plan.body:
-        values.keep(node, by_kind.get(facts(node).kind, values.linear)(node))
+        values.values[node] = by_kind.get(facts(node).kind, values.linear)(node)
         for done in plan.last[node]:
             values.drop(done)
 

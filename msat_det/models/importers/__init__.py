@@ -1,1 +1,1 @@
-"""Networks that others wrote: torchvision's detectors, Darknet files."""
+"""Networks that others wrote: torchvision's and Ultralytics' detectors, Darknet and ONNX files."""

@@ -26,7 +26,7 @@ NOTHING: dict[str, Any] = dict(command=None, versions={}, evaluated=None, method
 
 
 def about(folder: Path) -> dict[str, Any]:
-    """report.json, as ``drawn.write_about`` makes it; without one NOTHING."""
+    """report.json, as ``example_boxes.write_about`` makes it; without one NOTHING."""
     return _read(folder, "report.json", _about) or NOTHING
 
 

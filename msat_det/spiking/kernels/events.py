@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from msat_det.base.checks import present
 from msat_det.spiking.kernels.build import wanted
-from msat_det.spiking.kernels.layout import is_plain
+from msat_det.spiking.kernels.layout import is_plain, version
 
 # What events cost, measured (benchmarks/bench.py --part sparse): a multiply-add, where a dense one costs 1, under
 # kernels of one pixel and of more; and vectors of 16 of these that pass while a pixel's list is begun and ended.
@@ -65,9 +65,9 @@ def update(conv: nn.Conv2d, y: Tensor, value: Tensor) -> bool:
 
 
 def _prepared(conv: nn.Conv2d) -> "EventConvolution":
-    version = sum(0 if value.is_inference() else value._version for value in conv.parameters())
-    if conv not in _packed or _packed[conv][0] != version:
-        _packed[conv] = version, EventConvolution(conv)
+    now = version(*conv.parameters())
+    if conv not in _packed or _packed[conv][0] != now:
+        _packed[conv] = now, EventConvolution(conv)
     return _packed[conv][1]
 
 

@@ -19,6 +19,11 @@ def is_plain(conv: nn.Module, x: Tensor) -> TypeGuard[nn.Conv2d]:
     )
 
 
+def version(*tensors: Tensor) -> int:
+    """A number that grows with every write into one of these; inference tensors, which have none, count as 0."""
+    return sum(0 if tensor.is_inference() else tensor._version for tensor in tensors)
+
+
 def memory_format(x: Tensor) -> torch.memory_format:
     """Whether the channels of a pixel of (B, C, …) lie side by side."""
     channels_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msat_det.graph.precision import arithmetic
-from msat_det.spiking.kernels.layout import is_plain
+from msat_det.spiking.kernels.layout import is_plain, version
 
 # Multiply-adds of an input value from which three products on tensor cores and the traffic of splitting cost less than
 # one on the other units; of an H100's rates.
@@ -44,12 +44,11 @@ def fits(conv: nn.Module, x: Tensor) -> TypeGuard[nn.Conv2d]:
 def _weights(conv: nn.Conv2d) -> Tensor:
     """(outputs, 3·inputs, rows, columns): high parts twice, low parts."""
     weight = conv.weight.detach()
-    version = 0 if weight.is_inference() else weight._version
-    known = _parts.get(conv)
-    if known is None or known[0] != version or known[1].device != weight.device:
+    now, known = version(weight), _parts.get(conv)
+    if known is None or known[0] != now or known[1].device != weight.device:
         high = rounded(weight)
         made = torch.cat((high, high, rounded(weight - high)), 1).contiguous(memory_format=torch.channels_last)
-        known = _parts[conv] = version, made
+        known = _parts[conv] = now, made
     return known[1]
 
 

@@ -1,6 +1,6 @@
 """Darknet networks: a ``.cfg`` and a ``.weights`` file become a module that torch.fx can trace.
 
-The layers themselves, a function for each kind of section, are in ``darknet_layers``.
+The layers themselves, a function for each kind of section, are in ``layers``.
 """
 
 from collections.abc import Iterator
