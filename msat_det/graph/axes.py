@@ -17,7 +17,7 @@ from torch.fx.node import Node
 from msat_det.graph.channels import Axis, rows_by_channel
 from msat_det.graph.facts import amend, facts, filled, whole
 from msat_det.graph.graph import Batch, Graph
-from msat_det.graph.ops import JOINING, MOVING, Kind
+from msat_det.graph.ops import JOINING, MOVING, Kind, argument
 
 _FIRST = {
     *("batchnorm", "batchnorm1d", "batchnorm2d", "frozenbatchnorm2d", "groupnorm", "instancenorm2d"),
@@ -123,8 +123,7 @@ def _of_product(node: Node, inputs: list[Node]) -> Axis:
 
 
 def _of_reduced(node: Node, axis: int, rank: int) -> Axis:
-    position = _REDUCED.get(facts(node).op, 0)
-    dims = node.args[position] if 0 < position < len(node.args) else node.kwargs.get("dim")
+    dims = argument(node, _REDUCED.get(facts(node).op, len(node.args)), "dim")
     dims = [dims] if isinstance(dims, int) else dims
     if not isinstance(dims, list | tuple) or not all(isinstance(d, int) for d in dims):
         return None

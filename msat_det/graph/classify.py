@@ -67,7 +67,7 @@ def _condition(node: Node, name: str) -> Any:
     if name not in ops.CHOICES:
         return None
     position = 0 if name == "where" and node.op == "call_function" else 1
-    return node.args[position] if len(node.args) > position else node.kwargs.get("condition", node.kwargs.get("mask"))
+    return ops.argument(node, position, "condition", "mask")
 
 
 def _enters_once(node: Node, name: str, entering: list[Node]) -> bool:

@@ -75,14 +75,13 @@ def _divisors(graph: Graph, node: Node) -> list[Node]:
     divides = facts(node).kind is Kind.DIFFERENTIAL and op in _DIVISOR
     if not divides or (op == "pow" and not _is_inverse(graph, node)):
         return []
-    position, name = _DIVISOR[op]
-    divisor = node.args[position] if len(node.args) > position else node.kwargs.get(name)
+    divisor = ops.argument(node, *_DIVISOR[op])
     return [divisor] if isinstance(divisor, Node) else []
 
 
 def _is_inverse(graph: Graph, node: Node) -> bool:
     """Whether a power has a negative exponent anywhere; one that an image enters may have."""
-    exponent = node.args[1] if len(node.args) > 1 else node.kwargs["exponent"]
+    exponent = ops.argument(node, 1, "exponent")
     if isinstance(exponent, Node):
         return exponent.op != "get_attr" or bool((graph.attribute(exponent) < 0).any())
     return isinstance(exponent, int | float) and exponent < 0

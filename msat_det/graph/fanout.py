@@ -219,7 +219,7 @@ def _parameter(graph: Graph, node: Node, name: str, position: int, shapes: dict)
     """A tensor or a setting of a layer, or of a function's call."""
     if node.op == "call_module":
         return getattr(graph.layer(node), name)
-    value = node.args[position] if len(node.args) > position else node.kwargs.get(name)
+    value = ops.argument(node, position, name)
     return shapes[value] if isinstance(value, Node) else value
 
 

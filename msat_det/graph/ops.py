@@ -182,6 +182,13 @@ def canonical_name(name: str) -> str:
     return _ALIASES.get(name, name)
 
 
+def argument(node: fx.Node, position: int, *names: str) -> Any:
+    """What a call is given at a position, else by the first of these names that it has; None where by neither."""
+    if len(node.args) > position:
+        return node.args[position]
+    return next((node.kwargs[name] for name in names if name in node.kwargs), None)
+
+
 def is_inplace(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether the node writes its result into its first argument."""
     if module is not None:
@@ -228,8 +235,7 @@ def _arguments(node: fx.Node, module: nn.Module | None, *names: str) -> list[Any
     """The arguments of these names, which stand behind the input in this order."""
     if module is not None:
         return [getattr(module, name) for name in names]
-    given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
-    return [given.get(name) for name in names]
+    return [argument(node, position, name) for position, name in enumerate(names, 1)]
 
 
 def _bounds(name: str, node: fx.Node, module: nn.Module | None) -> tuple[float | fx.Node, float | fx.Node]:
