@@ -55,8 +55,8 @@ class YoloDetector:
     form: "v3" (sigmoid classes), "v2" (softmax over the classes), "scaled" (Darknet's new_coords: the network's own
         last layer is a sigmoid; width = anchor · (2·t)²), "v5" (the same without that sigmoid: width = anchor ·
         (2·σ(t))²) or "gaussian" (A·(9 + C) channels: behind each of x, y, width and height its uncertainty).
-    score, top_k, nms_iou: see ``suppression.select``. The defaults give the published style of mAP, where every box above a
-        very low score counts.
+    score, top_k, nms_iou: see ``suppression.select``. The defaults give the published style of mAP, where every box
+        above a very low score counts.
     channels: 3, or 1 for a network of grey images: (B, 1, h, w), their luma / 255.
     """
 
