@@ -55,11 +55,8 @@ def simulate(
         raise InputError(f"recorded timestep {times[0]} is no whole number of windows of {setup.window} timesteps")
     with torch.inference_mode(), current(setup.graph.device or torch.device("cpu")):
         if setup.coding == "delta":
-            result = _read(DeltaRun(setup, batch, T, on.tap, on.watch), setup, times, on.stop)
-        else:
-            result = _run(setup, batch, times, images, on, replays)
-    copied = pytree.tree_map_only(Tensor, torch.clone, result.outputs)  # tensors that the caller may write into
-    return Result(copied, result.counts)
+            return _read(DeltaRun(setup, batch, T, on.tap, on.watch), setup, times, on.stop)
+        return _run(setup, batch, times, images, on, replays)
 
 
 def _run(
@@ -90,7 +87,9 @@ def _read(run: Run | Replay | DeltaRun, setup: Setup, times: list[int], stop: Ca
             t += steps
             if t == late and not isinstance(run, DeltaRun):
                 run.forget(t)
-        result.outputs[until] = run.readout(t)
+        outputs = run.readout(t)
+        with torch.inference_mode(False):  # copies that the caller may write into: a neuron's state goes on
+            result.outputs[until] = pytree.tree_map_only(Tensor, torch.clone, outputs)
         result.counts[until] = count(setup.graph, setup.neurons, setup.fanout, *run.spikes(t), until, setup.energy)
         if stop and stop(result.outputs):
             break

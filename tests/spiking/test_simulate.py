@@ -89,6 +89,33 @@ def test_every_recorded_t_is_a_run_of_its_own(name: str, method: str) -> None:
             assert counts[t].energy.tolist() == pytest.approx(snn.counts[t].energy.tolist(), rel=1e-3)
 
 
+class Scores(nn.Module):
+    """Outputs that are what neurons send, as it is and by another view, and one that is the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        features = F.relu(self.conv(x))
+        return features, self.head(features).sigmoid().flatten(2).transpose(1, 2), x
+
+
+@pytest.mark.parametrize("method", ["delta", "signed", "msat"])
+def test_outputs_that_neurons_send_are_those_of_their_t(method: str) -> None:
+    """The state that they are read from goes on."""
+    net, x = randomise(Scores()), images()
+    snn = spiking_network(method, {}, observe(net, [images(4, seed=100)]), 16)
+    with plain_convolutions():
+        whole = snn.run(x, 8, record=(1, 2, 8))
+        for t, got in whole.items():
+            assert_same(got, snn.run(x, t)[t], 1e-6)
+    assert not any(torch.equal(a, b) for a, b in zip(whole[1][:2], whole[8][:2], strict=True))
+    kept = x.clone()
+    whole[8][2].zero_()
+    assert torch.equal(x, kept)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("options", [SIGNED, SIGNED | {"confidence": 0.6}], ids=["plain", "confidence"])
 def test_chunks_batches_and_order_do_not_matter(name: str, options: dict) -> None:
