@@ -29,7 +29,7 @@ from msat_det.run.arguments import load_config
 SKIPPED = "skipped"
 ROWS: list[tuple[str, str | None, str]] = [
     (r"-m pytest$", SKIPPED, "what CI does"),
-    (r"-m venv", None, "installs; tutorial.md begins with the same run on fewer images"),
+    (r"-m venv|^pip install", SKIPPED, "installs"),
     (r"fetch(\.py)? (?!--list)", None, "downloads; test_fetch.py does from a local server"),
     (r"torchrun", None, "starts processes; test_ranks.py does"),
     (r"benchmarks/", None, "a minute to hours"),
