@@ -428,11 +428,19 @@ def test_ltb_reads_its_outputs_late(chunk: int | None) -> None:
     assert not any(n.late for n in early.neurons.values())
 
 
-def test_digits_are_counted_by_the_kernel_as_by_the_readable_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"stages": [2, 1], "bits": 6, "terms": 6}
+DIGITS = {"levels": "binary", "bits": 6, "terms": 6}
+DIGITS_OF: dict[str, dict[str, Any]] = {
+    "h-mt": DIGITS | {"stages": [2, 1]},
+    "msat": DIGITS | {"variant": "normalised"},  # θ(t) differs by neuron, and digits are those of spikes of that height
+    "signed": DIGITS | {"stages": [2, 1, 0.5]},
+}
+
+
+@pytest.mark.parametrize("method", DIGITS_OF)
+def test_digits_are_counted_by_the_kernel_as_by_the_readable_step(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for _ in range(2):
-        snn = spiking_network("h-mt", options, observed("yolo"), 5)
+        snn = spiking_network(method, DIGITS_OF[method], observed("yolo"), 5)
         snn.run(images(), 5)
         found.append(snn.counts[5].sites)
         monkeypatch.setattr("msat_det.spiking.kernels.cpu.library", lambda: None)

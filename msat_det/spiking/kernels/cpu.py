@@ -66,7 +66,8 @@ def holds(neuron: Neuron) -> bool:
     plain = not (n.imbalanced and n.reset == "zero")
     if _family(n) == "given":  # the kernel sees no current then
         plain = m is None or not m.det or m.drive == "depolarisation"
-    whole = n.bits is None or min(n.terms) >= n.bits  # else a spike is cut to its leading digits
+    # else a spike is cut to its leading digits, or its height is gone when they are counted
+    whole = n.bits is None or (min(n.terms) >= n.bits and m is None)
     return plain and whole and n.confidence >= 1 and library() is not None
 
 
