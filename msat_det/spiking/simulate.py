@@ -83,10 +83,10 @@ def _read(run: Run | Replay | DeltaRun, setup: Setup, times: list[int], stop: Ca
         while t < until // window:
             left = (late if t < late < until else until // window) - t
             steps = -(-left // -(-left // run.chunk))  # chunks alike, for short ones cost more a timestep
+            if t and t == late and not isinstance(run, DeltaRun):  # what is read at that very t has nothing later
+                run.forget(t)
             run.advance(t, steps)
             t += steps
-            if t == late and not isinstance(run, DeltaRun):
-                run.forget(t)
         outputs = run.readout(t)
         with torch.inference_mode(False):  # copies that the caller may write into: a neuron's state goes on
             result.outputs[until] = pytree.tree_map_only(Tensor, torch.clone, outputs)

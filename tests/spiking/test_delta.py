@@ -421,9 +421,10 @@ def test_ltb_reads_its_outputs_late(chunk: int | None) -> None:
     late = next(iter(snn.neurons.values())).late
     assert 0 < late <= 8
     sent = Spikes()
-    got = snn.run(images(), 12, tap=sent)[12]
-    each = [net.head(y.mean((2, 3))) for y in sent["features_2_2"][late:]]
-    assert_same(got, torch.stack(each).mean(0), 1e-5)
+    outputs = snn.run(images(), 12, record=(1, late, late + 1, 12), tap=sent)
+    each = [net.head(y.mean((2, 3))) for y in sent["features_2_2"]]
+    for t, got in outputs.items():  # up to the late start there is nothing but what came before it
+        assert_same(got, torch.stack(each[late if t > late else 0 : t]).mean(0), 1e-5)
     early = spiking_network("ltb", {"late": False}, observed("plain"), 12)
     assert not any(n.late for n in early.neurons.values())
 
