@@ -100,7 +100,9 @@ EXPERIMENTS = {name: about for _, experiments in PAGES.values() for name, about 
 INTRODUCTION = """\
 # {title}
 
-`python tools/make_results.py` makes this page from its runs; what the tables say is in [the findings](../findings.md).
+Every table that was measured on this network; what they say is in [the findings](../findings.md), what the columns
+mean in [how to](../howto.md#choose-t-and-a-method). `python tools/make_results.py` makes the page from its runs.
+
 The network is not trained again. Where evaluated images are calibration images too, their number is given. A fit sees
 calibration images only, 16 of them unless its entry says otherwise. Methods that need T, the fits among them, are
 converted anew for each t: each of their columns is a network of its own. All figures were measured here except those
@@ -114,7 +116,7 @@ SECTION = """
 {facts}
 
 {body}{orders}
-![accuracy over operations]({name}.png)
+![accuracy over energy and over operations]({name}.png)
 
 All figures: [{name}.csv]({name}.csv).
 """
