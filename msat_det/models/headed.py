@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from msat_det.base.errors import InputError
 from msat_det.data.base import class_names
 from msat_det.models.detector import Detections
-from msat_det.models.heads import HEADS, Levels, cells_of, parts_of, raw_parts
+from msat_det.models.heads import HEADS, Levels, cells_of, named, parts_of, raw_parts
 from msat_det.models.preprocessing import Geometry, Inputs, as_size
 from msat_det.models.suppression import select
 from msat_det.models.weights import given, read_names
@@ -30,6 +30,7 @@ class HeadDetector:
     activated: whether the network's scores are already probabilities, after its own sigmoid or softmax.
     inputs: how a photograph becomes the input; None: the head's usual way.
     score, top_k, nms_iou: see ``suppression.select``.
+    names: what the outputs are called, one by one, where they are no dict that says so; see ``heads.parts_of``.
     """
 
     def __init__(
@@ -45,14 +46,15 @@ class HeadDetector:
         score: float = 0.01,
         nms_iou: float | None = None,
         top_k: int = 100,
+        names: Sequence[str] | None = None,
     ):
         self.kind, self.head = HEADS.find(head), head
-        names = read_names(classes) if isinstance(classes, str) else classes
-        self.net, self.classes, self.size = net.eval(), class_names(names, "the detector"), as_size(size)
+        known = read_names(classes) if isinstance(classes, str) else classes
+        self.net, self.classes, self.size = net.eval(), class_names(known, "the detector"), as_size(size)
         self.strides = tuple(self.kind.strides if strides is None else strides)
         self.anchors: Levels | None = self.kind.anchors(self.strides) if anchors is None else tuple(map(tuple, anchors))
         self.activated, self.inputs = activated, self.kind.inputs if inputs is None else inputs
-        self.score, self.top_k = score, top_k
+        self.score, self.top_k, self.names = score, top_k, None if names is None else list(names)
         self.nms_iou = self.kind.nms_iou if nms_iou is None else nms_iou
         self._check_anchors()
         self.cells, self.rows = cells_of(self.size, self.strides, self.anchors)
@@ -94,11 +96,9 @@ class HeadDetector:
     def found(self, outputs: Any) -> tuple[Tensor, Tensor]:
         """Boxes (B, P, 4) in input pixels, and scores (B, P, C). Raises InputError for outputs that do not fit."""
         head, count = self.kind, len(self.classes)
+        own = named(outputs, self.names or ())
         try:
-            if self.head == "raw":
-                parts = raw_parts(outputs, count)
-            else:
-                parts = parts_of(outputs, head, count, self.rows, self.each)
+            parts = raw_parts(own, count) if self.head == "raw" else parts_of(own, head, count, self.rows, self.each)
         except InputError:
             shapes = [tuple(x.shape[1:]) for x in pytree.tree_leaves(outputs)]
             raise InputError(

@@ -197,29 +197,66 @@ def cells_of(size: tuple[int, int], strides: Sequence[int], anchors: Levels | No
     return Cells(every[:, :2], every[:, 4:], every[:, 2:4], extent), [len(level) for level in levels]
 
 
-def parts_of(outputs: Any, head: Head, classes: int, rows: Sequence[int], each: Sequence[int]) -> list[Tensor]:
+Named = tuple[str, Tensor]  # an output, and what it is called
+
+
+def named(outputs: Any, names: Sequence[str] = ()) -> list[Named]:
+    """The tensors of a network's outputs by ``names``, or by where they stand in its own dicts and lists."""
+    leaves = pytree.tree_flatten_with_path(outputs)[0]
+    if len(names) == len(leaves):
+        return [(name, x) for name, (_, x) in zip(names, leaves, strict=True)]
+    return [(pytree.keystr(path), x) for path, x in leaves]
+
+
+def parts_of(outputs: list[Named], head: Head, classes: int, rows: Sequence[int], each: Sequence[int]) -> list[Tensor]:
     """A network's outputs → the head's parts, each (B, P, n).
 
-    outputs: any nest of tensors, of a level one for all parts or one for each: maps (B, A·n, h, w) or (B, A, h, w, n),
-    or rows (B, P, n) or (B, n, P), of one level or of all. rows: of each level; each: its anchors a cell.
+    outputs: of a level one for all parts or one for each: maps (B, A·n, h, w) or (B, A, h, w, n), or rows (B, P, n) or
+    (B, n, P), of one level or of all. rows: of each level; each: its anchors a cell. Where the sizes leave open which
+    part one is its name decides, and if that does not, the order.
     Raises InputError for what does not fit, which the caller knows the shapes of.
     """
-    levels: list[list[Tensor]] = [[] for _ in rows]
-    for x in pytree.tree_leaves(outputs):
+    levels: list[list[Named]] = [[] for _ in rows]
+    for name, x in outputs:
         for level, part in _as_rows(x, rows, each):
-            levels[level].append(part)
+            levels[level].append((name, part))
     columns = classes + head.background
     found = [_as_parts(level, head, columns) for level in levels]
     return [torch.cat(parts, 1) for parts in zip(*found, strict=True)]
 
 
-def raw_parts(outputs: Any, classes: int) -> list[Tensor]:
-    """Boxes (B, P, 4) and scores (B, P, C) out of a network's outputs; a column more is the background, the first."""
-    for box, scores in itertools.permutations(pytree.tree_leaves(outputs), 2):
+def raw_parts(outputs: list[Named], classes: int) -> list[Tensor]:
+    """Boxes (B, P, 4) and scores (B, P, C) out of a network's outputs; a column more is the background, the first.
+
+    Of two that could be the boxes it is the one that is called so, or else the one with the larger numbers.
+    """
+    fitting = []
+    for pair in itertools.permutations(outputs, 2):
+        box, scores = (x for _, x in pair)
         fits = box.dim() == scores.dim() == 3 and box.shape[:2] == scores.shape[:2] and box.shape[2] == 4
         if fits and scores.shape[2] in (classes, classes + 1):
-            return [box, scores[..., scores.shape[2] - classes :]]
-    raise InputError("")
+            fitting.append(pair)
+    if not fitting:
+        raise InputError("")
+    if len(fitting) > 1:
+        fitting.sort(key=lambda pair: (_misnamed(("box", "classes"), pair), -pair[0][1].abs().max().item()))
+    (_, box), (_, scores) = fitting[0]
+    return [box, scores[..., scores.shape[2] - classes :]]
+
+
+_WORDS = {"objectness": "obj ctr cent", "box": "box reg loc dist", "classes": "cls class score logit conf prob"}
+
+
+def _misnamed(parts: Sequence[str], outputs: Sequence[Named]) -> int:
+    """How many of the outputs, which would be these parts, have another part's name."""
+    meant = [_meant(name) for name, _ in outputs]
+    return sum(bool(of) and of != part for part, of in zip(parts, meant, strict=True))
+
+
+def _meant(name: str) -> str:
+    """The part that an output is called by; "" where it is by none, or by two."""
+    found = [part for part, words in _WORDS.items() if any(word in name.lower() for word in words.split())]
+    return found[0] if len(found) == 1 or "objectness" in found else ""
 
 
 def _as_rows(x: Tensor, rows: Sequence[int], each: Sequence[int]) -> list[tuple[int, Tensor]]:
@@ -240,18 +277,22 @@ def _as_rows(x: Tensor, rows: Sequence[int], each: Sequence[int]) -> list[tuple[
     raise InputError("")
 
 
-def _as_parts(found: list[Tensor], head: Head, columns: int) -> list[Tensor]:
+def _as_parts(found: list[Named], head: Head, columns: int) -> list[Tensor]:
     """What a level's tensors hold, in the order of the head's parts."""
     widths = {"objectness": 1, "classes": columns, "box": 4}
     if len(found) == 1:
-        widths["box"] = found[0].shape[-1] - sum(widths[part] for part in head.parts if part != "box")
+        ((_, whole),) = found
+        widths["box"] = whole.shape[-1] - sum(widths[part] for part in head.parts if part != "box")
         if widths["box"] == 4 or (head.bins and widths["box"] > 0 and widths["box"] % 4 == 0):
-            return list(found[0].split([widths[part] for part in head.parts], -1))
+            return list(whole.split([widths[part] for part in head.parts], -1))
         raise InputError("")
     if len(found) != len(head.parts):
         raise InputError("")
-    for order in itertools.permutations(found):  # the given one first
-        pairs = zip(head.parts, (x.shape[-1] for x in order), strict=True)
+    fitting = []
+    for order in itertools.permutations(found):
+        pairs = zip(head.parts, (x.shape[-1] for _, x in order), strict=True)
         if all(n % 4 == 0 if part == "box" and head.bins else n == widths[part] for part, n in pairs):
-            return list(order)
-    raise InputError("")
+            fitting.append(order)
+    if not fitting:
+        raise InputError("")
+    return [x for _, x in min(fitting, key=lambda order: _misnamed(head.parts, order))]  # of several the given one

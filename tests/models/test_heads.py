@@ -65,6 +65,30 @@ def test_outputs_in_every_form(head: str) -> None:
         torch.testing.assert_close(found[1], scores, msg=form)
 
 
+ALIKE = {  # heads whose box is as wide as their scores of so many classes, and what people call their outputs
+    "ssd": (3, {"classification_headers": "classes", "regression_headers": "box"}),
+    "retinanet": (4, {"cls_logits": "classes", "bbox_regression": "box"}),
+    "fcos": (4, {"bbox_regression": "box", "bbox_ctrness": "objectness", "cls_logits": "classes"}),
+    "yolov8": (20, {"scores": "classes", "boxes": "box"}),
+    "nanodet": (20, {"dis_pred": "box", "cls_pred": "classes"}),
+}
+
+
+@pytest.mark.parametrize("head", ALIKE)
+def test_outputs_of_one_size_are_what_they_are_called(head: str) -> None:
+    count, called = ALIKE[head]
+    anchors = ANCHORS if anchored(head) else None
+    classes = [f"class {i}" for i in range(count)]
+    one = HeadDetector(nn.Identity(), head, classes, SIZE, STRIDES, anchors)
+    told = HeadDetector(nn.Identity(), head, classes, SIZE, STRIDES, anchors, names=list(called))
+    width = widths(head) | {"classes": count + HEADS[head].background}
+    parts = {part: torch.randn(2, sum(one.rows), n) for part, n in width.items()}
+    expected = one.found(list(parts.values()))
+    given = {name: parts[part] for name, part in called.items()}
+    for outputs, by in ((given, one), (tuple(given.values()), told)):
+        assert all(torch.equal(a, b) for a, b in zip(by.found(outputs), expected, strict=True))
+
+
 def test_scores_that_are_probabilities() -> None:
     levels = maps("yolox")
     boxes, scores = detector("yolox").found(levels)
@@ -79,6 +103,10 @@ def test_raw_boxes_and_scores() -> None:
     assert torch.equal(raw.found((boxes, scores))[1], scores)
     raw_of_two = HeadDetector(nn.Identity(), "raw", ["cat", "dog"], SIZE)  # a column more: the background, the first
     assert torch.equal(raw_of_two.found((torch.rand(2, 7, 1), scores, boxes))[1], scores[..., 1:])
+    of_four = HeadDetector(nn.Identity(), "raw", list("abcd"), SIZE)  # four columns both: boxes are pixels
+    for outputs in ((40 * boxes, boxes), (boxes, 40 * boxes), {"boxes": boxes, "scores": 40 * boxes}):
+        expected = boxes if isinstance(outputs, dict) else 40 * boxes  # unless they say what they are
+        assert torch.equal(of_four.found(outputs)[0], expected)
     with pytest.raises(InputError, match=r"outputs \[\(7, 4\)\] do not fit head raw with 3 classes"):
         raw.found(boxes)
 

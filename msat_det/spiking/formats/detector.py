@@ -143,6 +143,7 @@ class Headed:
     score: float
     nms_iou: float
     top_k: int
+    names: list[str] | None = None
 
     @classmethod
     def of(cls, detector: HeadDetector) -> "Headed":

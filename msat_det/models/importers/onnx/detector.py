@@ -56,6 +56,7 @@ def _detector(
         raise InputError(f"{file.path}: no convolution leads to its outputs: name the raw ones (outputs)")
     net = network_of(file, None if size is None else as_size(size), names)
     try:
+        said = {"names": net.meta["outputs"]} | said
         return HeadDetector(net, head, classes, net.meta["size"], **said | options).check()
     except InputError as error:
         raise InputError(f"{file.path}: {error}; its raw outputs: {', '.join(net.meta['outputs'])}") from error
