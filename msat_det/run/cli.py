@@ -252,10 +252,10 @@ def detect(argv: list[str]) -> None:
         "--t",
         metavar="T",
         type=whole(1, MOST_TIMESTEPS),
-        help="timesteps (default: delta coding up to 4, rate coding 32, of a saved network its own)",
+        help="timesteps (default: 32, under delta coding 4; of a saved network its own, under delta coding at most 4)",
     )
     parser.add_argument("--classes", metavar="NAME,NAME", default="", help="only these classes")
-    text = "the least that counts (default: 0.3, of FastestDet, whose scores run high, 0.65)"
+    text = "lowest score of a box (default: 0.3; 0.65 for FastestDet, whose scores run high)"
     parser.add_argument("--score", metavar="X", type=share, help=text)
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs/detect"), help="default: %(default)s")
     parser.add_argument("--compare", action="store_true", help="the float network's boxes and those over t, in a row")
