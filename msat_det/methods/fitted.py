@@ -170,8 +170,8 @@ class DeltaFit(LayerByLayer):
     """budget: operations over the float network's multiply-adds that the calibration images may take (an energy ratio
     of .18 is about .8 of them), or as budget_of says; one number or one for each T and those above it; None: the price
     decides. price: what one unit of that is worth in relative squared error of the outputs; beyond 32 timesteps an
-    error weighs by them, so that it falls with T. correct: remove the mean error that each channel's input inherits.
-    plan: as of ``msat-fit``. stages, terms and zone are what is fitted.
+    error weighs by them, so that it falls with T. correct: `bias` makes up for the error that each channel's input
+    inherits. plan: as of ``msat-fit``. stages, terms and zone are what is fitted.
     """
 
     scale: Literal["layer", "channel"] = "channel"

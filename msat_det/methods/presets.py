@@ -17,9 +17,15 @@ _DELTA = ("rate", "delta")
 preset("delta-2", "delta", "Delta coding, two terms a timestep: the cheapest", _DELTA, bits=6, terms=(2,))
 preset("delta-3", "delta", "Delta coding, three terms a timestep: the default", _DELTA, bits=7, terms=(3,))
 preset("signed", "constant", "Channel scales, and spikes that can be taken back", **_CHANNEL, initial="half")
-preset("signed-b3", "constant", "The same with bursts of up to 3", **_CHANNEL, initial="half", gamma=3)
+preset("signed-b3", "constant", "As signed, with bursts of up to 3", **_CHANNEL, initial="half", gamma=3)
 preset(
-    "signed-b7", "constant", "Half the threshold, bursts of up to 7", **_CHANNEL, initial="half", gamma=7, factor=0.5
+    "signed-b7",
+    "constant",
+    "As signed, at half the threshold with bursts of up to 7",
+    **_CHANNEL,
+    initial="half",
+    gamma=7,
+    factor=0.5,
 )
 preset(
     "staged-4",
