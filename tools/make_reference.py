@@ -32,8 +32,9 @@ PAGE = settings.PROJECT / "docs/reference.md"
 HEAD = """\
 # Reference
 
-From the docstrings, by `python tools/make_reference.py`. The [tutorial](tutorial.md) and the [how-tos](howto.md) show
-these names at work; `msat-det --help` and each command's own `--help` explain the command line.
+Every public name, option and configuration key, for those who know what they look for. The [tutorial](tutorial.md) and
+the [how-tos](howto.md) show these names at work; `msat-det --help` and each command's own `--help` explain the command
+line. `python tools/make_reference.py` makes the page from the docstrings.
 """
 LIBRARY = [getattr(msat_det, name) for name in msat_det.__all__ if name != "METHODS"]
 RESULTS = [Observation, Counts, Cost, node_table, Neuron, Msat]
