@@ -43,9 +43,9 @@ RATE = {"scale": "channel", "initial": "half", "signed": True, "gamma": 7, "fact
 HEAD = "| network | image | converts | rate, T = 16 | energy | delta, T = 2 | energy | analog share | seconds |"
 TEXT = """# Networks of other packages
 
-What `msat_det.convert` makes of networks as their packages build them, with no line changed. Weights and images are
-random; batch norms have seen four of the images and keep most units active, so that errors do not grow from layer to
-layer as they do in random networks and not in trained ones.
+For those who ask whether their network converts: what `msat_det.convert` makes of networks as their packages build
+them, with no line changed. Weights and images are random; batch norms have seen four of the images and keep most units
+active, so that errors do not grow from layer to layer as they do in random networks and not in trained ones.
 
 - rate, delta: ‖outputs − float outputs‖ / ‖float outputs‖ on an image that calibration has not seen, after 16 timesteps
   of rate coding (`constant`, channel scales × .5, γ = 7, signed) and after 2 of delta coding (`delta`), both with
