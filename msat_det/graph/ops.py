@@ -86,8 +86,8 @@ BATCH_NORMS = {"batchnorm", "batchnorm1d", "batchnorm2d", "batchnorm3d", "syncba
 JOINING = {"cat", "concat", "concatenate", "assigned"}
 MOVING = JOINING | {
     *("flatten", "unflatten", "view", "reshape", "permute", "transpose", "t", "movedim", "squeeze", "unsqueeze"),
-    *("expand", "repeat", "tile", "getitem", "chunk", "split", "unbind", "select", "narrow", "indexselect", "flip"),
-    *("roll", "stack"),
+    *("expand", "broadcastto", "repeat", "tile", "getitem", "chunk", "split", "tensorsplit", "unbind", "select"),
+    *("narrow", "indexselect", "flip", "roll", "stack"),
 }
 
 # Linear or affine in their image input whatever their other arguments are.
@@ -97,7 +97,7 @@ LINEAR = {
     *("pixelshuffle", "pixelunshuffle", "channelshuffle", "fold", "unfold", "rot90", "fliplr", "flipud"),
     *("repeatinterleave", "viewas", "reshapeas", "expandas", "ravel", "where", "maskedfill", "diagonal"),
     *("identity", "contiguous", "clone", "detach", "to", "float", "type", "typeas"),
-    *("zeroslike", "oneslike", "newzeros", "newones"),
+    *("zeroslike", "oneslike", "fulllike", "newzeros", "newones", "newfull"),
 }
 # Linear while an image enters through one argument only; a product or quotient of two branches is differential.
 LINEAR_IN_ONE = {"mul", "truediv", "matmul", "bmm", "mm", "einsum"}

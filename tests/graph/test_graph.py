@@ -282,6 +282,11 @@ LINEAR = {
     "flatten": lambda net, x: x.flatten(2).unflatten(2, (12, 12)),
     "chunk": lambda net, x: torch.cat(x.chunk(2, 1)[::-1], 1),
     "split": lambda net, x: torch.cat(torch.split(x, [3, 1], 1), 1),
+    "split in three": lambda net, x: torch.cat(torch.tensor_split(x, 3, 1)[::-1] + x.tensor_split([1], 1)[1:], 1)[
+        :, :4
+    ],
+    "broadcast": lambda net, x: x + torch.broadcast_to(x.mean((2, 3), keepdim=True), x.shape),
+    "filled like it": lambda net, x: x - torch.full_like(x, 0.5) + x.new_full((12,), 2.0),
     "stack": lambda net, x: torch.stack([x.unbind(1)[i] for i in (3, 2, 1, 0)], 1),
     "parameter": lambda net, x: x * net.scale + net.scale,
     "zeros": lambda net, x: torch.cat((x, torch.zeros_like(x)), 1)[:, 2:6],

@@ -90,7 +90,26 @@ def blank(net: Net, x: Tensor) -> Tensor:
     return y * 2
 
 
-BODIES = [number, row, partial_convolution, up_to_a_size, activation, sum_on_a_part, head, picked, mask, blank]
+def interleaved(net: Net, x: Tensor) -> Tensor:
+    y, z = torch.empty_like(x), x.new_empty(x.shape)
+    y[:, ::2], y[:, 1::2] = x[:, :2], net.part(x[:, 2:])
+    z[:] = y
+    return y + z
+
+
+BODIES = [
+    interleaved,
+    number,
+    row,
+    partial_convolution,
+    up_to_a_size,
+    activation,
+    sum_on_a_part,
+    head,
+    picked,
+    mask,
+    blank,
+]
 
 
 @pytest.mark.parametrize("body", BODIES)

@@ -121,7 +121,11 @@ def check_call(node: fx.Node, op: str, args: tuple, kwargs: dict) -> None:
         node.kwargs.get("device"), _INPUTS
     ):
         wrong = "names a device: leave it to the network's input"
-    elif op in ("chunk", "split", "unbind") and isinstance(args[0], Tensor) and max(args[0].shape) > _MOST_PARTS:
+    elif (
+        op in ("chunk", "split", "tensorsplit", "unbind")
+        and isinstance(args[0], Tensor)
+        and max(args[0].shape) > _MOST_PARTS
+    ):
         wrong = f"splits a tensor of shape {tuple(args[0].shape)}, which is too long"
     if wrong:
         raise InputError(f"node '{node.name}' {wrong}")
