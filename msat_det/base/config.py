@@ -39,7 +39,7 @@ class Data:
     limit: Annotated[int | None, "only the first N of a seeded shuffle of the sorted ids; null: all."] = None
     held_out: Annotated[
         bool,
-        "evaluate only images that are not calibration images as well; their bytes are compared, before limit counts.",
+        "evaluate only images that are not among the calibration images, by their bytes; limit counts what is left.",
     ] = False
     corrupt: Annotated[
         str | None,

@@ -133,7 +133,7 @@ def add_option(group: Any, name: str, hint: Any, text: str, word: str = "TEXT", 
     if kind is bool:
         group.add_argument(f"--{name}", nargs="?", const="true", metavar="true|false", help=text, **settings)
     else:
-        metavar = {int: "N", float: "X", list[int]: "N,N", list[str]: "NAME,NAME"}.get(kind, word)
+        metavar = {int: "N", float: "X", list[int]: "N,N", list[float]: "X,X", list[str]: "NAME,NAME"}.get(kind, word)
         group.add_argument(f"--{name}", metavar=metavar, help=text, **settings)
 
 
