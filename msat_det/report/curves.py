@@ -13,7 +13,7 @@ from msat_det.base.colours import INK
 from msat_det.measure.arrival import lost
 from msat_det.measure.exits import ExitRow
 from msat_det.measure.rows import CurveRow
-from msat_det.report.style import PALE, curve_style, entitle, legend_below, quiet
+from msat_det.report.style import PALE, curve_style, entitle, legend_below, quiet, time_axis
 
 ACCURACY = {"map": "mAP", "top1": "top-1 accuracy"}
 COST_AXES = {  # energy first: the order of methods differs
@@ -50,11 +50,8 @@ def draw_curve(rows: list[CurveRow], title: str = "") -> Figure:
     over_cost.axhline(level.metrics[metric], color=INK, linestyle="--", linewidth=1.3)
     over_cost.axvline(1, color=INK, linestyle=":", linewidth=1)
 
-    steps = sorted({row.steps for row in rows})
-    over_time.set_xscale("log", base=2)
-    over_time.set_xticks(steps, [str(t) for t in steps])
+    time_axis(over_time, sorted({row.steps for row in rows}))
     over_time.set(xlabel="timesteps t", ylabel=f"{ACCURACY[metric]}, %")
-    over_time.xaxis.set_minor_locator(NullLocator())
     _cost_axis(over_cost, "energy_ratio")
     top = max([level.metrics[metric], *(row.metrics[metric] for row in rows)])
     over_time.set_ylim(0, top * 1.08 or 1)
@@ -201,9 +198,10 @@ def draw_exits(rows: list[ExitRow], fixed: list[CurveRow], title: str) -> Figure
             large = style | {"linestyle": "none", "markersize": 12}
             axes.plot([getattr(r, at) for r in fitted], [r.metrics[metric] for r in fitted], **large)
         axes.axhline(fixed[0].metrics[metric], color=INK, linestyle="--", linewidth=1.3)
-        axes.set_xscale("log", base=2 if cost == "t" else 10)
-        axes.set_xlabel("timesteps, mean over images" if cost == "t" else COST_AXES[cost])
         quiet(axes)
+    time_axis(panels[0], sorted({row.steps for row in fixed[1:]}))
+    panels[0].set_xlabel("timesteps, mean over images")
+    _cost_axis(panels[1], "energy_ratio")
     panels[0].set_ylabel(f"{ACCURACY[metric]}, %")
     panels[0].set_ylim(bottom=0)
     legend_below(figure, 4, *panels[0].get_legend_handles_labels())

@@ -7,12 +7,12 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from msat_det.base.colours import COLOURS, INK
 from msat_det.measure.examination import Examination
 from msat_det.measure.ledger import BINS, PARTS, RESIDUAL
-from msat_det.report.style import GREY, METHOD_COLOURS, curve_style, entitle, legend_below, quiet
+from msat_det.report.style import GREY, METHOD_COLOURS, curve_style, entitle, legend_below, quiet, time_axis
 
 PART_COLOURS = dict(zip(PARTS, (*(METHOD_COLOURS[i] for i in (0, 1, 3)), GREY), strict=True))  # as page.css has them
 NAMES = {"sin": "SIN"}
@@ -78,9 +78,7 @@ def _sin(axes: Axes, one: Examination) -> None:
     for number, (ratios, colour) in enumerate(zip(by_site.values(), colours, strict=True), 1):
         name = {1: "first call site", len(by_site): f"call site {len(by_site)}, the last"}.get(number)
         axes.plot(times, ratios, color=colour, marker="o", markersize=3, linewidth=1.2, label=name)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(times, [str(t) for t in times])
-    axes.xaxis.set_minor_locator(NullLocator())
+    time_axis(axes, times)
     axes.set_ylim(0, None)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from msat_det.base.colours import COLOURS, INK
 from msat_det.data.voc_classes import class_index, common_name
@@ -16,6 +17,7 @@ MARKERS = "osD^vXP"
 LINES = ["-", (0, (5, 1)), (0, (1, 1))]
 PALE = "#DDDDDD"
 GREY = "#BBBBBB"  # of a method that finds next to nothing
+CLOSE = 1.12  # factor between timesteps whose numbers stand side by side
 
 
 def class_colours(classes: Sequence[str], others: Iterable[str]) -> dict[str, int]:
@@ -63,3 +65,13 @@ def quiet(axes: Axes) -> None:
     axes.tick_params(color=PALE, labelcolor=INK, labelleft=True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(PALE)
+
+
+def time_axis(axes: Axes, times: list[int]) -> None:
+    """Log2, with a mark at each of the timesteps in rising order, and its number where that has room."""
+    shown: list[int] = []
+    for t in reversed(times):  # the last one has its number
+        shown += [t] if not shown or shown[-1] >= CLOSE * t else []
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(times, [str(t) if t in shown else "" for t in times])
+    axes.xaxis.set_minor_locator(NullLocator())

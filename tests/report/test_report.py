@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from PIL import Image
 from support.rows import ROWS, picture
@@ -16,10 +17,11 @@ from support.rows import ROWS, picture
 from msat_det.base.colours import COLOURS, text_on
 from msat_det.base.errors import InputError
 from msat_det.base.settings import PROJECT
+from msat_det.measure.exits import ExitRow
 from msat_det.measure.rows import CurveRow
 from msat_det.report import directory
 from msat_det.report.boxes import draw_detections
-from msat_det.report.curves import draw_curve
+from msat_det.report.curves import draw_curve, draw_exits
 from msat_det.report.directory import RunDirectory, commit_id
 from msat_det.report.style import GREY, METHOD_COLOURS, class_colours
 
@@ -122,6 +124,28 @@ def test_pictures_show_what_they_should() -> None:
     figure = draw_detections(*picture(), "title")
     assert [axes.get_title() for axes in figure.axes] == ["ground truth", "float", "t = 4"]
     assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == [["tvmonitor", "dog"], ["tv 0.90"], []]
+
+
+def numbers_below(axes: Axes) -> list[str]:
+    """What stands at the horizontal axis' marks that are seen, also at the small ones between them."""
+    low, high = axes.get_xlim()
+    ticks = [*zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)]
+    ticks += zip(axes.get_xticks(minor=True), axes.get_xticklabels(minor=True), strict=True)
+    return [label.get_text() for place, label in ticks if low <= place <= high]
+
+
+def test_axes_of_exits_bear_plain_numbers() -> None:
+    fixed = [ROWS[0], *(CurveRow("if", t, {"map": 2.0 * t, "map50": 3.0 * t}, t, t, 0.06 * t) for t in (1, 2, 4, 8))]
+    exits = [ExitRow("if", 0.1, True, 3.0, {"map": 5.0, "map50": 6.0}, 3, 3, 0.2, 3, 0.2)]
+    figure = draw_exits(exits, fixed, "")
+    figure.draw_without_rendering()
+    assert [numbers_below(axes) for axes in figure.axes] == [["1", "2", "4", "8"], ["0.1", "0.2", "0.5"]]
+
+
+def test_timesteps_are_numbered_where_there_is_room() -> None:
+    rows = [ROWS[0], *(CurveRow("if", t, {"map": 1.0 * t, "map50": 1.0}, t, t, t) for t in range(1, 17))]
+    shown = numbers_below(draw_curve(rows).axes[0])
+    assert shown == [*"12345678", "", "10", "", "12", "", "14", "", "16"]
 
 
 def test_a_class_has_one_colour_everywhere() -> None:
