@@ -175,7 +175,7 @@ def single_extrema(graph: Graph) -> None:
             graph.module.graph.erase_node(part)
 
 
-_UNSET = {torch.empty_like: torch.zeros_like, "new_empty": "new_zeros"}
+_UNSET: dict[Any, Any] = {torch.empty_like: torch.zeros_like, "new_empty": "new_zeros"}
 
 
 def drop_neutral(graph: Graph) -> None:
