@@ -11,11 +11,11 @@ from torch.fx.node import Node
 from msat_det.graph.channels import mean_by_channel
 from msat_det.graph.graph import Batch
 from msat_det.methods.budget import ByT, at, check_by_t
-from msat_det.methods.layerwise import Calibration, activations, mmse
+from msat_det.methods.layerwise import Calibration, mmse
 from msat_det.methods.observe import Observation
 from msat_det.methods.options import require
 from msat_det.methods.registry import RATE, Neurons, method, neuron
-from msat_det.methods.sequential import layer_by_layer, run_alone
+from msat_det.methods.sequential import activations, layer_by_layer, run_alone
 from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.neurons import Neuron
 

@@ -10,11 +10,11 @@ from torch.fx.node import Node
 from msat_det.base.checks import check_number
 from msat_det.base.errors import InputError
 from msat_det.graph.channels import mean_by_channel, rows_by_channel
-from msat_det.graph.facts import facts, is_site
+from msat_det.graph.facts import facts
 from msat_det.methods.observe import Observation
 from msat_det.methods.options import Options, require
 from msat_det.methods.registry import RATE, Neurons, method, neuron, neurons, threshold
-from msat_det.methods.sequential import layer_by_layer, run_alone
+from msat_det.methods.sequential import activations, layer_by_layer, run_alone
 from msat_det.spiking.kernels import Scan
 from msat_det.spiking.neurons import Neuron
 
@@ -137,11 +137,6 @@ def ftbc(options: Ftbc, observation: Observation, T: int) -> Neurons:
     activation − mean output at t). Thresholds as the options say; other methods take it as ``correct: bias-t``.
     """
     return with_bias_over_time(neurons(options, observation), observation, T, options.images, options.passes)
-
-
-def activations(observation: Observation, images: int) -> dict[str, Tensor]:
-    """What the float network's call sites give on the first calibration images."""
-    return {n.name: v for n, v in observation.graph.walk(observation.first(images)) if is_site(n)}
 
 
 def with_bias_over_time(

@@ -20,12 +20,12 @@ from torch.fx.node import Node
 
 from msat_det.base.checks import present
 from msat_det.graph.channels import mean_by_channel
-from msat_det.graph.facts import facts, is_site
+from msat_det.graph.facts import facts
 from msat_det.graph.graph import Batch, elements
 from msat_det.methods.budget import Priced, fit_within
 from msat_det.methods.observe import Observation
 from msat_det.methods.sensitivity import sensitivity
-from msat_det.methods.sequential import layer_by_layer
+from msat_det.methods.sequential import activations, layer_by_layer
 from msat_det.spiking.kernels import Scan
 from msat_det.spiking.neurons import Msat, Neuron, threshold
 
@@ -124,10 +124,10 @@ def fit_once(
 ) -> Fit:
     """One pass through the network at a fixed price."""
     result = Fit({}, goal.price)
-    activations = {n.name: v for n, v in observation.graph.walk(observation.first(goal.images)) if is_site(n)}
+    goals = activations(observation, goal.images)
 
     def decide(node: Node, currents: Tensor) -> Neuron:
-        wanted = activations.pop(node.name)[: currents.shape[1]]
+        wanted = goals.pop(node.name)[: currents.shape[1]]
         bench = Bench(node, currents, wanted, goal, weights[node.name])
         trial = search(bench, make)
         result.trials[node.name] = trial

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from msat_det.graph.facts import is_site
 from msat_det.graph.graph import elements
 from msat_det.methods.observe import Observation
 from msat_det.spiking.engine import Run
@@ -33,6 +34,11 @@ def layer_by_layer(
         run = Run(Setup(graph, Plan(graph), {}, observation.fanout), batch, decide=decide)
         run.advance(0, T)
     return run.neurons
+
+
+def activations(observation: Observation, images: int) -> dict[str, Tensor]:
+    """What the float network's call sites give on the first calibration images."""
+    return {n.name: v for n, v in observation.graph.walk(observation.first(images)) if is_site(n)}
 
 
 def run_alone(neuron: Neuron, currents: Tensor, T: int) -> Tensor:

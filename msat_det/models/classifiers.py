@@ -174,10 +174,6 @@ class Network:
     weights: Path | None = None
 
 
-def _vgg(*plan: int | str) -> Callable[[int], nn.Module]:
-    return partial(Vgg, plan)
-
-
 def _torchvision(name: str) -> Callable[[int], nn.Module]:
     # As torchvision sets them up for their published weights, without the classifiers that only training needs.
     special = {"init_weights": False, "aux_logits": False, "transform_input": True}
@@ -189,13 +185,13 @@ CLASSIFIERS: Names[Network] = Names(
     "classifier",
     {
         "vgg_demo": Network(
-            _vgg(16, 16, "M", 32, 32, "M", 48, 48, "M", 64, 64, "M", 96, "M"),
+            partial(Vgg, (16, 16, "M", 32, 32, "M", 48, 48, "M", 64, 64, "M", 96, "M")),
             classes=20,
             weights=OWN_WEIGHTS / "vgg_demo.safetensors",
         ),
         # The paper's VGG16: 13 convolutions and one linear layer.
         "vgg16_cifar": Network(
-            _vgg(*(64, 64, "M", 128, 128, "M"), *(256, 256, 256, "M"), *(512, 512, 512, "M") * 2),
+            partial(Vgg, (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", *(512, 512, 512, "M") * 2)),
         ),
         "resnet18_cifar": Network(partial(CifarResNet, (2, 2, 2, 2), 64)),
         **{f"resnet{6 * n + 2}": Network(partial(CifarResNet, (n, n, n), 16)) for n in (3, 5, 7, 9)},

@@ -1,6 +1,5 @@
 """The small ReLU networks of the embedded data set: a YOLO and an SSD that train in minutes on two cores."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +9,7 @@ from msat_det.base.errors import InputError
 from msat_det.data import VOC_CLASSES
 from msat_det.data.voc_classes import common_name
 from msat_det.models.ssd import SsdDetector
-from msat_det.models.state_dict import load_tensors, without_prefix
-from msat_det.models.weights import OWN_WEIGHTS, given, read_names, read_tensors
+from msat_det.models.weights import OWN_WEIGHTS, fill, given, read_names
 from msat_det.models.yolo import YoloDetector
 
 SIZE = 160  # pixels, the side of the input in training
@@ -122,7 +120,7 @@ def yolo_demo(model: Any) -> YoloDetector:
     model.names: voc (default), coco or a file with the 20 names, one a line. model.size: a multiple of 16, default 160.
     """
     size = _size(model, 16)
-    net = _load(YoloDemo(len(VOC_CLASSES)), model.weights or OWN_WEIGHTS / "yolo_demo.safetensors")
+    net = fill(YoloDemo(len(VOC_CLASSES)), model.weights or OWN_WEIGHTS / "yolo_demo.safetensors")
     options = given(model, "resize", "score", "nms_iou", "top_k")
     return YoloDetector(net, _names(model.names), size, YOLO_ANCHORS, YOLO_STRIDES, **options)
 
@@ -130,14 +128,9 @@ def yolo_demo(model: Any) -> YoloDetector:
 def ssd_demo(model: Any) -> SsdDetector:
     """The project's own small SSD (softmax); its options are those of ``yolo_demo``."""
     size = _size(model, 16)
-    net = _load(SsdDemo(len(VOC_CLASSES)), model.weights or OWN_WEIGHTS / "ssd_demo.safetensors")
+    net = fill(SsdDemo(len(VOC_CLASSES)), model.weights or OWN_WEIGHTS / "ssd_demo.safetensors")
     options = {"nms_iou": 0.45} | given(model, "resize", "score", "nms_iou", "top_k")
     return SsdDetector(net, _names(model.names), size, ssd_priors(size), **options)
-
-
-def _load(net: nn.Module, path: str | Path) -> nn.Module:
-    load_tensors(net, without_prefix(read_tensors(path), net.state_dict(), path), path)
-    return net.eval()
 
 
 def _size(model: Any, multiple: int) -> int:

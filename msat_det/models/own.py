@@ -12,8 +12,7 @@ from msat_det.base.errors import InputError
 from msat_det.base.files import show
 from msat_det.models.detector import Detector
 from msat_det.models.headed import HeadDetector, head_options
-from msat_det.models.state_dict import load_tensors, without_prefix
-from msat_det.models.weights import read_tensors
+from msat_det.models.weights import fill
 
 
 def is_own(name: str) -> bool:
@@ -57,13 +56,8 @@ def own_detector(model: Any) -> Detector:
             )
         return built
     if model.weights is not None:
-        load_own(built, model.weights)
+        fill(built, model.weights)
     head, options = head_options(model)
     if model.size is None:
         raise InputError(f"model.size is not set: {model.name} needs the side of its input, in pixels")
     return HeadDetector(built, head, size=model.size, **options).check()
-
-
-def load_own(net: nn.Module, path: str) -> None:
-    """Fill a network from a state dict."""
-    load_tensors(net, without_prefix(read_tensors(path), net.state_dict(), path), path)

@@ -8,7 +8,7 @@ from urllib.error import URLError
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model_weights, list_models
 from torchvision.models.detection import SSDLite320_MobileNet_V3_Large_Weights
 
@@ -19,7 +19,7 @@ from msat_det.data import VOC_CLASSES
 from msat_det.data.base import class_names
 from msat_det.data.catalogue import get_with
 from msat_det.models.checkpoint import DTYPES, FAULTS, Checkpoint, Foreign, Stored
-from msat_det.models.state_dict import SAVE, find_weights
+from msat_det.models.state_dict import SAVE, find_weights, load_tensors, without_prefix
 
 OWN_WEIGHTS = SHARE / "data" / "weights"  # of the demo networks, which come along
 COCO_COLUMNS = SSDLite320_MobileNet_V3_Large_Weights.COCO_V1.meta["categories"]  # background, then ids 1 to 90
@@ -92,6 +92,12 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         return _finite(_read_safetensors(path), path)
     reason = f"it is {kind}" if kind else "it is neither safetensors nor what torch.save writes"
     raise InputError(f"{path}: not readable as weights ({reason}); give --model.weights a whole file")
+
+
+def fill(net: nn.Module, path: str | Path) -> nn.Module:
+    """The network with the weights of a file that ``read_tensors`` reads. Raises InputError for those of another."""
+    load_tensors(net, without_prefix(read_tensors(path), net.state_dict(), path), path)
+    return net
 
 
 def _read_safetensors(path: str | Path) -> dict[str, Tensor]:
