@@ -13,9 +13,9 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
+from msat_det.graph.batch_size import drop_dead
 from msat_det.graph.facts import Output, whole
 from msat_det.graph.graph import Graph, module_of, where
-from msat_det.graph.number import drop_dead
 
 # Nodes whose output may share memory with their input: writing into one in place changes the other.
 _VIEWS = {

@@ -14,9 +14,9 @@ from torch import Tensor, fx
 from torch.fx.node import Node
 
 from msat_det.graph import ops
+from msat_det.graph.batch_size import drop_dead
 from msat_det.graph.facts import Output, whole
 from msat_det.graph.graph import Graph, module_of
-from msat_det.graph.number import drop_dead
 
 _MOST = 24  # nodes of one activation
 _TOLERANCE = 2e-6

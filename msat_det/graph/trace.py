@@ -13,6 +13,7 @@ from torch.fx.node import Node
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
 from msat_det.graph.axes import label_channels
+from msat_det.graph.batch_size import Guards, drop_dead, free_batch_size
 from msat_det.graph.classify import classify
 from msat_det.graph.divisors import spare_divisors
 from msat_det.graph.facts import amend, facts
@@ -30,7 +31,6 @@ from msat_det.graph.functional import (
 )
 from msat_det.graph.graph import TORCH, Graph, device_of, measure, where
 from msat_det.graph.inputs import MISFIT, Batch, as_input, images_in, mend, name_of, reason, signature
-from msat_det.graph.number import Guards, drop_dead, free_number
 from msat_det.graph.ops import Kind
 from msat_det.graph.precision import arithmetic
 from msat_det.graph.prepare import copied, prepared, unwrap
@@ -65,7 +65,7 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     for each in (graph, other):
         functionalise(each)
     module = graph.module
-    free_number(module.graph, other.module.graph, *map(images_in, (values, more)))
+    free_batch_size(module.graph, other.module.graph, *map(images_in, (values, more)))
     free_views(graph)
     drop_neutral(graph)
     drop_dead(module.graph)

@@ -12,6 +12,7 @@ from msat_det.base.files import text_of
 COSTS = ("spikes_per_neuron", "sops_per_mac", "energy_ratio", "events_per_neuron", "energy_ratio_int8")
 DIFFERENCE = ("method", "against", "metric"), ("t", "difference", "low", "high")  # of ``differences.DifferenceRow``
 DISPLAY = {"map": "mAP", "map50": "mAP50", "top1": "top1", "top5": "top5"}
+MAIN = {"map": "mAP", "top1": "top-1 accuracy"}  # the main accuracies in words
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from msat_det.methods import observe as core
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import Observation
 from msat_det.methods.unseen import unseen_note
+from msat_det.models.calibration import detector_batches
 from msat_det.models.detector import Detector
-from msat_det.models.given import detector_batches
 from msat_det.models.importers.torchvision import as_detector
 from msat_det.models.importers.ultralytics import is_ultralytics, ultralytics_detector
 from msat_det.spiking.network import SpikingNetwork

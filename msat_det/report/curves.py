@@ -12,10 +12,9 @@ from matplotlib.ticker import LogLocator, NullLocator
 from msat_det.base.colours import INK
 from msat_det.measure.arrival import lost
 from msat_det.measure.exits import ExitRow
-from msat_det.measure.rows import CurveRow
+from msat_det.measure.rows import MAIN, CurveRow
 from msat_det.report.style import PALE, curve_style, entitle, legend_below, quiet, time_axis
 
-ACCURACY = {"map": "mAP", "top1": "top-1 accuracy"}
 COST_AXES = {  # energy first: the order of methods differs
     "energy_ratio": "energy / energy of the float network",
     "sops_per_mac": "synaptic operations / multiply-adds of the float network",
@@ -51,7 +50,7 @@ def draw_curve(rows: list[CurveRow], title: str = "") -> Figure:
     over_cost.axvline(1, color=INK, linestyle=":", linewidth=1)
 
     time_axis(over_time, sorted({row.steps for row in rows}))
-    over_time.set(xlabel="timesteps t", ylabel=f"{ACCURACY[metric]}, %")
+    over_time.set(xlabel="timesteps t", ylabel=f"{MAIN[metric]}, %")
     _cost_axis(over_cost, "energy_ratio")
     top = max([level.metrics[metric], *(row.metrics[metric] for row in rows)])
     over_time.set_ylim(0, top * 1.08 or 1)
@@ -80,7 +79,7 @@ def draw_pareto(rows: list[CurveRow], title: str = "") -> Figure:
     panels[0].set_ylim((floor, top + 0.15 * (top - floor)) if zoomed else (0, top * 1.08 or 1))
     for axes, cost in zip(panels, COST_AXES, strict=True):
         _draw_front(axes, level, rows, metric, cost, set(below))
-    panels[0].set_ylabel(f"{ACCURACY[metric]}, %")
+    panels[0].set_ylabel(f"{MAIN[metric]}, %")
     entitle(figure, title)
     handles, labels = panels[0].get_legend_handles_labels()
     text = f"never at {ZOOM:.0%} of the float network: {', '.join(below)}" if below else None
@@ -202,7 +201,7 @@ def draw_exits(rows: list[ExitRow], fixed: list[CurveRow], title: str) -> Figure
     time_axis(panels[0], sorted({row.steps for row in fixed[1:]}))
     panels[0].set_xlabel("timesteps, mean over images")
     _cost_axis(panels[1], "energy_ratio")
-    panels[0].set_ylabel(f"{ACCURACY[metric]}, %")
+    panels[0].set_ylabel(f"{MAIN[metric]}, %")
     panels[0].set_ylim(bottom=0)
     legend_below(figure, 4, *panels[0].get_legend_handles_labels())
     entitle(figure, title)

@@ -6,7 +6,7 @@ from msat_det.base.config import Config
 from msat_det.base.errors import InputError
 from msat_det.measure.examination import Examination, examine
 from msat_det.report.directory import RunDirectory
-from msat_det.run.examine import examination_text, write_examinations
+from msat_det.report.examinations import examination_text, write_examinations
 from msat_det.run.prepare import build_model, conversions, observed, settle, task_of
 from msat_det.run.resume import refuse_finished
 

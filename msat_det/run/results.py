@@ -20,6 +20,7 @@ from msat_det.methods.layerwise import LayerByLayer
 from msat_det.methods.observe import Observation
 from msat_det.report.curves import draw_curve, draw_exits
 from msat_det.report.directory import RunDirectory
+from msat_det.report.examinations import write_examinations
 from msat_det.report.example_boxes import write_about
 from msat_det.report.page.page import write_report
 from msat_det.report.tensorboard import (
@@ -31,7 +32,6 @@ from msat_det.report.tensorboard import (
     add_truth,
     events,
 )
-from msat_det.run.examine import write_examinations
 from msat_det.spiking.energy import prices
 from msat_det.spiking.formats.plan import save_plan
 

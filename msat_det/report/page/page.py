@@ -16,13 +16,12 @@ import jinja2
 from msat_det.base.errors import InputError
 from msat_det.base.files import write_whole
 from msat_det.measure.arrival import reasons
-from msat_det.measure.rows import DISPLAY, CurveRow
+from msat_det.measure.rows import DISPLAY, MAIN, CurveRow
 from msat_det.report.comparison import APART, KEPT, NEAR, Comparison, read_comparison
 from msat_det.report.page import run_files
 from msat_det.report.page.chart import COLOURS, Curve, charts
 
 PAGE = Path(__file__).parent
-NAMES = {"map": "mAP", "top1": "top-1 accuracy"}
 
 
 def write_report(folders: list[Path], target: Path | None = None) -> Path:
@@ -45,7 +44,7 @@ def run_page(folder: Path) -> str:
     curves = [
         Curve(label, run.curve(label), i, i, i, i // COLOURS, label in run.lost) for i, label in enumerate(run.labels)
     ]
-    name, level, found = NAMES[run.metric], run.rows[0], verdict(run)
+    name, level, found = MAIN[run.metric], run.rows[0], verdict(run)
     opening = _opening(run, found)
     return _render(
         "run.html",
@@ -91,7 +90,7 @@ def comparison_page(folders: list[Path]) -> str:
         "comparison.html",
         title=f"{len(runs)} runs on {runs[0].title.partition(' on ')[2]}",
         runs=[entry(run, name) for name, run in zip(names, runs, strict=True)],
-        charts=charts(curves, texts, metric, NAMES[metric]),
+        charts=charts(curves, texts, metric, MAIN[metric]),
         curves=curves,
         lines=[method_line(run, curve) | {"run": names[k]} for (k, run, _), curve in zip(pairs, curves, strict=True)],
     )
@@ -193,7 +192,7 @@ def _boxes(run: Comparison, about: dict, curves: list[Curve], opening: CurveRow 
     images."""
     if not about["images"] or not opening:
         return None
-    name = NAMES[run.metric]
+    name = MAIN[run.metric]
     drawn = about["images"][0]["methods"]
     figures = {
         curve.name: {
@@ -249,7 +248,7 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {"figure": _figure, "count": _count, "apart": _apart}
     environment.globals |= {
         "DISPLAY": DISPLAY,
-        "NAMES": NAMES,
+        "MAIN": MAIN,
         "NEAR": round(100 * NEAR),
         "PARTS": run_files.PARTS,
         "FIGURES": run_files.FIGURES,

@@ -1,4 +1,4 @@
-"""Every method of a configuration taken apart on calibration images: ledgers, causes, mends, pictures, files."""
+"""The examinations of a run: files, pictures, TensorBoard, and what the terminal says of them."""
 
 from dataclasses import asdict
 from itertools import zip_longest

@@ -14,7 +14,7 @@ from msat_det.graph import ops
 from msat_det.graph.graph import closure
 
 
-def free_number(graph: fx.Graph, other: fx.Graph, images: int, more: int) -> None:
+def free_batch_size(graph: fx.Graph, other: fx.Graph, images: int, more: int) -> None:
     """Put the number of images, times what is needed, for every plain number that differs from ``other``'s.
 
     graph, other: records of one network on ``images`` and on ``more`` images. Nothing is done where they call different
