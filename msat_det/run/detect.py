@@ -22,7 +22,8 @@ from msat_det.base.names import hint
 from msat_det.base.progress import Progress
 from msat_det.base.settings import NETWORKS
 from msat_det.data.images import CorruptImage, Size, read_upright, upright_size
-from msat_det.data.sources import VideoFile, frames_of, images_of, is_video
+from msat_det.data.sources import images_of
+from msat_det.data.video import VideoFile, frames_of, is_video
 from msat_det.methods import DEFAULT, METHODS
 from msat_det.models.detector import Detections, Detector
 from msat_det.report.side_by_side import side_by_side

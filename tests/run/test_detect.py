@@ -14,7 +14,8 @@ from msat_det.base.config import Model
 from msat_det.base.settings import PROJECT
 from msat_det.data import CocoDetection, images
 from msat_det.data.images import ORIENTATION, read_image
-from msat_det.data.sources import VideoFile, frames_of, images_of
+from msat_det.data.sources import images_of
+from msat_det.data.video import VideoFile, frames_of
 from msat_det.models import build_detector
 from msat_det.run import cli
 
