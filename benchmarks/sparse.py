@@ -114,7 +114,7 @@ def watch(bench: Bench, neuron: str, images: int) -> tuple[float, float, list[La
     with dense():
         before = shortest(lambda: snn.run(image, T)) / T
     after = shortest(lambda: snn.run(image, T)) / T
-    called = {str(node.target): snn.graph.layer(node) for node in snn.plan.body if node.op == "call_module"}
+    called = {str(node.target): snn.graph.layer(node) for node in snn.schedule.body if node.op == "call_module"}
     modules = [module for _, module in sorted(called.items())]
     layers = [Layer(module) for module in modules if isinstance(module, nn.Conv2d) and module.groups == 1]
     hooks = [layer.conv.register_forward_pre_hook(layer.see) for layer in layers]

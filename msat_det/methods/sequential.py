@@ -12,7 +12,7 @@ from msat_det.methods.observe import Observation
 from msat_det.spiking.engine import Run
 from msat_det.spiking.kernels import Scan
 from msat_det.spiking.neurons import Neuron
-from msat_det.spiking.plan import Plan, Setup
+from msat_det.spiking.schedule import Schedule, Setup
 
 MEMORY_BYTES = 1 << 29
 
@@ -31,7 +31,7 @@ def layer_by_layer(
     batch = observation.first(min(images, max(1, MEMORY_BYTES // largest)))
     graph = observation.graph
     with torch.inference_mode():
-        run = Run(Setup(graph, Plan(graph), {}, observation.fanout), batch, decide=decide)
+        run = Run(Setup(graph, Schedule(graph), {}, observation.fanout), batch, decide=decide)
         run.advance(0, T)
     return run.neurons
 

@@ -19,7 +19,7 @@ from msat_det.spiking.engine import apart, refuse_nan, together
 from msat_det.spiking.kernels import events, keep_freed_memory
 from msat_det.spiking.kernels.cpu import count_events
 from msat_det.spiking.kernels.delta import Corrections
-from msat_det.spiking.plan import Setup
+from msat_det.spiking.schedule import Setup
 from msat_det.spiking.walk import Values, advance, readout, simulated
 
 
@@ -39,19 +39,19 @@ class DeltaRun(Values):
         tap: Callable[[str, Tensor], None] | None = None,
         watch: Callable[[str, Any, Tensor], None] | None = None,
     ):
-        self.graph, self.plan, self.neurons, self.fanout = setup.graph, setup.plan, setup.neurons, setup.fanout
+        self.graph, self.schedule, self.neurons, self.fanout = setup.graph, setup.schedule, setup.neurons, setup.fanout
         self.tap, self.watch = tap, watch
         keep_freed_memory()
         self.chunk, self.T, self.t = 1, T, 0
         inputs = simulated(self.graph, batch)
         self.device = next(iter(inputs.values())).device
-        self.values = self.graph.settled(self.plan.static, inputs)
+        self.values = self.graph.settled(self.schedule.static, inputs)
         self.constants = dict(self.values)
         self.scans: dict[Node, Corrections] = {}
         self.pools: dict[Node, Tensor] = {}
         self.sent: dict[Node, Tensor] = {}
         self.changed: set[Node] = set()
-        self.updated = {node: self._updated(node) for node in self.plan.body}
+        self.updated = {node: self._updated(node) for node in self.schedule.body}
         self.asked = {node.all_input_nodes[0] for node, conv in self.updated.items() if conv}
 
     def _updated(self, node: Node) -> nn.Conv2d | None:
@@ -67,7 +67,7 @@ class DeltaRun(Values):
         """Run timesteps t0 … t0 + steps − 1, one after the other."""
         for self.t in range(t0, t0 + steps):
             self.changed.clear()
-            advance(self.plan, self)
+            advance(self.schedule, self)
             self.sent.clear()
 
     @property
@@ -77,7 +77,7 @@ class DeltaRun(Values):
 
     def drop(self, node: Node) -> None:
         self.sent.pop(node, None)
-        if not self.keeps and node not in self.plan.readout_sites:
+        if not self.keeps and node not in self.schedule.readout_sites:
             super().drop(node)
 
     def _moved(self, node: Node) -> bool:
@@ -101,7 +101,7 @@ class DeltaRun(Values):
             self.watch(node.name, scan, sums.unsqueeze(0))
         asked = self.tap is not None or (t > 0 and node in self.asked)
         fresh = len(source.users) == 1 and facts(source).op in ops.FRESH
-        own = not self.keeps and source in self.plan.moving and fresh
+        own = not self.keeps and source in self.schedule.moving and fresh
         y = scan.step(sums, t, asked, own, self._moved(node))
         refuse_nan(node, scan.counts, t + 1)
         if y is not None:
@@ -134,5 +134,5 @@ class DeltaRun(Values):
 
     def readout(self, t: int) -> Any:
         """The network's outputs on the sums after t timesteps."""
-        outputs = {node: self.scans[node].output for node in self.plan.readout_sites}
-        return readout(self.plan, self.constants, outputs)
+        outputs = {node: self.scans[node].output for node in self.schedule.readout_sites}
+        return readout(self.graph, self.schedule, self.constants, outputs)

@@ -1,4 +1,4 @@
-"""The run of a plan under rate coding, a chunk of timesteps at a time.
+"""The run of a schedule under rate coding, a chunk of timesteps at a time.
 
 A layer runs a whole chunk of timesteps before the next one does: activations are (K·B, C, …), K timesteps of B images,
 time first. Only neuron states and running sums cross chunks, so memory does not grow with T. What no spike enters is
@@ -35,7 +35,7 @@ from msat_det.spiking.kernels.cpu import count_events
 from msat_det.spiking.kernels.window import window_of
 from msat_det.spiking.masks import image_key
 from msat_det.spiking.neurons import Chances, Neuron
-from msat_det.spiking.plan import Setup
+from msat_det.spiking.schedule import Setup
 from msat_det.spiking.walk import Values, advance, readout, simulated, weighed
 
 # A timestep at batch 16 in ms an image with 1 / 2 / 4 / 8 timesteps a chunk: SSD-MobileNet, MSAT 21.0 / 18.3 / 16.2 /
@@ -69,7 +69,7 @@ class Run:
         watch: Callable | None = None,
         decide: Callable[[Node, Tensor], Neuron] | None = None,
     ):
-        self.graph, self.plan, self.fanout, self.seed = setup.graph, setup.plan, setup.fanout, setup.seed
+        self.graph, self.schedule, self.fanout, self.seed = setup.graph, setup.schedule, setup.fanout, setup.seed
         self.neurons, self.tap, self.watch, self.decide = dict(setup.neurons), tap, watch, decide
         keep_freed_memory()
         inputs = simulated(self.graph, batch)
@@ -82,9 +82,9 @@ class Run:
         self.sums: dict[Node, Differential] = {}
         self.late = 0
         self.early: dict[Node, Tensor] = {}
-        self.static = self.graph.settled(self.plan.static, inputs)
+        self.static = self.graph.settled(self.schedule.static, inputs)
         self.chunk = setup.chunk or self._choose_chunk()
-        for node in self.plan.body:  # states made between activations would leave holes in memory
+        for node in self.schedule.body:  # states made between activations would leave holes in memory
             if is_site(node) and node.name in self.neurons:
                 shape = (self.size, *facts(node).image_shape)
                 layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
@@ -92,7 +92,7 @@ class Run:
 
     def restart(self, batch: Batch) -> None:
         """Another batch of the same shape, from rest, in the same memory."""
-        self.static = self.graph.settled(self.plan.static, simulated(self.graph, batch))
+        self.static = self.graph.settled(self.schedule.static, simulated(self.graph, batch))
         self.sums, self.late, self.early = {}, 0, {}
         for scan in self.scans.values():
             scan.restart()
@@ -104,7 +104,7 @@ class Run:
     def _population(self, node: Node, currents: Tensor) -> Scan:
         reach = self.fanout.reach(node, self.device)
         chances = Chances(self.seed, self.chances, self.graph.sites.index(node))
-        return Scan(self.neurons[node.name], currents, reach, node in self.plan.readout_sites, chances)
+        return Scan(self.neurons[node.name], currents, reach, node in self.schedule.readout_sites, chances)
 
     def _choose_chunk(self) -> int:
         if self.device.type == "cuda":
@@ -115,12 +115,12 @@ class Run:
 
     def advance(self, t0: int, steps: int) -> None:
         """Run timesteps t0 … t0 + steps − 1 of the whole body, layer by layer."""
-        advance(self.plan, Chunk(self, t0, steps))
+        advance(self.schedule, Chunk(self, t0, steps))
 
     def scan(self, node: Node, values: "Chunk") -> Tensor:
         """The population of a call site over a chunk."""
         t0, steps, source = values.t0, values.steps, node.all_input_nodes[0]
-        constant = source not in self.plan.moving
+        constant = source not in self.schedule.moving
         x = self.static[source].unsqueeze(0) if constant else values[source].unflatten(0, (steps, self.size))
         if node.name not in self.neurons:
             self.neurons[node.name] = present(self.decide)(node, x)
@@ -141,7 +141,7 @@ class Run:
         """A differential node over a chunk."""
         if node not in self.sums:
             reach = self.fanout.reach(node, self.device) if is_pool(node) and node in self.fanout.spikes else None
-            self.sums[node] = Differential(node, self.graph, self.plan.moving, reach)
+            self.sums[node] = Differential(node, self.graph, self.schedule.moving, reach)
         return self.sums[node].run(values)
 
     def spikes(self, t: int) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
@@ -161,16 +161,16 @@ class Run:
 
     def forget(self, t: int) -> None:
         """Leave what has been sent by t out of the outputs."""
-        self.late, self.early = t, {node: self.scans[node].output.clone() for node in self.plan.readout_sites}
+        self.late, self.early = t, {node: self.scans[node].output.clone() for node in self.schedule.readout_sites}
 
     def readout(self, t: int) -> Any:
         """The network's outputs on the running means over the first t timesteps, or since ``forget``."""
-        sums = {node: self.scans[node].output for node in self.plan.readout_sites}
+        sums = {node: self.scans[node].output for node in self.schedule.readout_sites}
         if self.early:
             means = {node: (o - self.early[node]) / (t - self.late) for node, o in sums.items()}
         else:
             means = {node: o / t for node, o in sums.items()}
-        return readout(self.plan, self.static, means)
+        return readout(self.graph, self.schedule, self.static, means)
 
 
 def together(counts: list[Tensor]) -> Tensor:

@@ -23,8 +23,8 @@ from msat_det.spiking.formats.native import Saved, read_network, write_network
 from msat_det.spiking.kernels import Scan
 from msat_det.spiking.neurons import Neuron, check_fit
 from msat_det.spiking.nodes import node_table
-from msat_det.spiking.plan import Plan, Setup
 from msat_det.spiking.replay import Replays
+from msat_det.spiking.schedule import Schedule, Setup
 from msat_det.spiking.simulate import Result, Watchers, simulate
 
 
@@ -71,9 +71,9 @@ class SpikingNetwork(nn.Module):
         self.energy, self.maxima, self.precision = energy, dict(maxima or {}), precision
         self.T, self.method = T, method
         self.counts: dict[int, Counts] = {}
-        self.plan = Plan(graph)
+        self.schedule = Schedule(graph)
         self._replays = Replays()
-        self._resized: tuple[Graph, Plan, FanOut] | None = None  # for the images of another size that came last
+        self._resized: tuple[Graph, Schedule, FanOut] | None = None  # for the images of another size that came last
 
     def forward(self, *batch: Tensor | dict[str, Tensor]) -> Any:
         """The outputs after T timesteps for a batch (B, …), or for as many tensors as the network has inputs."""
@@ -132,9 +132,9 @@ class SpikingNetwork(nn.Module):
         if self._resized is None or self._resized[0].sizes != sizes:
             one = {name: value[:1] for name, value in inputs.items()}
             graph = self.graph.at_size(one)
-            self._resized = graph, Plan(graph), fan_out(graph, one)
-        graph, plan, fanout = self._resized
-        return replace(setup, **_at(plan, replace(graph, precision=setup.graph.precision)), fanout=fanout)
+            self._resized = graph, Schedule(graph), fan_out(graph, one)
+        graph, schedule, fanout = self._resized
+        return replace(setup, graph=replace(graph, precision=setup.graph.precision), schedule=schedule, fanout=fanout)
 
     def detect(
         self,
@@ -252,9 +252,8 @@ class SpikingNetwork(nn.Module):
     @property
     def setup(self) -> Setup:
         """What a simulation of it needs, as plain values."""
-        on = _at(self.plan, replace(self.graph, precision=PRECISIONS.find(self.precision)))
-        own: dict[str, Any] = {"seed": self.seed, "chunk": self.chunk, "energy": self.energy}
-        return Setup(**on, neurons=self.neurons, fanout=self.fanout, **own)
+        graph = replace(self.graph, precision=PRECISIONS.find(self.precision))
+        return Setup(graph, self.schedule, self.neurons, self.fanout, self.seed, self.chunk, self.energy)
 
     @property
     def device(self) -> torch.device:
@@ -284,13 +283,6 @@ class SpikingNetwork(nn.Module):
     def coverage(self) -> list[dict]:
         """What every node became, one dict a node; see ``spiking.nodes.node_table``."""
         return node_table(self.graph, self.fanout, self.neurons, self.maxima)
-
-
-def _at(plan: Plan, graph: Graph) -> dict[str, Any]:
-    """A graph of another precision and the plan for it."""
-    other = copy.copy(plan)
-    other.graph = graph
-    return {"graph": graph, "plan": other}
 
 
 def _tensors(neuron: Neuron) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from msat_det.base.errors import InputError
 from msat_det.graph.inputs import Batch
 from msat_det.spiking.engine import Run
 from msat_det.spiking.kernels.layout import version
-from msat_det.spiking.plan import Setup
+from msat_det.spiking.schedule import Setup
 
 SHARE = 8  # states are kept from batch to batch where they take no more than this part of the memory that is free
 

@@ -15,8 +15,8 @@ from msat_det.spiking.delta_engine import DeltaRun
 from msat_det.spiking.energy import Counts, count
 from msat_det.spiking.engine import Run
 from msat_det.spiking.kernels import Scan
-from msat_det.spiking.plan import Setup
 from msat_det.spiking.replay import Replay, Replays, key_of
+from msat_det.spiking.schedule import Setup
 
 
 @dataclass(frozen=True)

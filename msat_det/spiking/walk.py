@@ -1,4 +1,4 @@
-"""The one walk of a plan. What a value is, and where a neuron keeps its state, is its back end's: ``Values``.
+"""The one walk of a schedule. What a value is, and where a neuron keeps its state, is its back end's: ``Values``.
 
 ``engine`` walks chunks of timesteps, ``delta_engine`` what has changed in one, ``formats.onnx_step`` one timestep to be
 written down as a program.
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.fx.node import Node
 
 from msat_det.graph.facts import facts, is_mask
@@ -18,11 +18,11 @@ from msat_det.graph.fanout import HOMOGENEOUS
 from msat_det.graph.graph import Graph
 from msat_det.graph.inputs import Batch
 from msat_det.graph.ops import Kind
-from msat_det.spiking.plan import Plan
+from msat_det.spiking.schedule import Schedule
 
 
 class Values(ABC):
-    """The values of a plan's nodes as one back end has them: what a node of each kind gives, by those before it.
+    """The values of a schedule's nodes as one back end has them: what a node of each kind gives, by those before it.
 
     values: of the nodes that have been walked and are still needed.
     """
@@ -50,21 +50,21 @@ class Values(ABC):
         self.values.pop(node, None)
 
 
-def advance(plan: Plan, values: Values) -> None:
-    """Run the body of a plan, node by node."""
+def advance(schedule: Schedule, values: Values) -> None:
+    """Run the body of a schedule, node by node."""
     by_kind = {Kind.SPIKING: values.spike, Kind.DIFFERENTIAL: values.differ, Kind.SHAPE: values.size}
-    for node in plan.body:
+    for node in schedule.body:
         values.values[node] = by_kind.get(facts(node).kind, values.linear)(node)
-        for done in plan.last[node]:
+        for done in schedule.last[node]:
             values.drop(done)
 
 
-def readout(plan: Plan, static: Mapping[Node, Any], sites: Mapping[Node, Tensor]) -> Any:
-    """The network's outputs. sites: of each of ``plan.readout_sites`` what stands for its activation."""
+def readout(graph: Graph, schedule: Schedule, static: Mapping[Node, Any], sites: Mapping[Node, Tensor]) -> Any:
+    """The network's outputs. sites: of each of ``schedule.readout_sites`` what stands for its activation."""
     values = {**static, **sites}
-    for node in plan.readout:
-        values[node] = plan.graph.evaluate(node, values)
-    return plan.graph.restructure(fx.map_arg(plan.graph.nodes[-1].args[0], values.__getitem__))
+    for node in schedule.readout:
+        values[node] = graph.evaluate(node, values)
+    return graph.evaluate(graph.nodes[-1], values)
 
 
 def weighed(graph: Graph, node: Node, values: Any, sums: dict[Node, Tensor], n: Tensor) -> Any:

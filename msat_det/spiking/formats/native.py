@@ -24,7 +24,7 @@ from msat_det.spiking.formats.archive import finite, read_archive, write_archive
 from msat_det.spiking.formats.detector import read_detector, write_detector
 from msat_det.spiking.formats.graph import read_graph, write_graph
 from msat_det.spiking.formats.plan import read_neurons, write_neurons
-from msat_det.spiking.plan import Plan, Setup
+from msat_det.spiking.schedule import Schedule, Setup
 
 KIND = "network"
 _FORM = 1  # raised when older files can no longer be read
@@ -101,7 +101,7 @@ def _read(document: dict[str, Any], tensors: dict[str, Tensor], detector: Detect
         sizes = graph.sizes
         shapes = [sizes[name] for name in graph.inputs]
         detector = read_detector(document["detector"], tensors, graph.module, shapes)
-    setup = Setup(graph, Plan(graph), neurons, fanout, document["seed"], document["chunk"])
+    setup = Setup(graph, Schedule(graph), neurons, fanout, document["seed"], document["chunk"])
     return Saved(setup, detector, document["energy"], _read_maxima(tensors, graph), T, method)
 
 

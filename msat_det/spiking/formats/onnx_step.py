@@ -58,25 +58,25 @@ class Step(nn.Module):
 
     def __init__(self, snn: SpikingNetwork):
         super().__init__()
-        self.snn, self.plan, self.net = snn, snn.plan, snn.graph.module
+        self.snn, self.schedule, self.net = snn, snn.schedule, snn.graph.module
         self.delta = snn.coding == "delta"
-        self.sites = [node for node in self.plan.body if is_site(node)]
+        self.sites = [node for node in self.schedule.body if is_site(node)]
         for node in self.sites:
             neuron = snn.neurons[node.name]
             if neuron.late:
                 raise InputError(f"call site {node.name} counts from a later timestep on: export with option late off")
             if neuron.confidence < 1:
                 raise InputError(f"call site {node.name} drops spikes at random: export without option confidence")
-        self.slots = [slot for node in self.plan.body for slot in self.slots_of(node)]
+        self.slots = [slot for node in self.schedule.body for slot in self.slots_of(node)]
         self.outputs = _output_names(snn)
 
     def slots_of(self, node: Node) -> list[Slot]:
         """The states that a node keeps from one step to the next."""
         if is_site(node):
-            kept = set(self.snn.neurons[node.name].keeps) | ({"o"} if node in self.plan.readout_sites else set())
+            kept = set(self.snn.neurons[node.name].keeps) | ({"o"} if node in self.schedule.readout_sites else set())
             return [Slot(node, name, whole(facts(node))) for name in ("v", "o", "x", "mean", "before") if name in kept]
         if facts(node).kind is Kind.DIFFERENTIAL and not self.delta:
-            means = mean_inputs(node, self.plan.moving)
+            means = mean_inputs(node, self.schedule.moving)
             sums = [Slot(node, "sum", whole(facts(n)), n) for n in means]
             return sums if is_mask(facts(node)) else [*sums, Slot(node, "last", whole(facts(node)))]
         return []
@@ -105,12 +105,12 @@ class Step(nn.Module):
 
     def run(self, inputs: dict[str, Tensor], t: Tensor, states: dict[Slot, Tensor]) -> tuple[Tensor, ...]:
         """The step on states that have begun."""
-        static = self.snn.graph.settled(self.plan.static, inputs)
+        static = self.snn.graph.settled(self.schedule.static, inputs)
         values = _Timestep(self, static, t, states)
-        advance(self.plan, values)
-        sums = {node: values.coming[self.sum(node)] for node in self.plan.readout_sites}
+        advance(self.schedule, values)
+        sums = {node: values.coming[self.sum(node)] for node in self.schedule.readout_sites}
         means = sums if self.delta else {node: total / (t + 1) for node, total in sums.items()}
-        outputs = tensors_of(readout(self.plan, static, means))
+        outputs = tensors_of(readout(self.snn.graph, self.schedule, static, means))
         return (*outputs, *(values.coming[slot] for slot in self.slots), *(values.sent[node] for node in self.sites))
 
     def sum(self, node: Node) -> Slot:

@@ -1,9 +1,7 @@
 """Which nodes of a graph a simulation runs when."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-
-from torch.fx.node import Node
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
@@ -14,32 +12,23 @@ from msat_det.graph.ops import Kind
 from msat_det.spiking.neurons import Neuron
 
 
-@dataclass
-class Plan:
+class Schedule:
     """Which nodes run where: ``static`` once per batch, ``body`` in every chunk, ``readout`` on running means of the
-    outputs of ``readout_sites``. ``moving``: all that changes in time."""
+    outputs of ``readout_sites``. ``moving``: all that changes in time. ``last``: see ``graph.last_uses``."""
 
-    graph: Graph
-    static: list[Node] = field(default_factory=list)
-    body: list[Node] = field(default_factory=list)
-    last: dict[Node, list[Node]] = field(default_factory=dict)
-    moving: set[Node] = field(default_factory=set)
-    readout_sites: list[Node] = field(default_factory=list)
-    readout: list[Node] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        nodes = self.graph.nodes
-        self.moving = set(nodes) - static_nodes(self.graph)
+    def __init__(self, graph: Graph) -> None:
+        nodes = graph.nodes
+        self.moving = set(nodes) - static_nodes(graph)
         pays = {n for n in nodes if facts(n).op in ops.MULTIPLYING}
         # a max pooling that no neuron follows is simulated only where a paying layer follows: its spikes count
-        timed = [n for n in nodes if is_site(n) or (is_pool(n) and closure([n], _users) & pays)]
+        timed = [n for n in nodes if is_site(n) or (is_pool(n) and closure([n], lambda n: n.users) & pays)]
         needed = closure(timed, lambda n: n.all_input_nodes)
         sizes = {n for n in nodes if facts(n).kind is Kind.SHAPE and n.op != "get_attr"}  # they differ by chunk
         self.body = [n for n in nodes if n in needed and (n in self.moving or n in sizes)]
         self.static = [n for n in nodes if n not in self.moving and n.op != "output"]
         self.last = last_uses(self.body)
-        behind = before_output(self.graph) & self.moving
-        self.readout_sites = [n for n in self.graph.sites if n in behind]
+        behind = before_output(graph) & self.moving
+        self.readout_sites = [n for n in graph.sites if n in behind]
         self.readout = [n for n in nodes if n in behind and n not in self.readout_sites and n.op != "output"]
 
 
@@ -50,7 +39,7 @@ class Setup:
     cost, see ``energy.prices``."""
 
     graph: Graph
-    plan: Plan
+    schedule: Schedule
     neurons: Mapping[str, Neuron]
     fanout: FanOut
     seed: int = 0
@@ -74,7 +63,3 @@ class Setup:
     def late(self) -> int:
         """The timestep from which on outputs are taken."""
         return 0 if self.coding == "delta" else max((neuron.late for neuron in self.neurons.values()), default=0)
-
-
-def _users(node: Node) -> Iterable[Node]:
-    return node.users
