@@ -126,20 +126,9 @@ SHAPE = {"size", "dim", "numel"}  # of an image's tensor; any operation that no 
 SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
 # Of sizes alone, or of a parameter and sizes: no image enters them.
 SIZED = {
-    "floordiv",
-    "mod",
-    "zeros",
-    "ones",
-    "full",
-    "arange",
-    "linspace",
-    "guard",
-    "eye",
-    "meshgrid",
-    "cumsum",
-    "outer",
+    *("floordiv", "mod", "zeros", "ones", "full", "arange", "linspace", "guard", "eye", "meshgrid", "cumsum", "outer"),
+    *("cartesianprod", "tril", "triu", "floor", "ceil", "round", "long", "int", "bool"),
 }
-SIZED |= {"cartesianprod", "tril", "triu", "floor", "ceil", "round", "long", "int", "bool"}
 RECTIFIED = {"relu", "relu6"}
 PIECEWISE_LINEAR = {"leakyrelu", "rrelu", "prelu", "hardtanh", "hardsigmoid", "hardshrink", "softshrink", "threshold"}
 CLAMPS = {"clamp", "clip", "clampmin", "clampmax"}

@@ -15,11 +15,10 @@ NOTHING = 0.05  # of the float network's accuracy: below it a curve says nothing
 def lost(rows: list[CurveRow]) -> list[str]:
     """The methods that stay below NOTHING of the float network's accuracy at every t. rows: the float row first."""
     level, *rows = rows
-    metric = next(iter(level.accuracies))
     best: dict[str, float] = {}
     for row in rows:
-        best[row.method] = max(best.get(row.method, 0.0), row.metrics[metric])
-    return [method for method, accuracy in best.items() if accuracy < NOTHING * level.metrics[metric]]
+        best[row.method] = max(best.get(row.method, 0.0), row.metrics[level.metric])
+    return [method for method, accuracy in best.items() if accuracy < NOTHING * level.metrics[level.metric]]
 
 
 def reasons(config: Config, labels: Iterable[str]) -> dict[str, list[str]]:

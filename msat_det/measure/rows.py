@@ -50,6 +50,11 @@ class CurveRow:
         return {name: getattr(self, name) for name in COSTS}
 
     @property
+    def metric(self) -> str:
+        """The main accuracy, map or top1."""
+        return next(iter(self.accuracies))
+
+    @property
     def accuracies(self) -> dict[str, float]:
         """The two accuracies of curve.csv, the main one first."""
         return {name: self.metrics[name] for name in DISPLAY if name in self.metrics}

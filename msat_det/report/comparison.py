@@ -49,7 +49,7 @@ class Comparison:
     @property
     def metric(self) -> str:
         """The main accuracy: map or top1."""
-        return next(iter(self.rows[0].accuracies))
+        return self.rows[0].metric
 
     @property
     def labels(self) -> list[str]:

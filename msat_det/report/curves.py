@@ -28,7 +28,7 @@ def draw_curve(rows: list[CurveRow], title: str = "") -> Figure:
     """Main accuracy over t (left, log2) and over energy (right, log), the float figure as a level line; methods that
     find next to nothing in grey."""
     level, *rows = rows
-    metric = next(iter(level.accuracies))
+    metric = level.metric
     labels = list(dict.fromkeys(row.method for row in rows))
     pale = lost([level, *rows])
     legend_rows = math.ceil((len(labels) + 1) / 4)
@@ -67,7 +67,7 @@ def draw_pareto(rows: list[CurveRow], title: str = "") -> Figure:
     or lower cost, named where the method changes.
     """
     level, *rows = rows
-    metric = next(iter(level.accuracies))
+    metric = level.metric
     floor = ZOOM * level.metrics[metric]
     best = {row.method: max(r.metrics[metric] for r in rows if r.method == row.method) for row in rows}
     zoomed = max(best.values(), default=0) > floor
@@ -180,7 +180,7 @@ def _cost_axis(axes: Axes, cost: str) -> None:
 
 def draw_exits(rows: list[ExitRow], fixed: list[CurveRow], title: str) -> Figure:
     """Accuracy over mean t and over energy: a fixed t (line), exits (broken line) and the fitted rule (large)."""
-    metric = next(iter(fixed[0].accuracies))
+    metric = fixed[0].metric
     figure = Figure(figsize=(11, 5), dpi=140, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, at, cost in zip(panels, ("mean_t", "energy_ratio"), ("t", "energy_ratio"), strict=True):

@@ -41,10 +41,9 @@ class RunDirectory:
 
     def clear(self) -> None:
         """Remove an earlier run's results; summary.json first, which says that they are complete."""
-        coverage = ("coverage.json", "coverage.txt", "coverage.svg")
-        for name in ("summary.json", "curve.csv", "curve.png", *coverage, "ledger.json", "doctor.json"):
-            (self.path / name).unlink(missing_ok=True)
-        for name in ("report.html", "report.json", "boxes.gif", "exit.csv", "exit.png", "differences.csv"):
+        names = "summary.json curve.csv curve.png coverage.json coverage.txt coverage.svg ledger.json doctor.json "
+        names += "report.html report.json boxes.gif exit.csv exit.png differences.csv"
+        for name in names.split():
             (self.path / name).unlink(missing_ok=True)
         for events in self.path.glob("events.out.tfevents.*"):
             events.unlink()

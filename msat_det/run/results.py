@@ -69,7 +69,7 @@ class Outcome:
         """The label of the method that pictures show: a curve shows more than a single point, so by default the best of
         the methods with the most drawn timesteps. None where no method was run."""
         config = self.config
-        last = {row.method: next(iter(row.accuracies.values())) for row in self.rows[1:]}
+        last = {row.method: row.metrics[row.metric] for row in self.rows[1:]}
         count = {entry["label"]: len(config.drawn_times(entry)) for entry in config.methods}
         if config.draw.method in last:
             return config.draw.method
