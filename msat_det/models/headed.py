@@ -114,15 +114,16 @@ class HeadDetector:
         return logits.softmax(-1) if self.kind.softmax and name == "classes" else logits.sigmoid()
 
 
-def head_options(model: Any) -> tuple[str, dict[str, Any]]:
+def head_options(model: Any, otherwise: str | None = None) -> tuple[str, dict[str, Any]]:
     """The head's name and ``HeadDetector``'s other options, but for the size, out of a ``config.Model``.
 
-    The classes are among them where it names some.
+    otherwise: the head where none is set. The classes are among the options where names are.
     """
-    if model.head is None:
+    head = model.head or otherwise
+    if head is None:
         raise InputError(f"model.head is not set: {model.name} needs one of {', '.join(HEADS)}")
-    usual = HEADS.find(model.head).inputs
+    usual = HEADS.find(head).inputs
     own = given(model, "resize", "pad", "bgr") | {k: tuple(v) for k, v in given(model, "mean", "std").items()}
     options = given(model, "strides", "anchors", "activated", "score", "nms_iou", "top_k")
     options |= {"classes": model.names} if model.names else {}
-    return model.head, options | {"inputs": replace(usual, **own)}
+    return head, options | {"inputs": replace(usual, **own)}

@@ -6,7 +6,6 @@ asked for by name, or given.
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
@@ -94,9 +93,8 @@ def ultralytics(model: Any) -> HeadDetector:
         from ultralytics.nn.tasks import DetectionModel
     except ModuleNotFoundError:
         raise InputError(_NEEDED) from None
-    keys = {"head": model.head or "yolov8"}
-    _, options = head_options(SimpleNamespace(**vars(model) | keys))
-    options |= keys
+    head, options = head_options(model, "yolov8")
+    options["head"] = head
     weights = None if model.weights is None else Path(model.weights)
     if weights is not None and weights.suffix == ".pt" and (model.trust or model.arch is None):
         if not model.trust:

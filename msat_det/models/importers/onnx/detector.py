@@ -3,7 +3,6 @@
 import ast
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from msat_det.base.errors import InputError
@@ -89,5 +88,5 @@ def onnx_detector(model: Any) -> HeadDetector:
     if model.weights is None:
         raise InputError("model.weights is not set: detector 'onnx' needs an ONNX file; give --model.weights FILE")
     file = read_onnx(model.weights)
-    head, options = head_options(SimpleNamespace(**vars(model) | {"head": model.head or noted(file).get("head")}))
+    head, options = head_options(model, noted(file).get("head"))
     return _detector(file, head, options.pop("classes", None), model.size, model.outputs, options)
