@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +28,6 @@ from msat_det.base.errors import InputError
 from msat_det.base.settings import PROJECT
 from msat_det.run.arguments import Parser
 from msat_det.run.terminal import once
-
-if TYPE_CHECKING:
-    from transformers import RTDetrModel
 
 PAGE = PROJECT / "docs" / "zoo.md"
 STAGES: dict[str, Any] = {
@@ -69,12 +66,16 @@ convert both. The page is made by
 """
 
 
-class Maps(nn.Module):
-    """What an Ultralytics detector decodes boxes from: all that lies behind is no part of the output."""
+class Around(nn.Module):
+    """A network of another package, ``net``, of which a part is converted or some of the outputs are taken."""
 
-    def __init__(self, net: nn.Module):
+    def __init__(self, net: Any):
         super().__init__()
         self.net = net
+
+
+class Maps(Around):
+    """What an Ultralytics detector decodes boxes from: all that lies behind is no part of the output."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         maps = self.net(x)[1]
@@ -82,12 +83,8 @@ class Maps(nn.Module):
         return {"boxes": maps["boxes"], "scores": maps["scores"]}
 
 
-class Encoded(nn.Module):
+class Encoded(Around):
     """RT-DETR's dense part: backbone, projections and hybrid encoder; its decoder picks queries by their values."""
-
-    def __init__(self, net: "RTDetrModel"):
-        super().__init__()
-        self.net = net
 
     def forward(self, x: Tensor) -> list[Tensor]:
         seen = torch.ones(x.shape[0], *x.shape[2:], dtype=torch.long, device=x.device)
@@ -98,12 +95,11 @@ class Encoded(nn.Module):
         return [project(x) for project, x in zip(self.net.decoder_input_proj, encoded, strict=True)]
 
 
-class Undecided(nn.Module):
+class Undecided(Around):
     """RT-DETR of Ultralytics' up to the maps that its decoder picks queries from."""
 
     def __init__(self, net: Any):
-        super().__init__()
-        self.net = net
+        super().__init__(net)
         net.model[-1].forward = lambda maps, batch: maps
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -121,12 +117,8 @@ class FirstStage(nn.Module):
         return self.head(list(self.backbone(x).values()))
 
 
-class Boxes(nn.Module):
+class Boxes(Around):
     """A DETR of transformers, from pixels to logits and boxes."""
-
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        self.net = net
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         found = self.net(pixel_values=x)

@@ -190,24 +190,13 @@ KINDS: dict[str, tuple[type, type[Data]]] = {
     "torchvision": (TorchvisionDetector, Torchvision),
     "classifier": (Classifier, Recogniser),
 }
-_DETECTORS = Yolo, Ssd, Headed, Torchvision
-_RANGES: dict[tuple[type, str], tuple[float, float]]
-_RANGES = {(kind, key): (0, 1) for kind in _DETECTORS for key in ("score", "nms_iou")}
-_RANGES |= {(kind, "top_k"): (1, LARGEST) for kind in _DETECTORS}
-_RANGES |= {(kind, "size"): (1, _SIDE) for kind in _DETECTORS}
-_RANGES |= {
-    (Yolo, "strides"): (1, _SIDE),
-    (Yolo, "channels"): (1, 3),
-    (Headed, "strides"): (1, _SIDE),
-    (Headed, "anchors"): (1e-3, _SIDE),
-    (Headed, "std"): (1e-30, 1e30),
-    (Ssd, "columns"): (0, LARGEST),
-    (Ssd, "std"): (1e-30, 1e30),
-    (Torchvision, "longer"): (1, _SIDE),
-    (Recogniser, "resize"): (1, _SIDE),
-    (Recogniser, "crop"): (1, _SIDE),
-    (Recogniser, "std"): (1e-30, 1e30),
+_LIMITS: dict[str, tuple[float, float]] = {  # of the numbers in a field, whatever has it; texts have none
+    **dict.fromkeys(("score", "nms_iou"), (0, 1)),
+    **dict.fromkeys(("size", "strides", "longer", "resize", "crop"), (1, _SIDE)),
+    **{"top_k": (1, LARGEST), "channels": (1, 3), "columns": (0, LARGEST), "std": (1e-30, 1e30)},
 }
+_RANGES = {(data, key): limits for _, data in KINDS.values() for key, limits in _LIMITS.items()}
+_RANGES |= {(Headed, "anchors"): (1e-3, _SIDE)}
 
 
 def write_detector(detector: Any) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
