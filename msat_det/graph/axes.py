@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from torch.fx.node import Node
 
 from msat_det.graph.channels import Axis, rows_by_channel
-from msat_det.graph.facts import amend, facts, filled, whole
+from msat_det.graph.facts import amend, facts, filled, full_shape
 from msat_det.graph.graph import Batch, Graph
 from msat_det.graph.ops import JOINING, MOVING, Kind, argument
 
@@ -105,7 +105,7 @@ class _Labels:
         axis, shape, size = known.channel_axis, known.image_shape, known.channels
         numbers = torch.arange(count + 1, count + size + 1, dtype=torch.float32, device=self.device)
         shaped = numbers.reshape([-1 if d == axis else 1 for d in range(len(shape) + 1)])
-        return shaped.expand(whole(known)), count + size
+        return shaped.expand(full_shape(known)), count + size
 
 
 def _of_product(node: Node, inputs: list[Node]) -> Axis:

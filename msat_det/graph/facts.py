@@ -110,7 +110,7 @@ def output_of(value: Any) -> Output:
     )
 
 
-def whole(known: Output | Facts) -> Shape:
+def full_shape(known: Output | Facts) -> Shape:
     """The shape of what a node gives for one image, the batch dimension included. Raises TypeError for a tuple."""
     ((rows, shape),) = parts_of(known)
     return rows, *shape

@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
-from msat_det.graph.facts import facts, filled, is_site, whole
+from msat_det.graph.facts import facts, filled, full_shape, is_site
 from msat_det.graph.graph import Graph, elements, module_of
 from msat_det.graph.ops import Kind
 
@@ -202,14 +202,14 @@ def _multiply_adds(graph: Graph, node: Node, source: Node, shapes: dict) -> Tens
     """(1, C, …) multiply-adds that each element of the node's input takes part in."""
     known, op = facts(source), facts(node).op
     if op == "linear":
-        return torch.full(whole(known), float(_parameter(graph, node, "weight", 1, shapes).shape[0]))
+        return torch.full(full_shape(known), float(_parameter(graph, node, "weight", 1, shapes).shape[0]))
     if op.startswith("conv"):
-        return _convolution(graph, node, known.image_shape, shapes).expand(*whole(known))
+        return _convolution(graph, node, known.image_shape, shapes).expand(*full_shape(known))
     if op in ("matmul", "bmm", "mm"):
         other = next(n for n in node.all_input_nodes if n is not source)
         weight = shapes[other] if other in shapes else graph.attribute(other)
         rows = weight.shape[-1] if node.args[0] is source else weight.shape[-2]
-        return torch.full(whole(known), float(rows))
+        return torch.full(full_shape(known), float(rows))
     if op == "einsum":
         return _vjp(lambda x: _on_ones(graph, node, shapes, {source: x}), source, None)
     raise InputError(f"cannot count the multiply-adds of operation '{op}' at {facts(node).source}")
@@ -283,7 +283,7 @@ def _pull(graph: Graph, node: Node, source: Node, reach: Tensor, shapes: dict) -
     """What each element of ``source`` reaches through one linear node: the sum of ``reach`` over what it touches."""
     op = facts(node).op
     if op in _ELEMENTWISE:
-        return reach.sum_to_size(whole(facts(source)))
+        return reach.sum_to_size(full_shape(facts(source)))
     if op in _REDUCING:
         return _vjp(lambda x: _evaluate(graph, node, shapes | {source: x}), source, reach, unit=True)
     if op in _SPATIAL:
@@ -304,7 +304,7 @@ def _vjp(fn: Callable[[Tensor], Tensor], source: Node, reach: Tensor | None, uni
 
     reach: the vector; None for ones.
     """
-    x = torch.zeros(whole(facts(source)), requires_grad=True)
+    x = torch.zeros(full_shape(facts(source)), requires_grad=True)
     with torch.enable_grad():
         y = fn(x)
         if not y.requires_grad:  # it takes its input's shape or dtype alone

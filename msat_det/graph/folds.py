@@ -5,7 +5,7 @@ from dataclasses import replace
 from torch.fx.node import Node
 
 from msat_det.base.errors import InputError
-from msat_det.graph.facts import Facts, amend, facts, state, whole
+from msat_det.graph.facts import Facts, amend, facts, full_shape, state
 from msat_det.graph.graph import Graph, where
 from msat_det.graph.ops import Kind
 
@@ -18,7 +18,7 @@ def unfold(graph: Graph, site: Node) -> None:
         return
     if known.op == "prelu":
         raise InputError(f"{where(site)} takes windows for channels: put it where dimension 0 is that of images alone")
-    opened = replace(known, shape=whole(known), rows=1, axis=None if axis is None else axis + 1)
+    opened = replace(known, shape=full_shape(known), rows=1, axis=None if axis is None else axis + 1)
     nodes = graph.module.graph
     placeholder = next(iter(nodes.nodes))
     with nodes.inserting_before(site):

@@ -14,7 +14,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
 from msat_det.graph.batch_size import drop_dead
-from msat_det.graph.facts import Output, whole
+from msat_det.graph.facts import Output, full_shape
 from msat_det.graph.graph import Graph, module_of, where
 
 # Nodes whose output may share memory with their input: writing into one in place changes the other.
@@ -202,7 +202,7 @@ def as_layers(graph: Graph, outputs: Mapping[Node, Output]) -> None:
         key = str([(name, getattr(value, "target", value)) for name, value in given.items() if name != "input"])
         if key not in made:
             tensors = {key: graph.attribute(n) for key, n in parameters.items()}
-            layer = _layer(ops.canonical(node, None), given | tensors, len(whole(outputs[node])) - 1)
+            layer = _layer(ops.canonical(node, None), given | tensors, len(full_shape(outputs[node])) - 1)
             if layer is None:
                 continue
             origin = str(parameters["weight"].target).removesuffix(".weight")

@@ -19,7 +19,7 @@ from torch.fx.node import Node
 
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
-from msat_det.graph.facts import Output, amend, facts, is_judged, is_mask, is_site, output_of, whole
+from msat_det.graph.facts import Output, amend, facts, full_shape, is_judged, is_mask, is_site, output_of
 from msat_det.graph.inputs import AS_IT_TAKES, MISFIT, Batch, as_input, kind, mend, name_of, reason
 from msat_det.graph.ops import Kind
 from msat_det.graph.precision import arithmetic
@@ -240,7 +240,7 @@ def before_output(graph: Graph) -> set[Node]:
 
 def elements(node: Node) -> int:
     """The number of elements of a node's output for one image: of a call site, its neurons."""
-    return torch.Size(whole(facts(node))).numel()
+    return torch.Size(full_shape(facts(node))).numel()
 
 
 def last_uses(nodes: list[Node]) -> dict[Node, list[Node]]:

@@ -15,7 +15,7 @@ from torch.fx.node import Node
 
 from msat_det.graph import ops
 from msat_det.graph.batch_size import drop_dead
-from msat_det.graph.facts import Output, whole
+from msat_det.graph.facts import Output, full_shape
 from msat_det.graph.graph import Graph, module_of
 
 _MOST = 24  # nodes of one activation
@@ -123,7 +123,7 @@ def _named(
     """The function that a region is of its source; None where it has no name."""
     if _shape(outputs[source]) != _shape(outputs[region[-1]]):
         return None
-    x = _GRID.reshape(-1, *(1 for _ in whole(outputs[source])[1:]))
+    x = _GRID.reshape(-1, *(1 for _ in full_shape(outputs[source])[1:]))
     y = _on_grid(graph, source, region, x)
     if y is None or not y.is_floating_point() or y.dim() != x.dim():
         return None

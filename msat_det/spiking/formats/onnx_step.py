@@ -14,7 +14,7 @@ from torch.fx.node import Node
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import one_line, write_whole
-from msat_det.graph.facts import facts, is_mask, is_site, whole
+from msat_det.graph.facts import facts, full_shape, is_mask, is_site
 from msat_det.graph.graph import mean_inputs
 from msat_det.graph.ops import Kind
 from msat_det.spiking.delta import delta_step, resting_output
@@ -74,11 +74,13 @@ class Step(nn.Module):
         """The states that a node keeps from one step to the next."""
         if is_site(node):
             kept = set(self.snn.neurons[node.name].keeps) | ({"o"} if node in self.schedule.readout_sites else set())
-            return [Slot(node, name, whole(facts(node))) for name in ("v", "o", "x", "mean", "before") if name in kept]
+            return [
+                Slot(node, name, full_shape(facts(node))) for name in ("v", "o", "x", "mean", "before") if name in kept
+            ]
         if facts(node).kind is Kind.DIFFERENTIAL and not self.delta:
             means = mean_inputs(node, self.schedule.moving)
-            sums = [Slot(node, "sum", whole(facts(n)), n) for n in means]
-            return sums if is_mask(facts(node)) else [*sums, Slot(node, "last", whole(facts(node)))]
+            sums = [Slot(node, "sum", full_shape(facts(n)), n) for n in means]
+            return sums if is_mask(facts(node)) else [*sums, Slot(node, "last", full_shape(facts(node)))]
         return []
 
     def blank(self, images: int) -> list[Tensor]:
