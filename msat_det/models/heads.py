@@ -1,8 +1,8 @@
 """Heads by name: what a detector's raw outputs mean as boxes and scores, one function each.
 
-A function gets where the outputs' rows lie (``Cells``) and their parts, each (B, P, n): the numbers of boxes as the
-network gives them, objectness and class scores as probabilities. It gives boxes (B, P, 4) x1 y1 x2 y2 in pixels of the
-network's input, and scores (B, P, C).
+A function gets where the outputs' rows lie (``Cells``) and their parts by name, each (B, P, n): the numbers of boxes as
+the network gives them, objectness and class scores as probabilities. It gives boxes (B, P, 4) x1 y1 x2 y2 in pixels of
+the network's input, and scores (B, P, C).
 """
 
 import itertools
@@ -55,21 +55,17 @@ def yolox(cells: Cells, box: Tensor, objectness: Tensor, classes: Tensor) -> Fou
 
 
 def yolov8(cells: Cells, box: Tensor, classes: Tensor) -> Found:
-    """Ultralytics' v8 and later, and PicoDet: distances to the four sides as distributions (Li et al. 2020)."""
+    """Ultralytics' v8 and later, and PicoDet (Yu et al. 2021): distances to the four sides as distributions (Li et al.
+    2020)."""
     return _within(cells.centre, expected(box) * cells.stride), classes
 
 
-def nanodet(cells: Cells, classes: Tensor, box: Tensor) -> Found:
+def nanodet(cells: Cells, box: Tensor, classes: Tensor) -> Found:
     """NanoDet-Plus: as PicoDet, but a cell counts from its upper left corner."""
     return _within(cells.centre - cells.stride / 2, expected(box) * cells.stride), classes
 
 
-def picodet(cells: Cells, classes: Tensor, box: Tensor) -> Found:
-    """Yu et al. 2021."""
-    return yolov8(cells, box, classes)
-
-
-def fastestdet(cells: Cells, objectness: Tensor, box: Tensor, classes: Tensor) -> Found:
+def fastestdet(cells: Cells, box: Tensor, objectness: Tensor, classes: Tensor) -> Found:
     """Ma 2022: x = (tanh(t) + column)·stride, width = σ(t) of the image's; score = objectness^.6 · class^.4."""
     centre = cells.centre + (box[..., :2].tanh() - 0.5) * cells.stride
     return _around(centre, box[..., 2:].sigmoid() * cells.size), objectness**0.6 * classes**0.4
@@ -87,7 +83,7 @@ def retinanet(cells: Cells, box: Tensor, classes: Tensor) -> Found:
     return _around(centre, box[..., 2:].clamp(max=math.log(1000 / 16)).exp() * cells.anchor), classes
 
 
-def fcos(cells: Cells, classes: Tensor, box: Tensor, objectness: Tensor) -> Found:
+def fcos(cells: Cells, box: Tensor, objectness: Tensor, classes: Tensor) -> Found:
     """Tian et al. 2019, with distances in units of the stride: relu(t)·stride; score = √(class · centre-ness)."""
     return _within(cells.centre, box.relu() * cells.stride), (classes * objectness).sqrt()
 
@@ -165,7 +161,7 @@ HEADS: Names[Head] = Names(
         "yolov8": Head(yolov8, ("box", "classes"), bins=True, inputs=_ULTRALYTICS, nms_iou=0.7),
         "yolox": Head(yolox, ("box", "objectness", "classes"), inputs=Inputs("corner", 114, True, std=(1.0,) * 3)),
         "nanodet": Head(nanodet, ("classes", "box"), (8, 16, 32, 64), bins=True, inputs=_CAFFE),
-        "picodet": Head(picodet, ("classes", "box"), (8, 16, 32, 64), bins=True, inputs=_IMAGENET),
+        "picodet": Head(yolov8, ("classes", "box"), (8, 16, 32, 64), bins=True, inputs=_IMAGENET),
         "fastestdet": Head(
             fastestdet, ("objectness", "box", "classes"), (16,), softmax=True, inputs=Inputs(bgr=True), shown=0.65
         ),

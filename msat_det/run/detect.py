@@ -90,9 +90,7 @@ def converted(config: Config, method: str | None, T: int | None) -> SpikingNetwo
     if name not in entries and name not in METHODS:
         known = list(dict.fromkeys([*entries, *METHODS]))
         raise InputError(f"no method {show(name)}: {hint(name, known, 'msat-det list methods shows all')}")
-    model = build_model(config, "detection")
-    observation = observed(config, model)
-    observation.detector = model
+    observation = observed(config, build_model(config, "detection"))
     entry = entries.get(name, {"label": name, "method": name})
     coding = METHODS.find(entry["method"]).options().coding
     return convert(config, entry, observation, T or ENOUGH[entry.get("coding", coding)])

@@ -25,9 +25,7 @@ def export(config: Config, T: int | None, file: Path, onnx: bool = False) -> Non
         raise InputError(f"cannot write {file}: it is a folder; name a file in it")
     if not file.parent.is_dir():
         raise InputError(f"cannot write {file}: there is no folder {file.parent}; make it first")
-    model = build_model(config, task_of(config))
-    observation = observed(config, model)
-    observation.detector = model
+    observation = observed(config, build_model(config, task_of(config)))
     snn = convert(config, entry, observation, T or (config.record_of(entry) or config.sim.record or [1])[-1])
     if onnx:
         module = Step(snn)

@@ -118,6 +118,7 @@ def observed(config: Config, model: Any, calibration: Dataset | None = None) -> 
     """
     batches = calibration_batches(config, model, calibration_images(config) if calibration is None else calibration)
     observation = observe(model.net, batches, ranks.rank() == 0, ranks.share(range(len(batches))))
+    observation.detector = model
     sites = observation.sites.values()
     ranks.add_up([site.histogram for site in sites], [site.maximum for site in sites])
     if ranks.rank() == 0:
