@@ -28,6 +28,11 @@ def images_in(batch: Batch) -> int:
     return len(pytree.tree_leaves(batch)[0])
 
 
+def first_images(batch: Batch, count: int) -> Batch:
+    """A batch of its first images alone."""
+    return pytree.tree_map(lambda value: value[:count], batch)
+
+
 def cut(batch: Batch, size: int) -> Iterator[Batch]:
     """A batch as smaller ones of up to ``size`` images."""
     for first in range(0, images_in(batch), size):

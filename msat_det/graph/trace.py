@@ -30,7 +30,7 @@ from msat_det.graph.functional import (
     single_extrema,
 )
 from msat_det.graph.graph import TORCH, Graph, device_of, measure, where
-from msat_det.graph.inputs import MISFIT, Batch, as_input, images_in, mend, name_of, reason, signature
+from msat_det.graph.inputs import MISFIT, Batch, as_input, first_images, images_in, mend, name_of, reason, signature
 from msat_det.graph.ops import Kind
 from msat_det.graph.precision import arithmetic
 from msat_det.graph.prepare import copied, prepared, unwrap
@@ -71,7 +71,7 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     drop_dead(module.graph)
     single_extrema(graph)
     guards = Guards(module.graph)
-    one = pytree.tree_map(lambda value: value[:1], values)
+    one = first_images(values, 1)
     folds = _judge(graph, one)
     with torch.inference_mode():
         guards.stand(_check(graph, folds, net, (values, more), (expected, expected_more)))

@@ -15,7 +15,7 @@ from torch.fx.node import Node
 
 from msat_det.graph.facts import facts
 from msat_det.graph.graph import Batch, Graph, before_output
-from msat_det.graph.inputs import images_in
+from msat_det.graph.inputs import first_images, images_in
 from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.simulate import Watchers
 
@@ -26,7 +26,7 @@ def effects_of_own_errors(graph: Graph, batch: Batch, own: dict[str, Tensor]) ->
     """Each call site with ``squares`` of the outputs when its own error is put on its float activation: its term of
     eq. 7, but that the layers behind are as they are.
     """
-    few = pytree.tree_map(lambda value: value[:IMAGES], batch)
+    few = first_images(batch, IMAGES)
     values, last, silent = dict(graph.walk(few)), graph.nodes[-1], silent_outputs(graph, few)
     for node in graph.sites:
         changed: dict[Node, Any] = {node: values[node] + own[node.name][:IMAGES]}

@@ -22,7 +22,7 @@ from msat_det.graph.channels import Axis
 from msat_det.graph.facts import facts
 from msat_det.graph.fanout import FanOut, fan_out
 from msat_det.graph.graph import Batch, Graph, where
-from msat_det.graph.inputs import images_in
+from msat_det.graph.inputs import first_images, images_in
 from msat_det.graph.trace import trace
 from msat_det.models.detector import Detector
 from msat_det.spiking.kernels.cpu import observe_channels
@@ -150,7 +150,7 @@ class Observation(Tabular):
         for batch in self.batches:
             if taken and _sizes(batch) != _sizes(taken[0]):
                 continue
-            taken.append(_images(batch, images - total))
+            taken.append(first_images(batch, images - total))
             total += images_in(taken[-1])
             if total >= images:
                 break
@@ -168,9 +168,9 @@ def observe(
     if len(batches) == 0:
         raise InputError("there are no calibration images: give some, the thresholds are set by their activations")
     first = batches[0]
-    graph = net if isinstance(net, Graph) else trace(net, _images(first, 2))
+    graph = net if isinstance(net, Graph) else trace(net, first_images(first, 2))
     sites = observe_sites(graph, graph.sites, batches, progress, share)
-    return Observation(graph, fan_out(graph, _images(first, 1)), sites, batches)
+    return Observation(graph, fan_out(graph, first_images(first, 1)), sites, batches)
 
 
 def observe_sites(
@@ -209,10 +209,6 @@ def _observe_batch(graph: Graph, batch: Batch, sites: dict[str, Site]) -> None:
 
 def _sizes(batch: Batch) -> list[torch.Size]:
     return [value.shape[1:] for value in pytree.tree_leaves(batch)]
-
-
-def _images(batch: Batch, count: int) -> Batch:
-    return pytree.tree_map(lambda value: value[:count], batch)
 
 
 class Cached(Sequence):
