@@ -47,6 +47,13 @@ class Entry:
     licence: str = ""
 
 
+GITHUB = "https://raw.githubusercontent.com"
+
+
+def _file(path: str, url: str, size: int, sha256: str) -> Item:
+    return Item(path, (Source(url, size, f"sha256:{sha256}"),))
+
+
 # MD5 sums are the publishers', from torchvision/datasets/voc.py and cifar.py; sizes and COCO's SHA-256 sums are from
 # TensorFlow Datasets (url_checksums/voc.txt and coco2017.txt). COCO publishes none: those of single images are of the
 # copies with which the figures of configs/real were measured, two of them from different places and alike.
@@ -76,16 +83,11 @@ COCO128 = tuple(  # the first 128 of train2017
 )
 COCO_CALIB64 = Item("coco_calib64", COCO128[:64], least=64)
 COCO_VAL128 = (
-    Item(
+    _file(
         "coco_val128/annotations/instances_val2017.json",
-        (
-            Source(
-                "https://raw.githubusercontent.com/developer0hye/COCO128/47a3de30aaf7ad1c02105bd80598fb03ac0d0789"
-                "/annotations/instances_train2017.json",
-                560_697,
-                "sha256:b50631f1014dd6799df6b946be53e6f23693364a9a7690bdd2a6e754439f0ca0",
-            ),
-        ),
+        f"{GITHUB}/developer0hye/COCO128/47a3de30aaf7ad1c02105bd80598fb03ac0d0789/annotations/instances_train2017.json",
+        560_697,
+        "b50631f1014dd6799df6b946be53e6f23693364a9a7690bdd2a6e754439f0ca0",
     ),
     Item("coco_val128/val2017", COCO128, least=128),
 )
@@ -102,8 +104,7 @@ def _weights(repository: str, path: str, size: int, sha256: str) -> Item:
 
     No sums are published with them: the SHA-256 are of the copies with which the figures of configs/real were measured.
     """
-    source = Source(f"https://raw.githubusercontent.com/dog-qiuqiu/{repository}/{path}", size, f"sha256:{sha256}")
-    return Item(f"weights/{source.name}", (source,))
+    return _file(f"weights/{Path(path).name}", f"{GITHUB}/dog-qiuqiu/{repository}/{path}", size, sha256)
 
 
 NANO_VOC = (
@@ -149,57 +150,36 @@ FASTEST = (
     ),
 )
 
-RESNET20 = Item(
+RESNET20 = _file(
     "weights/cifar100_resnet20-23dac2f1.pt",  # as torch.hub names files: the name ends in the SHA-256's first digits
-    (
-        Source(
-            "https://github.com/chenyaofo/pytorch-cifar-models/releases/download/resnet/cifar100_resnet20-23dac2f1.pt",
-            3_000_000,
-            "sha256:23dac2f1",
-        ),
-    ),
+    "https://github.com/chenyaofo/pytorch-cifar-models/releases/download/resnet/cifar100_resnet20-23dac2f1.pt",
+    3_000_000,
+    "23dac2f1",
 )
-GITHUB = "https://raw.githubusercontent.com"
-YOLOX = Item(
+YOLOX = _file(
     "weights/yolox_nano.onnx",
-    (
-        Source(
-            f"{GITHUB}/Kazuhito00/YOLOX-ONNX-TFLite-Sample/ac07155e3ac8a531d89d24204e50f364d3444275/model/yolox_nano.onnx",
-            3_660_092,
-            "sha256:695e750a5d5754bb5a8d5325643b59282191a7e7a564e435a415fd3c578eab14",
-        ),
-    ),
+    f"{GITHUB}/Kazuhito00/YOLOX-ONNX-TFLite-Sample/ac07155e3ac8a531d89d24204e50f364d3444275/model/yolox_nano.onnx",
+    3_660_092,
+    "695e750a5d5754bb5a8d5325643b59282191a7e7a564e435a415fd3c578eab14",
 )
-PICODET = Item(
+PICODET = _file(
     "weights/picodet_s_320_coco.onnx",
-    (
-        Source(
-            f"{GITHUB}/hpc203/picodet-onnxruntime/6bd166c3944bf8b3a0c41951344ecb5101af756a/coco/picodet_s_320_coco.onnx",
-            4_040_569,
-            "sha256:d7852a1508b36bfc2739770ad52ff28bf81e219dc5c15dd7868d5ebdf007b6c8",
-        ),
-    ),
+    f"{GITHUB}/hpc203/picodet-onnxruntime/6bd166c3944bf8b3a0c41951344ecb5101af756a/coco/picodet_s_320_coco.onnx",
+    4_040_569,
+    "d7852a1508b36bfc2739770ad52ff28bf81e219dc5c15dd7868d5ebdf007b6c8",
 )
-FASTESTDET = Item(
+FASTESTDET = _file(
     "weights/FastestDet.pth",
-    (
-        Source(
-            f"{GITHUB}/dog-qiuqiu/FastestDet/97df0a850c4949dcd7d9abf9c539679eee6b6a90"
-            "/weights/weight_AP05%3A0.253207_280-epoch.pth",
-            1_157_945,
-            "sha256:7f688d478ee474c82dbdb9c10e0ede2f8f3cf5d603f0825d2efd925eb561d05e",
-        ),
-    ),
+    f"{GITHUB}/dog-qiuqiu/FastestDet/97df0a850c4949dcd7d9abf9c539679eee6b6a90"
+    "/weights/weight_AP05%3A0.253207_280-epoch.pth",
+    1_157_945,
+    "7f688d478ee474c82dbdb9c10e0ede2f8f3cf5d603f0825d2efd925eb561d05e",
 )
-YOLOV8N = Item(
+YOLOV8N = _file(
     "weights/yolov8n.pt",
-    (
-        Source(
-            "https://github.com/ultralytics/assets/releases/download/v8.3.0/yolov8n.pt",
-            6_549_796,
-            "sha256:f59b3d833e2ff32e194b5bb8e08d211dc7c5bdf144b90d2c8412c47ccfc83b36",
-        ),
-    ),
+    "https://github.com/ultralytics/assets/releases/download/v8.3.0/yolov8n.pt",
+    6_549_796,
+    "f59b3d833e2ff32e194b5bb8e08d211dc7c5bdf144b90d2c8412c47ccfc83b36",
 )
 COCO_TERMS = "annotations CC BY 4.0, images by Flickr's terms"
 UNSTATED = "no licence stated"
