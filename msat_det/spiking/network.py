@@ -272,7 +272,7 @@ class SpikingNetwork(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write the network into one file, which ``load`` reads. Raises InputError for what can't be saved."""
-        write_network(path, Saved(self.setup, self.detector, self.energy, self.maxima, self.T, self.method))
+        write_network(path, Saved(self.setup, self.detector, self.maxima, self.T, self.method))
 
     @property
     def coding(self) -> str:
@@ -309,4 +309,4 @@ def load(path: str | Path, detector: Detector | None = None) -> SpikingNetwork:
     saved = read_network(path, detector)
     setup = saved.setup
     made = setup.graph, dict(setup.neurons), setup.fanout, setup.seed, setup.chunk
-    return SpikingNetwork(*made, saved.detector, saved.energy, saved.maxima, T=saved.T, method=saved.method)
+    return SpikingNetwork(*made, saved.detector, setup.energy, saved.maxima, T=saved.T, method=saved.method)

@@ -34,12 +34,10 @@ _LATER: dict[str, Any] = {"T": 32, "method": ""}  # keys that older files lack, 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a file holds. maxima: see ``SpikingNetwork``; none where the network was made without them. energy: the name
-    of a table of prices. T, method: see ``SpikingNetwork``."""
+    """What a file holds. maxima, T, method: see ``SpikingNetwork``; no maxima where it was made without them."""
 
     setup: Setup
     detector: Detector | None
-    energy: str
     maxima: Mapping[str, Tensor]
     T: int
     method: str
@@ -51,11 +49,11 @@ def write_network(path: str | Path, net: Saved) -> None:
     Raises InputError for what can't be saved: an operation or layer that ``formats.known`` does not list, layers with
     hooks, outputs in classes of your own, an energy table that is a file.
     """
-    if not is_known(net.energy):
-        raise InputError(
-            f"energy is {net.energy}, a file: set snn.energy to a table by name, and the file after loading"
-        )
     setup = net.setup
+    if not is_known(setup.energy):
+        raise InputError(
+            f"energy is {setup.energy}, a file: set snn.energy to a table by name, and the file after loading"
+        )
     graph, tensors = write_graph(setup.graph)
     sites, thresholds = write_neurons(setup.neurons, setup.graph)
     fanout, reach = _write_fanout(setup.fanout)
@@ -63,7 +61,7 @@ def write_network(path: str | Path, net: Saved) -> None:
     seen = {f"maximum/{name}": maximum for name, maximum in net.maxima.items()}
     document = {
         **{"form": _FORM, "graph": graph, "sites": sites, "fanout": fanout, "detector": stored},
-        **{"seed": setup.seed, "chunk": setup.chunk, "energy": net.energy, "T": net.T, "method": net.method},
+        **{"seed": setup.seed, "chunk": setup.chunk, "energy": setup.energy, "T": net.T, "method": net.method},
     }
     write_archive(path, KIND, document, tensors | thresholds | reach | priors | seen)
 
@@ -101,8 +99,8 @@ def _read(document: dict[str, Any], tensors: dict[str, Tensor], detector: Detect
         sizes = graph.sizes
         shapes = [sizes[name] for name in graph.inputs]
         detector = read_detector(document["detector"], tensors, graph.module, shapes)
-    setup = Setup(graph, Schedule(graph), neurons, fanout, document["seed"], document["chunk"])
-    return Saved(setup, detector, document["energy"], _read_maxima(tensors, graph), T, method)
+    setup = Setup(graph, Schedule(graph), neurons, fanout, document["seed"], document["chunk"], document["energy"])
+    return Saved(setup, detector, _read_maxima(tensors, graph), T, method)
 
 
 def _read_maxima(tensors: dict[str, Tensor], graph: Graph) -> dict[str, Tensor]:
