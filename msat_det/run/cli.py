@@ -266,13 +266,14 @@ def detect(argv: list[str]) -> None:
         raise InputError(
             f"{(words or ['--method'])[0]} does not go with --model, a network that is converted: leave it out"
         )
-    words = ["--cfg", given.cfg, *words, "--out", str(given.out)] if given.cfg else []
-    config = load_config(words, "msat-det detect") if given.cfg else None
+    network = given.model
+    if given.cfg is not None:
+        network = load_config(["--cfg", given.cfg, *words, "--out", str(given.out)], "msat-det detect")
     from msat_det.run.detect import Wanted, detect
 
     classes = tuple(name.strip() for name in given.classes.split(",") if name.strip())
     wanted = Wanted(given.out, given.t, classes, given.score, given.compare)
-    folder = detect(given.source, config or given.model, given.method, wanted)
+    folder = detect(given.source, network, given.method, wanted)
     print(f"pictures and detections.json are in {folder}")
 
 
