@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks.networks import NEURONS, load
-from benchmarks.scan import median_seconds
+from benchmarks.timing import median_seconds
 from msat_det.measure.accuracy import CocoEvaluator
 from msat_det.methods.convert import spiking_network
 from msat_det.models.detector import Detections

@@ -96,6 +96,7 @@ NETWORKS: dict[str, Callable[[], networks.Source]] = {
     "yolox-like": _yolox,
     "resnet20": networks.resnet20,
 }
+NEURONS = ("if", "if-signed-burst", "msat")  # of ``networks.NEURONS``
 
 
 @dataclass

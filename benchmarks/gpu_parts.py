@@ -1,4 +1,4 @@
-"""Where the time of a simulation on a GPU goes: convolutions by precision, parts of a chunk, chunk lengths, reading."""
+"""Where the time of a simulation on a GPU goes: convolutions by precision, parts of a chunk, chunk lengths, replays."""
 
 import os
 import time
@@ -14,11 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.gpu_networks import Bench
-from msat_det.data import ImageFiles
+from benchmarks.timing import Clock
 from msat_det.graph.facts import facts
 from msat_det.graph.precision import arithmetic
-from msat_det.models.detector import Detector
-from msat_det.run.batches import load_batches
 from msat_det.spiking import kernels
 from msat_det.spiking.energy import count
 from msat_det.spiking.engine import Chunk, Run
@@ -40,7 +38,7 @@ def convolutions(bench: Bench) -> dict[tuple, tuple[nn.Conv2d, int]]:
     return found
 
 
-def convolution_rows(clock: Any, name: str, bench: Bench, sizes: tuple[int, ...]) -> Iterator[dict]:
+def convolution_rows(clock: Clock, name: str, bench: Bench, sizes: tuple[int, ...]) -> Iterator[dict]:
     """Each convolution by precision, ms and the largest error against float64; the sums last."""
     for batch in sizes:
         sums: dict[str, float] = defaultdict(float)
@@ -58,7 +56,7 @@ def convolution_rows(clock: Any, name: str, bench: Bench, sizes: tuple[int, ...]
 
 
 def one_convolution(
-    clock: Any, conv: nn.Conv2d, x: Tensor, all_ways: bool
+    clock: Clock, conv: nn.Conv2d, x: Tensor, all_ways: bool
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Milliseconds and errors by precision."""
     gpu = kernels.on_gpu() if x.is_cuda else None
@@ -91,7 +89,7 @@ def _at(name: str, conv: nn.Conv2d, x: Tensor) -> Callable[[], Tensor]:
     return call
 
 
-def part_rows(clock: Any, name: str, bench: Bench, cases: list[tuple[int, int, str]]) -> Iterator[dict]:
+def part_rows(clock: Clock, name: str, bench: Bench, cases: list[tuple[int, int, str]]) -> Iterator[dict]:
     """One simulation taken apart: ms of the device in convolutions and linear nodes, neurons, poolings and the rest,
     and of the host until all is asked for; what comes before and after, each until the device is done; the whole, by
     itself and in the memory of the last one; and the convolutions of a float pass over as many images.
@@ -113,7 +111,7 @@ def part_rows(clock: Any, name: str, bench: Bench, cases: list[tuple[int, int, s
         del snn, run
 
 
-def around(clock: Any, snn: SpikingNetwork, run: Run, x: Tensor, T: int) -> dict[str, float]:
+def around(clock: Clock, snn: SpikingNetwork, run: Run, x: Tensor, T: int) -> dict[str, float]:
     """Milliseconds of what a simulation does beside advancing, host and device together."""
     counted = run.spikes(T)
     calls = {
@@ -134,7 +132,7 @@ def around(clock: Any, snn: SpikingNetwork, run: Run, x: Tensor, T: int) -> dict
     return found
 
 
-def replay_rows(clock: Any, name: str, bench: Bench, cases: list[tuple[int, int, str]]) -> Iterator[dict]:
+def replay_rows(clock: Clock, name: str, bench: Bench, cases: list[tuple[int, int, str]]) -> Iterator[dict]:
     """A simulation in the memory of the last one, as it is and captured as CUDA graphs."""
     for batch, T, neuron in cases:
         x, row = bench.images(batch), {"network": name, "batch": batch, "T": T, "neuron": neuron}
@@ -148,7 +146,7 @@ def replay_rows(clock: Any, name: str, bench: Bench, cases: list[tuple[int, int,
         del snn, replay
 
 
-def taken_apart(clock: Any, run: Run, T: int) -> dict[str, float]:
+def taken_apart(clock: Clock, run: Run, T: int) -> dict[str, float]:
     """Milliseconds on the device by kind of node, and of the host, over T timesteps of this run."""
     marks: list[tuple[str, Any, Any]] = []
 
@@ -188,7 +186,7 @@ def taken_apart(clock: Any, run: Run, T: int) -> dict[str, float]:
     return dict(sums) | {"host_ms": host}
 
 
-def chunk_rows(clock: Any, name: str, bench: Bench, cases: list[tuple[int, int]]) -> Iterator[dict]:
+def chunk_rows(clock: Clock, name: str, bench: Bench, cases: list[tuple[int, int]]) -> Iterator[dict]:
     """A timestep in float forwards by how many images a chunk holds."""
     for batch, T in cases:
         x = bench.images(batch)
@@ -206,36 +204,3 @@ def chunk_rows(clock: Any, name: str, bench: Bench, cases: list[tuple[int, int]]
                 cost = clock.median(run, 0.4) / T / forward
                 yield row | {"precision": kind, "images_at_once": images, "cost_per_step_over_float": cost}
                 del snn, run
-
-
-def reading_rows(
-    device: torch.device, model: Detector, dataset: ImageFiles, batches: list[list[str]]
-) -> Iterator[dict]:
-    """Images a second that come out of files alone, and by the GPU's own JPEG decoder, with how far that is off."""
-    images = sum(map(len, batches))
-    begun = time.perf_counter()
-    for _ in load_batches(model, dataset, batches, range(len(batches)), device, strict=True):
-        pass
-    yield {"read, preprocessed": images, "images_per_s": images / (time.perf_counter() - begun)}
-    if device.type != "cuda":
-        return
-    from torchvision.io import ImageReadMode, decode_jpeg, read_file
-
-    files = [read_file(str(dataset.folder / id)) for id in batches[0]]
-    decode_jpeg(files, device=device, mode=ImageReadMode.RGB)
-    torch.cuda.synchronize()
-    begun = time.perf_counter()
-    for _ in range(8):
-        found = decode_jpeg(files, device=device, mode=ImageReadMode.RGB)
-    torch.cuda.synchronize()
-    speed = 8 * len(files) / (time.perf_counter() - begun)
-    ours = [dataset.image(id) for id in batches[0][:16]]
-    apart = [(a.cpu().int() - b.int()).abs() for a, b in zip(found, ours, strict=False) if a.shape == b.shape]
-    pixels = torch.cat([each.flatten() for each in apart])
-    yield {
-        "decoded by the GPU": len(files),
-        "images_per_s": speed,
-        "other_pixels": (pixels > 0).float().mean().item(),
-        "mean_difference": pixels.float().mean().item(),
-        "largest_difference": pixels.max().item(),
-    }

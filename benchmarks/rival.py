@@ -85,6 +85,16 @@ class MultiStep:
             return pytree.tree_map(lambda y: y.unflatten(0, (self.T, len(x))).mean(0), value)
 
 
+def select(implementation: str) -> None:
+    """What SpikingJelly calculates with. It chooses when it is first called, by an environment variable that is read at
+    import: so its own selection is set."""
+    from spikingjelly._ops.if_ import _selection
+
+    _selection._requested = implementation
+    for cache in (_selection._selections, _selection._compiled_selections):
+        cache.clear()
+
+
 def simulation(bench: Bench, setting: str, batch: int, T: int) -> Callable[[], Any]:
     """T timesteps of one batch. setting: spikingjelly/NODE/LAYOUT."""
     _, node, layout = setting.split("/")

@@ -8,26 +8,23 @@ a clock that the machine need not have run at.
 
 import multiprocessing
 import re
-import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks import rival
 from benchmarks.networks import NEURONS
-from benchmarks.timing import seconds_of
+from benchmarks.timing import median_seconds
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import observe
 from msat_det.spiking.kernels import Scan, keep_freed_memory
 
 SHAPE = (4, 64, 150, 150)  # images, channels, height, width: 23 MB a timestep
 STEPS = 8
-REPEATS = 15
 
 
 def gigahertz() -> float | None:
@@ -40,11 +37,6 @@ def gigahertz() -> float | None:
         return float(found[1])
     found = re.search(r"cpu MHz\s*: *([\d.]+)", text)
     return float(found[1]) / 1000 if found else None
-
-
-def median_seconds(call: Callable[[], Any], repeats: int = REPEATS) -> float:
-    call()
-    return statistics.median(seconds_of(call) for _ in range(repeats))
 
 
 def rows(threads: int, shape: tuple[int, ...] = SHAPE) -> Iterator[dict]:

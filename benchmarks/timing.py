@@ -1,4 +1,5 @@
-"""How often one thing is as long as another, measured in turns so that a noisy machine disturbs both alike."""
+"""How long a call takes, on the CPU or on a device, and how often as long as another, measured in turns so that a noisy
+machine disturbs both alike."""
 
 import math
 import statistics
@@ -45,6 +46,12 @@ def seconds_of(call: Callable[[], Any], times: int = 1, clock: Callable[[], floa
     return (clock() - start) / times
 
 
+def median_seconds(call: Callable[[], Any], repeats: int = 15) -> float:
+    """Seconds of a call: the median over ``repeats``, after one that does not count."""
+    call()
+    return statistics.median(seconds_of(call) for _ in range(repeats))
+
+
 def ratio(
     call: Callable[[], Any],
     baseline: Callable[[], Any],
@@ -72,3 +79,48 @@ def ratio(
             break
     values = statistics.median(ratios), min(ratios), max(ratios)
     return Ratio(*values, len(ratios), statistics.median(lengths), statistics.median(baselines))
+
+
+class Clock:
+    """Time that is left, and how long a call takes on a device."""
+
+    def __init__(self, device: torch.device, seconds: float):
+        self.device, self.end = device, time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def once(self, call: Callable[[], Any]) -> float:
+        """Seconds of one call."""
+        self.wait()
+        if self.device.type != "cuda":
+            begun = time.perf_counter()
+            call()
+            return time.perf_counter() - begun
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+
+    def median(self, call: Callable[[], Any], budget: float = 1.0) -> float:
+        """Seconds of a call that was made before: the median of 3 to 20, or one that takes longer than the budget."""
+        lengths = [self.once(call)]
+        while len(lengths) < 20 and (len(lengths) < 3 or sum(lengths) < budget) and lengths[0] < budget:
+            lengths.append(self.once(call))
+        return statistics.median(lengths)
+
+    def waiting(self, call: Callable[[], Any]) -> Callable[[], Any]:
+        """The call, which then waits for the device."""
+
+        def both() -> None:
+            call()
+            self.wait()
+
+        return both
