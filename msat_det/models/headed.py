@@ -106,10 +106,10 @@ class HeadDetector:
                 f"{self.each} anchors a cell at {self.size}: give model.names, model.strides, model.anchors or other "
                 "outputs that do"
             ) from None
-        named = dict(zip(head.parts, parts, strict=True))
+        by_name = dict(zip(head.parts, parts, strict=True))
         if not self.activated and self.head != "raw":
-            named = {name: x if name == "box" else self.probable(name, x) for name, x in named.items()}
-        return head.decode(self.cells.to(parts[0].device), **named)
+            by_name = {name: x if name == "box" else self.probable(name, x) for name, x in by_name.items()}
+        return head.decode(self.cells.to(parts[0].device), **by_name)
 
     def probable(self, name: str, logits: Tensor) -> Tensor:
         return logits.softmax(-1) if self.kind.softmax and name == "classes" else logits.sigmoid()
