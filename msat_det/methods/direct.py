@@ -85,10 +85,12 @@ def opt(options: Opt, observation: Observation, T: int) -> Neurons:
     """Activation clipped at the threshold θ, bias shifted by θ/(2T).
 
     Deng & Gu, "Optimal conversion of conventional artificial neural networks to spiking neural networks", 2021, eqs. 11
-    and 13. The paper retrains with the clipped activation; nothing is trained here, θ is a percentile.
+    and 13. The paper retrains with the clipped activation; nothing is trained here, θ is a percentile. The shift makes
+    a floor round to nearest at T: a neuron that rounds by itself, or from its start, has none, for twice would be half
+    a threshold too much.
     """
     found = neurons(options, observation)
-    return {name: replace(n, bias=n.theta / (2 * T)) for name, n in found.items()}
+    return {name: n if n.offset or n.initial else replace(n, bias=n.theta / (2 * T)) for name, n in found.items()}
 
 
 @method("tsc", Options, needs_t=True, codings=RATE, source="Han & Roy 2020")

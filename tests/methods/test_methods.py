@@ -252,12 +252,18 @@ def test_opt_shifts_the_bias_by_half_a_step() -> None:
     for T in (4, 16):
         for neuron in neurons("opt", T=T):
             assert torch.allclose(neuron.bias, neuron.theta / (2 * T))
-    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()).eval()
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.LeakyReLU(0.3), nn.Sigmoid()], ids=["relu", "leaky", "sigmoid"])
+@pytest.mark.parametrize("options", [{}, {"rounding": "track"}, {"initial": "half"}], ids=["fixed", "track", "half"])
+def test_opt_rounds_once(activation: nn.Module, options: dict) -> None:
+    """By the shift, or by the neuron itself where it rounds."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), activation).eval()
     observation = observe(randomise(net), [images()])
-    snn = spiking_network("opt", {"percentile": 100.0}, observation, 8)
+    snn = spiking_network("opt", {"percentile": 100.0} | options, observation, 8)
     theta = snn.neurons["_1"].theta
-    got, x = snn.run(images(), 8)[8], net[0](images())
-    assert torch.allclose(got, (torch.floor(8 * x / theta + 0.5) / 8).clamp(0, 1) * theta, atol=1e-5)
+    got, y = snn.run(images(), 8)[8], net(images())
+    assert torch.allclose(got, torch.floor(8 * y / theta + 0.5) / 8 * theta, atol=1e-5)
 
 
 def input_sums(network: str, method: str, options: dict, window: int) -> list[float]:
