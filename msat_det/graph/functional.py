@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.fx.node import Node
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from msat_det.base.errors import InputError
@@ -16,6 +16,7 @@ from msat_det.graph import ops
 from msat_det.graph.batch_size import drop_dead
 from msat_det.graph.facts import Output, full_shape
 from msat_det.graph.graph import Graph, module_of, where
+from msat_det.graph.prepare import copied
 
 # Nodes whose output may share memory with their input: writing into one in place changes the other.
 _VIEWS = {
@@ -236,10 +237,10 @@ def _layer(name: str, given: dict[str, Any], rank: int) -> nn.Module | None:
     return layer.eval()
 
 
-def fold_batch_norm(graph: Graph) -> Folds:
+def fold_batch_norm(graph: Graph, outputs: Mapping[Node, Output]) -> Folds:
     """Fold BatchNorm and FrozenBatchNorm into the convolution or linear layer right before them, call by call.
 
-    Returns what has been folded, by the new layer's name.
+    outputs: what the nodes give. Returns what has been folded, by the new layer's name.
     """
     names: dict[tuple[str, str], str] = {}
     folds: Folds = {}
@@ -251,6 +252,8 @@ def fold_batch_norm(graph: Graph) -> Folds:
         layer = module_of(graph, source)
         if norm.running_mean is None or not isinstance(layer, Layer) or len(source.users) > 1:
             continue  # an affine map per channel: it runs as it is
+        if isinstance(layer, nn.Linear) and len(full_shape(outputs[source])) > 2:
+            continue  # whose channels are positions to the layer
         pair = str(source.target), str(node.target)
         if pair not in names:
             names[pair] = f"{source.target}_folded{len(names)}"
@@ -262,9 +265,14 @@ def fold_batch_norm(graph: Graph) -> Folds:
     return folds
 
 
-def fused(layer: Layer, norm: _BatchNorm) -> nn.Module:
-    """A layer that does what it and the batch norm behind it do, in their precision."""
-    return fuse_linear_bn_eval(layer, norm) if isinstance(layer, nn.Linear) else fuse_conv_bn_eval(layer, norm)
+def fused(layer: Layer, norm: _BatchNorm, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A layer that does what it and the batch norm behind it do, calculated in ``dtype``."""
+    given = layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias
+    values: Any = [None if value is None else value.to(dtype) for value in given]
+    weight, bias, mean, variance, scale, shift = values
+    both = copied(layer, layer.parameters())
+    both.weight, both.bias = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, scale, shift)  # linear, too
+    return both
 
 
 def _as_batch_norm(norm: _BatchNorm | FrozenBatchNorm2d) -> _BatchNorm:

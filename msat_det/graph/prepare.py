@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -88,12 +89,14 @@ def _part(name: str) -> str:
     return f"module '{name}'" if name else "the network"
 
 
-def copied(net: nn.Module) -> nn.Module:
-    """A copy of ``net``; functions of TorchScript are the same. Raises InputError where there is none."""
+def copied(net: nn.Module, kept: Iterable[nn.Parameter] = ()) -> nn.Module:
+    """A copy of ``net``; functions of TorchScript are the same, and so are the weights that are kept. Raises InputError
+    where there is none."""
     values = [value for module in net.modules() for value in vars(module).values()]
     # PyTorch copies no tensor that a graph has made, as the weight of weight_norm is after a forward
     memo: dict[int, Any] = {id(value): value.detach().clone() for value in values if _is_made(value)}
     memo |= {id(value): value for value in values if isinstance(value, torch.jit.ScriptFunction)}  # nor these
+    memo |= {id(weight): weight for weight in kept}
     try:
         return copy.deepcopy(net, memo)
     except (*MISFIT, pickle.PickleError) as error:
@@ -101,6 +104,24 @@ def copied(net: nn.Module) -> nn.Module:
             f"{type(net).__name__} can't be copied ({reason(error)}): take off what is no tensor, number or module, as "
             "open files"
         ) from error
+
+
+def lend(source: nn.Module, net: nn.Module) -> None:
+    """Let ``net``, a copy of ``source`` that nothing writes into any more, have the weights of that wherever they are
+    the same: a large network's need not stand in memory twice."""
+    theirs = dict(source.named_parameters())
+    for name, mine in net.named_parameters():
+        own = theirs.get(name)
+        if type(own) is nn.Parameter and own.dtype == mine.dtype and torch.equal(own, mine):
+            mine.data = own.data
+
+
+def part(source: nn.Module, net: nn.Module) -> None:
+    """Give ``net`` copies of the weights that it has been lent."""
+    lent = {weight.data_ptr() for weight in source.parameters()}
+    for weight in net.parameters():
+        if weight.data_ptr() in lent:
+            weight.data = weight.data.clone()
 
 
 def _is_made(value: Any) -> bool:

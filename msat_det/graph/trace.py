@@ -1,6 +1,5 @@
 """Trace the dense part of a network into a graph whose every node has a verdict."""
 
-import copy
 import inspect
 import traceback
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.fx.node import Node
+from torch.overrides import TorchFunctionMode
 
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
@@ -33,7 +33,7 @@ from msat_det.graph.graph import TORCH, Graph, device_of, measure, where
 from msat_det.graph.inputs import MISFIT, Batch, as_input, first_images, images_in, mend, name_of, reason, signature
 from msat_det.graph.ops import Kind
 from msat_det.graph.precision import arithmetic
-from msat_det.graph.prepare import copied, prepared, unwrap
+from msat_det.graph.prepare import copied, lend, part, prepared, unwrap
 from msat_det.graph.record import HERE, DecidesByValues, is_leaf, record
 from msat_det.graph.scripted import Scripted
 from msat_det.graph.spellings import join_activations
@@ -52,16 +52,18 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     views or shared state, unknown operations, networks that mix the images of a batch or do not run on this one, and
     when the traced graph's outputs differ from the network's by more than 1e-4 of their largest magnitude.
     """
-    given = signature(unwrap(net))
-    net = prepared(net)
+    source = unwrap(net)
+    given = signature(source)
+    net = own = prepared(net)
     net = nn.Sequential(net) if is_leaf(net) else net  # a layer by itself: nodes name parts of a network
     inputs, values = _named(net, given, (batch,) if isinstance(batch, Tensor) else batch)
     # other images behind these ones: neither a statistic over the batch nor another order of it leaves these alone
     more = pytree.tree_map(lambda x: torch.cat((x, (x / 2).to(x.dtype))), values)
-    again = copied(net)
+    again = copied(net, net.parameters())
     graph, expected = _recorded(net, values, inputs)
     other, expected_more = _recorded(again, more, inputs)
     _check_scripted(net, values, expected)
+    lend(source, own)
     for each in (graph, other):
         functionalise(each)
     module = graph.module
@@ -79,6 +81,7 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
             unfold(graph, site)
         label_channels(graph, one)
     module.delete_all_unused_submodules()
+    part(source, module)
     module.recompile()
     return graph
 
@@ -87,7 +90,7 @@ def _judge(graph: Graph, one: Batch) -> Folds:
     """Give every node its verdict, what was written for one activation joined and batch norm folded: returns what."""
     outputs = measure(graph, one)
     as_layers(graph, outputs)
-    folds = fold_batch_norm(graph)
+    folds = fold_batch_norm(graph, outputs)
     joined = join_activations(graph, outputs)
     classify(graph, outputs)
     spare_divisors(graph)
@@ -172,8 +175,34 @@ class _Different(InputError):
     """Values that should agree do not: float32's rounding is the one reason that may be forgiven."""
 
 
+class _Wide(TorchFunctionMode):
+    """Parameters are in float64 where they are used, one after the other: all of them at once may be too large."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        args, kwargs = pytree.tree_map_only(nn.Parameter, Tensor.double, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def _with_wide_state(net: Any) -> Any:
+    """A copy on the same parameters with buffers in float64, for ``_Wide``."""
+    net = copied(net, net.parameters())
+    for buffer in net.buffers():
+        if buffer.is_floating_point():
+            buffer.data = buffer.double()
+    return net
+
+
 class _Double(Graph):
-    """A copy of a graph that calculates in float64."""
+    """A graph that calculates in float64, under ``_Wide``. folds: what has been folded, which is folded anew, since
+    float32's weights are rounded."""
+
+    def __init__(self, graph: Graph, folds: Folds):
+        super().__init__(_with_wide_state(graph.module), graph.inputs, graph.structure)
+        self.folds = folds
+
+    def layer(self, node: Node) -> nn.Module:
+        fold = self.folds.get(str(node.target))
+        return super().layer(node) if fold is None else fused(*fold, torch.float64)
 
     def bind(self, batch: Batch) -> dict[str, Tensor]:
         return dict(zip(self.inputs, pytree.tree_leaves(batch), strict=True))
@@ -187,13 +216,12 @@ def _check(
     try:
         return _check_batch(graph, batches, expected)
     except _Different as error:
-        exact = _Double(copy.deepcopy(graph.module).double(), graph.inputs, graph.structure)
-        for name, (layer, norm) in folds.items():  # folded anew: float32's weights are rounded
-            exact.module.set_submodule(name, fused(copy.deepcopy(layer).double(), copy.deepcopy(norm).double()))
         wide = pytree.tree_map(lambda x: x.double() if x.is_floating_point() else x, batches)
         try:
-            outputs = tuple(_called(copied(net).double(), values) for values in wide)
-            found = {node.name for node in _check_batch(exact, wide, outputs)}
+            nets, exact = [_with_wide_state(net) for _ in wide], _Double(graph, folds)
+            with _Wide():
+                outputs = _called(nets[0], wide[0]), _called(nets[1], wide[1])
+                found = {node.name for node in _check_batch(exact, wide, outputs)}
         except (*MISFIT, InputError):  # what insists on float32 is judged by that
             raise error from None
         return {node for node in graph.nodes if node.name in found}

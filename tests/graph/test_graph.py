@@ -215,9 +215,19 @@ def test_a_shared_convolution_is_folded_by_call() -> None:
     assert "batchnorm2d" not in [facts(node).op for node in graph.nodes]
 
 
-def test_linear_with_batch_norm_is_folded() -> None:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 36, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2))
+@pytest.mark.parametrize("affine", [True, False])
+def test_linear_with_batch_norm_is_folded(affine: bool) -> None:
+    norm = nn.BatchNorm1d(5, affine=affine)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 36, 5), norm, nn.ReLU(), nn.Linear(5, 2))
     assert [facts(n).op for n in traced(net, images(3, size=6)).nodes if facts(n).op == "batchnorm1d"] == []
+
+
+@pytest.mark.parametrize("features", [4, 5])
+def test_batch_norm_of_positions_is_not_folded_into_a_linear_layer(features: int) -> None:
+    """Tokens (B, 5, 6) → (B, 5, features): the norm's five channels are no outputs of the layer, even where it has as
+    many."""
+    net = nn.Sequential(nn.Linear(6, features), nn.BatchNorm1d(5), nn.ReLU())
+    assert [facts(n).op for n in traced(net, torch.rand(3, 5, 6)).nodes][1:3] == ["linear", "batchnorm1d"]
 
 
 @pytest.mark.parametrize(

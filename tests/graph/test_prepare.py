@@ -1,6 +1,8 @@
 """Networks as they leave training: wrappers, weights that are made of others, what is not there or can't be traced."""
 
 import copy
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 
@@ -158,3 +160,57 @@ def test_what_cannot_be_traced_says_so(make: Callable[[], nn.Module], message: s
 def test_an_exported_program_says_so() -> None:
     with pytest.raises(InputError, match=r"^the network is exported \(torch\.export\): give the module that was"):
         msat_det.convert(torch.export.export(network(), (images(),)), images())
+
+
+class Clamping(nn.Conv2d):
+    """Keeps its weights above 0 by writing into them whenever it runs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.weight.data.clamp_(min=0)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("tolerance", [1e-4, 1e-12])  # the second one has everything checked in float64 as well
+def test_no_network_writes_into_anothers_weights(tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msat_det.graph.trace._TOLERANCE", tolerance)
+    net = nn.Sequential(network(), Clamping(4, 4, 1)).eval()
+    state, expected = copy.deepcopy(net.state_dict()), outputs(copy.deepcopy(net))
+    graph = trace(net, images())
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+    assert torch.allclose(graph(images()), expected, atol=1e-5)
+    for weight in net.parameters():
+        weight.data.fill_(float("nan"))
+    assert torch.allclose(graph(images()), expected, atol=1e-5)
+
+
+MEMORY = """
+import resource
+import torch
+from torch import nn
+from msat_det.graph import trace as tracing
+
+def check(*given):
+    tracing._check_batch = once
+    raise tracing._Different("as if by rounding")
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+def layer():
+    convolution = nn.utils.skip_init(nn.Conv2d, 3072, 3072, 1, bias=False)
+    convolution.weight.data.fill_(1e-3)
+    return nn.Sequential(convolution, nn.BatchNorm2d(3072), nn.ReLU())
+
+net, images = nn.Sequential(*(layer() for _ in range(6))).eval(), torch.rand(2, 3072, 1, 1)
+once, tracing._check_batch = tracing._check_batch, check
+before = peak()
+tracing.trace(net, images)
+assert tracing._check_batch is once
+print((peak() - before) / sum(4 * weight.numel() for weight in net.parameters()))
+"""
+
+
+def test_a_large_network_takes_its_weights_once_more() -> None:
+    """And in float64, for rounding's sake, those of one layer alone, before and after batch norm is folded: 4/6."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=100)
+    assert 0.9 < float(done.stdout) < 1.9, done.stderr
