@@ -79,8 +79,8 @@ def _by_input_sums(options: SpikeNorm, observation: Observation, reset: str) -> 
 
 @dataclass(frozen=True)
 class Calibration(LayerByLayer):
-    """correct: ``bias`` (the paper's light pipeline), ``potential`` (advanced), ``bias-t`` (as ``ftbc``) or none. grid:
-    thresholds tried."""
+    """correct: ``bias`` (the paper's light pipeline), ``potential`` (advanced; a bias where a neuron rounds by itself, as
+    SiLU's does), ``bias-t`` (as ``ftbc``) or none. grid: thresholds tried."""
 
     initial: Literal["zero", "half"] = "half"
     correct: Literal["bias", "potential", "bias-t", "none"] = "bias"  # type: ignore[assignment]  # values of its own
@@ -108,7 +108,7 @@ def calibration(options: Calibration, observation: Observation, T: int) -> Neuro
             return made
         mean = run_alone(made, currents, T) / T
         error = mean_by_channel(goal - mean, facts(node).channel_axis)
-        if options.correct == "bias":
+        if options.correct == "bias" or made.offset:  # a neuron that rounds by itself starts at 0
             return replace(made, bias=error)
         return replace(made, initial=made.initial + T * error / made.theta.clamp(min=1e-12))
 

@@ -346,9 +346,10 @@ def site_errors(network: str, method: str, options: dict, T: int) -> list[Tensor
 
 
 @pytest.mark.parametrize("correct", ["bias", "potential"])
-def test_calibration_corrects_each_channels_mean(correct: str) -> None:
-    before = site_errors("plain", "calibration", {"correct": "none"}, 8)
-    after = site_errors("plain", "calibration", {"correct": correct}, 8)
+@pytest.mark.parametrize("rounding", ["fixed", "track"])  # what rounds by itself starts at 0
+def test_calibration_corrects_each_channels_mean(correct: str, rounding: str) -> None:
+    before = site_errors("plain", "calibration", {"correct": "none", "rounding": rounding}, 8)
+    after = site_errors("plain", "calibration", {"correct": correct, "rounding": rounding}, 8)
     for plain, corrected in zip(before, after, strict=True):
         assert corrected.abs().mean() < 0.75 * plain.abs().mean()
 
