@@ -79,8 +79,8 @@ def _by_input_sums(options: SpikeNorm, observation: Observation, reset: str) -> 
 
 @dataclass(frozen=True)
 class Calibration(LayerByLayer):
-    """correct: ``bias`` (the paper's light pipeline), ``potential`` (advanced; a bias where a neuron rounds by itself, as
-    SiLU's does), ``bias-t`` (as ``ftbc``) or none. grid: thresholds tried."""
+    """correct: ``bias`` (the paper's light pipeline), ``potential`` (advanced; a bias where a neuron rounds by itself,
+    as SiLU's does), ``bias-t`` (as ``ftbc``) or none. grid: thresholds tried."""
 
     initial: Literal["zero", "half"] = "half"
     correct: Literal["bias", "potential", "bias-t", "none"] = "bias"  # type: ignore[assignment]  # values of its own
