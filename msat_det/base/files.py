@@ -9,7 +9,7 @@ import os
 import re
 import reprlib
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -197,6 +197,20 @@ def csv_text(columns: list[str], lines: list[dict[str, Any]], digits: int) -> st
     for line in lines:
         writer.writerow({name: f"{v:.{digits}f}" if isinstance(v, float) else v for name, v in line.items()})
     return table.getvalue()
+
+
+def make_folders(path: Path) -> list[Path]:
+    """Make a folder and those above it that are missing. Returns what was made, the lowest first."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def drop_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, the lowest first, up to one that holds something."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def write_whole(target: Path, write: Callable[[Path], Any]) -> None:

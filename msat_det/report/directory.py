@@ -6,28 +6,45 @@ import re
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from msat_det.base import ranks
 from msat_det.base.errors import InputError
-from msat_det.base.files import csv_text, write_whole
+from msat_det.base.files import csv_text, drop_empty, make_folders, write_whole
 from msat_det.measure.rows import COSTS, CurveRow
 from msat_det.report.coverage_picture import draw_graph
 from msat_det.report.coverage_table import coverage_text
 
 
 class RunDirectory:
-    """One run's output folder. Raises InputError where it cannot be made or written."""
+    """One run's output folder; as a context one that goes again where it was made for nothing. Raises InputError where
+    it cannot be made or written."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.made = make_folders(self.path)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"cannot write into {self.path}: {reason}; give another folder with --out DIR") from None
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with suppress(OSError):  # Windows keeps the lock while it is open
+            if ranks.rank() == 0 and {path.name for path in self.path.iterdir()} <= {self.lock.name}:
+                self.lock.unlink(missing_ok=True)
+                drop_empty(self.made)
+
+    @property
+    def lock(self) -> Path:
+        """The file that a run holds open, see ``run.resume.owned``."""
+        return self.path / ".lock"
 
     @property
     def parts(self) -> Path:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
-from msat_det.base.files import is_file, show, write_whole
+from msat_det.base.files import drop_empty, is_file, make_folders, show, write_whole
 from msat_det.base.names import hint
 from msat_det.base.progress import Progress
 from msat_det.base.settings import NETWORKS
@@ -58,12 +58,15 @@ def detect(source: str, network: Config | Path, method: str | None, wanted: Want
     files = {} if frames else images_of(source)
     snn = saved(network) if isinstance(network, Path) else converted(network, method, wanted.t)
     job = Job(snn, wanted)
-    wanted.out.mkdir(parents=True, exist_ok=True)
-    if frames is None:
-        job.pictures(files)
-    else:
-        job.video(Path(source).name, frames)
-    job.write()
+    made = make_folders(wanted.out)
+    try:
+        if frames is None:
+            job.pictures(files)
+        else:
+            job.video(Path(source).name, frames)
+        job.write()
+    finally:
+        drop_empty(made)
     return wanted.out
 
 

@@ -19,14 +19,15 @@ def doctor(config: Config) -> list[Examination]:
 
     Raises InputError for bad input of any kind.
     """
-    config, directory = settle(config), RunDirectory(config.folder)
-    refuse_finished(directory, config)
-    observation = observed(config, build_model(config, task_of(config)))
-    converted = list(conversions(config, observation))
-    if not converted:
-        raise InputError("there is no method to examine: name some with --methods LABEL,…")
-    found = examine(config, observation, converted, config.ledger.images or IMAGES)
-    write_examinations(directory, found)
+    config = settle(config)
+    with RunDirectory(config.folder) as directory:
+        refuse_finished(directory, config)
+        observation = observed(config, build_model(config, task_of(config)))
+        converted = list(conversions(config, observation))
+        if not converted:
+            raise InputError("there is no method to examine: name some with --methods LABEL,…")
+        found = examine(config, observation, converted, config.ledger.images or IMAGES)
+        write_examinations(directory, found)
     print(examination_text(found), end="")
     print(f"ledger.json, doctor.json and the pictures in doctor/ are in {directory.path}", file=sys.stderr)
     return found

@@ -42,7 +42,7 @@ def run(config: Config, task: Task = "detection") -> list[CurveRow]:
     config = settle(config)
     ranks.join()
     directory = RunDirectory(config.folder)
-    with owned(directory):
+    with owned(directory), directory:
         if ranks.from_first(lambda: is_finished(directory, config)):
             rows, _ = read_summary(directory.path)
         else:

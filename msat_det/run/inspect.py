@@ -19,17 +19,18 @@ def inspect_network(config: Config) -> list[dict]:
     weights and no class names for that: without weights it gets random ones, which show in the thresholds alone. Raises
     InputError for bad input of any kind.
     """
-    config, directory = settle(config), RunDirectory(config.folder)
-    refuse_finished(directory, config)
-    if config.model.cfg and config.model.weights is None:
-        told = "shapes, kinds and multiply-adds are the network's, its thresholds are not"
-        print(f"{config.model.cfg} is inspected without weights, on random ones: {told}", file=sys.stderr)
-        config = replace(config, model=replace(config.model, weights=RANDOM, names=None))
-    observation = observed(config, build_model(config, task_of(config)))
-    last = {entry["label"]: (entry, config.record_of(entry)[-1:]) for entry in config.methods}
-    networks = {label: convert(config, entry, observation, t[0]) for label, (entry, t) in last.items() if t}
-    rows = coverage(observation, networks)
-    directory.write_coverage(rows)
+    config = settle(config)
+    with RunDirectory(config.folder) as directory:
+        refuse_finished(directory, config)
+        if config.model.cfg and config.model.weights is None:
+            told = "shapes, kinds and multiply-adds are the network's, its thresholds are not"
+            print(f"{config.model.cfg} is inspected without weights, on random ones: {told}", file=sys.stderr)
+            config = replace(config, model=replace(config.model, weights=RANDOM, names=None))
+        observation = observed(config, build_model(config, task_of(config)))
+        last = {entry["label"]: (entry, config.record_of(entry)[-1:]) for entry in config.methods}
+        networks = {label: convert(config, entry, observation, t[0]) for label, (entry, t) in last.items() if t}
+        rows = coverage(observation, networks)
+        directory.write_coverage(rows)
     if first := next(iter(networks), None):
         print(f"θ are the thresholds of {first} at t = {last[first][1][0]}; --methods LABEL prints another's\n")
     print(coverage_text(rows, most=1), end="")

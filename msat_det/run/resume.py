@@ -41,7 +41,7 @@ def owned(directory: RunDirectory) -> Iterator[None]:
 
     Raises InputError, naming the owner, where another run holds it.
     """
-    path = directory.path / ".lock"
+    path = directory.lock
     with path.open("a+", encoding="utf-8") as file:
 
         def take(shared: bool) -> None:

@@ -240,6 +240,7 @@ def test_bad_input_is_one_line_and_status_2(
     assert told.startswith("error: ")
     assert BAD[case] in told
     assert told.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_network_without_its_detector_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

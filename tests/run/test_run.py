@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,19 @@ def test_bad_input_is_one_line_and_status_2(case: str, tmp_path: Path, capsys: p
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(lines) == 1
     assert len(lines[0]) > 30  # it says what, where and how to mend it
+
+
+@pytest.mark.parametrize("command", [cli.run, cli.inspect, cli.doctor])
+@pytest.mark.parametrize("case", ["unknown label", "weights that do not fit", "no weights", "no root"])
+def test_a_run_that_never_began_leaves_nothing_behind(case: str, command: Callable, tmp_path: Path) -> None:
+    words = BAD[case](tmp_path)
+    words += ["--calib.root", str(tmp_path / "none")] if case == "no root" else []
+    assert command([*words, "--out", str(tmp_path / "runs" / "out")]) == 2
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "runs").mkdir()  # what was there before stays, with all that it holds
+    (tmp_path / "runs" / "notes.txt").write_text("mine")
+    assert command([*words, "--out", str(tmp_path / "runs")]) == 2
+    assert [path.name for path in (tmp_path / "runs").iterdir() if path.name != ".lock"] == ["notes.txt"]
 
 
 def test_truncated_darknet_weights(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
