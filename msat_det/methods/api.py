@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from msat_det.base.errors import CalibrationWarning, InputError
+from msat_det.base.errors import InputError
 from msat_det.base.names import PRECISIONS
 from msat_det.graph.inputs import Batch, calibration_batches, kind, whole
 from msat_det.graph.prepare import refuse_fixed, unwrap
 from msat_det.methods import DEFAULT, METHODS
 from msat_det.methods import observe as core
 from msat_det.methods.convert import spiking_network
+from msat_det.methods.notes import notes
 from msat_det.methods.observe import Observation
-from msat_det.methods.unseen import unseen_note
 from msat_det.models.calibration import detector_batches
 from msat_det.models.detector import Detector
 from msat_det.models.importers.torchvision import as_detector
@@ -53,12 +53,12 @@ def convert(
         share, drop="keep" or "lossy": the paper's eq. 18. correct="none" or "bias-t": a bias of each channel and
         timestep on top, under rate coding.
     Raises InputError for what cannot be converted, naming node, source line and mend. Warns (CalibrationWarning) of
-    channels that no calibration image has activated.
+    channels that no calibration image has activated, and of activations that are compared for equality.
     """
     T, seed, precision = whole("T", T, 1), whole("seed", seed), PRECISIONS.find(precision)
     observation = network if isinstance(network, Observation) else observe(network, calibration)
-    if note := unseen_note(observation):
-        warnings.warn(note, CalibrationWarning, stacklevel=2)
+    for note in notes(observation):
+        warnings.warn(note, stacklevel=2)
     snn = spiking_network(method, options, observation, T, seed)
     snn.precision = precision
     return snn

@@ -3,8 +3,6 @@
 Silence in calibration does not say that a channel is dead: that its weights alone can say.
 """
 
-import sys
-
 import torch
 from torch import Tensor, nn
 from torch.fx.node import Node
@@ -70,9 +68,3 @@ def unseen_note(observation: Observation) -> str:
         f"calibration saw no activation in {count} channel{'s' * (count > 1)} of {sites} call site{'s' * (sites > 1)} "
         f"({names}): their thresholds are set by their layer's; give more, or more varied, calibration images"
     )
-
-
-def tell_unseen(observation: Observation) -> None:
-    """The same on stderr, for a command."""
-    if note := unseen_note(observation):
-        print(f"warning: {note}", file=sys.stderr)

@@ -18,8 +18,8 @@ from msat_det.data.augment import augmented
 from msat_det.data.overlap import overlap
 from msat_det.methods import METHODS, parse_options
 from msat_det.methods.convert import Conversion, spiking_network
+from msat_det.methods.notes import tell
 from msat_det.methods.observe import Cached, Observation, observe
-from msat_det.methods.unseen import tell_unseen
 from msat_det.models import DETECTORS, build_detector
 from msat_det.models.classifiers import build_classifier
 from msat_det.spiking.energy import prices
@@ -122,7 +122,7 @@ def observed(config: Config, model: Any, calibration: Dataset | None = None) -> 
     sites = observation.sites.values()
     ranks.add_up([site.histogram for site in sites], [site.maximum for site in sites])
     if ranks.rank() == 0:
-        tell_unseen(observation)
+        tell(observation)
     return observation
 
 

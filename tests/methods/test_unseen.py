@@ -15,8 +15,9 @@ from msat_det.base.errors import CalibrationWarning
 from msat_det.methods import METHODS
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.layerwise import LayerByLayer
+from msat_det.methods.notes import tell
 from msat_det.methods.observe import Observation, observe
-from msat_det.methods.unseen import SHARE, dead_channels, tell_unseen, unseen_channels, unseen_note
+from msat_det.methods.unseen import SHARE, dead_channels, unseen_channels, unseen_note
 from msat_det.run.experiment import run
 from msat_det.spiking.neurons import OVERFLOW
 
@@ -190,8 +191,8 @@ def test_convert_warns_once_and_of_what_is_unseen_alone() -> None:
 
 
 def test_a_command_tells_it_in_one_line(capsys: pytest.CaptureFixture) -> None:
-    tell_unseen(seen(Two([0.1, -50.0, 0.2, -50.0])))
-    tell_unseen(seen(build("plain")))
+    tell(seen(Two([0.1, -50.0, 0.2, -50.0])))
+    tell(seen(build("plain")))
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.count("\n") == 1
@@ -202,3 +203,25 @@ def test_a_run_tells_it_once(tmp_path: Path, capsys: pytest.CaptureFixture, monk
     monkeypatch.setattr("msat_det.methods.unseen.unseen_channels", lambda observation: {"relu": 7})
     run(tiny(tmp_path / "run", "--data.limit", "2"))
     assert capsys.readouterr().err.count("warning: calibration saw no activation in 7 channels") == 1
+
+
+class Peaks(nn.Module):
+    """CenterNet's heat map, with what is no local maximum taken out of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heat = self.conv(x).sigmoid()
+        return heat * (F.max_pool2d(heat, 3, 1, 1) == heat).float() * (heat > 0.1)
+
+
+def test_activations_asked_to_be_equal_are_told(capsys: pytest.CaptureFixture) -> None:
+    with pytest.warns(
+        UserWarning, match=r"node 'eq' \(.*test_unseen.py:\d+: .*are equal: .* leave it to decode"
+    ) as caught:
+        msat_det.convert(randomise(Peaks()), images())
+    assert [w.category for w in caught] == [UserWarning]
+    tell(observe(randomise(Peaks()), [images()]))
+    assert capsys.readouterr().err.startswith("warning: node 'eq'")
