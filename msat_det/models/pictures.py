@@ -79,5 +79,6 @@ def picture(value: Any) -> Tensor:
     mode = f" of mode {value.mode}" if isinstance(value, Image.Image) else ""
     raise InputError(
         f"an image is {kind(value)}{mode}: give uint8 RGB (3, H, W), 0..255, a path or a PIL image; NumPy's (H, W, 3) "
-        "as torch.from_numpy(image).permute(2, 0, 1), floats from 0 to 1 as (255 * image).byte()"
+        "as torch.from_numpy(image).permute(2, 0, 1), floats from 0 to 1 as (255 * image).byte(), from 0 to 255 as "
+        "image.byte()"
     )

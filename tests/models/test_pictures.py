@@ -1,6 +1,7 @@
 """Images as people hand them to a detector: each form is the same pixels, or one line that says the mend."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,47 @@ def test_what_is_no_image_says_how_to_give_one(given: Callable[[], Any], message
         with pytest.raises(InputError, match=message) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+class Scaled(Corners):
+    """A detector whose network takes pixels as they are, less the mean."""
+
+    def preprocess(self, image: Tensor) -> tuple[Tensor, Any]:
+        return image - torch.tensor([103.0, 116.0, 123.0])[:, None, None], None
+
+
+class OnItsOwn(Corners):
+    """One that brings each photograph to mean 0 and deviation 1: black and white alike come to NaN."""
+
+    def preprocess(self, image: Tensor) -> tuple[Tensor, Any]:
+        return (image.float() - image.float().mean()) / image.float().std(), None
+
+
+class Choosy(Corners):
+    def preprocess(self, image: Tensor) -> tuple[Tensor, Any]:
+        assert image.shape[1:] == (20, 30)
+        return super().preprocess(image)
+
+
+PIXELS = torch.linspace(0, 255, 2 * 3 * 12 * 12).reshape(2, 3, 12, 12)
+NORMALISED = (PIXELS / 255 - 0.45) / 0.225
+RANGES = {
+    "pixels for 0..1": (Corners, PIXELS, "batch 0 holds values from 0 to 255, and .* preprocess gives 0 to 1: give"),
+    "normalised for 0..1": (Corners, NORMALISED, "values from -2 to 2.444, and the detector's preprocess gives 0 to 1"),
+    "0..1": (Corners, PIXELS / 255, None),
+    "0..1, sharpened": (Corners, 1.6 * PIXELS / 255 - 0.3, None),
+    "0..1, of one value": (Corners, torch.ones(2, 3, 12, 12), None),
+    "pixels as they are": (Scaled, PIXELS - 103, None),
+    "twice the pixels": (Scaled, 2 * PIXELS, "values from 0 to 510, and the detector's preprocess gives -123 to 152"),
+    "each by itself": (OnItsOwn, 40 * NORMALISED, None),
+    "an own preprocess that wants its size": (Choosy, PIXELS, None),
+}
+
+
+@pytest.mark.parametrize(("detector", "batch", "message"), RANGES.values(), ids=RANGES)
+def test_ready_batches_are_what_preprocess_makes(detector: type, batch: Tensor, message: str | None) -> None:
+    with pytest.raises(InputError, match=message) if message else nullcontext():
+        msat_det.convert(detector(), batch, "constant")
 
 
 def test_no_images_and_images_of_several_sizes_are_told() -> None:
