@@ -6,7 +6,7 @@ docs/reference.md show.
 
 import re
 from dataclasses import asdict, dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import show, yaml_text
@@ -114,6 +114,11 @@ class Model:
             )
         for stride in self.strides or []:
             _positive("one of model.strides", stride)
+
+
+def given(model: Any, *keys: str) -> dict[str, Any]:
+    """Those of a ``Model``'s keys that are set (not None)."""
+    return {key: value for key in keys if (value := getattr(model, key)) is not None}
 
 
 @dataclass

@@ -25,9 +25,10 @@ from msat_det.base.errors import InputError
 from msat_det.base.files import show
 from msat_det.base.names import Names, hint
 from msat_det.data.base import class_names
+from msat_det.models.class_names import read_names
 from msat_det.models.own import build_own, is_own
 from msat_det.models.state_dict import load_tensors, without_prefix
-from msat_det.models.weights import OWN_WEIGHTS, download, published, read_names, read_tensors
+from msat_det.models.weights import OWN_WEIGHTS, download, published, read_tensors
 
 Triple = tuple[float, float, float]
 

@@ -5,11 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from msat_det.base.config import given
 from msat_det.base.errors import InputError
 from msat_det.data import VOC_CLASSES
 from msat_det.data.voc_classes import common_name
+from msat_det.models.class_names import read_names
 from msat_det.models.ssd import SsdDetector
-from msat_det.models.weights import OWN_WEIGHTS, fill, given, read_names
+from msat_det.models.weights import OWN_WEIGHTS, fill
 from msat_det.models.yolo import YoloDetector
 
 SIZE = 160  # pixels, the side of the input in training

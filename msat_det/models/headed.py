@@ -8,13 +8,14 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from msat_det.base.config import given
 from msat_det.base.errors import InputError
 from msat_det.data.base import class_names
+from msat_det.models.class_names import read_names
 from msat_det.models.detector import Detections
 from msat_det.models.heads import HEADS, Levels, cells_of, named, parts_of, raw_parts
 from msat_det.models.preprocessing import Geometry, Inputs, as_size
 from msat_det.models.suppression import select
-from msat_det.models.weights import given, read_names
 
 
 class HeadDetector:

@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from msat_det.base.config import given
 from msat_det.base.errors import InputError
 from msat_det.data.base import class_names
+from msat_det.models.class_names import COCO_COLUMNS, NO_CLASS, read_names
 from msat_det.models.detector import Detections
 from msat_det.models.preprocessing import RESIZES, Geometry, as_size, check_resize
 from msat_det.models.state_dict import load_tensors
 from msat_det.models.suppression import select
-from msat_det.models.weights import COCO_COLUMNS, NO_CLASS, given, read_names, read_tensors
+from msat_det.models.weights import read_tensors
 
 
 class SsdDetector:

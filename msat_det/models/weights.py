@@ -1,52 +1,23 @@
-"""What the builders of detectors share: reading class names and weights, and the options a configuration sets."""
+"""Weights out of a file of whatever form, and those that torchvision publishes."""
 
 import os
 import zipfile
 from pathlib import Path
-from typing import Any
 from urllib.error import URLError
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model_weights, list_models
-from torchvision.models.detection import SSDLite320_MobileNet_V3_Large_Weights
 
 from msat_det.base.errors import InputError
-from msat_det.base.files import is_file, show, text_of
+from msat_det.base.files import is_file, show
 from msat_det.base.settings import SHARE
-from msat_det.data import VOC_CLASSES
-from msat_det.data.base import class_names
 from msat_det.data.catalogue import get_with
 from msat_det.models.checkpoint import DTYPES, FAULTS, Checkpoint, Foreign, Stored
 from msat_det.models.state_dict import SAVE, find_weights, load_tensors, without_prefix
 
 OWN_WEIGHTS = SHARE / "data" / "weights"  # of the demo networks, which come along
-COCO_COLUMNS = SSDLite320_MobileNet_V3_Large_Weights.COCO_V1.meta["categories"]  # background, then ids 1 to 90
-MAX_NAMES = 1 << 20  # bytes of a file of class names
-NO_CLASS = {"???", "N/A", "__background__"}
-COCO_CLASSES = [name for name in COCO_COLUMNS if name not in NO_CLASS]
-
-
-def given(model: Any, *keys: str) -> dict[str, Any]:
-    """Those of a model configuration's fields that are set (not None)."""
-    return {key: value for key in keys if (value := getattr(model, key)) is not None}
-
-
-def read_names(path: str | Path, distinct: bool = True) -> list[str]:
-    """VOC's 20 class names for "voc", COCO's 80 for "coco", or those of a file, one a line; blank lines don't count.
-
-    distinct: whether each must be another one, as labels of boxes are compared by name; NO_CLASS may stand often.
-    """
-    if path in ("voc", "coco"):
-        return list(VOC_CLASSES if path == "voc" else COCO_CLASSES)
-    try:
-        names = [name for line in text_of(path, MAX_NAMES).splitlines() if (name := line.strip())]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: class names not readable ({error}); give --model.names a text file") from None
-    if not names:
-        raise InputError(f"{path}: holds no class names; write one name a line")
-    return class_names(names, path, NO_CLASS if distinct else names)
 
 
 # What the first bytes of a file say that it is, where people give it for another kind of weights.

@@ -13,7 +13,7 @@ import yaml
 from msat_det.base.config import Config
 from msat_det.base.settings import read_config
 from msat_det.measure.accuracy.agreement import FOUND
-from msat_det.measure.arrival import lost
+from msat_det.measure.lost import lost
 from msat_det.measure.rows import COSTS, DISPLAY, CurveRow, read_summary
 from msat_det.report.paper import SOURCE, TABLE_1, TIMES, Reported
 

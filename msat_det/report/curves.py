@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from msat_det.base.colours import INK
-from msat_det.measure.arrival import lost
 from msat_det.measure.exits import ExitRow
+from msat_det.measure.lost import lost
 from msat_det.measure.rows import MAIN, CurveRow
 from msat_det.report.style import PALE, curve_style, entitle, legend_below, quiet, time_axis
 

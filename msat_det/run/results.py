@@ -7,12 +7,12 @@ from typing import Any
 from msat_det.base.config import Config, method_options
 from msat_det.data import Dataset, Sample
 from msat_det.measure.accuracy import VocEvaluator, make_evaluator
-from msat_det.measure.arrival import lost_notes
 from msat_det.measure.batch_files import Parts
 from msat_det.measure.differences import difference_rows, difference_table
 from msat_det.measure.effects import residuals
 from msat_det.measure.examination import examine
 from msat_det.measure.exits import exit_rows, exit_table
+from msat_det.measure.lost import lost_notes
 from msat_det.measure.rows import CurveRow, cautions, read_summary
 from msat_det.methods import METHODS
 from msat_det.methods.convert import Conversion

@@ -42,6 +42,7 @@ from msat_det.measure.batch_files import Parts
 from msat_det.methods import parse_options
 from msat_det.models import classifiers
 from msat_det.models.checkpoint import FAULTS, Foreign, Machine, Storage, Stored
+from msat_det.models.class_names import read_names
 from msat_det.models.classifiers import Network, Preprocess, build_classifier
 from msat_det.models.detector import Detections
 from msat_det.models.importers.darknet.cfg import parse_cfg
@@ -50,7 +51,6 @@ from msat_det.models.importers.onnx.file import read_onnx as read_onnx_file
 from msat_det.models.importers.onnx.network import load_onnx, network_of
 from msat_det.models.importers.onnx.operators import OPERATORS
 from msat_det.models.preprocessing import RESIZES
-from msat_det.models.weights import read_names
 from msat_det.report.directory import RunDirectory
 from msat_det.report.page.page import run_page
 from msat_det.run import resume

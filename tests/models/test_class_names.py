@@ -11,9 +11,9 @@ from msat_det.base.errors import InputError
 from msat_det.data import CocoDetection, VocDetection
 from msat_det.measure.accuracy import make_evaluator
 from msat_det.models import TorchvisionDetector
+from msat_det.models.class_names import read_names
 from msat_det.models.classifiers import PREPROCESS, Classifier
 from msat_det.models.ssd import SsdDetector
-from msat_det.models.weights import read_names
 from msat_det.models.yolo import YoloDetector
 
 

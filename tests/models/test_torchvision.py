@@ -26,8 +26,8 @@ from msat_det.base.config import Model
 from msat_det.base.errors import InputError
 from msat_det.methods.observe import observe
 from msat_det.models import DETECTORS, Detections, build_detector
+from msat_det.models.class_names import COCO_CLASSES, COCO_COLUMNS
 from msat_det.models.importers.torchvision import SINGLE_STAGE, TWO_STAGE, TorchvisionDetector, as_detector
-from msat_det.models.weights import COCO_CLASSES, COCO_COLUMNS
 from msat_det.spiking.network import SpikingNetwork
 
 RETINANET, SSDLITE = "retinanet_resnet50_fpn", "ssdlite320_mobilenet_v3_large"

@@ -19,11 +19,13 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.ssd import SSD
 
+from msat_det.base.config import given
 from msat_det.base.errors import InputError
 from msat_det.data.base import class_names
+from msat_det.models.class_names import COCO_COLUMNS, NO_CLASS, read_names
 from msat_det.models.detector import Detections
 from msat_det.models.state_dict import load_tensors, without_prefix
-from msat_det.models.weights import COCO_COLUMNS, NO_CLASS, download, given, published, read_names, read_tensors
+from msat_det.models.weights import download, published, read_tensors
 
 SINGLE_STAGE = (
     "ssd300_vgg16",

@@ -15,7 +15,7 @@ import jinja2
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import write_whole
-from msat_det.measure.arrival import reasons
+from msat_det.measure.lost import reasons
 from msat_det.measure.rows import DISPLAY, MAIN, CurveRow
 from msat_det.report.comparison import APART, KEPT, NEAR, Comparison, read_comparison
 from msat_det.report.page import run_files

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from msat_det.base.config import given
 from msat_det.base.errors import InputError
 from msat_det.base.files import bytes_of
 from msat_det.data.catalogue import get_with
+from msat_det.models.class_names import read_names
 from msat_det.models.importers.darknet.cfg import Section, parse_cfg
 from msat_det.models.importers.darknet.heads import HEADS, Head, read_head
 from msat_det.models.importers.darknet.layers import (
@@ -27,7 +29,7 @@ from msat_det.models.importers.darknet.layers import (
     infer_shape,
 )
 from msat_det.models.preprocessing import as_size
-from msat_det.models.weights import given, kind_of, read_names
+from msat_det.models.weights import kind_of
 from msat_det.models.yolo import YoloDetector
 
 RANDOM = "random"  # in place of a file of weights, for what needs the network's structure alone
