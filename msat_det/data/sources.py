@@ -1,6 +1,8 @@
 """The pictures that a user points at: one, those of a folder, or those that a pattern of names fits."""
 
 import glob
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from msat_det.base.errors import InputError
@@ -23,6 +25,20 @@ def images_of(source: str) -> dict[str, Path]:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise InputError(f"{show(source)} names no picture: give one, or a folder with some ({kinds})")
     return found
+
+
+def images_of_all(sources: Iterable[str]) -> dict[str, Path]:
+    """Name → image file of several sources: pictures of one name in different folders have as much of their paths as
+    tells them apart. Raises InputError."""
+    given = [(name, path) for source in sources for name, path in images_of(source).items()]
+    once = {path.parent.resolve() / path.name: (Path(name), path) for name, path in given}
+    names = {place: name for place, (name, _) in once.items()}
+    while twice := {name for name, count in Counter(names.values()).items() if count > 1}:
+        for place, name in names.items():
+            if name in twice:
+                parts = [part.strip("/\\:") for part in place.parts]
+                names[place] = Path(*list(filter(None, parts))[-len(name.parts) - 1 :])
+    return {name.as_posix(): once[place][1] for place, name in names.items()}
 
 
 def _matching(pattern: str) -> dict[str, Path]:

@@ -119,8 +119,8 @@ _msat_det() {
 complete -o default -F _msat_det msat-det"""
 
 ABOUT_DETECT = """\
-Detects on pictures of your own with a spiking network: a picture, all pictures of a folder, those
-that match a pattern in quotes ('photos/**/*.jpg'), or a video (pip install 'msat-det[video]'). Writes each
+Detects on pictures of your own with a spiking network: pictures, all of a folder, those that match a
+pattern in quotes ('photos/**/*.jpg'), or a video (pip install 'msat-det[video]'). Writes each
 of them with its boxes and a detections.json in COCO's form (with scores) into --out, and prints a
 line for each. With --cfg any key of the configuration can be set as --key value."""
 
@@ -241,9 +241,10 @@ def export(argv: list[str]) -> None:
 @once
 def detect(argv: list[str]) -> None:
     """``msat-det detect``: a detector on pictures of your own."""
-    usage = "SOURCE --cfg FILE | --model FILE [option …]"
+    usage = "SOURCE … --cfg FILE | --model FILE [option …]"
     parser = Parser("msat-det detect", usage, ABOUT_DETECT, EXAMPLES_DETECT, allow_abbrev=False)
-    parser.add_argument("source", metavar="SOURCE", help="a picture, a folder, a pattern in quotes, or a video")
+    text = "pictures, folders, patterns in quotes, or one video"
+    parser.add_argument("sources", metavar="SOURCE", nargs="+", help=text)
     parser.add_argument("--cfg", metavar="FILE", help="configuration whose detector is converted, on its calibration")
     parser.add_argument("--model", metavar="FILE", type=Path, help="a network that msat-det export or Python saved")
     text = "a label of the configuration, or a name that `msat-det list methods` shows (default: delta-3)"
@@ -273,7 +274,7 @@ def detect(argv: list[str]) -> None:
 
     classes = tuple(name.strip() for name in given.classes.split(",") if name.strip())
     wanted = Wanted(given.out, given.t, classes, given.score, given.compare)
-    folder = detect(given.source, network, given.method, wanted)
+    folder = detect(given.sources, network, given.method, wanted)
     print(f"pictures and detections.json are in {folder}")
 
 

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -22,7 +22,7 @@ from msat_det.base.names import hint
 from msat_det.base.progress import Progress
 from msat_det.base.settings import NETWORKS
 from msat_det.data.images import CorruptImage, Size, read_upright, upright_size
-from msat_det.data.sources import images_of
+from msat_det.data.sources import images_of_all
 from msat_det.data.video import VideoFile, frames_of, is_video
 from msat_det.methods import DEFAULT, METHODS
 from msat_det.models.detector import Detections, Detector
@@ -47,27 +47,50 @@ class Wanted:
     compare: bool = False
 
 
-def detect(source: str, network: Config | Path, method: str | None, wanted: Wanted) -> Path:
-    """Detect on a picture, the pictures of a folder or a pattern, or a video; write pictures and detections.json into
+def detect(sources: Sequence[str], network: Config | Path, method: str | None, wanted: Wanted) -> Path:
+    """Detect on pictures, those of folders and patterns, or on a video; write pictures and detections.json into
     ``wanted.out``, and print a line for each picture. Returns that folder.
 
-    network: a configuration, whose detector is converted by ``method`` (a label of the file or a registered name, by
-    default the library's), or a file that ``msat_det.save`` wrote. Raises InputError for bad input of any kind.
+    sources: several, or a video alone. network: a configuration, whose detector is converted by ``method`` (a label of
+    the file or a registered name, by default the library's), or a file that ``msat_det.save`` wrote. Raises InputError
+    for bad input of any kind.
     """
-    frames = frames_of(Path(source).expanduser()) if is_video(source) else None
-    files = {} if frames else images_of(source)
+    video = next(filter(is_video, sources), None)
+    if video and len(sources) > 1:
+        raise InputError(f"{video} is a video, and other sources stand beside it: give it alone")
+    files = {Path(video).name: Path(video).expanduser()} if video else images_of_all(sources)
+    targets = places(files, wanted.out, ".mp4" if video else ".jpg")
     snn = saved(network) if isinstance(network, Path) else converted(network, method, wanted.t)
     job = Job(snn, wanted)
     made = make_folders(wanted.out)
     try:
-        if frames is None:
-            job.pictures(files)
+        if video:
+            ((name, path),) = files.items()
+            job.video(name, frames_of(path), targets[name])
         else:
-            job.video(Path(source).name, frames)
+            job.pictures(files, targets)
         job.write()
     finally:
         drop_empty(made)
     return wanted.out
+
+
+def places(files: dict[str, Path], out: Path, suffix: str) -> dict[str, Path]:
+    """Where the picture of each source goes: its name below ``out``, behind which its own suffix stays where another
+    one has that place, a.png.jpg beside a.jpg. Raises InputError where a source would be overwritten."""
+    found: dict[str, Path] = {}
+    taken: set[str] = set()  # without capitals, which some systems do not tell apart
+    originals = {path.resolve() for path in files.values()}
+    for name in sorted(files, key=lambda name: Path(name).suffix != suffix):  # those that keep their names first
+        target, longer = Path(name).with_suffix(suffix), name
+        while str(target).casefold() in taken:
+            longer += suffix
+            target = Path(longer)
+        taken.add(str(target).casefold())
+        found[name] = out / target
+        if found[name].resolve() in originals:
+            raise InputError(f"{found[name]} is one of the sources, which would be overwritten: give another --out DIR")
+    return found
 
 
 def saved(path: Path) -> SpikingNetwork:
@@ -128,7 +151,7 @@ class Job:
             raise InputError(f"the detector knows no {show(name)}: {mend}")
         return names.index(name)
 
-    def pictures(self, files: dict[str, Path]) -> None:
+    def pictures(self, files: dict[str, Path], targets: dict[str, Path]) -> None:
         """Pictures one by one; of several those that can't be read are told and left out."""
         for name, path in files.items():
             try:
@@ -140,16 +163,16 @@ class Job:
                 continue
             (row,) = self.detected([image])
             self.note(name, row[self.T], image, upright_size(path))
-            target = self.place(name)
             drawn = self.drawn(image, row)
-            write_whole(target, partial(drawn.save, format="JPEG", quality=92))
+            targets[name].parent.mkdir(parents=True, exist_ok=True)
+            write_whole(targets[name], partial(drawn.save, format="JPEG", quality=92))
             print(f"{name}: {self.told(row[self.T])}")
         if not self.images:
             raise InputError("none of the pictures could be read: give others")
 
-    def video(self, name: str, frames: Iterator[tuple[float, Tensor]]) -> None:
+    def video(self, name: str, frames: Iterator[tuple[float, Tensor]], target: Path) -> None:
         """A video, a few frames at once; the pictures become a video as well."""
-        target, rate, before = self.place(name, ".mp4"), 25.0, None
+        rate, before = 25.0, None
         with VideoFile(target, rate) as video:
             bar = {"desc": "detecting", "unit": f"×{FRAMES} frames", "disable": None, "leave": False}
             for group in Progress(groups(frames, FRAMES), **bar):
@@ -206,15 +229,6 @@ class Job:
             box = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
             entry = {"id": len(self.found) + 1, "image_id": id, "category_id": label + 1, "bbox": box}
             self.found.append(entry | {"area": round(box[2] * box[3], 2), "iscrowd": 0, "score": round(score, 5)})
-
-    def place(self, name: str, suffix: str = ".jpg") -> Path:
-        """Where the picture of a source goes: its name below ``out``."""
-        path = self.wanted.out / name
-        target = path.with_suffix(suffix)
-        if path.suffix.lower() not in (suffix, ".jpeg") and target.exists():  # a.png beside a.jpg
-            target = path.with_name(f"{path.name}{suffix}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return target
 
     def write(self) -> None:
         """detections.json: images, categories and annotations as COCO has them, each with its score."""

@@ -116,6 +116,37 @@ def test_a_pattern_names_pictures_below_its_fixed_part(folder: Path) -> None:
     assert images_of(str(folder / "a.png")) == {"a.png": folder / "a.png"}
 
 
+def test_pictures_of_one_name_are_all_kept(saved: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    sources = {"a/x.jpg": 0, "b/x.jpg": 1, "c/d/x.jpg": 2, "b/d/x.jpg": 0, "a/y.jpeg": 1, "a/y.png": 2, "a/Y.JPG": 0}
+    for name, number in sources.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.open(PHOTOGRAPHS[number]).save(tmp_path / name)
+    given = [tmp_path / name for name in sources]
+    assert run(*given, tmp_path / "a", "--model", saved, "--t", 1, "--out", tmp_path / "out") == 0  # some come twice
+    named = ["a/x.jpg", "b/x.jpg", "c/d/x.jpg", "b/d/x.jpg", "y.jpeg", "y.png", "Y.JPG"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines[:-1]] == named
+    content = json.loads((tmp_path / "out/detections.json").read_text())
+    assert {image["file_name"]: image["id"] for image in content["images"]} == dict(
+        zip(named, range(1, 8), strict=True)
+    )
+    places = [*named[:4], "y.jpg", "y.png.jpg", "Y.JPG.jpg"]
+    written = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.jpg"))
+    assert written == sorted(places)
+    for place, number in zip(places, sources.values(), strict=True):
+        images = (Image.open(path).resize((60, 60)) for path in (tmp_path / "out" / place, *PHOTOGRAPHS))
+        drawn, *known = (np.array(image, int) for image in images)
+        assert np.argmin([np.abs(drawn - one).mean() for one in known]) == number
+
+
+@pytest.mark.parametrize("source", ["", "a.jpg"])
+def test_no_source_is_overwritten(source: str, saved: str, folder: Path, capsys: pytest.CaptureFixture) -> None:
+    before = (folder / "a.jpg").read_bytes()
+    assert run(folder / source, "--model", saved, "--out", folder) == 2
+    assert "a.jpg is one of the sources, which would be overwritten: give another --out" in capsys.readouterr().err
+    assert (folder / "a.jpg").read_bytes() == before
+
+
 def read_back(out: Path, images: Path) -> dict[str, torch.Tensor]:
     """detections.json as a data set: the name of each picture's file → its boxes, in pixels of the picture as it is
     read."""
@@ -212,6 +243,7 @@ BAD = {
     "TEXT --model MODEL": "can't read image",
     "EMPTY --model MODEL": "names no picture: give one, or a folder with some",
     "CLIP --model MODEL": "can't be read as a video",
+    "CLIP PHOTO --model MODEL": "is a video, and other sources stand beside it: give it alone",
     "PHOTO --cfg CLASSIFIER": "this configuration is a classifier's: give a detector's",
     "PHOTO --cfg DETECTOR --method signd-b3": "no method 'signd-b3': did you mean signed-b3?",
 }
