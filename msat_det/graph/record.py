@@ -31,6 +31,7 @@ from torch.fx.node import Node
 from torch.overrides import TorchFunctionMode
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from msat_det.base.errors import InputError
 from msat_det.graph import ops
 from msat_det.graph.attention import multi_head, scaled_dot_product
 from msat_det.graph.graph import TORCH, closure
@@ -68,16 +69,28 @@ def record(net: nn.Module, values: tuple | dict[str, Tensor], names: list[str]) 
     """The graph of what ``net`` does with ``values``, and what came out; constants that it makes are put into ``net``.
 
     values: its inputs, which it may write into. names: of the placeholders, one an input.
-    Raises DecidesByValues, and whatever the network raises.
+    Raises DecidesByValues, InputError for outputs that are no tensors, and whatever the network raises.
     """
     recorder = _Recorder(net)
     for name, value in zip(names, pytree.tree_leaves(values), strict=True):
         recorder.know(value, recorder.graph.placeholder(name))
     with torch.no_grad(), torch.compiler.set_stance("force_eager"), recorder.calls(), recorder:
         outputs = net(**values) if isinstance(values, dict) else net(*values)
-    recorder.graph.output(pytree.tree_map(recorder.argument, outputs))
+    leaves = pytree.tree_leaves(outputs)
+    _refuse_objects(leaves, net)
+    recorder.graph.output([recorder.argument(leaf) for leaf in leaves])
     recorder.done = True
     return fx.GraphModule(net, recorder.graph), outputs
+
+
+def _refuse_objects(outputs: list[Any], net: nn.Module) -> None:
+    """Raise InputError for tensors in an object that nobody can look into: they would be constants."""
+    for output in outputs:
+        if not isinstance(output, Tensor | int | float | complex | str | bytes | torch.dtype | torch.device | None):
+            raise InputError(
+                f"{type(net).__name__} gives a {type(output).__name__}: give its tensors in a tuple, list or dict, or "
+                "make the class known, as torch.export.register_dataclass does"
+            )
 
 
 class _Recorder(TorchFunctionMode):

@@ -3,7 +3,8 @@
 import copy
 import re
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -458,6 +459,54 @@ def test_layers_on_learned_queries_are_constants() -> None:
     assert own
     assert {facts(node).kind for node in own} == {Kind.SHAPE}
     assert torch.allclose(graph(images(3, seed=4)), net(images(3, seed=4)), atol=1e-5)
+
+
+class Named(NamedTuple):
+    scores: Tensor
+    boxes: Any
+
+
+@dataclass
+class Known:
+    scores: Tensor
+    boxes: Any
+
+
+@dataclass
+class Unknown:
+    scores: Tensor
+
+
+class Giving(nn.Module):
+    """Gives what ``give`` makes of an activation."""
+
+    def __init__(self, give: Callable[[Tensor], Any]):
+        super().__init__()
+        self.conv, self.give = nn.Conv2d(3, 2, 1), give
+
+    def forward(self, x: Tensor) -> Any:
+        return self.give(self.conv(x).relu())
+
+
+@pytest.mark.parametrize("kind", [Named, Known])
+def test_outputs_in_classes_of_ones_own(kind: Callable[..., Any]) -> None:
+    if kind is Known and Known not in pytree.SUPPORTED_NODES:
+        pytree.register_dataclass(Known)
+    net, fresh = Giving(lambda y: [kind(y, {"all": (2 * y, y.shape[0], None)})]).eval(), images(3, seed=4)
+    graph = trace(net, images())
+    got, expected = graph(fresh), net(fresh)
+    assert pytree.tree_structure(got) == pytree.tree_structure(expected)
+    assert type(got[0]) is kind
+    for a, b in zip(pytree.tree_leaves(got), pytree.tree_leaves(expected), strict=True):
+        assert torch.allclose(a, b, atol=1e-6) if isinstance(b, Tensor) else a == b
+
+
+def test_outputs_that_nobody_can_look_into_are_refused() -> None:
+    """They would be those of calibration for every image."""
+    with pytest.raises(InputError, match=r"Giving gives a Unknown: .* or make the class known"):
+        trace(Giving(Unknown).eval(), images())
+    with pytest.raises(InputError, match="Giving gives a set"):
+        trace(Giving(lambda y: [y, {1}]).eval(), images())
 
 
 def test_outputs_keep_their_structure() -> None:
