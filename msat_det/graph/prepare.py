@@ -3,9 +3,12 @@
 import copy
 import pickle
 from collections.abc import Iterable
+from contextlib import suppress
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
@@ -16,12 +19,14 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim.swa_utils import AveragedModel
 
+from msat_det.base.checks import present
 from msat_det.base.errors import InputError
 from msat_det.graph.inputs import MISFIT, reason
 from msat_det.graph.scripted import in_python
 
 # Old-style reparametrisations: hooks that make the weight anew before every forward.
 _MAKERS = (WeightNorm, SpectralNorm, BasePruningMethod)
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 # Where PyTorch has modules with weights of integers, and those that watch or round activations for them.
 _QUANTISED = tuple(
     f"torch.ao.{room}"
@@ -92,18 +97,38 @@ def _part(name: str) -> str:
 def copied(net: nn.Module, kept: Iterable[nn.Parameter] = ()) -> nn.Module:
     """A copy of ``net``; functions of TorchScript are the same, and so are the weights that are kept. Raises InputError
     where there is none."""
-    values = [value for module in net.modules() for value in vars(module).values()]
+    values = [value for module in net.modules() for value in pytree.tree_leaves(vars(module))]
     # PyTorch copies no tensor that a graph has made, as the weight of weight_norm is after a forward
     memo: dict[int, Any] = {id(value): value.detach().clone() for value in values if _is_made(value)}
     memo |= {id(value): value for value in values if isinstance(value, torch.jit.ScriptFunction)}  # nor these
     memo |= {id(weight): weight for weight in kept}
     try:
-        return copy.deepcopy(net, memo)
+        made = copy.deepcopy(net, memo)
     except (*MISFIT, pickle.PickleError) as error:
         raise InputError(
             f"{type(net).__name__} can't be copied ({reason(error)}): take off what is no tensor, number or module, as "
             "open files"
         ) from error
+
+    for module in made.modules():
+        for values in (vars(module), *(vars(module).get(name, {}) for name in _HOOKS)):
+            for key, value in list(values.items()):
+                if isinstance(value, FunctionType) and value.__closure__:
+                    values[key] = _rebound(value, memo)
+    return made
+
+
+def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
+    """A function with the copies of what it has from outside, as a hook has the module that keeps its features: a copy
+    of it would go on with the network that was copied."""
+    cells = present(function.__closure__)
+    with suppress(ValueError):  # a cell that is still empty
+        held = [cell.cell_contents for cell in cells]
+        cells = tuple(CellType(memo.get(id(value), value)) for value in held)
+    found = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
+    found.__kwdefaults__ = function.__kwdefaults__
+    found.__dict__ |= function.__dict__
+    return found
 
 
 def lend(source: nn.Module, net: nn.Module) -> None:

@@ -134,6 +134,9 @@ class _Recorder(TorchFunctionMode):
         if name in _FILLING and self.node_of(args[0]) in self.blank and self.blank.issuperset(entering):
             self.forget(args[0])
             return func(*self.settle(args), **self.settle(kwargs))
+        if name in ("type_as", "to") and len(args) > 1 and isinstance(args[1], Tensor):  # no image enters by a dtype
+            with self:
+                return args[0].to(device=args[1].device, dtype=args[1].dtype)
         if func is F.scaled_dot_product_attention:
             with self:
                 return scaled_dot_product(*args, **kwargs)

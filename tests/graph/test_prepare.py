@@ -214,3 +214,49 @@ def test_a_large_network_takes_its_weights_once_more() -> None:
     """And in float64, for rounding's sake, those of one layer alone, before and after batch norm is folded: 4/6."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=100)
     assert 0.9 < float(done.stdout) < 1.9, done.stderr
+
+
+class Hooked(nn.Module):
+    """Features by a hook that knows the network from outside, as people write it."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.kept = network(), {}
+        self.net[0].register_forward_pre_hook(lambda module, given: 2 * given[0])
+        self.net[2].register_forward_hook(lambda module, given, found: self.kept.update(features=found))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.net(x)
+        return self.net[3](self.kept["features"])
+
+
+@pytest.mark.parametrize("before", [0, 1, 2, 4])
+def test_hooks_are_those_of_the_copy(before: int) -> None:
+    """Else the copy reads what an earlier forward of the network has left."""
+    net = Hooked().eval()
+    if before:
+        net(images(before, seed=8))
+    graph = trace(net, images(4))
+    assert torch.allclose(graph(images(3, seed=5)), net(images(3, seed=5)), atol=1e-5)
+    assert len(net.kept["features"]) == 3
+
+
+class Grid(nn.Module):
+    """YOLO's: a grid that is made anew for another size, of the type of a map."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.grid = nn.Conv2d(3, 2, 3, 2), torch.zeros(1, 1, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).relu()
+        if self.grid.shape[2:] != y.shape[2:]:
+            rows, columns = torch.meshgrid(torch.arange(y.shape[2]), torch.arange(y.shape[3]), indexing="ij")
+            self.grid = torch.stack((columns, rows)).view(1, 2, *y.shape[2:]).type_as(y)
+        return y + self.grid + self.grid.int().to(y)
+
+
+def test_a_grid_of_the_type_of_a_map_is_a_constant() -> None:
+    net = Grid().eval()
+    graph = trace(net, images(4))
+    assert torch.allclose(graph(images(3, seed=5)), net(images(3, seed=5)), atol=1e-5)
