@@ -1,4 +1,4 @@
-"""Channels in which the calibration images gave no activation: they get a threshold from their layer's.
+"""Channels in which the calibration images gave no activation, or hardly any: they get a threshold from their layer's.
 
 Silence in calibration does not say that a channel is dead: that its weights alone can say.
 """
@@ -14,6 +14,9 @@ from msat_det.spiking.neurons import OVERFLOW
 
 # Of the layer's largest threshold θ: even where it overflows, an unseen channel's error stays below γ·θ/n.
 SHARE = 1 / OVERFLOW
+# A channel that calibration has hardly seen has this share at least: a later activation, which may be as large as the
+# layer's, would be sent as thousands of spikes at once.
+LEAST = 2.0**-12
 _NAMED = 3  # call sites in the note
 
 
@@ -44,16 +47,18 @@ def unseen_channels(observation: Observation) -> dict[str, int]:
 
 
 def with_unseen(theta: Tensor, observation: Observation, node: Node, share: float = SHARE) -> Tensor:
-    """Thresholds () or (C,) of which those that are 0 get ``share`` of the layer's largest; 0 is left to dead channels.
+    """Thresholds () or (C,) of which those that are 0 get ``share`` of the layer's largest, and all others ``LEAST`` of
+    it at least; 0 is left to dead channels.
 
     share: 1 where no overflow is sent beyond θ, and its levels are fine enough for what is small.
     Where the whole layer was silent its largest input current stands for the largest activation.
     """
     if (theta > 0).all():
-        return theta
+        return theta.clamp(min=LEAST * theta.max())
     dead = dead_channels(observation.graph, node)
     layer = theta.max() if theta.any() else torch.tensor(observation.drives[node.name] or 1.0)
-    return torch.where((theta > 0) | (dead if theta.dim() else dead.all()), theta, share * layer)
+    least = torch.where(theta > 0, theta.clamp(min=LEAST * layer), share * layer)
+    return torch.where(dead if theta.dim() else dead.all(), theta, least)
 
 
 def unseen_note(observation: Observation) -> str:

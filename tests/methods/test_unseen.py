@@ -17,7 +17,7 @@ from msat_det.methods.convert import spiking_network
 from msat_det.methods.layerwise import LayerByLayer
 from msat_det.methods.notes import tell
 from msat_det.methods.observe import Observation, observe
-from msat_det.methods.unseen import SHARE, dead_channels, unseen_channels, unseen_note
+from msat_det.methods.unseen import LEAST, SHARE, dead_channels, unseen_channels, unseen_note
 from msat_det.run.experiment import run
 from msat_det.spiking.neurons import OVERFLOW
 
@@ -50,6 +50,20 @@ def test_a_silent_channel_gets_a_share_of_its_layers_threshold() -> None:
     assert torch.equal(theta[[0, 2]], 0.5 * maximum[[0, 2]])
     assert theta[[1, 3]].tolist() == pytest.approx([0.5 * maximum.max().item() * SHARE] * 2)
     assert SHARE * OVERFLOW == 1
+
+
+def test_a_channel_that_is_hardly_seen_sends_no_burst_of_millions() -> None:
+    """Its value is a millionth of the other's in calibration, and as large afterwards."""
+    net = nn.Sequential(nn.Conv2d(2, 2, 1, bias=False), nn.ReLU(), nn.Conv2d(2, 2, 1, bias=False)).eval()
+    for layer in (net[0], net[2]):
+        layer.weight.data = torch.eye(2)[:, :, None, None]
+    x = torch.ones(1, 2, 3, 3)
+    observation = observe(net, [x * torch.tensor([1.0, 1e-6])[None, :, None, None]])
+    snn = spiking_network("constant", {"scale": "channel", "initial": "half"}, observation, 4)
+    assert snn.neurons["_1"].theta.tolist() == [1.0, LEAST]
+    outputs = snn.run(x, 4)[4]
+    assert torch.allclose(outputs, x)
+    assert snn.counts[4].spikes.item() == 9 * 4 * (1 + 1 / LEAST)  # a millionth would have taken a million
 
 
 @pytest.mark.parametrize(("method", "over"), [("int8", 255), ("dcgs", 128)])
