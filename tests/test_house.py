@@ -1,4 +1,6 @@
-"""The house keeps its order: a room imports only rooms below it, and no file imports itself by a detour."""
+"""The house keeps its order: a room imports only rooms below it, no file imports itself by a detour, and tests' files
+have names of their own, for pytest takes those of one name for one module.
+"""
 
 import ast
 from graphlib import CycleError, TopologicalSorter
@@ -49,3 +51,8 @@ def test_no_circles() -> None:
         TopologicalSorter(ARROWS).prepare()
     except CycleError as error:
         raise AssertionError(" → ".join(error.args[1])) from None
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    names = [path.name for path in PACKAGE.parent.joinpath("tests").rglob("test_*.py")]
+    assert len(names) == len(set(names))

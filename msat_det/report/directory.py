@@ -59,7 +59,7 @@ class RunDirectory:
     def clear(self) -> None:
         """Remove an earlier run's results; summary.json first, which says that they are complete."""
         names = "summary.json curve.csv curve.png coverage.json coverage.txt coverage.svg ledger.json doctor.json "
-        names += "report.html report.json boxes.gif exit.csv exit.png differences.csv"
+        names += "report.html report.json boxes.gif exit.csv exit.png differences.csv compare.md compare.csv pareto.png"
         for name in names.split():
             (self.path / name).unlink(missing_ok=True)
         for events in self.path.glob("events.out.tfevents.*"):

@@ -124,6 +124,10 @@ def test_detectors_have_map_and_nothing_of_the_paper(tmp_path: Path) -> None:
     assert "mAP50" in page
     assert "`{method: p-norm, percentile: 99}`" in page
 
+    words[words.index("2")] = "3"  # another run in the same folder: nothing of this one may stand beside it
+    assert cli.main(["run", "--cfg", config, *words, "--overwrite"]) == 0
+    assert not {"compare.md", "compare.csv", "pareto.png"} & {file.name for file in tmp_path.iterdir()}
+
 
 def test_a_row_per_method(finished: Path) -> None:
     text = markdown(read_comparison(finished))
