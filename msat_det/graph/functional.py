@@ -21,20 +21,8 @@ from msat_det.graph.prepare import copied
 # Nodes whose output may share memory with their input: writing into one in place changes the other.
 _VIEWS = {
     *("view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand"),
-    *(
-        "broadcastto",
-        "tensorsplit",
-        "getitem",
-        "chunk",
-        "split",
-        "unbind",
-        "select",
-        "narrow",
-        "movedim",
-        "detach",
-        "contiguous",
-        "identity",
-    ),
+    *("broadcastto", "tensorsplit", "getitem", "chunk", "split", "unbind", "select", "narrow", "movedim", "detach"),
+    *("contiguous", "identity"),
     *("viewas", "reshapeas", "expandas", "unfold", "diagonal", "ravel", "getattr"),
     *("to", "float", "type", "typeas", "pos", "einsum"),  # of what already is as it should be
 }
@@ -176,14 +164,15 @@ def single_extrema(graph: Graph) -> None:
             graph.module.graph.erase_node(part)
 
 
-_UNSET: dict[Any, Any] = {torch.empty_like: torch.zeros_like, "new_empty": "new_zeros"}
+_UNSET: dict[str, Any] = {"emptylike": torch.zeros_like, "newempty": "new_zeros"}
 
 
 def drop_neutral(graph: Graph) -> None:
     """Take out what does nothing in evaluation; memory that nobody has written is 0, so that every run has the same."""
     for node in graph.nodes:
-        node.target = _UNSET.get(node.target, node.target)
         name = ops.canonical(node, module_of(graph, node)) if node.op.startswith("call") else ""
+        if name in _UNSET:
+            node.target = _UNSET[name]
         if name in ops.NEUTRAL or (name == "getattr" and node.args[1] == "data"):
             node.replace_all_uses_with(node.all_input_nodes[0])
             graph.module.graph.erase_node(node)

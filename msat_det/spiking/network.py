@@ -15,7 +15,7 @@ from msat_det.base.names import PRECISIONS
 from msat_det.graph.facts import facts
 from msat_det.graph.fanout import FanOut, fan_out
 from msat_det.graph.graph import Graph, elements
-from msat_det.graph.inputs import Batch, reason
+from msat_det.graph.inputs import Batch, first_images, reason
 from msat_det.models.detector import Detections, Detector
 from msat_det.models.pictures import batched, pictures
 from msat_det.spiking.energy import Counts
@@ -130,7 +130,7 @@ class SpikingNetwork(nn.Module):
         if sizes == self.graph.sizes:
             return setup
         if self._resized is None or self._resized[0].sizes != sizes:
-            one = {name: value[:1] for name, value in inputs.items()}
+            one = first_images(inputs, 1)
             graph = self.graph.at_size(one)
             self._resized = graph, Schedule(graph), fan_out(graph, one)
         graph, schedule, fanout = self._resized
