@@ -15,7 +15,7 @@ from msat_det.data.images import Size
 
 WHOLE = re.compile(r"\s*(-?[0-9]+)(?:\.0*)?\s*")
 Id = int | str
-MOST_ID = 2**53  # an engine of the evaluation keeps ids as floats
+MOST_ID = 2**53  # of those that a float tells apart, as which some tools write them
 
 
 class CocoDetection(Dataset):

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from msat_det.base.files import absent, bytes_of, inside, is_file
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")
 JPEG = ("JPEG", "MPO")  # what Pillow calls a JPEG, and one with a second picture in it
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".pnm"}
+UNREAD = {".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".dng"}  # of photographs, too
 WHOLE = 24_000_000  # pixels of a photograph that is read as it is, a larger one smaller
 MAX_PIXELS = 256_000_000  # of a larger one; decoding takes seconds
 MAX_DECODING = 440_000_000  # bytes that its decoder takes: the process stays under 1 GiB
@@ -78,7 +79,7 @@ def image_size(path: Path) -> Size | None:
 
 def orientation(path: Path) -> int:
     """EXIF's orientation of an image file, 1 where it has none or can't be read."""
-    found = _of_header(path, lambda image: image.getexif().get(ORIENTATION, 1), 1)
+    found = _of_header(path, _orientation, 1)
     return found if type(found) is int else 1
 
 
@@ -102,12 +103,14 @@ def reduction(width: int, height: int) -> int:
     return next((factor for factor in (1, 2) if width * height <= WHOLE * factor**2), 4)
 
 
-def image_names(folder: Path) -> list[str]:
+def image_names(folder: Path, every: bool = False) -> list[str]:
     """Sorted relative paths of the image files at any depth, those that links lead to among them.
 
     What is hidden (.git, with annexed images in it, or a Mac's ._1.jpg) is left out. A folder to which several ways
     lead is listed once. A link that leads nowhere is an image where its name has an image's suffix, so that reading
     tells. Raises InputError for a folder that can't be listed, be it a link.
+
+    every: whether a photograph of a kind that is not read here is an InputError, as where a figure is over all of them.
     """
     names, seen = [], set()
     folders: list[str] = [str(folder)]
@@ -124,6 +127,8 @@ def image_names(folder: Path) -> list[str]:
                     continue
                 if _is_image(entry):
                     names.append(os.path.relpath(entry.path, folder))
+                elif every and _suffix(entry) in UNREAD:
+                    raise InputError(f"{entry.path} is none of {', '.join(IMAGE_FORMATS)}: convert it, or take it away")
                 elif entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
                 elif entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112
@@ -175,9 +180,13 @@ def _by_stem(folder: Path) -> dict[str, list[str]]:
     return found
 
 
+def _suffix(entry: os.DirEntry) -> str:
+    return os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
+
+
 def _is_image(entry: os.DirEntry) -> bool:
     """By its name; a link that leads nowhere is one, too."""
-    if os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:  # noqa: PTH122
+    if _suffix(entry) not in IMAGE_SUFFIXES:
         return False
     if entry.is_symlink():
         return is_file(entry.path) or _leads_nowhere(entry)
@@ -202,8 +211,17 @@ def _open(file: BinaryIO) -> ImageFile.ImageFile:
 def _turn(image: Image.Image, size: Size | None) -> int:
     """EXIF's orientation where that explains why an image of ``size`` is stored with its sides swapped, else 0."""
     swapped = size is not None and image.size != size and image.size == size[::-1]
-    orientation = image.getexif().get(ORIENTATION) if swapped else None
+    orientation = _orientation(image) if swapped else 0
     return orientation if orientation in TURNS else 0
+
+
+def _orientation(image: Image.Image) -> Any:
+    """EXIF's; Pillow would take XMP's where there is none, which neither viewers nor other readers do."""
+    if image.format == "PNG":
+        image.load()  # it may be told behind the pixels
+    for name in ("xmp", "XML:com.adobe.xmp"):
+        image.info.pop(name, None)
+    return image.getexif().get(ORIENTATION, 1)
 
 
 def _decode(image: ImageFile.ImageFile) -> Tensor:
@@ -236,6 +254,8 @@ def _check(path: Path, image: ImageFile.ImageFile) -> None:
         raise ValueError(f"{size}, too narrow for a photograph")
     if image.format in JPEG and bytes_of(path).count(b"\xff\xda") > MAX_SCANS:
         raise ValueError(f"more than {MAX_SCANS} scans")
+    if image.mode == "F":
+        raise ValueError("its pixels are no whole numbers")
     if image.format == "PPM" and count > MAX_SLOW and image.tile[0][0] != "raw":
         raise ValueError(f"{size} in text or of odd depth, more than {MAX_SLOW}")
 

@@ -24,14 +24,15 @@ def is_video(source: str) -> bool:
 
 
 def frames_of(path: Path) -> Iterator[tuple[float, Tensor]]:
-    """(seconds, uint8 RGB (3, H, W)) of each frame of a video's first track, by PyAV. Raises InputError."""
+    """(seconds, uint8 RGB (3, H, W)) of each frame of a video's first track, upright, by PyAV. Raises InputError."""
     av = pyav()
     try:
         with av.open(str(path), options=_TRUST) as container:
             if not container.streams.video:
                 raise InputError(f"{path} has no pictures: give a video")
             for frame in container.decode(container.streams.video[0]):
-                image = torch.from_numpy(np.ascontiguousarray(frame.to_ndarray(format="rgb24")))
+                upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))  # as a phone was held
+                image = torch.from_numpy(np.ascontiguousarray(upright))
                 yield float(frame.time or 0.0), image.permute(2, 0, 1)
     except av.error.FFmpegError as error:
         raise InputError(f"{path} can't be read as a video ({error.strerror}): give another one") from error

@@ -28,8 +28,11 @@ def common_name(name: str) -> str:
 
 
 def class_index(classes: Sequence[str]) -> dict[str, int]:
-    """``common_name`` → label."""
-    return {common_name(name): label for label, name in enumerate(classes)}
+    """Name, in VOC's spelling and in COCO's → label. A class of that very name goes before one that is spelled
+    otherwise, for some data sets have both a sofa and a couch."""
+    own = {name: label for label, name in enumerate(classes)}
+    voc = {coco: name for name, coco in COCO_NAMES.items()}
+    return {other[name]: label for other in (COCO_NAMES, voc) for name, label in own.items() if name in other} | own
 
 
 def vocabulary(annotated: Iterable[str], network: Sequence[str] | None = None) -> list[str]:

@@ -10,7 +10,7 @@ from xml.parsers import expat
 from msat_det.base.errors import InputError
 from msat_det.base.files import MAX_XML, MissingData, absent, bytes_of, is_file, one_line, show
 from msat_det.data.base import MAX_COORDINATE, Target, make_target
-from msat_det.data.voc_classes import class_index, common_name, unknown_class
+from msat_det.data.voc_classes import class_index, unknown_class
 
 EDGES = ("xmin", "ymin", "xmax", "ymax")
 ENCODING = re.compile(rb"<\?xml[^>]*?\sencoding\s*=\s*[\"']([A-Za-z][A-Za-z0-9._-]*)[\"']")
@@ -42,11 +42,11 @@ class VocAnnotation:
         """The objects, labels being indices into ``classes``. Raises InputError for an object of no such class."""
         index = class_index(classes)
         for number, found in enumerate(self.objects, 1):
-            if common_name(found.name) not in index:
+            if found.name not in index:
                 raise InputError(f"{self.path}, object {number}: {unknown_class(found.name, classes)}")
         return make_target(
             [found.box for found in self.objects],
-            [index[common_name(found.name)] for found in self.objects],
+            [index[found.name] for found in self.objects],
             [found.difficult for found in self.objects],
         )
 

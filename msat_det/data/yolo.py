@@ -1,6 +1,7 @@
 """Ultralytics' data sets: a YAML file that names images, and a text file of boxes beside each of them."""
 
 import os
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class YoloDetection(Dataset):
         content = read_data(file)
         split = split or next((key for key in SPLITS if content.get(key)), SPLITS[0])
         names = listed_images(file, content, split, root)
-        columns = 5 if content.get("kpt_shape") else None  # key points stand behind the box
+        columns = pose_columns(file, content)
         sizes = {name: upright_size(inside(root, name)) for name in names}
         classes = read_classes(file, content)
         lines = {name: read_labels(label_file(root, name), len(classes), columns) for name in names}
@@ -99,7 +100,7 @@ def read_data(file: Path) -> dict[str, Any]:
         raise InputError(f"{file} is not YAML ({show(str(error))}): restore the file") from None
     if not isinstance(content, dict) or "names" not in content:
         raise InputError(f"{file} has no names: give a data file as Ultralytics' train takes it")
-    return content
+    return content | {"val": content.get("val") or content.get("validation")}  # its other name
 
 
 def read_classes(file: Path, content: dict[str, Any]) -> list[str]:
@@ -132,7 +133,8 @@ def listed_images(file: Path, content: dict[str, Any], split: str, root: Path) -
         place = located(entry, base, root, f"{file}, {split}")
         path = root / place
         if is_folder(path):
-            names += [os.path.normpath(os.path.join(place, name)) for name in image_names(path)]  # noqa: PTH118
+            found = image_names(path, every=True)
+            names += [os.path.normpath(os.path.join(place, name)) for name in found]  # noqa: PTH118
         else:
             names += listed_lines(path, base, root)
     return sorted(dict.fromkeys(names))
@@ -148,7 +150,7 @@ def base_folder(file: Path, content: dict[str, Any], root: Path) -> str:
         place = relative(given.strip(), "", root)
         if place is not None and is_folder(root / place):
             return place
-        if Path(given).is_absolute() and is_folder(Path(given)):
+        if is_folder(root / given.strip()):
             raise InputError(
                 f"{file}: its path is {show(given)}, outside of {root}: give that folder as the root, and this file by "
                 "the key annotations, beside root"
@@ -199,10 +201,20 @@ def label_file(root: Path, name: str) -> Path:
     return inside(root, *(part if i != last else "labels" for i, part in enumerate(parts)))
 
 
-def read_labels(path: Path, classes: int, columns: int | None = None) -> np.ndarray:
-    """(N, 5) class, and centre and size in shares of the image; no file: none. columns: of a line that count.
+def pose_columns(file: Path, content: dict[str, Any]) -> int | None:
+    """How long a line is in which key points stand behind the box; None where there are none. Raises InputError."""
+    shape = content.get("kpt_shape")
+    if not shape:
+        return None
+    if not (isinstance(shape, list) and len(shape) == 2 and all(type(side) is int and side > 0 for side in shape)):
+        raise InputError(f"{file}: kpt_shape is {show(shape)}: give the number of key points and of numbers for each")
+    return 5 + shape[0] * shape[1]
 
-    Raises InputError with file and line.
+
+def read_labels(path: Path, classes: int, pose: int | None = None) -> np.ndarray:
+    """(N, 5) class, and centre and size in shares of the image; no file: none.
+
+    pose: as many numbers are a box and key points, which don't count. Raises InputError with file and line.
     """
     if not is_file(path):
         if why := astray(path):  # labels there are, somewhere
@@ -211,15 +223,17 @@ def read_labels(path: Path, classes: int, columns: int | None = None) -> np.ndar
     rows: dict[tuple[float, ...], str] = {}  # each once
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if words := line.split():
-            rows.setdefault(_numbers(words, f"{path}, line {number}"), f"{path}, line {number}")
-    if len({len(row[:columns]) > 5 for row in rows}) > 1:
+            where = f"{path}, line {number}"
+            rows.setdefault(_numbers(words[:5] if len(words) == pose else words, where), where)
+    if len({len(row) > 5 for row in rows}) > 1:
         raise InputError(f"{path} has boxes in some lines and polygons in others: make all of one kind")
-    return np.array([_box(row[:columns], where, classes) for row, where in rows.items()]).reshape(-1, 5)
+    return np.array([_box(row, where, classes) for row, where in rows.items()]).reshape(-1, 5)
 
 
 def _numbers(words: list[str], where: str) -> tuple[float, ...]:
+    """In single precision, in which Ultralytics tells lines apart. Raises InputError."""
     try:
-        return tuple(map(float, words))
+        return tuple(array("f", map(float, words)))
     except ValueError:
         raise InputError(f"{where}: {show(' '.join(words))} are no numbers: class cx cy w h") from None
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from msat_det.base.colours import COLOURS, INK
-from msat_det.data.voc_classes import class_index, common_name
+from msat_det.data.voc_classes import class_index
 
 # Of methods, in pictures and on the page: seen on white and on a dark page (3:1), told apart by colour-blind readers.
 METHOD_COLOURS = ["#0077BB", "#DD6611", "#11AA66", "#EE0044", "#7744FF", "#FF11DD", "#995588", "#779988"]
@@ -26,9 +26,9 @@ def class_colours(classes: Sequence[str], others: Iterable[str]) -> dict[str, in
     others: a dataset's names; those that are none of the detector's, however spelled, come after its classes.
     """
     known, others = class_index(classes), list(others)
-    for name in others:
-        known.setdefault(common_name(name), len(known))
-    return {name: known[common_name(name)] % len(COLOURS) for name in (*classes, *others)}
+    strange = [name for name in dict.fromkeys(others) if name not in known]
+    known |= {name: number for number, name in enumerate(strange, len(classes))}
+    return {name: known[name] % len(COLOURS) for name in (*classes, *others)}
 
 
 def curve_style(i: int, points: int, grey: bool = False) -> dict:

@@ -103,6 +103,14 @@ def cifar_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_class_folders_leave_no_photograph_out_in_silence(tmp_path: Path) -> None:
+    write_image(tmp_path / "val/cat/1.jpg")
+    (tmp_path / "val/cat/2.tiff").write_bytes(b"II*")
+    with pytest.raises(InputError, match=r"cat/2\.tiff is none of JPEG, PNG, WEBP, BMP, PPM: convert it"):
+        ClassFolders(tmp_path, "val")
+    assert ImageFiles(tmp_path).ids == ["val/cat/1.jpg"]  # to calibrate on
+
+
 def test_cifar100_official_form(cifar_root: Path) -> None:
     dataset = build_dataset("cifar100", cifar_root)
     assert isinstance(dataset, Cifar100)

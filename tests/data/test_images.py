@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 from support.roots import write_image
 
 from msat_det.base.errors import InputError
@@ -167,6 +167,46 @@ def test_upright_is_what_exif_says(tmp_path: Path, orientation: int, size: tuple
     assert found.is_contiguous()
     assert found.numpy().tolist() == upright.tolist()
     assert upright_size(tmp_path / "a.png") == (found.shape[2], found.shape[1])
+
+
+XMP = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>"""
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_an_orientation_in_xmp_alone_turns_nothing(tmp_path: Path, suffix: str) -> None:
+    """Neither browsers nor OpenCV, with which the boxes were drawn and networks trained, obey it."""
+    path = tmp_path / f"a.{suffix}"
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", XMP.decode())
+    Image.new("RGB", (7, 4)).save(path, **({"pnginfo": text} if suffix == "png" else {"xmp": XMP}))
+    with Image.open(path) as image:
+        assert image.getexif()[ORIENTATION] == 6  # as Pillow says
+    assert upright_size(path) == (7, 4)
+    assert read_upright(path).shape == read_image(path, (4, 7)).shape == (3, 4, 7)
+
+
+def test_exif_behind_the_pixels(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    write_image(tmp_path / "a.png", size=(7, 4))
+    with Image.open(tmp_path / "a.png") as image:
+        image.save(tmp_path / "b.png", exif=exif)
+    data = (tmp_path / "b.png").read_bytes()
+    first, size = data.index(b"eXIf") - 4, 12 + len(exif.tobytes()) - 6
+    chunk, rest = data[first : first + size], data[:first] + data[first + size :]
+    (tmp_path / "b.png").write_bytes(rest[:-12] + chunk + rest[-12:])
+    assert upright_size(tmp_path / "b.png") == (4, 7)
+    assert read_upright(tmp_path / "b.png").shape == read_image(tmp_path / "b.png", (4, 7)).shape == (3, 7, 4)
+
+
+def test_grey_of_any_depth_is_scaled(tmp_path: Path) -> None:
+    levels = np.array([[0, 341, 682, 1023]])
+    (tmp_path / "a.pgm").write_bytes(b"P5 4 1 1023\n" + levels.astype(">u2").tobytes())
+    assert read_image(tmp_path / "a.pgm")[0].tolist() == [[0, 85, 170, 255]]
+    (tmp_path / "a.pgm").write_bytes(b"Pf 4 1 -1.0\n" + (levels / 1023).astype("<f4").tobytes())
+    with pytest.raises(CorruptImage, match="its pixels are no whole numbers"):  # Pillow would make all of them black
+        read_image(tmp_path / "a.pgm")
 
 
 def test_a_large_photograph_is_set_upright_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,6 +151,13 @@ def test_what_labels_index(annotated: set, network: list | None, classes: list) 
         match_classes(network, classes)  # no vocabulary is left that the evaluator refuses
 
 
+def test_a_sofa_is_no_couch_where_the_network_knows_both(voc_root: Path) -> None:
+    renamed(voc_root, {"dog": "sofa", "person": "couch"})
+    dataset = build_dataset("voc", voc_root, classes=["couch", "tv", "sofa"])
+    assert [dataset.target(stem).labels.tolist() for stem in SCENES] == [[2, 0], [2, 2], [], [1, 2]]
+    assert build_dataset("voc", voc_root, classes=["couch", "tv"]).target("000001").labels.tolist() == [0, 0]
+
+
 @pytest.mark.parametrize(
     ("network", "part"),
     [

@@ -68,7 +68,23 @@ def test_key_points_stand_behind_the_box(yolo_root: Path) -> None:
     for stem in ("000002", "000004"):
         (yolo_root / f"labels/val/{stem}.txt").unlink()
     (yolo_root / "data.yaml").write_text(text + "kpt_shape: [2, 3]\n")
-    assert boxes_of(yolo_root, "1 0.5 0.5 0.25 0.5 .1 .1 2 .2 .2 1\n") == [[1, 24, 12, 40, 36]]
+    pose = "1 0.5 0.5 0.25 0.5 .1 .1 2 .2 .2 1\n"
+    assert boxes_of(yolo_root, pose) == [[1, 24, 12, 40, 36]]
+    assert boxes_of(yolo_root, pose + pose.replace(".1 2", ".3 2")) == [[1, 24, 12, 40, 36]]  # the same box
+    # as many numbers as no pose has are a polygon's
+    assert boxes_of(yolo_root, "2 0.25 0.5 0.75 0.25 0.5 1.0 0.5 0.75\n") == [[2, 16, 12, 48, 48]]
+    with pytest.raises(InputError, match="line 1: 10 numbers"):
+        boxes_of(yolo_root, pose.removesuffix(" 1\n"))
+    for wrong in ("17", "[17]", "[2, 0]", "[2, x]"):
+        (yolo_root / "data.yaml").write_text(f"{text}kpt_shape: {wrong}\n")
+        with pytest.raises(InputError, match=r"data\.yaml: kpt_shape is .*: give the number of key points and of"):
+            YoloDetection(yolo_root)
+
+
+def test_lines_are_the_same_in_single_precision(yolo_root: Path) -> None:
+    """Where two exports of a box differ in their last digits, Ultralytics has it once."""
+    assert boxes_of(yolo_root, "1 0.5 0.5 0.25 0.5\n1 0.5 0.500000001 0.25 0.5\n") == [[1, 24, 12, 40, 36]]
+    assert len(boxes_of(yolo_root, "1 0.5 0.5 0.25 0.5\n1 0.5 0.500001 0.25 0.5\n")) == 2
 
 
 WRONG_LINES = {
@@ -124,6 +140,19 @@ def test_the_root_is_the_file_or_a_folder_with_it(yolo_root: Path, tmp_path: Pat
         build_dataset("yolo", tmp_path / "nowhere.yaml")
 
 
+def test_validation_is_val(yolo_root: Path) -> None:
+    write_image(yolo_root / "images/train/a.jpg")
+    dataset = changed(yolo_root, "val: images/val", "validation: images/val")
+    assert len(dataset) == 4  # not those of train
+    assert YoloDetection(yolo_root, "val").ids == YoloDetection(yolo_root, "validation").ids == dataset.ids
+
+
+def test_photographs_that_are_not_read_are_not_left_out_in_silence(yolo_root: Path) -> None:
+    (yolo_root / "images/val/000005.TIF").write_bytes(b"II*")
+    with pytest.raises(InputError, match=r"000005\.TIF is none of JPEG, PNG, WEBP, BMP, PPM: convert it"):
+        YoloDetection(yolo_root)
+
+
 def test_roboflows_paths_begin_above_the_folder(yolo_root: Path) -> None:
     (yolo_root / "valid").mkdir()
     for kind in ("images", "labels"):
@@ -149,6 +178,7 @@ OUTSIDE: dict[str, tuple[Callable[[str], str], str]] = {
     "a split above": (lambda t: t.replace("images/val", "../../etc"), "no path inside"),
     "an absolute split": (lambda t: t.replace("images/val", "/etc"), "no path inside"),
     "a path elsewhere": (lambda t: t.replace("path: .", "path: /etc"), "its path is '/etc', outside of"),
+    "a path above": (lambda t: t.replace("path: .", "path: ../other"), "its path is '../other', outside of"),
     "a split that is not there": (lambda t: t.replace("images/val", "images/none"), "no folder or file"),
     "no split": (lambda t: t.replace("val:", "other:").replace("train:", "x:"), "has no val: it has none"),
     "a number": (lambda t: t.replace("images/val", "7"), "val is 7: give a folder"),
@@ -162,6 +192,7 @@ OUTSIDE: dict[str, tuple[Callable[[str], str], str]] = {
 @pytest.mark.parametrize("case", OUTSIDE)
 def test_a_file_that_cannot_be_used_says_why(yolo_root: Path, case: str) -> None:
     spoil, told = OUTSIDE[case]
+    (yolo_root.parent / "other").mkdir()
     file = yolo_root / "data.yaml"
     file.write_text(spoil(file.read_text()))
     with pytest.raises(InputError, match=re.escape(told)) as caught:

@@ -1,6 +1,7 @@
 """Evaluators against their references, and the properties that any average precision has."""
 
 import contextlib
+import importlib.util
 import io
 import json
 from pathlib import Path
@@ -133,6 +134,23 @@ def test_hotcoco_equals_pycocotools_on_ties_and_crowds(seed, count, crowd) -> No
         found[id] = Detections(corners, scores, torch.tensor(rng.integers(0, 2, count)))
     fast, reference = (CocoEvaluator(dataset, ["a", "b"], engine)(found) for engine in ("hotcoco", "pycocotools"))
     assert fast == pytest.approx(reference, abs=1e-6)
+
+
+def test_ids_may_be_any_whole_numbers() -> None:
+    """pycocotools takes 0 and negative ones; hotcoco refuses these."""
+    category_ids, ids = [-3, 0, 2**60], [-5, 0, 2**61]
+    annotations = {
+        id: [{"category_id": c, "bbox": [8 * i, 0, 8, 8], "area": 64, "iscrowd": 0} for i, c in enumerate(category_ids)]
+        for id in ids
+    }
+    dataset = SimpleNamespace(ids=ids, classes=["a", "b", "c"], category_ids=category_ids, annotations=annotations)
+    boxes = torch.tensor([[0.0, 0, 8, 8], [8, 0, 16, 8], [16, 0, 24, 8]])
+    scores, labels = torch.tensor([0.9, 0.9, 0.5]), torch.tensor([0, 1, 1])  # the last one is wrong
+    found = {id: Detections(boxes, scores, labels) for id in ids}
+    for engine in ("pycocotools", "hotcoco"):
+        if importlib.util.find_spec(engine):
+            score = CocoEvaluator(dataset, ["a", "b", "c"], engine)(found)
+            assert score == pytest.approx({"map": 200 / 3, "map50": 200 / 3})
 
 
 def renamed(one: Detections, known: dict[int, int]) -> Detections:
@@ -436,6 +454,10 @@ def test_a_detector_that_knows_more_than_the_dataset(coco_root: Path) -> None:
 def test_match_classes() -> None:
     assert match_classes(["tv", "dog"], ["dog", "cat", "tvmonitor"]).tolist() == [2, 0]
     assert match_classes(["zebra", "cat", "dog"], ["dog", "cat"]).tolist() == [-1, 1, 0]
+    # two classes are two, where both spellings are there
+    assert match_classes(["couch", "sofa"], ["sofa", "dog", "couch"]).tolist() == [2, 0]
+    assert match_classes(["sofa"], ["sofa", "couch"]).tolist() == [0]
+    assert match_classes(["couch", "sofa"], ["sofa"]).tolist() == [-1, 0]
     with pytest.raises(InputError, match="dgo"):
         match_classes(["cat", "dgo"], ["dog", "cat"])
 
@@ -491,6 +513,28 @@ def test_topk_evaluator(shared_data: Path) -> None:
         evaluator({id: row[:9] for id, row in logits.items()})
     with pytest.raises(InputError, match="10 classes"):
         make_evaluator(dataset, dataset.classes[:10])
+
+
+def test_class_names_tell_which_logit_is_which_label(tmp_path: Path) -> None:
+    for name in ("ant", "bee", "cat"):
+        write_image(tmp_path / f"val/{name}/1.jpg")
+    dataset = build_dataset("folders", tmp_path, "val")
+    names = ["cat", "ant", "bee"]  # in the order in which the network was trained, not sorted
+    logits = {id: torch.tensor([float(name == id.split("/")[0]) for name in names]) for id in dataset.ids}
+    assert evaluate(dataset, logits, names)["top1"] == 100
+    assert evaluate(dataset, logits, ["n1", "n2", "n3"])["top1"] == 0  # names that say nothing: by index
+    assert make_evaluator(dataset, names).difference(logits, logits, Resampling()).value == 0
+
+
+def test_numbers_are_no_names(tmp_path: Path) -> None:
+    """A classifier without names calls its classes so; torchvision's ImageFolder, on which it was trained, sorts 10
+    before 2."""
+    for name in range(11):
+        write_image(tmp_path / f"val/{name}/1.jpg")
+    dataset = build_dataset("folders", tmp_path, "val")
+    assert dataset.classes[:4] == ["0", "1", "10", "2"]
+    logits = {id: torch.nn.functional.one_hot(torch.tensor(dataset.target(id)), 11).float() for id in dataset.ids}
+    assert evaluate(dataset, logits, [str(i) for i in range(11)])["top1"] == 100
 
 
 def test_images_without_labels_have_no_evaluator(coco_root: Path) -> None:

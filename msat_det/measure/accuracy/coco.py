@@ -45,13 +45,17 @@ class CocoEvaluator:
     def __init__(self, dataset: Annotated, classes: list[str], engine: Engine | None = None):
         self.engine = engine or ("hotcoco" if importlib.util.find_spec("hotcoco") else "pycocotools")
         self.ids = sorted(dataset.ids)
-        # the engines' ids are numbers
-        self.numbers = self.ids if all(type(id) is int for id in self.ids) else list(range(1, len(self.ids) + 1))
-        self.matched = match_classes(classes, dataset.classes)
-        self.category_ids, self.names = np.array(dataset.category_ids), dataset.classes
-        self.evaluated = self.category_ids[np.unique(self.matched[self.matched >= 0])].tolist()
-        images = zip(self.numbers, self.ids, strict=True)
-        truth = [entry | {"image_id": number} for number, id in images for entry in dataset.annotations[id]]
+        self.names = dataset.classes
+        self.matched = match_classes(classes, self.names)
+        # An engine may keep ids as floats, and take no negative ones: both have images and classes by number, from 1.
+        self.images = list(range(1, len(self.ids) + 1))
+        self.evaluated = (1 + np.unique(self.matched[self.matched >= 0])).tolist()
+        category = {id: number for number, id in enumerate(dataset.category_ids, 1)}
+        truth = [
+            entry | {"image_id": image, "category_id": category[entry["category_id"]]}
+            for image, id in zip(self.images, self.ids, strict=True)
+            for entry in dataset.annotations[id]
+        ]
         if not any(entry["category_id"] in self.evaluated and not entry["iscrowd"] for entry in truth):
             raise InputError(
                 f"no object of the detector's classes on {len(self.ids)} images: take more or other images, or see "
@@ -82,7 +86,7 @@ class CocoEvaluator:
         """The engine's evaluation with detections and objects matched, not yet summed up."""
         found = flatten(_by_id(detections, set(self.ids)), self.ids, self.matched)
         corner, size = found.boxes[:, :2], (found.boxes[:, 2:] - found.boxes[:, :2]).clip(min=0)
-        image, category = np.array(self.numbers)[found.image], self.category_ids[found.label]
+        image, category = 1 + found.image, 1 + found.label
         if self.engine == "hotcoco":
             rows = np.column_stack([image, corner, size, found.scores, category])
             run = _hotcoco().COCOeval(self.truth, self.truth.load_res(rows), "bbox")
@@ -96,7 +100,7 @@ class CocoEvaluator:
             }
             entries = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
             run = COCOeval(self.truth, self._index(entries), "bbox")
-        run.params.imgIds, run.params.catIds = self.numbers, self.evaluated
+        run.params.imgIds, run.params.catIds = self.images, self.evaluated
         # map and map50 are over all areas and 100 boxes: leaving out the rest takes a quarter of the time
         run.params.areaRng, run.params.areaRngLbl, run.params.maxDets = [[0, 1e10]], ["all"], [100]
         run.evaluate()
@@ -105,10 +109,8 @@ class CocoEvaluator:
     def _index(self, entries: list[dict]) -> Any:
         """The engine's form of ground truth or detections, without a file. It keeps 0 for "no match", so ids from 1."""
         content = {
-            "images": [{"id": number} for number in self.numbers],
-            "categories": [
-                {"id": int(id), "name": name} for id, name in zip(self.category_ids, self.names, strict=True)
-            ],
+            "images": [{"id": number} for number in self.images],
+            "categories": [{"id": number, "name": name} for number, name in enumerate(self.names, 1)],
             "annotations": [entry | {"id": number} for number, entry in enumerate(entries, 1)],
         }
         if self.engine == "hotcoco":

@@ -9,7 +9,7 @@ import torch
 
 from msat_det.base.errors import InputError
 from msat_det.data.base import class_names
-from msat_det.data.voc_classes import class_index, common_name
+from msat_det.data.voc_classes import class_index
 from msat_det.models.detector import Detections
 
 
@@ -36,7 +36,13 @@ def match_classes(classes: list[str], known: list[str]) -> np.ndarray:
     """
     classes = class_names(classes, "the detector")
     index = class_index(known)
-    matched = np.array([index.get(common_name(name), -1) for name in classes], dtype=np.int64)
+
+    def label(name: str) -> int:
+        found = index.get(name, -1)
+        taken = found >= 0 and known[found] != name and known[found] in classes  # by the class of that very name
+        return -1 if taken else found
+
+    matched = np.array([label(name) for name in classes], dtype=np.int64)
     if (matched < 0).any() and len(set(matched[matched >= 0])) < len(known):
         name = classes[int(np.argmax(matched < 0))]
         raise InputError(f"the dataset has no class {name!r}, which the detector knows: correct the detector's names")

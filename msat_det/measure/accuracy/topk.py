@@ -9,7 +9,8 @@ from msat_det.measure.accuracy.resampling import Difference, Resampling
 
 
 class TopKEvaluator:
-    """Accuracy over the dataset's ids. Labels and logits share their index, so both must have as many classes."""
+    """Accuracy over the dataset's ids. Labels and logits share their index, so both must have as many classes, unless
+    both have the same names: then these tell which logit is which label's."""
 
     def __init__(self, dataset: Dataset, classes: list[str]):
         if len(classes) != len(dataset.classes):
@@ -18,6 +19,9 @@ class TopKEvaluator:
                 "their indices must mean the same, so use the network's own dataset"
             )
         self.dataset, self.count = dataset, len(classes)
+        numbers = [str(index) for index in range(len(classes))]  # what a classifier without names has
+        named = classes != numbers and sorted(classes) == sorted(dataset.classes)
+        self.columns = [classes.index(name) for name in dataset.classes] if named else list(range(self.count))
 
     def __call__(self, logits: dict[int | str, Tensor]) -> dict[str, float]:
         """Image id → logits (K,); gives ``top1`` and ``top5`` in percent. Raises InputError."""
@@ -39,7 +43,7 @@ class TopKEvaluator:
         rows = torch.stack([logits[id] for id in self.dataset.ids])
         if rows.shape[1:] != (self.count,):
             raise InputError(f"logits of shape {tuple(rows.shape[1:])}: give ({self.count},), one a class")
-        return rows, labels
+        return rows[:, self.columns], labels
 
 
 def topk(logits: Tensor, labels: Tensor) -> dict[str, float]:
