@@ -65,7 +65,7 @@ def one_convolution(
     ways["float32, contiguous"] = _at("float32", conv, x.contiguous())
     ways["product"] = lambda: product.convolution(conv, x)
     if gpu:
-        ways["tf32x3"] = lambda: split.convolution(conv, gpu[2].split(x))
+        ways["tf32x3"] = lambda: split.convolution(conv, gpu.split.split(x))
     with torch.inference_mode():
         few = x[:1]
         exact = F.conv2d(

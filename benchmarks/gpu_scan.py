@@ -40,13 +40,13 @@ def scan_rows(clock: Clock) -> Iterator[dict]:
     currents = x.unflatten(0, (steps, shape[0]))
     reach = torch.ones(shape[1:], device=clock.device)
     gpu = kernels.on_gpu()
-    own = dict(gpu[0].SHAPES) if gpu else {}
+    own = dict(gpu.scan.SHAPES) if gpu else {}
     shapes = [(256, 2), (512, 4), (1024, 4), (1024, 8), (2048, 8)] if clock.device.type == "cuda" else [None]
     for name, neuron in scanned(torch.rand(shape[1], device=clock.device) + 0.5).items():
-        chosen = own[gpu[0].family_of(neuron)] if gpu else None
+        chosen = own[gpu.scan.family_of(neuron)] if gpu else None
         for kernel in shapes:
             if gpu and kernel:
-                gpu[0].SHAPES.update(dict.fromkeys(own, kernel))
+                gpu.scan.SHAPES.update(dict.fromkeys(own, kernel))
             for in_place in (False, True) if kernel in (chosen, None) else (False,):
                 scan = Scan(neuron, currents[0], reach, with_output=False)
                 given = currents.clone() if in_place else currents
@@ -63,4 +63,4 @@ def scan_rows(clock: Clock) -> Iterator[dict]:
                 }
                 del scan
     if gpu:
-        gpu[0].SHAPES.update(own)
+        gpu.scan.SHAPES.update(own)

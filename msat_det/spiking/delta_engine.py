@@ -16,7 +16,7 @@ from msat_det.graph.fanout import is_pool
 from msat_det.graph.graph import Batch
 from msat_det.graph.precision import LOW
 from msat_det.spiking.engine import apart, refuse_nan, together
-from msat_det.spiking.kernels import events, keep_freed_memory
+from msat_det.spiking.kernels import convolution, events, keep_freed_memory
 from msat_det.spiking.kernels.cpu import count_events
 from msat_det.spiking.kernels.delta import Corrections
 from msat_det.spiking.schedule import Setup
@@ -56,9 +56,9 @@ class DeltaRun(Values):
 
     def _updated(self, node: Node) -> nn.Conv2d | None:
         """The convolution that a node is, where its value can be updated by the events of a call site."""
-        if node.op != "call_module" or facts(node).op != "conv2d" or not is_site(node.all_input_nodes[0]):
+        if self.device.type != "cpu" or self.graph.precision in LOW:
             return None
-        if self.graph.precision in LOW:
+        if node.op != "call_module" or facts(node).op != "conv2d" or not is_site(node.all_input_nodes[0]):
             return None
         conv = self.graph.layer(node)
         return conv if isinstance(conv, nn.Conv2d) and events.crossover(conv) > 0 and conv.groups == 1 else None
@@ -67,8 +67,16 @@ class DeltaRun(Values):
         """Run timesteps t0 … t0 + steps − 1, one after the other."""
         for self.t in range(t0, t0 + steps):
             self.changed.clear()
+            self._learn()
             advance(self.schedule, self)
             self.sent.clear()
+
+    def _learn(self) -> None:
+        """What has come to rest on a GPU, before timestep t: it is waited for once a timestep."""
+        if self.device.type != "cpu" and self.scans:
+            latest = torch.cat([scan.latest for scan in self.scans.values()]).tolist()
+            for scan, last in zip(self.scans.values(), latest, strict=True):
+                scan.learn(last, self.t)
 
     @property
     def keeps(self) -> bool:
@@ -103,7 +111,8 @@ class DeltaRun(Values):
         fresh = len(source.users) == 1 and facts(source).op in ops.FRESH
         own = not self.keeps and source in self.schedule.moving and fresh
         y = scan.step(sums, t, asked, own, self._moved(node))
-        refuse_nan(node, scan.counts, t + 1)
+        if self.device.type == "cpu":  # elsewhere ``spikes`` looks
+            refuse_nan(node, scan.counts, t + 1)
         if y is not None:
             self.sent[node] = y
         if self.tap is not None:
@@ -120,16 +129,24 @@ class DeltaRun(Values):
             few = self.scans[source].sent <= events.crossover(conv) * self.sent[source].numel()
             if few and events.update(conv, self.sent[source], self.values[node]):
                 return self.values[node]
-        value = self.graph.evaluate(node, self.values)
+        value = self._evaluated(node)
         if is_pool(node) and node in self.fanout.spikes:
             before = self.values.get(node)
             change = value if before is None else value - before
             self.pools[node] = self.pools.get(node, 0) + count_events(change, self.fanout.reach(node, self.device))
         return value
 
+    def _evaluated(self, node: Node) -> Any:
+        if self.device.type != "cpu" and node.op == "call_module" and facts(node).op == "conv2d":
+            source = self.values[node.all_input_nodes[0]]
+            value = convolution(self.graph.layer(node), source, self.graph.precision)
+            if value is not None:
+                return value
+        return self.graph.evaluate(node, self.values)
+
     def spikes(self, t: int) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
         """See ``engine.apart``."""
-        counts = [*(scan.counts for scan in self.scans.values()), *(each.cpu() for each in self.pools.values())]
+        counts = [*(scan.counts for scan in self.scans.values()), *self.pools.values()]
         return apart(together(counts), list(self.scans), list(self.pools), t)
 
     def readout(self, t: int) -> Any:

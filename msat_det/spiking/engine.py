@@ -24,11 +24,10 @@ from msat_det.graph.ops import Kind
 from msat_det.graph.precision import LOW
 from msat_det.spiking.kernels import (
     Scan,
-    as_product,
+    convolution,
     events,
     fused_pool,
     keep_freed_memory,
-    on_tensor_cores,
     pool_in_triton,
 )
 from msat_det.spiking.kernels.cpu import count_events
@@ -229,10 +228,8 @@ class Chunk(Values):
         if node.op == "call_module" and facts(node).op == "conv2d" and precision not in LOW:
             conv, x = self.run.graph.layer(node), self[node.all_input_nodes[0]]
             value = events.convolution(conv, x)
-            if value is None and precision == "tf32x3":
-                value = on_tensor_cores(conv, x)
-            if value is None and precision in ("float32", "tf32x3"):
-                value = as_product(conv, x)
+            if value is None:
+                value = convolution(conv, x, precision)
             if value is not None:
                 return value
         return self.run.graph.evaluate(node, self)

@@ -1,6 +1,6 @@
 """What a neuron may send in one timestep: bursts of single spikes, or terms that each carry a power of two.
 
-``quantise`` is the readable form; ``kernels.delta`` is the same, fused with the neuron around it.
+``quantise`` is the readable form; ``kernels.cpu_delta`` is the same, fused with the neuron around it.
 """
 
 import math

@@ -24,6 +24,9 @@ from msat_det.run import batches, prepare, resume
 from msat_det.run.arguments import load_config
 from msat_det.run.cli import run
 from msat_det.spiking import engine, kernels
+from msat_det.spiking.delta_engine import DeltaRun
+from msat_det.spiking.kernels.delta import Corrections
+from msat_det.spiking.network import SpikingNetwork
 
 pytest.importorskip("triton")
 METHODS = {
@@ -102,6 +105,35 @@ def test_the_stand_in_tells_what_is_mixed(stand_in: None) -> None:
     assert there.to("cpu").device.type == "cpu"
     with pytest.raises(RuntimeError, match="several devices"):
         there + torch.ones(2)
+
+
+def resting() -> tuple[SpikingNetwork, Tensor]:
+    """On the device: levels fine enough for all of it to be sent in the first timestep."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.LeakyReLU(), nn.Conv2d(4, 2, 1)).eval()
+    torch.manual_seed(0)
+    options = {"bits": 12, "terms": 12, "percentile": 100.0}
+    snn = msat_det.convert(observe(net.to("cuda"), [images().to("cuda")]), method="delta", T=6, **options)
+    return snn, images().to("cuda")
+
+
+@pytest.mark.parametrize("triton", [True, False])
+def test_delta_coding_waits_once_a_timestep_and_rests(triton: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has sent nothing is told once a timestep, and then not looked at; neither is what follows it."""
+    if not triton:
+        monkeypatch.setattr(kernels.delta, "on_gpu", lambda: None)
+    steps, step = [], Corrections.step
+    monkeypatch.setattr(
+        Corrections, "step", lambda self, sums, t, *a, **b: steps.append(t) or step(self, sums, t, *a, **b)
+    )
+    with StandIn() as there, torch.inference_mode():
+        snn, x = resting()
+        run = DeltaRun(snn.setup, x, 6)
+        there.waits.clear()
+        run.advance(0, 1)
+        assert there.waits == []
+        run.advance(1, 5)
+        assert there.waits == ["tolist"] * 5
+    assert steps == [0, 0, 1, 1]
 
 
 def test_a_whole_run_on_a_device(tmp_path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:

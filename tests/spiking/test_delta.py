@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from support.corrections import ACTIVATIONS, NEURONS, SHAPES, THETA, check_corrections
 from support.networks import NETWORKS, build, images, observed, randomise
 from support.simulations import FUNCTIONS, Follow, LinearNetwork, Spikes, assert_same
 from torch import Tensor, nn
@@ -64,7 +65,7 @@ def test_a_linear_network_is_exact_from_the_first_timestep_on() -> None:
 def test_the_sums_become_the_float_network(name: str, kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With levels fine enough, and no error of the layers before: within zone · θ of f(X) after enough timesteps."""
     if not kernel:
-        monkeypatch.setattr("msat_det.spiking.kernels.delta.library", lambda: None)
+        monkeypatch.setattr("msat_det.spiking.kernels.cpu_delta.library", lambda: None)
     snn, sent = delta(name, **FINE), Spikes()
     got = snn.run(images(), 6, tap=sent)[6]
     assert_same(got, build(name)(images()), 0.01)
@@ -150,61 +151,17 @@ def test_the_image_enters_once() -> None:
     assert all(torch.equal(x, seen[0]) for x in seen)
 
 
-NEURONS = {
-    "terms": dict(bits=6, terms=(2, 1), zone=(1.0, 0.5)),
-    "one bit": dict(bits=1, terms=(3,)),
-    "as many terms as bits": dict(bits=9, terms=(9, 5, 4), zone=(0.5, 0.25)),
-    "more terms than bits": dict(bits=1, gamma=4, terms=(40,)),
-    "bursts": dict(gamma=3, stages=(2.0, 1.0)),
-    "overflow": dict(bits=2, terms=(1, 2), stages=(1.0, 0.5, 0.1)),
-    "overflow of bursts": dict(stages=(0.3, 0.1, 1.0)),
-    "the 8-bit control": dict(gamma=3, dense=True, zone=(0.5, 1e30)),
-    "bias": dict(bits=5, bias=torch.linspace(-1, 1, 4)),
-    "a bias over time": dict(bits=5, terms=(4,), bias=torch.linspace(-1, 1, 12).reshape(3, 4)),
-    "zone": dict(gamma=8, zone=(1.5,)),
-    "at rest": dict(bits=5, terms=(2,), initial=torch.tensor([-9.0, 3.5, 1.0, 0.0])),
-}
-ACTIVATIONS = {
-    "relu": Activation("relu", torch.relu, rectified=True),
-    "relu6": Activation("relu6", F.relu6, rectified=True, upper=6.0),
-    "leakyrelu": Activation("leakyrelu", lambda x: F.leaky_relu(x, 0.1), slope=0.1),
-    "identity": Activation("identity", lambda x: x),
-    "silu": Activation("silu", F.silu, curved=True),
-}
-
-
 @pytest.mark.parametrize("options", NEURONS.values(), ids=NEURONS)
 @pytest.mark.parametrize("name", ACTIVATIONS)
-@pytest.mark.parametrize("shape", [(2, 4, 9, 7), (3, 4), (2, 4, 300)], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_kernel_is_the_readable_step(options: dict, name: str, shape: tuple) -> None:
-    if kernels.delta.library() is None:
+    if kernels.cpu_delta.library() is None:
         pytest.skip("no compiler")
-    theta = torch.tensor([0.05, 0.2, 0.0, 0.7])
-    made = Neuron(theta, ACTIVATIONS[name], coding="delta", **options)
-    generator = torch.Generator().manual_seed(0)
-    sums = [4 * torch.randn(shape, generator=generator) for _ in range(4)]
-    if len(shape) == 4:
-        sums = [x.contiguous(memory_format=torch.channels_last) for x in sums]
-    fanout = torch.randint(5000, shape[1:], generator=generator)
-    scan, state = Corrections(made, sums[0], fanout), new_delta_state(made, sums[0])
-    expected = torch.zeros(shape[0], 2, dtype=torch.float64)
-    for t, x in enumerate(sums):
-        _, spikes, y = delta_step(made, state, x, t)
-        before = scan.output
-        going_on = Corrections(made, x, fanout, None if before is None else before.clone())
-        got = scan.step(x, t, wanted=True)
-        going_on.step(x, t, wanted=False)
-        assert torch.equal(going_on.output, state.o)
-        assert torch.equal(got, y)
-        assert torch.equal(scan.output, state.o)
-        expected += torch.stack([(spikes.double() * f).flatten(1).sum(1) for f in (1.0, fanout.double())], 1)
-        assert scan.sent == (y != 0).sum() or options.get("bits")
-    assert torch.equal(scan.counts[:, :2], expected)
-    assert not y[:, 2].any()  # a dead channel
+    check_corrections(Neuron(THETA, ACTIVATIONS[name], coding="delta", **options), shape)
 
 
 def test_neurons_that_slept_are_passed_over_while_nothing_comes() -> None:
-    if kernels.delta.library() is None:
+    if kernels.cpu_delta.library() is None:
         pytest.skip("no compiler")
     group = 128
     x = torch.cat((torch.zeros(group), torch.linspace(0, 9, group), torch.full((3,), 5.0))).reshape(1, 1, -1)

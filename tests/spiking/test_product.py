@@ -60,4 +60,4 @@ def test_a_simulation_takes_it_on_a_device_in_float32(monkeypatch: pytest.Monkey
     if torch.cuda.is_available():  # Triton is no interpreter there, and the stand-in's memory is the CPU's
         monkeypatch.setattr(kernels, "on_gpu", lambda: None)
     net = check_taken(product, (64, 256), "float32", ["tf32"], values(1, 3, 8, 8), monkeypatch)
-    assert kernels.as_product(net[2], values(1, 64, 5, 5)) is None  # on the CPU
+    assert kernels.convolution(net[2], values(1, 64, 5, 5), "float32") is None  # on the CPU

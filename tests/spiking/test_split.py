@@ -75,4 +75,4 @@ def test_what_is_left_to_cudnn(conv: nn.Module) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the stand-in needs Triton's interpreter")
 def test_a_simulation_takes_it_on_a_device_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     net = check_taken(split, (8, 32), "tf32x3", ["float32", "tf32"], values(1, 3, 8, 8), monkeypatch)
-    assert kernels.on_tensor_cores(net[2], values(1, 8, 5, 5)) is None  # on the CPU
+    assert kernels.convolution(net[2], values(1, 8, 5, 5), "tf32x3") is None  # on the CPU

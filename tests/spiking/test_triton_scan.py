@@ -25,7 +25,7 @@ from torch import Tensor
 from msat_det.graph.ops import Activation
 from msat_det.spiking import kernels
 from msat_det.spiking.kernels import Scan
-from msat_det.spiking.neurons import Chances, Msat, Neuron
+from msat_det.spiking.neurons import Chances, Msat, Neuron, spikes
 
 pytest.importorskip("triton")
 from msat_det.spiking.kernels import triton_scan
@@ -41,7 +41,6 @@ CURVED = {
     "mish": F.mish,
 }
 FOLLOWED = {name: Activation(name, fn, curved=True) for name, fn in CURVED.items()} | {"leakyrelu": LEAKY}
-HELD = {name: options for name, options in OPTIONS.items() if options.get("reset") != "zero"}
 ADAPTIVE = [name for name, adaptive in VARIANTS.items() if adaptive]
 
 
@@ -69,15 +68,15 @@ def check(neuron: Neuron, currents: Tensor, exact: bool, least: float = 0.95, cl
     size = v.abs().clamp(min=1.0) * STEPS  # the potential adds up what T outputs round
     assert ((scan.state.v.cpu() - v).abs() / size)[kept].max() <= bound
     if kept.all():
-        assert torch.equal(scan.counts.cpu(), counts(s))
+        assert torch.equal(scan.counts.cpu(), counts(spikes(neuron, s)))
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [(a, o) for i, a in enumerate(ACTIVATIONS) for j, o in enumerate(HELD)],
+    [(a, o) for i, a in enumerate(ACTIVATIONS) for j, o in enumerate(OPTIONS)],
 )
 def test_constant_thresholds_give_the_bits_of_the_step(name: str, options: str) -> None:
-    check(Neuron(THETAS, ACTIVATIONS[name], **HELD[options]), currents_for(), exact=True)
+    check(Neuron(THETAS, ACTIVATIONS[name], **OPTIONS[options]), currents_for(), exact=True)
 
 
 @pytest.mark.parametrize("variant", ADAPTIVE)
@@ -124,6 +123,29 @@ def test_confidence_draws_the_masks_of_the_cpu(options: dict, drop: str) -> None
     check(neuron, currents_for(), exact=True)
     kept = reference(neuron, currents_for(), CHANCES)[0][:16].count_nonzero()
     assert kept < reference(replace(neuron, confidence=1.0), currents_for())[0][:16].count_nonzero()
+
+
+@pytest.mark.parametrize("reset", ["soft", "zero"])
+@pytest.mark.parametrize("adaptive", [None, Msat(normalised=True)], ids=["constant", "normalised"])
+@pytest.mark.parametrize("slope", [0.1, 0.5])
+def test_imbalanced_leaky_neurons(slope: float, adaptive: Msat | None, reset: str) -> None:
+    leaky = replace(LEAKY, fn=lambda x: F.leaky_relu(x, slope), slope=slope)
+    neuron = Neuron(THETAS, leaky, imbalanced=True, gamma=2, reset=reset, adaptive=adaptive)
+    check(neuron, currents_for(), exact=adaptive is None, close=1e-5)
+    pulses = currents_for().clone()
+    pulses[4], pulses[7] = 60 * pulses[4], -90 * pulses[7]
+    check(neuron, pulses, exact=adaptive is None, least=0.6, close=1e-4)
+
+
+@pytest.mark.parametrize("adaptive", [None, Msat()], ids=["constant", "adaptive"])
+@pytest.mark.parametrize("terms", [(4,), (2,), (3, 1)], ids=str)
+@pytest.mark.parametrize("options", ["plain", "signed", "rounding, stages", "reset to zero, signed"])
+def test_powers_of_two_are_the_steps(options: str, terms: tuple[int, ...], adaptive: Msat | None) -> None:
+    made = Neuron(THETAS, RELU, bits=4, terms=terms, adaptive=adaptive, **{**OPTIONS[options], "gamma": 15})
+    check(made, currents_for(), exact=adaptive is None, close=1e-5)
+    pulses = currents_for().clone()
+    pulses[3] *= 60 if adaptive else 2000  # digits beyond the highest level
+    check(made, pulses, exact=adaptive is None, least=0.6, close=1e-4)
 
 
 def test_one_threshold_for_a_layer_and_a_current_that_is_constant() -> None:
@@ -218,10 +240,4 @@ def test_runs_and_chunks_give_the_same_bits(variant: str) -> None:
 
 
 def test_what_is_left_to_the_step() -> None:
-    for neuron in (
-        Neuron(THETAS, RELU, reset="zero"),
-        Neuron(THETAS, LEAKY, imbalanced=True),
-        Neuron(THETAS, RELU, bits=3, terms=(3,), gamma=7),
-        Neuron(THETAS, Activation("softplus", F.softplus, curved=True)),
-    ):
-        assert not triton_scan.holds(neuron)
+    assert not triton_scan.holds(Neuron(THETAS, Activation("softplus", F.softplus, curved=True)))

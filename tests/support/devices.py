@@ -31,11 +31,20 @@ class There(torch.Tensor):
 
 
 class StandIn(TorchFunctionMode):
-    """Within it, ``cuda`` works, and mixing devices raises RuntimeError as PyTorch does."""
+    """Within it, ``cuda`` works, and mixing devices raises RuntimeError as PyTorch does.
+
+    waits: what a CPU would have had to wait for a GPU for, so far, by the names of the operations.
+    """
+
+    WAITING = frozenset("item tolist cpu equal nonzero __bool__ __int__ __float__".split())
 
     FREE = frozenset(  # of a CPU tensor and one there
         "copy_ to set_ __get__ __set__ is_pinned _has_compatible_shallow_copy_type".split()
     )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[str] = []
 
     def __enter__(self) -> "StandIn":
         torch.__future__.set_overwrite_module_params_on_conversion(True)
@@ -50,6 +59,8 @@ class StandIn(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         there = any(isinstance(x, There) for x in tensors)
+        if there and name in self.WAITING:
+            self.waits.append(name)
         if name in ("numpy", "__array__") and there:
             raise TypeError("can't convert a tensor of the stand-in to numpy")
         indices = name in ("__getitem__", "__setitem__", "index_put", "index_put_")

@@ -7,7 +7,7 @@ Where there is no C++ compiler or no Triton, and for what a kernel does not hold
 import functools
 import os
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +20,25 @@ from msat_det.spiking.kernels.window import Window
 from msat_det.spiking.neurons import Chances, Neuron, State, initial_potential, new_state, spikes, step, threshold
 
 
+class Triton(NamedTuple):
+    """The modules of Triton's kernels: neurons under rate and under delta coding, max pooling, ``split``."""
+
+    scan: ModuleType
+    delta: ModuleType
+    pool: ModuleType
+    split: ModuleType
+
+
 @functools.cache
-def on_gpu() -> tuple[ModuleType, ModuleType, ModuleType] | None:
-    """The Triton kernels of neurons, of max pooling and of ``split``, or None: no Triton, or MSAT_DET_KERNEL=off."""
+def on_gpu() -> Triton | None:
+    """Triton's kernels, or None: no Triton, or MSAT_DET_KERNEL=off."""
     if os.environ.get("MSAT_DET_KERNEL") == "off":
         return None
     try:
-        from msat_det.spiking.kernels import triton_pool, triton_scan, triton_split
+        from msat_det.spiking.kernels import triton_delta, triton_pool, triton_scan, triton_split
     except ImportError:
         return None
-    return triton_scan, triton_pool, triton_split
+    return Triton(triton_scan, triton_delta, triton_pool, triton_split)
 
 
 def backend(neuron: Neuron, x: Tensor) -> Literal["eager", "cpu", "triton"]:
@@ -37,7 +46,7 @@ def backend(neuron: Neuron, x: Tensor) -> Literal["eager", "cpu", "triton"]:
     if x.dtype != torch.float32:
         return "eager"
     if x.is_cuda:
-        return "triton" if (gpu := on_gpu()) and gpu[0].holds(neuron) else "eager"
+        return "triton" if (gpu := on_gpu()) and gpu.scan.holds(neuron) else "eager"
     return "cpu" if x.device.type == "cpu" and cpu.holds(neuron) else "eager"
 
 
@@ -63,7 +72,7 @@ class Scan:
         self._kernel: Any = None
         if self.backend != "eager":
             own = neuron, currents, self.state, laid_out(self.fanout, currents)
-            self._kernel = cpu.Compiled(*own) if self.backend == "cpu" else present(on_gpu())[0].Fused(*own, chances)
+            self._kernel = cpu.Compiled(*own) if self.backend == "cpu" else present(on_gpu()).scan.Fused(*own, chances)
 
     @property
     def output(self) -> Tensor:
@@ -147,16 +156,15 @@ def pool_in_triton(x: Tensor) -> bool:
 
 def fused_pool(window: Window, like: Tensor, fanout: Tensor | None) -> Any:
     """A ``triton_pool.FusedPool``."""
-    return present(on_gpu())[1].FusedPool(window, like, fanout)
+    return present(on_gpu()).pool.FusedPool(window, like, fanout)
 
 
-def on_tensor_cores(conv: nn.Module, x: Tensor) -> Tensor | None:
-    """``conv(x)`` by ``split``, or None where that does not pay or is not possible: call the module then."""
-    if not (x.is_cuda and (gpu := on_gpu()) and split.fits(conv, x)):
-        return None
-    return split.convolution(conv, gpu[2].split(x))
-
-
-def as_product(conv: nn.Module, x: Tensor) -> Tensor | None:
-    """``conv(x)`` by ``product``, or None where that does not pay or is not possible: call the module then."""
-    return product.convolution(conv, x) if x.is_cuda and product.fits(conv, x) else None
+def convolution(conv: nn.Module, x: Tensor, precision: str) -> Tensor | None:
+    """``conv(x)`` on a GPU by ``split`` or by ``product``, or None where neither pays or is possible: call the module
+    then. precision: one of ``graph.precision``."""
+    gpu = on_gpu() if x.is_cuda else None
+    if gpu and precision == "tf32x3" and split.fits(conv, x):
+        return split.convolution(conv, gpu.split.split(x))
+    if x.is_cuda and precision in ("float32", "tf32x3") and product.fits(conv, x):
+        return product.convolution(conv, x)
+    return None

@@ -14,27 +14,30 @@ import triton.language as tl
 from torch import Tensor
 
 from msat_det.base.checks import present
-from msat_det.spiking.masks import BITS, FACTORS, SHIFTS, STEP, mask_keys
-from msat_det.spiking.neurons import (
-    EARLY,
-    SMALLEST,
-    WHOLE,
-    Chances,
-    Neuron,
-    State,
-    initial_potential,
-    per_channel,
-    threshold,
+from msat_det.spiking.kernels.triton_neuron import (
+    LEAST,
+    adaptive_numbers,
+    add_up,
+    applied,
+    at_least,
+    at_most,
+    by_terms,
+    function_of,
+    held,
+    parameters,
+    rows_of,
+    share_of,
 )
+from msat_det.spiking.levels import edge
+from msat_det.spiking.masks import BITS, FACTORS, SHIFTS, STEP, mask_keys
+from msat_det.spiking.neurons import EARLY, WHOLE, Chances, Neuron, State, at
 
-FUNCTIONS = set("identity leakyrelu silu sigmoid tanh hardswish hardsigmoid mish".split())  # of a tracking one
 # Neurons of a program and warps that share them, by family: the fastest on an H100 (docs/performance.md). "signed" is
-# also for tracking neurons, which keep as much state and were not timed.
+# also for tracking neurons, those that forget charge and binary levels: as much state, and not timed.
 SHAPES = {"constant": (1024, 8), "signed": (512, 4), "adaptive": (256, 2)}
 
-_LOG2_E, _LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 _WHOLE, _EARLY = tl.constexpr(WHOLE), tl.constexpr(EARLY)
-_SMALLEST = tl.constexpr(max(SMALLEST, 1.2e-38))  # below 2^-126 Triton would take it for a double
+_HALF = tl.constexpr(float(edge(0.5)))  # whole numbers above it: all but 0
 _STEP, _BITS = tl.constexpr(STEP), tl.constexpr((1 << BITS) - 1)
 _SHIFT_0, _SHIFT_1 = map(tl.constexpr, SHIFTS)
 _BELOW_0, _BELOW_1 = (tl.constexpr((1 << (64 - shift)) - 1) for shift in SHIFTS)  # what a logical shift leaves
@@ -42,56 +45,15 @@ _FACTOR_0, _FACTOR_1 = map(tl.constexpr, FACTORS)
 
 
 def holds(neuron: Neuron) -> bool:
-    """Whether the kernel computes this neuron: a tracking one only where it has its function. Neurons that forget
-    charge (reset to zero, imbalanced) and those that send powers of two are left to ``step``."""
-    known = not neuron.tracking or neuron.activation.name in FUNCTIONS
-    return known and not neuron.forgets and neuron.bits is None
+    """Whether the kernel computes this neuron: one that needs its activation only where the kernel has it."""
+    return function_of(neuron) is not None
 
 
 def family_of(neuron: Neuron) -> str:
     """The neuron's key in ``SHAPES``."""
     if neuron.adaptive is not None:
         return "adaptive"
-    return "signed" if neuron.signed or neuron.tracking else "constant"
-
-
-@triton.jit
-def _exp(x):
-    return tl.exp2(x * _LOG2_E)
-
-
-@triton.jit
-def _at_least(x, low):
-    return tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def _at_most(x, high):
-    return tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def _followed(a, slope, NAME: tl.constexpr):
-    """f(a) of a tracking neuron."""
-    if NAME == "leakyrelu":
-        a = tl.where(a > 0.0, a, a * slope)
-    elif NAME == "silu":
-        a = tl.div_rn(a, 1.0 + _exp(-a))
-    elif NAME == "sigmoid":
-        a = tl.div_rn(1.0 + 0.0 * a, 1.0 + _exp(-a))
-    elif NAME == "tanh":
-        u = _exp(-2.0 * tl.abs(a))
-        size = tl.div_rn(1.0 - u, 1.0 + u)
-        a = tl.where(a < 0.0, -size, size)
-    elif NAME == "hardswish":
-        a = a * _at_most(_at_least(a + 3.0, 0.0), 6.0) / 6.0
-    elif NAME == "hardsigmoid":
-        a = _at_most(_at_least(a + 3.0, 0.0), 6.0) / 6.0
-    elif NAME == "mish":  # tanh(ln(1 + e^a)) = w / (w + 2), w = e^a·(e^a + 2); beyond 20 it is 1
-        e = _exp(_at_most(a, 20.0))
-        w = e * (e + 2.0)
-        a = a * tl.div_rn(w, w + 2.0)
-    return a
+    return "signed" if neuron.signed or neuron.tracking or neuron.forgets or neuron.bits else "constant"
 
 
 @triton.jit
@@ -105,113 +67,89 @@ def _kept(key, index, below):
 
 
 @triton.jit
-def _share(
-    difference, drive, per_k_i, per_C, resting, alive, slope, gain, tau_det,
-    DTT: tl.constexpr, DET: tl.constexpr, UNIT: tl.constexpr,
-):  # fmt: skip
-    """θ(t)/θ of the adaptive threshold, eqs. 15-17: 1/(1 + e^below); 1 for a dead neuron.
-
-    A NaN may become a number here, but not where it counts: in the potential that it comes from.
-    """
-    below = 0.0 * difference
-    under = below + 1.0
-    if DTT:
-        z = difference * per_k_i  # Δ / k_i
-        decay = _exp(-tl.abs(z))
-        below = tl.fma(slope, z, resting)
-        if UNIT:  # k_a·τ_mp = 1: e^-softplus(z) is e^-max(z, 0) / (1 + decay), and there is no logarithm to take
-            below -= tl.maximum(z, 0.0)
-            under += decay
-        else:
-            below -= gain * (tl.maximum(z, 0.0) + _LN_2 * tl.log2(1.0 + decay))
-    if DET:
-        below = tl.fma(-tau_det, _exp(drive * per_C), below)
-    return under / tl.fma(alive, _exp(tl.minimum(below, 88.0)), under)
-
-
-@triton.jit
-def _parameters(rows, i, stride, period, ROWS: tl.constexpr):
-    """θ, θ with 0 for dead channels, V(−1) and the bias of neurons i."""
-    if ROWS:
-        at = i // stride % period
-        theta, theta_max = tl.load(rows + at), tl.load(rows + period + at)
-        return theta, theta_max, tl.load(rows + 2 * period + at), tl.load(rows + 3 * period + at)
-    else:
-        zero = tl.zeros(i.shape, tl.float32)
-        return zero + tl.load(rows), zero + tl.load(rows + 1), zero + tl.load(rows + 2), zero + tl.load(rows + 3)
-
-
-@triton.jit
-def _held(values, inside, HELD: tl.constexpr):
-    """What the neurons remember, or zeros where they do not."""
-    value = tl.zeros(inside.shape, tl.float32)
-    if HELD:
-        value = tl.load(values, mask=inside, other=0.0)
-    return value
-
-
-@triton.jit
-def _staged(theta, overflow, stages, t, last_stage, STAGES: tl.constexpr):
-    """The stage at t, θ times it, and how many spikes of that height are an overflow."""
+def _staged(theta, overflow, table, t, last_stage, STAGES: tl.constexpr):
+    """The stage at t, θ times it, how many spikes of that height are an overflow, and the terms of a timestep."""
     zero = tl.zeros(theta.shape, tl.float32)
-    stage, full, most = 1.0, theta, zero + overflow
+    stage, full, most, terms = 1.0, theta, zero + overflow, 0
     if STAGES:
-        stage = tl.load(stages + tl.minimum(t, last_stage))
-        most = zero + tl.load(stages + last_stage + 1 + tl.minimum(t, last_stage))
+        table += tl.minimum(t, last_stage)
+        stage = tl.load(table)
+        most = zero + tl.load(table + last_stage + 1)
+        terms = tl.load(table + 2 * (last_stage + 1)).to(tl.int32)
         full = theta * stage
-    return stage, full, most
+    return stage, full, most, terms
+
+
+@triton.jit
+def _lacking(
+    goal, total, n, given, start, slope, upper,
+    FORGETS: tl.constexpr, FUNCTION: tl.constexpr, IMBALANCED: tl.constexpr, SIGNED: tl.constexpr,
+    TRACKING: tl.constexpr,
+):  # fmt: skip
+    """What the output sum lacks to the activation of all that came in; below 0 what it can take back."""
+    if FORGETS:
+        goal = n * applied(tl.div_rn(total, 0.0 * total + n), slope, upper, FUNCTION) - given + start
+    if not (TRACKING or IMBALANCED):
+        goal = at_least(goal, start - given if SIGNED else 0.0)
+    return goal
+
+
+@triton.jit
+def _fewest(goal, level, given, start, margin, SIGNED: tl.constexpr):
+    """s_min: 0, or what a signed neuron may take back."""
+    least = tl.zeros(goal.shape, tl.float32)
+    if SIGNED:
+        least = tl.where(goal - start < -margin * level, -tl.floor(tl.div_rn(given, level) + _WHOLE), 0.0)
+    return least
 
 
 @triton.jit
 def _fired(
-    goal, level, full, most, given, start, gamma, offset, margin,
-    ADAPTIVE: tl.constexpr, SIGNED: tl.constexpr, TRACKING: tl.constexpr,
+    goal, lacking, level, full, most, given, start, gamma, offset, margin, slope,
+    CHECKED: tl.constexpr, IMBALANCED: tl.constexpr, SIGNED: tl.constexpr, TRACKING: tl.constexpr,
 ):  # fmt: skip
-    """The spikes s, and the threshold that they were fired at: θ(t), or θ where all that is lacking is sent at once."""
+    """The spikes s, what is to be sent and the threshold that they were fired at: all that is lacking at once, by θ,
+    where that is an overflow, else the goal by θ(t). CHECKED: the potential does not tell, or θ(t) may be next to 0."""
     late = goal != goal
-    if ADAPTIVE:  # θ(t) may be next to nothing, and the spikes beyond counting
-        lacking = goal
-        if SIGNED and not TRACKING:
-            lacking = _at_least(goal, start - given)
-        elif not TRACKING:
-            lacking = _at_least(goal, 0.0)
+    if CHECKED:
         late = tl.abs(lacking) >= most * full
         level = tl.where(late, full, level)
         goal = tl.where(late, lacking, goal)
     s = tl.floor(tl.div_rn(goal, level) + offset)
-    if not TRACKING:
-        least = tl.zeros(goal.shape, tl.float32)
-        if SIGNED:
-            least = tl.where(goal - start < -margin * level, -tl.floor(tl.div_rn(given, level) + _WHOLE), 0.0)
-        s = _at_least(s, least)
-    if not ADAPTIVE:
+    if IMBALANCED:
+        s = tl.where((goal < 0.0) & (late == 0), -tl.floor(tl.div_rn(-goal * slope, level)), s)
+    elif not TRACKING:
+        s = at_least(s, _fewest(goal, level, given, start, margin, SIGNED))
+    if not CHECKED:
         late = tl.abs(s) >= most
-    return tl.where(late, s, _at_most(_at_least(s, -gamma), gamma)), level
+    return tl.where(late, s, at_most(at_least(s, -gamma), gamma)), goal, level, late
 
 
 @triton.jit
-def add_up(slot, numbers, reach, inside):
-    """Add Σ and Σ·fan-out of what the neurons have sent to a program's own two places."""
-    numbers = tl.where(inside, numbers, 0.0).to(tl.float64)
-    tl.store(slot, tl.load(slot) + tl.sum(numbers, 0))
-    tl.store(slot + 1, tl.load(slot + 1) + tl.sum(numbers * reach, 0))
+def _spent(before, goal, out, late, slope):
+    """The charge of an imbalanced neuron's spikes: −θ takes θ/a. After an overflow what is lacking alone is left."""
+    left = goal - out
+    left = before - tl.where(left < 0.0, tl.div_rn(left, 0.0 * left + slope), left)
+    return tl.where(late, left, tl.where(out < 0.0, tl.div_rn(out, 0.0 * out + slope), out))
 
 
-@triton.jit(do_not_specialize=["t0", "K", "B", "inner", "last_stage", "kept_below"])
+@triton.jit(do_not_specialize=["t0", "K", "B", "inner", "last_stage", "kept_below", "digits"])
 def _scan(
     x, y, v, o, total, mean, last, rows, stages, keys, fanout, counts,
     K, B, N, x_step, y_step, t0, stride, period, inner, last_stage, kept_below,
-    gamma, overflow, offset, margin, upper, slope, rest, alpha, k_a, k_i, C, tau_mp, tau_det,
-    ROWS: tl.constexpr, STAGES: tl.constexpr, OUTPUT: tl.constexpr, FUNCTION: tl.constexpr,
-    SIGNED: tl.constexpr, BOUNDED: tl.constexpr,
+    gamma, overflow, offset, margin, upper, slope, digits, highest, per_highest,
+    rest, alpha, k_a, k_i, C, tau_mp, tau_det,
+    ROWS: tl.constexpr, STAGES: tl.constexpr, OUTPUT: tl.constexpr, FUNCTION: tl.constexpr, TRACKING: tl.constexpr,
+    SIGNED: tl.constexpr, BOUNDED: tl.constexpr, BINARY: tl.constexpr, FORGETS: tl.constexpr, TO_ZERO: tl.constexpr,
+    IMBALANCED: tl.constexpr,
     CONFIDENCE: tl.constexpr, KEEP: tl.constexpr, ADAPTIVE: tl.constexpr, NORMALISED: tl.constexpr,
     DEPOLARISATION: tl.constexpr, DTT: tl.constexpr, DET: tl.constexpr, UNIT: tl.constexpr,
     REST_IS_MAX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """x, y: (K, B, N), x_step 0 for a current that is constant in time. v, o, total, mean, last: (B, N), the state.
 
-    stages: (2, last_stage + 1), the factor on θ and the spikes from which on all that are wanted are sent.
-    rows: (4, period) of ``_parameters``, of neuron i at i // stride % period. keys: (EARLY, B). counts:
+    stages: (3, last_stage + 1), the factor on θ, the spikes from which on all that are wanted are sent, and terms.
+    rows: (4, period) of ``parameters``, of neuron i at i // stride % period. keys: (EARLY, B). counts:
     (B, blocks, 4). inner: channels where they lie innermost in memory, else 1.
     """
     b, block = tl.program_id(0) % B, tl.program_id(0) // B  # images in turn: their rows and fan-out are the same
@@ -222,19 +160,18 @@ def _scan(
     y += first
     coming = tl.load(x + i, mask=inside, other=0.0)
 
-    theta, theta_max, start, bias = _parameters(rows, i, stride, period, ROWS)
+    theta, theta_max, start, bias = parameters(rows, i, stride, period, ROWS)
     zero = tl.zeros([BLOCK], tl.float32)
     alive = tl.where(theta_max > 0.0, 1.0, 0.0)
     scale = 1.0 / theta if NORMALISED else zero + 1.0
     per_k_i, per_C = scale / k_i, -scale / C
     resting = tau_mp * theta_max if REST_IS_MAX else zero - tau_mp * rest
 
-    TRACKING: tl.constexpr = FUNCTION != ""
-    volt = _held(v + first + i, inside, ADAPTIVE or not TRACKING)
-    given = _held(o + first + i, inside, OUTPUT)
-    summed = _held(total + first + i, inside, TRACKING)
-    average = _held(mean + first + i, inside, ADAPTIVE)
-    before_last = _held(last + first + i, inside, DEPOLARISATION)
+    volt = held(v + first + i, inside, ADAPTIVE or not TRACKING)
+    given = held(o + first + i, inside, OUTPUT)
+    summed = held(total + first + i, inside, TRACKING or FORGETS)
+    average = held(mean + first + i, inside, ADAPTIVE)
+    before_last = held(last + first + i, inside, DEPOLARISATION)
     spikes, events = zero, zero
 
     for k in range(K):
@@ -244,28 +181,38 @@ def _scan(
         x += x_step
         coming = tl.load(x + i, mask=inside & (k + 1 < K), other=0.0)
 
-        if TRACKING:
+        if TRACKING or FORGETS:
             summed += current
-            before = n * _followed(tl.div_rn(summed, zero + n), slope, FUNCTION) - given
+        if TRACKING:
+            before = n * applied(tl.div_rn(summed, zero + n), slope, upper, FUNCTION) - given
         else:
             before = volt + current
-        stage, full, most = _staged(theta, overflow, stages, t, last_stage, STAGES)
+        stage, full, most, terms = _staged(theta, overflow, stages, t, last_stage, STAGES)
         level = full
         if ADAPTIVE:  # noqa: SIM102 (a branch of the compiler around one of the device)
             if t > 0:
                 drive = before - before_last if DEPOLARISATION else current
-                share = _share(
+                share = share_of(
                     volt - average, drive, per_k_i, per_C, resting, alive, -tau_mp * alpha * k_i, tau_mp * k_a,
                     tau_det, DTT, DET, UNIT,
                 )  # fmt: skip
-                level = _at_least(theta * share, _SMALLEST) * stage
-        goal = _at_most(before, n * upper - given + start) if BOUNDED else before
-        s, level = _fired(goal, level, full, most, given, start, gamma, offset, margin, ADAPTIVE, SIGNED, TRACKING)
+                level = at_least(theta * share, LEAST) * stage
+        goal = at_most(before, n * upper - given + start) if BOUNDED else before
+        lacking = _lacking(
+            goal, summed, n, given, start, slope, upper, FORGETS, FUNCTION, IMBALANCED, SIGNED, TRACKING
+        )  # fmt: skip
+        s, goal, level, late = _fired(
+            goal, lacking, level, full, most, given, start, gamma, offset, margin, slope,
+            ADAPTIVE or FORGETS, IMBALANCED, SIGNED, TRACKING,
+        )  # fmt: skip
+        if BINARY:
+            s, _ = by_terms(s, _HALF, 2.0 * highest, highest, per_highest, terms, 0.5, 0.0)
 
         out = s * level
-        if SIGNED and not TRACKING:
-            out = _at_least(out, -given)
-        charge = out
+        if SIGNED and not (TRACKING or IMBALANCED):
+            out = at_least(out, -given)
+        charge = _spent(before, goal, out, late, slope) if IMBALANCED else out
+        fired = s != 0.0
         if CONFIDENCE:  # noqa: SIM102
             if t < _EARLY:
                 index = i % inner * (N // inner) + i // inner
@@ -274,7 +221,8 @@ def _scan(
                 out = tl.where(kept, out, out * 0.0)
                 if KEEP:
                     charge = tl.where(kept, charge, charge * 0.0)
-        volt = before - charge
+                    fired = fired & kept
+        volt = tl.where(fired, 0.0, before) if TO_ZERO else before - charge
         if OUTPUT:
             given += out
         if ADAPTIVE:
@@ -283,13 +231,16 @@ def _scan(
             before_last = before
         tl.store(y + i, out, mask=inside)
         y += y_step
-        spikes += tl.abs(s)
-        events += _at_most(tl.abs(s), 1.0)
+        size = tl.abs(s)
+        events += at_most(size, 1.0)
+        if BINARY:
+            _, size = by_terms(size, _HALF, 2.0 * highest, highest, per_highest, digits, 0.5, 0.0)
+        spikes += size
 
     tl.store(v + first + i, volt, mask=inside)
     if OUTPUT:
         tl.store(o + first + i, given, mask=inside)
-    if TRACKING:
+    if TRACKING or FORGETS:
         tl.store(total + first + i, summed, mask=inside)
     if ADAPTIVE:
         tl.store(mean + first + i, average, mask=inside)
@@ -308,10 +259,11 @@ class Fused:
         """currents: (B, C, …) float32, dense in the memory format of the state. fanout: (N,) in memory order."""
         n, m, device = neuron, neuron.adaptive, currents.device
         self.B, self.N = currents.shape[0], currents[0].numel()
-        rows, stride = _rows(neuron, currents)
+        over_time = n.bias is not None and n.bias.dim() > 1  # which ``Scan`` adds to the currents
+        rows, stride = rows_of(neuron, currents, None if over_time else n.bias)
         confident = n.confidence < 1
         drawn = _keys(present(chances), device) if confident else rows
-        staged = tuple(n.stages) != (1.0,)
+        staged, highest = tuple(n.stages) != (1.0,) or n.bits is not None, float(1 << (n.bits or 1) - 1)
         block, self.warps = SHAPES[family_of(n)]
         self.partial = torch.zeros(self.B, triton.cdiv(self.N, block), 4, dtype=torch.float64, device=device)
         missing = state.v
@@ -323,11 +275,14 @@ class Fused:
         innermost = currents.dim() == 4 and not currents.is_contiguous()
         self.values = dict(
             B=self.B, N=self.N, stride=stride, period=rows.shape[1], inner=currents.shape[1] if innermost else 1,
-            last_stage=len(n.stages) - 1, kept_below=round(n.confidence * (1 << BITS)), gamma=float(n.gamma),
-            overflow=n.overflow, offset=n.offset, margin=n.margin, upper=n.activation.upper, slope=n.activation.slope,
-            ROWS=rows.shape[1] > 1, STAGES=staged, OUTPUT=state.o is not None,
-            FUNCTION=n.activation.name if n.tracking else "", SIGNED=n.signed, BOUNDED=n.bounded, CONFIDENCE=confident,
-            KEEP=n.drop == "keep", ADAPTIVE=m is not None, BLOCK=block, **_adaptive(neuron),
+            last_stage=max(len(n.stages), len(n.terms)) - 1, kept_below=round(n.confidence * (1 << BITS)),
+            gamma=float(n.gamma), overflow=n.overflow, offset=n.offset,
+            margin=n.margin, upper=n.activation.upper, slope=n.activation.slope,
+            digits=n.bits or 0, highest=highest, per_highest=1 / highest,
+            ROWS=rows.shape[1] > 1, STAGES=staged, OUTPUT=state.o is not None, FUNCTION=function_of(n),
+            TRACKING=n.tracking, SIGNED=n.signed, BOUNDED=n.bounded, BINARY=n.bits is not None, FORGETS=n.forgets,
+            TO_ZERO=n.reset == "zero" and not n.tracking, IMBALANCED=n.imbalanced, CONFIDENCE=confident,
+            KEEP=n.drop == "keep", ADAPTIVE=m is not None, BLOCK=block, **adaptive_numbers(neuron),
         )  # fmt: skip
 
     @property
@@ -361,30 +316,7 @@ def _keys(chances: Chances, device: torch.device) -> Tensor:
 
 
 def _stages(neuron: Neuron, device: torch.device) -> Tensor:
-    return torch.tensor([list(neuron.stages), [neuron.overflow / stage for stage in neuron.stages]], device=device)
-
-
-def _adaptive(neuron: Neuron) -> dict:
-    m = neuron.adaptive
-    if m is None:
-        numbers = dict.fromkeys("rest alpha k_a k_i C tau_mp tau_det".split(), 1.0)
-        return numbers | dict.fromkeys("NORMALISED DEPOLARISATION DTT DET UNIT REST_IS_MAX".split(), False)
-    return dict(
-        rest=-1.0 if m.rest is None else float(m.rest), alpha=m.alpha, k_a=m.k_a, k_i=m.k_i, C=m.C, tau_mp=m.tau_mp,
-        tau_det=m.tau_rd * (m.tau_rd if m.twice else 1.0), NORMALISED=m.normalised,
-        DEPOLARISATION=m.drive == "depolarisation", DTT=m.dtt, DET=m.det, UNIT=m.k_a * m.tau_mp == 1,
-        REST_IS_MAX=m.rest is None and not m.normalised,
-    )  # fmt: skip
-
-
-def _rows(neuron: Neuron, like: Tensor) -> tuple[Tensor, int]:
-    """The kernel's rows (4, period), and the distance in memory at which they change."""
-    n = neuron
-    theta_max = per_channel(n.theta, like, n.axis)
-    start = torch.as_tensor(initial_potential(n, like), dtype=like.dtype, device=like.device)
-    bias = torch.zeros_like(theta_max)
-    if n.bias is not None and n.bias.dim() < 2:  # one that differs over time comes with the current
-        bias = per_channel(n.bias, like, n.axis)
-    rows = torch.stack(torch.broadcast_tensors(threshold(n, like), theta_max, start, bias))
-    rows = rows.reshape(4, -1).contiguous()
-    return rows, 1 if n.axis is None or rows.shape[1] == 1 else like.stride(n.axis)
+    """(3, L): the factor on θ, the spikes that are an overflow, and the terms of a timestep, the last ones held."""
+    n, L = neuron, max(len(neuron.stages), len(neuron.terms))
+    rows = [[n.stage(t), n.overflow / n.stage(t), float(at(n.terms, t))] for t in range(L)]
+    return torch.tensor(rows, device=device).T.contiguous()
