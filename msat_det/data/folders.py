@@ -5,7 +5,7 @@ from pathlib import Path
 from msat_det.base.errors import InputError
 from msat_det.base.files import MissingData, absent, inside, is_folder, is_text, show
 from msat_det.data.base import Dataset
-from msat_det.data.images import image_names
+from msat_det.data.images import ALL_SUFFIXES, image_names
 
 
 class ImageFiles(Dataset):
@@ -34,5 +34,5 @@ class ClassFolders(Dataset):
         if wrong := [name for name in classes if not is_text(name)]:
             raise InputError(f"{folder}: the class folder {show(wrong[0])} has no name in UTF-8: rename it")
         index = {name: label for label, name in enumerate(classes)}
-        names = [name for name in image_names(folder, every=True) if name.split("/")[0] in index]
+        names = [name for name in image_names(folder, ALL_SUFFIXES) if name.split("/")[0] in index]
         super().__init__(folder, classes, {name: name for name in names}, {n: index[n.split("/")[0]] for n in names})

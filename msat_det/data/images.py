@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -20,8 +20,9 @@ from msat_det.base.files import absent, bytes_of, inside, is_file
 # Named, because Pillow knows formats that start other programs (EPS) or need far more trust than a photograph does.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")
 JPEG = ("JPEG", "MPO")  # what Pillow calls a JPEG, and one with a second picture in it
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".pnm"}
-UNREAD = {".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".dng"}  # of photographs, too
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".pnm"}
+# With those of photographs that other programs read: where each image counts, reading them tells what is wrong.
+ALL_SUFFIXES = IMAGE_SUFFIXES | {".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".dng"}
 WHOLE = 24_000_000  # pixels of a photograph that is read as it is, a larger one smaller
 MAX_PIXELS = 256_000_000  # of a larger one; decoding takes seconds
 MAX_DECODING = 440_000_000  # bytes that its decoder takes: the process stays under 1 GiB
@@ -103,14 +104,12 @@ def reduction(width: int, height: int) -> int:
     return next((factor for factor in (1, 2) if width * height <= WHOLE * factor**2), 4)
 
 
-def image_names(folder: Path, every: bool = False) -> list[str]:
-    """Sorted relative paths of the image files at any depth, those that links lead to among them.
+def image_names(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[str]:
+    """Sorted relative paths of the image files at any depth, by their suffixes, those that links lead to among them.
 
     What is hidden (.git, with annexed images in it, or a Mac's ._1.jpg) is left out. A folder to which several ways
     lead is listed once. A link that leads nowhere is an image where its name has an image's suffix, so that reading
     tells. Raises InputError for a folder that can't be listed, be it a link.
-
-    every: whether a photograph of a kind that is not read here is an InputError, as where a figure is over all of them.
     """
     names, seen = [], set()
     folders: list[str] = [str(folder)]
@@ -125,10 +124,8 @@ def image_names(folder: Path, every: bool = False) -> list[str]:
             for entry in _entries(inner)[::-1]:
                 if entry.name.startswith("."):
                     continue
-                if _is_image(entry):
+                if _is_image(entry, suffixes):
                     names.append(os.path.relpath(entry.path, folder))
-                elif every and _suffix(entry) in UNREAD:
-                    raise InputError(f"{entry.path} is none of {', '.join(IMAGE_FORMATS)}: convert it, or take it away")
                 elif entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
                 elif entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112
@@ -180,13 +177,9 @@ def _by_stem(folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def _suffix(entry: os.DirEntry) -> str:
-    return os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
-
-
-def _is_image(entry: os.DirEntry) -> bool:
+def _is_image(entry: os.DirEntry, suffixes: Collection[str] = IMAGE_SUFFIXES) -> bool:
     """By its name; a link that leads nowhere is one, too."""
-    if _suffix(entry) not in IMAGE_SUFFIXES:
+    if os.path.splitext(entry.name)[1].lower() not in suffixes:  # noqa: PTH122
         return False
     if entry.is_symlink():
         return is_file(entry.path) or _leads_nowhere(entry)

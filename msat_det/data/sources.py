@@ -2,23 +2,23 @@
 
 import glob
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import absent, is_file, is_folder, show
-from msat_det.data.images import IMAGE_SUFFIXES, image_names
+from msat_det.data.images import ALL_SUFFIXES, IMAGE_SUFFIXES, image_names
 
 
-def images_of(source: str) -> dict[str, Path]:
+def images_of(source: str, suffixes: Collection[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
     """Name → image file: of a file its name, of a folder or a pattern the paths below it, sorted. Raises InputError."""
     path = Path(source).expanduser()
     if is_folder(path):
-        found = {name: path / name for name in image_names(path)}
+        found = {name: path / name for name in image_names(path, suffixes)}
     elif is_file(path):
         found = {path.name: path}
     elif glob.has_magic(source):
-        found = _matching(str(path))
+        found = _matching(str(path), suffixes)
     else:
         raise InputError(f"{absent(path, 'picture, folder or video')}: give one that is there")
     if not found:
@@ -29,8 +29,8 @@ def images_of(source: str) -> dict[str, Path]:
 
 def images_of_all(sources: Iterable[str]) -> dict[str, Path]:
     """Name → image file of several sources: pictures of one name in different folders have as much of their paths as
-    tells them apart. Raises InputError."""
-    given = [(name, path) for source in sources for name, path in images_of(source).items()]
+    tells them apart, and those of a kind that is not read are among them. Raises InputError."""
+    given = [(name, path) for source in sources for name, path in images_of(source, ALL_SUFFIXES).items()]
     once = {path.parent.resolve() / path.name: (Path(name), path) for name, path in given}
     names = {place: name for place, (name, _) in once.items()}
     while twice := {name for name, count in Counter(names.values()).items() if count > 1}:
@@ -41,10 +41,10 @@ def images_of_all(sources: Iterable[str]) -> dict[str, Path]:
     return {name.as_posix(): once[place][1] for place, name in names.items()}
 
 
-def _matching(pattern: str) -> dict[str, Path]:
+def _matching(pattern: str, suffixes: Collection[str]) -> dict[str, Path]:
     """The images that a pattern fits, ** at any depth; their names are relative to its part without wildcards."""
     parts = Path(pattern).parts
     fixed = parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))]
     paths = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 (a whole pattern)
-    images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and is_file(path)]
+    images = [path for path in paths if path.suffix.lower() in suffixes and is_file(path)]
     return {path.relative_to(Path(*fixed)).as_posix(): path for path in images}

@@ -24,7 +24,7 @@ from msat_det.base.files import (
     yaml_value,
 )
 from msat_det.data.base import Dataset, Target, class_names, make_target
-from msat_det.data.images import IMAGE_SUFFIXES, image_names, read_upright, upright_size
+from msat_det.data.images import ALL_SUFFIXES, image_names, read_upright, upright_size
 
 SPLITS = ("val", "test", "train")  # in the order in which one is taken where none is named
 SLACK = 0.01  # beyond the image that a coordinate may lie, as where they train
@@ -114,7 +114,7 @@ def read_classes(file: Path, content: dict[str, Any]) -> list[str]:
     if not isinstance(names, list):
         raise InputError(f"{file}: names is {show(names)}: give a list, or a mapping of numbers to names")
     names = [str(name) if type(name) in (int, float) else name for name in names]
-    if content.get("nc") not in (None, len(names)):
+    if content.get("nc") not in (None, len(names), str(len(names))):
         raise InputError(f"{file}: nc is {show(content['nc'])}, and there are {len(names)} names: make them agree")
     return class_names(names, file)
 
@@ -133,7 +133,7 @@ def listed_images(file: Path, content: dict[str, Any], split: str, root: Path) -
         place = located(entry, base, root, f"{file}, {split}")
         path = root / place
         if is_folder(path):
-            found = image_names(path, every=True)
+            found = image_names(path, ALL_SUFFIXES)
             names += [os.path.normpath(os.path.join(place, name)) for name in found]  # noqa: PTH118
         else:
             names += listed_lines(path, base, root)
@@ -188,7 +188,7 @@ def listed_lines(path: Path, base: str, root: Path) -> list[str]:
         if not name:
             continue
         place = relative(name, own if name.startswith("./") else base, root)
-        if place is None or Path(place).suffix.lower() not in IMAGE_SUFFIXES:
+        if place is None or Path(place).suffix.lower() not in ALL_SUFFIXES:
             raise InputError(f"{path}, line {number}: {show(name)} is no image inside {root}: correct the list")
         names.append(place)
     return names

@@ -106,8 +106,10 @@ def cifar_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_class_folders_leave_no_photograph_out_in_silence(tmp_path: Path) -> None:
     write_image(tmp_path / "val/cat/1.jpg")
     (tmp_path / "val/cat/2.tiff").write_bytes(b"II*")
-    with pytest.raises(InputError, match=r"cat/2\.tiff is none of JPEG, PNG, WEBP, BMP, PPM: convert it"):
-        ClassFolders(tmp_path, "val")
+    dataset = ClassFolders(tmp_path, "val")
+    assert dataset.ids == ["cat/1.jpg", "cat/2.tiff"]
+    with pytest.raises(CorruptImage, match=r"cat/2\.tiff \(it is none of JPEG, PNG, WEBP, BMP, PPM\)"):
+        dataset.image("cat/2.tiff")
     assert ImageFiles(tmp_path).ids == ["val/cat/1.jpg"]  # to calibrate on
 
 

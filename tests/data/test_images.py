@@ -200,6 +200,13 @@ def test_exif_behind_the_pixels(tmp_path: Path) -> None:
     assert read_upright(tmp_path / "b.png").shape == read_image(tmp_path / "b.png", (4, 7)).shape == (3, 7, 4)
 
 
+def test_a_picture_with_a_second_one_in_it(tmp_path: Path) -> None:
+    first, second = (Image.new("RGB", (16, 8), color) for color in ("red", "blue"))
+    first.save(tmp_path / "a.MPO", format="MPO", save_all=True, append_images=[second])
+    assert image_names(tmp_path) == ["a.MPO"]
+    assert read_image(tmp_path / "a.MPO")[:, 4, 8].tolist() == pytest.approx([254, 0, 0], abs=2)
+
+
 def test_grey_of_any_depth_is_scaled(tmp_path: Path) -> None:
     levels = np.array([[0, 341, 682, 1023]])
     (tmp_path / "a.pgm").write_bytes(b"P5 4 1 1023\n" + levels.astype(">u2").tobytes())

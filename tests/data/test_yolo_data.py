@@ -11,6 +11,7 @@ from support.roots import write_image
 
 from msat_det.base.errors import InputError
 from msat_det.data import CocoDetection, VocDetection, YoloDetection, build_dataset
+from msat_det.data.images import CorruptImage
 from msat_det.data.yolo import label_file
 from msat_det.measure.accuracy import evaluate, make_evaluator
 from msat_det.models.detector import Detections
@@ -149,8 +150,16 @@ def test_validation_is_val(yolo_root: Path) -> None:
 
 def test_photographs_that_are_not_read_are_not_left_out_in_silence(yolo_root: Path) -> None:
     (yolo_root / "images/val/000005.TIF").write_bytes(b"II*")
-    with pytest.raises(InputError, match=r"000005\.TIF is none of JPEG, PNG, WEBP, BMP, PPM: convert it"):
-        YoloDetection(yolo_root)
+    (yolo_root / "labels/val/000005.txt").write_text("0 0.5 0.5 1 1\n")
+    dataset = YoloDetection(yolo_root)
+    assert dataset.ids[4:] == ["images/val/000005.TIF"]
+    assert len(dataset.target("images/val/000005.TIF").boxes) == 1
+    with pytest.raises(CorruptImage, match=r"000005\.TIF \(it is none of JPEG, PNG, WEBP, BMP, PPM\)"):  # as a run says
+        dataset.image("images/val/000005.TIF")
+
+
+def test_the_number_of_classes_may_be_text(yolo_root: Path) -> None:
+    assert len(changed(yolo_root, "names:", "nc: '3'\nnames:").classes) == 3
 
 
 def test_roboflows_paths_begin_above_the_folder(yolo_root: Path) -> None:

@@ -99,10 +99,12 @@ def test_boxes_are_coco_objects_with_scores(saved: str, tmp_path: Path) -> None:
 def test_a_folder_goes_on_after_what_cannot_be_read(
     saved: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
+    (folder / "phone.HEIC").write_bytes(b"\0\0\0\x20ftypheic")
     assert run(folder, "--model", saved, "--t", 1, "--out", tmp_path / "out") == 0
     printed = capsys.readouterr()
     assert [line.partition(":")[0] for line in printed.out.splitlines()[:-1]] == ["a.jpg", "a.png", "more/b.jpg"]
     assert printed.err.startswith(f"warning: can't read image {folder / 'broken.jpg'}")
+    assert f"warning: can't read image {folder / 'phone.HEIC'} (it is none of JPEG" in printed.err
     written = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
     assert written == ["a.jpg", "a.png.jpg", "detections.json", "more/b.jpg"]
     assert [i["file_name"] for i in json.loads((tmp_path / "out/detections.json").read_text())["images"]] == [
