@@ -7,6 +7,7 @@ but for SSD-MobileNet's where MSAT_DET_DATA holds them. A part that fails prints
 """
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -19,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks import gpu_networks
-from benchmarks.gpu_correctness import accuracy_rows, device_rows, kernel_rows
+from benchmarks.gpu_correctness import accuracy_rows, delta_rows, device_rows, kernel_rows
 from benchmarks.gpu_images import IMAGES, image_rows
 from benchmarks.gpu_parts import chunk_rows, convolution_rows, part_rows, replay_rows
-from benchmarks.gpu_scan import scan_rows
+from benchmarks.gpu_scan import corrections_rows, scan_rows
 from benchmarks.gpu_steps import CASES, layout_rows, rival_rows, step_rows
 from benchmarks.timing import Clock
 
@@ -36,8 +37,9 @@ def parts(clock: Clock) -> dict[str, Callable[[], Iterator[dict]]]:
     gpu = clock.device.type == "cuda"
     batches = [(16, 8), (1, 8)] if gpu else [(1, 2)]
     found: dict[str, Callable[[], Iterator[dict]]] = {
-        "kernels": lambda: kernel_rows(clock),
+        "kernels": lambda: itertools.chain(kernel_rows(clock), delta_rows(clock)),
         "scan": lambda: scan_rows(clock),
+        "corrections": lambda: corrections_rows(clock),
         "convolutions ssd300-vgg16": of("ssd300-vgg16", convolution_rows, (16, 64) if gpu else (1,)),
     }
     for name in CASES:

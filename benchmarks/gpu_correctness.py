@@ -12,9 +12,12 @@ from torch import Tensor
 
 from benchmarks import gpu_networks
 from benchmarks.timing import Clock
+from msat_det.base.checks import present
 from msat_det.base.names import PRECISIONS
 from msat_det.graph.ops import Activation
+from msat_det.spiking.delta import delta_step, new_delta_state
 from msat_det.spiking.kernels import Scan
+from msat_det.spiking.kernels.delta import Corrections
 from msat_det.spiking.neurons import Chances, Msat, Neuron, new_state, step
 
 RELU = Activation("relu", torch.relu, rectified=True)
@@ -63,6 +66,34 @@ def kernel_rows(clock: Clock) -> Iterator[dict]:
             "max_error": error,
             "other_spikes_share": apart.any(0).float().mean().item(),
         }
+
+
+def corrected() -> dict[str, Neuron]:
+    """Of delta coding."""
+    theta = families()["signed burst"].theta / 8
+    return {
+        "terms": Neuron(theta, RELU, coding="delta", bits=7, terms=(3, 2)),
+        "bursts": Neuron(theta, LEAKY, coding="delta", gamma=3),
+        "silu": Neuron(theta, SILU, coding="delta", bits=7, terms=(3,)),
+        "msat": Neuron(theta, RELU, coding="delta", adaptive=Msat(normalised=True), bits=7),
+    }
+
+
+def delta_rows(clock: Clock) -> Iterator[dict]:
+    """Each neuron of delta coding on the device against ``delta_step`` on the CPU, from the same sums."""
+    generator = torch.Generator().manual_seed(0)
+    sums = (0.3 + torch.randn(6, 2, 32, 20, 20, generator=generator)).flatten(0, 1)
+    sums = sums.contiguous(memory_format=torch.channels_last).unflatten(0, (6, 2))
+    for name, neuron in corrected().items():
+        state, scan = new_delta_state(neuron, sums[0]), None
+        other = torch.zeros(sums[0].shape, dtype=torch.bool)
+        for t, x in enumerate(sums):
+            there = x.to(clock.device)
+            scan = scan or Corrections(neuron, there, torch.ones(x.shape[1:]))
+            got, (_, _, expected) = present(scan.step(there, t, wanted=True)).cpu(), delta_step(neuron, state, x, t)
+            other |= (got - expected).abs() > 1e-5 * expected.abs().clamp(min=1)
+        error = (present(scan).output.cpu() - state.o).abs()[~other].max().item()
+        yield {"delta": name, "max_error": error, "other_spikes_share": other.float().mean().item()}
 
 
 def device_rows(clock: Clock) -> Iterator[dict]:

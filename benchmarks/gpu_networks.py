@@ -96,7 +96,8 @@ NETWORKS: dict[str, Callable[[], networks.Source]] = {
     "yolox-like": _yolox,
     "resnet20": networks.resnet20,
 }
-NEURONS = ("if", "if-signed-burst", "msat")  # of ``networks.NEURONS``
+NEURONS = {name: networks.NEURONS[name] for name in ("if", "if-signed-burst", "msat")}
+NEURONS["delta-3"] = "delta", {"bits": 7, "terms": (3,)}
 
 
 @dataclass
@@ -114,7 +115,7 @@ class Bench:
         return torch.randn(count, 3, self.size, self.size, device=device, generator=generator)
 
     def network(self, neuron: str, T: int, precision: str = "float32") -> SpikingNetwork:
-        method, options = networks.NEURONS[neuron]
+        method, options = NEURONS[neuron]
         snn = spiking_network(method, options, self.observation, T)
         snn.precision = precision
         return snn

@@ -1,5 +1,6 @@
 """The neurons alone on a GPU: GB/s of a scan beside a copy of the same bytes, by the kernel's block and warps."""
 
+import itertools
 from collections.abc import Iterator
 from functools import partial
 
@@ -10,6 +11,7 @@ from benchmarks.gpu_correctness import RELU
 from benchmarks.timing import Clock
 from msat_det.spiking import kernels
 from msat_det.spiking.kernels import Scan
+from msat_det.spiking.kernels.delta import Corrections
 from msat_det.spiking.neurons import Msat, Neuron
 
 
@@ -64,3 +66,33 @@ def scan_rows(clock: Clock) -> Iterator[dict]:
                 del scan
     if gpu:
         gpu.scan.SHAPES.update(own)
+
+
+def corrections_rows(clock: Clock) -> Iterator[dict]:
+    """GB/s of a timestep of delta coding, charged 12 bytes an element, sums read and output sums read and written, by
+    the kernel's block and warps: of new sums, and of the same ones again, which have little to send."""
+    shape = (64, 64, 150, 150) if clock.device.type == "cuda" else (1, 16, 75, 75)
+    new = [torch.randn(shape, device=clock.device).contiguous(memory_format=torch.channels_last) for _ in range(2)]
+    size, copied = 12 * new[0].numel(), copy_speed(clock, new[0])
+    yield {"corrections": "copy", "gb_per_s": copied}
+    theta = torch.rand(shape[1], device=clock.device) + 0.5
+    neuron = Neuron(theta / 32, RELU, coding="delta", bits=7, terms=(3,))
+    gpu = kernels.on_gpu()
+    own = dict(gpu.delta.SHAPES) if gpu else {}
+    for kernel in [(512, 4), (1024, 4), (1024, 8), (2048, 8)] if clock.device.type == "cuda" else [None]:
+        if gpu and kernel:
+            gpu.delta.SHAPES["constant"] = kernel
+        scan = Corrections(neuron, new[0], torch.ones(shape[1:]))
+        for sums, name in ((new, "new sums"), (new[:1], "the same sums")):
+            turn = itertools.cycle(sums)
+            for x in (new[0], new[0]):
+                scan.step(x, 1, wanted=False)
+            speed = size / clock.median(partial(_step, scan, turn), 0.2) / 1e9
+            row = {"corrections": name, "block,warps": str(kernel), "chosen": kernel == own.get("constant")}
+            yield row | {"gb_per_s": speed, "of_copy": speed / copied}
+    if gpu:
+        gpu.delta.SHAPES.update(own)
+
+
+def _step(scan: Corrections, sums: Iterator[Tensor]) -> None:
+    scan.step(next(sums), 1, wanted=False)

@@ -15,7 +15,7 @@ from msat_det.graph.facts import facts, is_site
 from msat_det.graph.fanout import is_pool
 from msat_det.graph.graph import Batch
 from msat_det.graph.precision import LOW
-from msat_det.spiking.engine import apart, refuse_nan, together
+from msat_det.spiking.engine import Counting, refuse_nan
 from msat_det.spiking.kernels import convolution, events, keep_freed_memory
 from msat_det.spiking.kernels.cpu import count_events
 from msat_det.spiking.kernels.delta import Corrections
@@ -23,7 +23,7 @@ from msat_det.spiking.schedule import Setup
 from msat_det.spiking.walk import Values, advance, readout, simulated
 
 
-class DeltaRun(Values):
+class DeltaRun(Counting, Values):
     """One batch from rest to T, as ``engine.Run`` is under rate coding; a chunk is one timestep, ``t``.
 
     values: of every node on the sums so far; constants: of those that no spike enters. changed: nodes whose value is
@@ -39,20 +39,31 @@ class DeltaRun(Values):
         tap: Callable[[str, Tensor], None] | None = None,
         watch: Callable[[str, Any, Tensor], None] | None = None,
     ):
+        self.pools: dict[Node, Tensor]
         self.graph, self.schedule, self.neurons, self.fanout = setup.graph, setup.schedule, setup.neurons, setup.fanout
         self.tap, self.watch = tap, watch
         keep_freed_memory()
-        self.chunk, self.T, self.t = 1, T, 0
-        inputs = simulated(self.graph, batch)
-        self.device = next(iter(inputs.values())).device
-        self.values = self.graph.settled(self.schedule.static, inputs)
-        self.constants = dict(self.values)
+        self.chunk, self.T = 1, T
         self.scans: dict[Node, Corrections] = {}
-        self.pools: dict[Node, Tensor] = {}
         self.sent: dict[Node, Tensor] = {}
         self.changed: set[Node] = set()
+        self.restart(batch)
         self.updated = {node: self._updated(node) for node in self.schedule.body}
         self.asked = {node.all_input_nodes[0] for node, conv in self.updated.items() if conv}
+
+    def restart(self, batch: Batch) -> None:
+        """Another batch of the same shape, from rest, with the same kernels."""
+        inputs = simulated(self.graph, batch)
+        self.device = next(iter(inputs.values())).device
+        self.t, self.pools = 0, {}
+        self.values = self.graph.settled(self.schedule.static, inputs)
+        self.constants = dict(self.values)
+        for scan in self.scans.values():
+            scan.restart()
+
+    def rest(self) -> None:
+        """Let go of what belongs to one batch alone, when it has been read."""
+        self.values, self.constants, self.pools = {}, {}, {}
 
     def _updated(self, node: Node) -> nn.Conv2d | None:
         """The convolution that a node is, where its value can be updated by the events of a call site."""
@@ -144,10 +155,8 @@ class DeltaRun(Values):
                 return value
         return self.graph.evaluate(node, self.values)
 
-    def spikes(self, t: int) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
-        """See ``engine.apart``."""
-        counts = [*(scan.counts for scan in self.scans.values()), *self.pools.values()]
-        return apart(together(counts), list(self.scans), list(self.pools), t)
+    def pool_counts(self) -> dict[Node, Tensor]:
+        return self.pools
 
     def readout(self, t: int) -> Any:
         """The network's outputs on the sums after t timesteps."""

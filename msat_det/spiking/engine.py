@@ -5,7 +5,7 @@ time first. Only neuron states and running sums cross chunks, so memory does not
 computed once per batch; what no neuron follows is linear in the spikes and evaluated on their running means.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -53,7 +53,42 @@ def images_at_once(graph: Graph) -> int:
     return max(min(CHUNK_BYTES_GPU // (4 * largest), IMAGES_AT_ONCE_GPU), 1)
 
 
-class Run:
+class Counting:
+    """What runs of either coding have in common: their counts. scans: the populations of its call sites."""
+
+    scans: Mapping[Node, Any]
+
+    def pool_counts(self) -> dict[Node, Tensor]:
+        """(B, 2) of each max pooling whose events count."""
+        raise NotImplementedError
+
+    def forget(self, t: int) -> None:
+        """Leave what has been sent by t out of the outputs, where they are means."""
+        raise NotImplementedError
+
+    def counted(self) -> Tensor:
+        """What every call site and every max pooling has counted so far, side by side (B, …), to be fetched at once."""
+        counts = [*(scan.counts for scan in self.scans.values()), *self.pool_counts().values()]
+        return torch.cat(counts, 1) if counts else torch.zeros(1, 0)
+
+    def apart(self, counted: Tensor, t: int) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
+        """What every call site, by name, and every max pooling has counted in t timesteps, on the CPU.
+
+        Raises InputError, naming the call site, where a potential is NaN.
+        """
+        pools = self.pool_counts()
+        found = iter(counted.cpu().split([4] * len(self.scans) + [2] * len(pools), 1))
+        counts = {node: next(found) for node in self.scans}
+        for node, each in counts.items():
+            refuse_nan(node, each, t)
+        return {node.name: each for node, each in counts.items()}, {node: next(found) for node in pools}
+
+    def spikes(self, t: int) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
+        """``apart`` of what is counted by t."""
+        return self.apart(self.counted(), t)
+
+
+class Run(Counting):
     """One batch from rest to T: the states of its neurons and the running sums of its differential nodes.
 
     decide: makes the neuron of a call site that has none, when its currents are first seen. neurons: all of them then.
@@ -143,23 +178,10 @@ class Run:
             self.sums[node] = Differential(node, self.graph, self.schedule.moving, reach)
         return self.sums[node].run(values)
 
-    def spikes(self, t: int) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
-        """See ``apart``."""
-        return self.apart(self.counted(), t)
-
-    def counted(self) -> Tensor:
-        """What every call site and every max pooling has counted so far, side by side (B, …)."""
-        return together([*(scan.counts for scan in self.scans.values()), *(self.sums[n].counts for n in self._pools())])
-
-    def apart(self, counted: Tensor, t: int) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
-        """See the function ``apart``."""
-        return apart(counted, list(self.scans), self._pools(), t)
-
-    def _pools(self) -> list[Node]:
-        return [node for node, sums in self.sums.items() if sums.reach is not None]
+    def pool_counts(self) -> dict[Node, Tensor]:
+        return {node: sums.counts for node, sums in self.sums.items() if sums.reach is not None}
 
     def forget(self, t: int) -> None:
-        """Leave what has been sent by t out of the outputs."""
         self.late, self.early = t, {node: self.scans[node].output.clone() for node in self.schedule.readout_sites}
 
     def readout(self, t: int) -> Any:
@@ -170,25 +192,6 @@ class Run:
         else:
             means = {node: o / t for node, o in sums.items()}
         return readout(self.graph, self.schedule, self.static, means)
-
-
-def together(counts: list[Tensor]) -> Tensor:
-    """Counts of call sites (B, 4) and of max poolings (B, 2), side by side, to be fetched at once."""
-    return torch.cat(counts, 1) if counts else torch.zeros(1, 0)
-
-
-def apart(
-    counted: Tensor, sites: list[Node], pools: list[Node], t: int
-) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
-    """What every call site, by name, and every max pooling has counted in t timesteps, on the CPU.
-
-    Raises InputError, naming the call site, where a potential is NaN.
-    """
-    found = iter(counted.cpu().split([4] * len(sites) + [2] * len(pools), 1))
-    counts = {node: next(found) for node in sites}
-    for node, each in counts.items():
-        refuse_nan(node, each, t)
-    return {node.name: each for node, each in counts.items()}, {node: next(found) for node in pools}
 
 
 def refuse_nan(node: Node, counts: Tensor, t: int) -> None:

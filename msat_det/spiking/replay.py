@@ -1,9 +1,9 @@
-"""One batch after another of the same shape (rate coding on a GPU): neurons stay laid out, and are put to rest again.
+"""One batch after another of the same shape (on a GPU): neurons stay laid out, and are put to rest again.
 
-With MSAT_DET_CUDA_GRAPHS=on what the first batch of a shape has run is captured when the second one comes, a CUDA graph
-for each chunk and reading, and replayed from then on: the same kernels on the same numbers, without Python between
-them. It is off by default, for a capture that fails leaves PyTorch's allocator and random numbers in a state from which
-nothing brings them back (https://github.com/pytorch/pytorch/pull/190308).
+With MSAT_DET_CUDA_GRAPHS=on, under rate coding, what the first batch of a shape has run is captured when the second one
+comes, a CUDA graph for each chunk and reading, and replayed from then on: the same kernels on the same numbers, without
+Python between them. It is off by default, for a capture that fails leaves PyTorch's allocator and random numbers in a
+state from which nothing brings them back (https://github.com/pytorch/pytorch/pull/190308).
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from torch.fx.node import Node
 
 from msat_det.base.errors import InputError
 from msat_det.graph.inputs import Batch
+from msat_det.spiking.delta_engine import DeltaRun
 from msat_det.spiking.engine import Run
 from msat_det.spiking.kernels.layout import version
 from msat_det.spiking.schedule import Setup
@@ -41,7 +42,7 @@ def key_of(setup: Setup, batch: Batch, T: int, record: Sequence[int]) -> Hashabl
     )
 
 
-def fits(run: Run) -> bool:
+def fits(run: Run | DeltaRun) -> bool:
     """Whether a run can be repeated: neurons in kernels, nothing drawn by image, and memory for the states."""
     if not all(scan.repeats for scan in run.scans.values()):
         return False
@@ -57,15 +58,16 @@ def captures() -> bool:
 
 
 class Replay:
-    """A run that begins anew with every batch; in every other way as ``engine.Run``.
+    """A run that begins anew with every batch; in every other way as ``engine.Run`` or ``delta_engine.DeltaRun``.
 
     Its graphs share one pool of memory, which is no other's: they are replayed in the order in which they were
     captured, and all of them go at once. A pool may not be captured into once more when its last graph has gone.
     """
 
-    def __init__(self, run: Run, batch: Batch):
+    def __init__(self, run: Run | DeltaRun, batch: Batch):
         self.run, self.chunk = run, run.chunk
-        self.pool = torch.cuda.graph_pool_handle() if captures() else None
+        rate = isinstance(run, Run)  # what a timestep of delta coding runs depends on what the one before has sent
+        self.pool = torch.cuda.graph_pool_handle() if captures() and rate else None
         self.inputs = {name: value.clone() for name, value in run.graph.bind(batch).items()} if self.pool else {}
         self.graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Any]] = {}
         run.rest()
@@ -114,7 +116,7 @@ class Replays:
             self.key = self.replay = None
         return self.replay
 
-    def keep(self, key: Hashable, run: Run | Replay, batch: Batch) -> None:
+    def keep(self, key: Hashable, run: Run | DeltaRun | Replay, batch: Batch) -> None:
         """Keep a simulation that has been read."""
         if isinstance(run, Replay):
             run.rest()

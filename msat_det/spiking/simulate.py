@@ -54,26 +54,30 @@ def simulate(
     if times[0] % setup.window:
         raise InputError(f"recorded timestep {times[0]} is no whole number of windows of {setup.window} timesteps")
     with torch.inference_mode(), current(setup.graph.device or torch.device("cpu")):
-        if setup.coding == "delta":
-            return _read(DeltaRun(setup, batch, T, on.tap, on.watch), setup, times, on.stop)
         return _run(setup, batch, times, images, on, replays)
 
 
 def _run(
     setup: Setup, batch: Batch, times: list[int], images: list | None, on: Watchers, replays: Replays | None
 ) -> Result:
-    """Under rate coding: in the memory of the last simulation, where there is one like it, else one that is kept."""
+    """In the memory of the last simulation, where there is one like it, else in one that is kept for the next."""
     if replays is None or on != Watchers():
-        return _read(Run(setup, batch, images, on.tap, on.watch), setup, times, on.stop)
+        return _read(_begun(setup, batch, times, images, on), setup, times, on.stop)
     key = key_of(setup, batch, times[-1], times)
-    run: Run | Replay | None = replays.find(key)
+    run: Run | DeltaRun | Replay | None = replays.find(key)
     if isinstance(run, Replay):
         run.begin(batch)
     else:
-        run = Run(setup, batch, images)
+        run = _begun(setup, batch, times, images, on)
     result = _read(run, setup, times, None)
     replays.keep(key, run, batch)
     return result
+
+
+def _begun(setup: Setup, batch: Batch, times: list[int], images: list | None, on: Watchers) -> Run | DeltaRun:
+    if setup.coding == "delta":
+        return DeltaRun(setup, batch, times[-1], on.tap, on.watch)
+    return Run(setup, batch, images, on.tap, on.watch)
 
 
 def _read(run: Run | Replay | DeltaRun, setup: Setup, times: list[int], stop: Callable | None) -> Result:
@@ -83,7 +87,7 @@ def _read(run: Run | Replay | DeltaRun, setup: Setup, times: list[int], stop: Ca
         while t < until // window:
             left = (late if t < late < until else until // window) - t
             steps = -(-left // -(-left // run.chunk))  # chunks alike, for short ones cost more a timestep
-            if t and t == late and not isinstance(run, DeltaRun):  # what is read at that very t has nothing later
+            if t and t == late:  # what is read at that very t has nothing later
                 run.forget(t)
             run.advance(t, steps)
             t += steps

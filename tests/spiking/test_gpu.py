@@ -12,6 +12,7 @@ import msat_det
 from msat_det.graph.precision import arithmetic
 from msat_det.methods.observe import observe
 from msat_det.spiking import kernels
+from msat_det.spiking.delta_engine import DeltaRun
 from msat_det.spiking.engine import Run
 from msat_det.spiking.kernels import product, split
 from msat_det.spiking.network import SpikingNetwork
@@ -66,6 +67,20 @@ def test_nothing_waits_for_the_gpu_inside_a_chunk() -> None:
         try:
             run.advance(0, 4)
             run.advance(4, 4)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_gpu
+def test_nothing_waits_for_the_gpu_in_a_timestep_of_delta_coding() -> None:
+    """Before each but the first one it is asked, once, what has come to rest (tests/run/test_devices.py)."""
+    snn, batches = converted("delta")
+    snn.run(batches[0], 8)
+    with torch.inference_mode():
+        run = DeltaRun(snn.setup, batches[0], 8)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            run.advance(0, 1)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

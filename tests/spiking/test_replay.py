@@ -13,9 +13,11 @@ from support.networks import Residual, Yolo
 from torch import Tensor, nn
 
 import msat_det
+from msat_det.base.checks import present
 from msat_det.base.errors import InputError
 from msat_det.methods.observe import observe
 from msat_det.spiking import replay, simulate
+from msat_det.spiking.delta_engine import DeltaRun
 from msat_det.spiking.engine import Run
 from msat_det.spiking.network import SpikingNetwork
 
@@ -24,6 +26,9 @@ METHODS = {
     "msat": ("msat", {"variant": "normalised", "signed": True}),
     "calibration": ("calibration", {}),
 }
+
+
+DELTA = {"delta": ("delta", {"bits": 6, "terms": (2, 1)})}
 
 
 class Again:
@@ -39,15 +44,12 @@ class Again:
 
 
 @pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+def kept(monkeypatch: pytest.MonkeyPatch) -> list[Run | DeltaRun]:
     """All runs that are made; every two simulations of one shape, T and record are alike."""
-    found: list[Run] = []
+    found: list[Run | DeltaRun] = []
 
-    def made(*given: Any) -> Run:
-        found.append(Run(*given))
-        return found[-1]
-
-    monkeypatch.setattr(simulate, "Run", made)
+    for kind in (Run, DeltaRun):
+        monkeypatch.setattr(simulate, kind.__name__, lambda *given, kind=kind: found.append(kind(*given)) or found[-1])
     monkeypatch.setattr(simulate, "key_of", lambda setup, batch, T, record: (batch.shape, T, tuple(record)))
     monkeypatch.setattr(replay, "fits", lambda run: True)
     return found
@@ -81,7 +83,7 @@ def images(seed: int, count: int = 2) -> Tensor:
 
 def converted(make: Callable[[], nn.Module] = plain, method: str = "signed bursts") -> SpikingNetwork:
     torch.manual_seed(0)
-    name, options = METHODS[method]
+    name, options = {**METHODS, **DELTA}[method]
     snn = msat_det.convert(observe(make().eval(), [images(0)]), method=name, T=6, **options)
     snn.chunk = 2
     return snn
@@ -108,6 +110,25 @@ def test_every_batch_begins_from_rest(make: Callable[[], nn.Module], method: str
         (run,) = kept
         assert not run.static  # nothing but the neurons' states is kept
         assert not run.sums
+
+
+@pytest.mark.parametrize("make", [plain, Residual, Yolo])
+def test_every_batch_begins_from_rest_under_delta_coding(
+    make: Callable[[], nn.Module], kept: list[DeltaRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same kernels; and no graph of it is captured."""
+    monkeypatch.setenv("MSAT_DET_CUDA_GRAPHS", "on")
+    snn = converted(make, "delta")
+    for seed in (1, 2, 3):
+        expected = numbers(converted(make, "delta"), seed)
+        kept.clear()
+        found = numbers(snn, seed)
+        assert same(found, expected)
+        assert (kept == []) == (seed > 1)
+    run = present(snn._replays.replay).run
+    assert not run.values
+    assert not run.pools
+    assert snn._replays.replay.pool is None
 
 
 @pytest.mark.parametrize("method", METHODS)

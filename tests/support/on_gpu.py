@@ -18,8 +18,12 @@ METHODS = {
     "calibration": ("calibration", {}),
     "spike-norm": ("spike-norm", {}),
     "confidence": ("constant", {"confidence": "estimate"}),
+    "binary levels": ("constant", {"levels": "binary", "bits": 3}),
+    "delta": ("delta", {"bits": 7, "terms": (3, 1)}),
+    "delta, bursts": ("constant", {"coding": "delta", "gamma": 3}),
+    "delta, msat": ("msat", {"coding": "delta"}),
 }
-UNREPEATED = ("confidence", "spike-norm")  # spikes drawn by image; neurons that reset to zero have no kernel
+UNREPEATED = ("confidence",)  # spikes are drawn by image
 
 
 def plain() -> nn.Module:

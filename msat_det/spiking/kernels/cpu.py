@@ -162,8 +162,9 @@ def count_events(y: Tensor, fanout: Tensor) -> Tensor:
     """Σ[y≠0] and Σ[y≠0]·fan-out of each row of y (rows, C, …), as (rows, 2) float64 on its device. fanout: (C, …)."""
     lib = library()
     if lib is None or y.device.type != "cpu" or y.dtype != torch.float32:
-        events, reach = (y != 0).flatten(1).double(), fanout.to(y.device).expand(y.shape[1:]).flatten().double()
-        return torch.stack((events.sum(1), events @ reach), 1)
+        moved, each = y != 0, tuple(range(1, y.dim()))
+        reached = torch.where(moved, fanout.to(y), 0.0).sum(each, dtype=torch.float64)
+        return torch.stack((moved.sum(each, dtype=torch.float64), reached), 1)
     y, reach = y.contiguous(memory_format=memory_format(y)), laid_out(fanout, y)
     counts = torch.empty(len(y), 2, dtype=torch.float64)
     lib.count_events(

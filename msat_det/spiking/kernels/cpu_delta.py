@@ -82,6 +82,10 @@ class Compiled:
         group = present(library()).correct_group()
         return laid_out_by_channel(per_channel(value, x, self.neuron.axis), x, period, group)
 
+    def restart(self) -> None:
+        """Counts from 0."""
+        self.counts.zero_()
+
     def advance(self, x: Tensor, y: Tensor | None, state: State, t: int, first: bool, same: bool) -> None:
         """x: (B, C, …), input sums; y: what is sent now, where anybody asks. first: the output sum is 0, and may be x.
         same: nothing but the output sum may differ from the timestep before."""

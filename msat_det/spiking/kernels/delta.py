@@ -34,22 +34,36 @@ class Corrections:
     def __init__(self, neuron: Neuron, sums: Tensor, fanout: Tensor, before: Tensor | None = None):
         self.neuron, self.fanout = neuron, fanout.to(sums.device)
         self._format = memory_format(sums)
-        self._counts = torch.zeros(sums.shape[0], 4, dtype=torch.float64, device=sums.device)
-        self.sent = self._events = 0.0
-        self._latest = torch.zeros(1, dtype=torch.int32, device=sums.device)
-        self._before: tuple[float, int, float] | None = None
-        self._kernel: Any = None
         like = sums.contiguous(memory_format=self._format)
-        if kernel := kernel_of(neuron, like):
-            self._kernel = kernel(neuron, like, laid_out(self.fanout, like))
-        if self._kernel is None:
-            self.state = new_delta_state(neuron, like)
-        else:  # an output sum of 0 is not read
-            self.state = State(**{name: torch.zeros_like(like) for name in neuron.keeps if name != "o"})
-            if before is None and (isinstance(neuron.initial, Tensor) or neuron.initial):
-                before = resting_output(neuron, like).expand_as(like)
+        kernel = kernel_of(neuron, like)
+        self._kernel = kernel and kernel(neuron, like, laid_out(self.fanout, like))
+        self._begin(like)
         if before is not None:
             self.state.o = before.clone(memory_format=self._format)
+
+    def _begin(self, like: Tensor) -> None:
+        """At rest before the first timestep on sums like these, dense."""
+        n = self.neuron
+        self.sent = self._events = 0.0
+        self._before: tuple[float, int, float] | None = None
+        if self._kernel is None:
+            self.state = new_delta_state(n, like)
+            self._counts = torch.zeros(like.shape[0], 4, dtype=torch.float64, device=like.device)
+            self._latest = torch.zeros(1, dtype=torch.int32, device=like.device)
+            return
+        self.state = State(**{name: torch.zeros_like(like) for name in n.keeps if name != "o"})
+        if isinstance(n.initial, Tensor) or n.initial:  # an output sum of 0 is not read
+            self.state.o = resting_output(n, like).expand_as(like).clone(memory_format=self._format)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the same kernel runs for every batch, and nothing but its numbers differs."""
+        return self._kernel is not None
+
+    def restart(self) -> None:
+        """Back to before the first timestep, with the same kernel."""
+        self._kernel.restart()
+        self._begin(self.state.o)
 
     @property
     def output(self) -> Tensor:

@@ -5,8 +5,6 @@ spike changed it. Counts stay on the device, as those of ``triton_scan`` do, and
 anything was sent.
 """
 
-from typing import ClassVar
-
 import torch
 import triton
 import triton.language as tl
@@ -29,6 +27,10 @@ from msat_det.spiking.kernels.triton_neuron import (
 from msat_det.spiking.levels import NEAREST, edge
 from msat_det.spiking.neurons import Neuron, State, at
 
+SHAPES = {
+    "constant": (1024, 8),
+    "adaptive": (256, 2),
+}  # neurons of a program and its warps: rate coding's, not measured
 _PER_RATIO = tl.constexpr(1 / NEAREST)
 
 
@@ -108,14 +110,12 @@ def _correct(
 class Fused:
     """The kernel's arguments for one population; ``Corrections`` holds the state. follows: whether it has f."""
 
-    SHAPES: ClassVar = {"constant": (1024, 8), "adaptive": (256, 2)}  # as triton_scan's; not measured
-
     def __init__(self, neuron: Neuron, sums: Tensor, fanout: Tensor):
         """sums: (B, C, …) float32, dense in the memory format of the state. fanout: (N,) in memory order."""
         n, m, function = neuron, neuron.adaptive, function_of(neuron)
         self.neuron, self.follows = neuron, function is not None
         self.B, self.N = sums.shape[0], sums[0].numel()
-        block, self.warps = self.SHAPES["adaptive" if m else "constant"]
+        block, self.warps = SHAPES["adaptive" if m else "constant"]
         self.partial = torch.zeros(self.B, triton.cdiv(self.N, block), 4, dtype=torch.float64, device=sums.device)
         self.latest = torch.zeros(1, dtype=torch.int32, device=sums.device)
         self.bias = neuron.bias if self.follows else None
@@ -133,6 +133,11 @@ class Fused:
     def counts(self) -> Tensor:
         """(B, 4), see ``Corrections``."""
         return self.partial.sum(1)
+
+    def restart(self) -> None:
+        """Counts from 0."""
+        self.partial.zero_()
+        self.latest.zero_()
 
     def advance(self, x: Tensor, y: Tensor | None, state: State, t: int, first: bool, same: bool) -> None:
         """As ``cpu_delta`` has it; those that slept are looked at again nevertheless."""
