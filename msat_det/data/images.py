@@ -30,6 +30,7 @@ MAX_SLOW = 2_000_000  # pixels of a PPM that Pillow reads number by number
 MAX_RATIO = 256  # of the sides: resizing a line of pixels, one side first, would take gigabytes
 MAX_SCANS = 100  # of a JPEG, which has ten or so: a few bytes can ask for one more pass over all pixels
 STRIP = 1 << 20  # pixels that are made RGB at a time
+MAX_EXIF = 1 << 20  # bytes; the orientation stands among the first ones
 ORIENTATION = 0x0112  # EXIF's tag
 FLIPS = {2: (2,), 3: (1, 2), 4: (1,)}  # its values that keep the sides → axes of (3, H, W) to be turned over
 TURNS: dict[int, Callable[[Tensor], Tensor]] = {  # those that swap the sides → (3, H, W) set upright
@@ -84,7 +85,7 @@ def orientation(path: Path) -> int:
     return found if type(found) is int else 1
 
 
-def _of_header(path: Path, read: Callable[[Image.Image], T], otherwise: T) -> T:
+def _of_header(path: Path, read: Callable[[ImageFile.ImageFile], T], otherwise: T) -> T:
     """What an image file's first bytes tell, or else ``otherwise``."""
     try:
         with path.open("rb") if is_file(path) else io.BytesIO() as file, _open(file) as image:
@@ -201,20 +202,33 @@ def _open(file: BinaryIO) -> ImageFile.ImageFile:
     raise ValueError(f"it is none of {', '.join(IMAGE_FORMATS)}")
 
 
-def _turn(image: Image.Image, size: Size | None) -> int:
+def _turn(image: ImageFile.ImageFile, size: Size | None) -> int:
     """EXIF's orientation where that explains why an image of ``size`` is stored with its sides swapped, else 0."""
     swapped = size is not None and image.size != size and image.size == size[::-1]
     orientation = _orientation(image) if swapped else 0
     return orientation if orientation in TURNS else 0
 
 
-def _orientation(image: Image.Image) -> Any:
+def _orientation(image: ImageFile.ImageFile) -> Any:
     """EXIF's; Pillow would take XMP's where there is none, which neither viewers nor other readers do."""
-    if image.format == "PNG":
-        image.load()  # it may be told behind the pixels
+    if image.format == "PNG" and (behind := _png_exif(image)):
+        image.info["exif"] = behind
     for name in ("xmp", "XML:com.adobe.xmp"):
         image.info.pop(name, None)
-    return image.getexif().get(ORIENTATION, 1)
+    return Image.Image.getexif(image).get(ORIENTATION, 1)  # a PNG's own would decode all pixels to look behind them
+
+
+def _png_exif(image: Any) -> bytes:
+    """What a PNG's chunk eXIf holds, wherever it stands; nothing where there is none."""
+    file = image.fp
+    place, found = file.tell(), b""
+    file.seek(8)
+    while not found and len(head := file.read(8)) == 8:
+        size = int.from_bytes(head[:4], "big")
+        found = file.read(min(size, MAX_EXIF)) if head[4:] == b"eXIf" else b""
+        file.seek(4 if found else size + 4, os.SEEK_CUR)  # the chunk's checksum follows
+    file.seek(place)
+    return found
 
 
 def _decode(image: ImageFile.ImageFile) -> Tensor:
