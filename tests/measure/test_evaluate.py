@@ -560,6 +560,19 @@ def test_judged_at_half_overlap(kind: str, voc_root: Path, coco_root: Path) -> N
     assert positives == (3 if kind == "voc" else 4)
 
 
+def test_boxes_in_a_crowd_are_left_out(coco_root: Path, voc_root: Path) -> None:
+    """By the share that lies in it, as pycocotools has it; an object that is found in the crowd counts."""
+    boxes = torch.tensor(
+        [[32.0, 12, 40, 20], [1, 1, 24, 24], [55, 12, 63, 20], [0, 30, 8, 38]]
+    )  # 1: in (29, 9, 60, 44)
+    one = Detections(boxes, torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.zeros(4, dtype=torch.int64))
+    scores, right, _ = VocEvaluator(CocoDetection(coco_root), ["dog"]).judged({20: one})
+    assert scores.tolist() == pytest.approx([0.8, 0.6])
+    assert right.tolist() == [True, False]
+    scores, right, _ = VocEvaluator(VocDetection(voc_root), ["dog"]).judged({"000002": one})
+    assert right.tolist() == [False, True, False, False]  # VOC's difficult is an object like others
+
+
 def drawn_again(dataset: Dataset, found: dict, counts: torch.Tensor) -> tuple[Dataset, dict]:
     """The data set and detections in which every image is there as often as ``counts`` says."""
     ids = [(id, k) for id, count in zip(sorted(dataset.ids), counts.tolist(), strict=True) for k in range(count)]

@@ -28,6 +28,10 @@ class Truth:
     boxes: np.ndarray
     difficult: np.ndarray
 
+    def only(self, kept: np.ndarray) -> "Truth":
+        """Those of the objects that are to be kept (G,) bool."""
+        return Truth(self.image[kept], self.label[kept], self.boxes[kept], self.difficult[kept])
+
 
 class VocEvaluator:
     """VOC's AP over the dataset's ids and over those of its classes that the detector knows.
@@ -53,6 +57,7 @@ class VocEvaluator:
                 "whether their annotations are where they belong"
             )
         self.classes = dataset.classes
+        self.crowds = hasattr(dataset, "annotations")  # COCO's form: what is ignored there are crowds
 
     def __call__(self, detections: dict[str, Detections]) -> dict:
         """Image id → its Detections; in percent ``map`` (IoU .5:.95), ``map50``, ``map50_11point`` and ``ap50`` by
@@ -78,11 +83,15 @@ class VocEvaluator:
 
     def judged(self, detections: dict) -> tuple[np.ndarray, np.ndarray, int]:
         """Scores (D,) of the evaluated classes' detections, best first, whether each is right (D,) at an IoU of .5, and
-        the number of objects to be found. Works for any dataset of boxes; a detection on an ignored object is left out.
+        the number of objects to be found. Works for any dataset of boxes; a detection on an ignored object is left out,
+        and so is one that lies half in a crowd and finds nothing else.
         """
         found = best_first(flatten(detections, self.ids, self.matched))
-        right, counted = judge(self.truth, *best_overlap(self.truth, found), THRESHOLDS[0])
-        counted &= np.isin(found.label, self.labels)
+        crowd = self.truth.difficult & self.crowds
+        objects = self.truth.only(~crowd)
+        right, counted = judge(objects, *best_overlap(objects, found), THRESHOLDS[0])
+        inside, _ = best_overlap(self.truth.only(crowd), found, share=True)
+        counted &= np.isin(found.label, self.labels) & (right | (inside < THRESHOLDS[0]))
         wanted = np.isin(self.truth.label, self.labels) & ~self.truth.difficult
         return found.scores[counted], right[counted], int(wanted.sum())
 
@@ -150,10 +159,11 @@ def judge(truth: Truth, overlap: np.ndarray, taken: np.ndarray, threshold: float
     return right, counted
 
 
-def best_overlap(truth: Truth, found: Found) -> tuple[np.ndarray, np.ndarray]:
+def best_overlap(truth: Truth, found: Found, share: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Per detection the largest IoU (D,) with an object of its image and class, and that object's index (D,).
 
-    The IoU is 0 where there is no such object; among equal ones the first object counts.
+    The IoU is 0 where there is no such object; among equal ones the first object counts. share: instead of the IoU the
+    share of the detection that lies in the object, as COCO measures crowds.
     """
     # Image and class as one key; the objects, sorted by it, make one run of candidates for every detection.
     width = 1 + max(truth.label.max(initial=0), found.label.max(initial=0))
@@ -168,7 +178,8 @@ def best_overlap(truth: Truth, found: Found) -> tuple[np.ndarray, np.ndarray]:
     sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
     common = sides.clip(min=0).prod(1)
     sizes = [(boxes[:, 2:] - boxes[:, :2]).clip(min=0).prod(1) for boxes in (a, b)]
-    iou = common / np.maximum(sizes[0] + sizes[1] - common, np.finfo(float).tiny)  # two boxes without area: 0
+    union = sizes[0] if share else sizes[0] + sizes[1] - common
+    iou = common / np.maximum(union, np.finfo(float).tiny)  # two boxes without area: 0
     overlap, taken = np.zeros(len(wanted)), np.zeros(len(wanted), dtype=np.int64)
     order = np.lexsort((candidate, -iou, detection))
     some, position = np.unique(detection[order], return_index=True)
