@@ -8,6 +8,7 @@ import io
 import os
 import re
 import reprlib
+import shutil
 import stat
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -220,7 +221,7 @@ def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
     """
     if target.is_dir():
         raise InputError(f"cannot write {target}: it is a folder; name a file in it")
-    part = target.with_name(f".{target.name}.part")
+    part = part_of(target)
     try:
         write(part)
         with part.open("r+b") as file:  # Windows flushes only what may be written
@@ -232,6 +233,19 @@ def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+def part_of(target: Path) -> Path:
+    """What ``write_whole`` writes first; one that is killed leaves it."""
+    return target.with_name(f".{target.name}.part")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that it holds; nothing where nothing is. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def digest(*contents: bytes) -> str:

@@ -109,8 +109,14 @@ def _check_rows(rows: list[CurveRow]) -> None:
 def _check_facts(facts: dict[str, Any]) -> None:
     """Raise ValueError, TypeError or KeyError for facts of another kind than a run's."""
     lists = [facts.get(name, []) for name in ("corrupt_images", "misfit_images")]
-    found = facts["images"], facts.get("seen_in_calibration", 0), *lists, facts.get("energy", {})
-    if [type(fact) for fact in found] != [int, int, list, list, dict]:
+    found = (
+        facts["images"],
+        facts.get("seen_in_calibration", 0),
+        *lists,
+        facts.get("energy", {}),
+        facts.get("files", {}),
+    )
+    if [type(fact) for fact in found] != [int, int, list, list, dict, dict]:
         raise ValueError(found)
     for row in facts.get("differences", []):
         texts, numbers = ([row[name] for name in names] for names in DIFFERENCE)

@@ -2,25 +2,40 @@
 
 import json
 import math
+import platform
 import re
-import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from msat_det.base import ranks
+from msat_det.base import __version__, ranks
 from msat_det.base.errors import InputError
-from msat_det.base.files import csv_text, drop_empty, make_folders, write_whole
+from msat_det.base.files import csv_text, drop_empty, make_folders, part_of, remove, write_whole
 from msat_det.measure.rows import COSTS, CurveRow
 from msat_det.report.coverage_picture import draw_graph
 from msat_det.report.coverage_table import coverage_text
 
+CONFIG = "config.yaml"
+# Whatever run, compare, inspect and doctor leave behind, as patterns; first what says that the rest is complete.
+RESULTS = (
+    "summary.json curve.csv curve.png coverage.json coverage.txt coverage.svg ledger.json doctor.json doctor "
+    "report.html report.json boxes.gif detections exit.csv exit.png differences.csv compare.md compare.csv pareto.png "
+    "plans hparams events.out.tfevents.* .events.part"
+).split()
+
 
 class RunDirectory:
     """One run's output folder; as a context one that goes again where it was made for nothing. Raises InputError where
-    it cannot be made or written."""
+    it cannot be made or written.
+
+    names: of the files that may be written into it, and of the folders of such.
+    """
+
+    names: Sequence[str] = (CONFIG, *RESULTS)
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -53,19 +68,16 @@ class RunDirectory:
 
     def plan(self, label: str, t: int) -> Path:
         """Where the neurons of a method that was fitted for T = t are kept (``spiking.formats.plan``)."""
-        (self.path / "plans").mkdir(exist_ok=True)
-        return self.path / "plans" / f"{label}-t{t}.safetensors"
+        return self._place(f"plans/{label}-t{t}.safetensors")
+
+    def found(self, names: Iterable[str] = RESULTS) -> list[Path]:
+        """What is there by these names, in their order."""
+        return [path for name in names for path in sorted(self.path.glob(name))]
 
     def clear(self) -> None:
-        """Remove an earlier run's results; summary.json first, which says that they are complete."""
-        names = "summary.json curve.csv curve.png coverage.json coverage.txt coverage.svg ledger.json doctor.json "
-        names += "report.html report.json boxes.gif exit.csv exit.png differences.csv compare.md compare.csv pareto.png"
-        for name in names.split():
-            (self.path / name).unlink(missing_ok=True)
-        for events in self.path.glob("events.out.tfevents.*"):
-            events.unlink()
-        for name in ("hparams", "detections", "doctor", "plans"):
-            shutil.rmtree(self.path / name, ignore_errors=True)
+        """Remove an earlier run's results, whole and half-written. Raises OSError."""
+        for path in self.found([*RESULTS, *(part_of(Path(name)).name for name in self.names)]):
+            remove(path)
 
     def write_curve(self, rows: list[CurveRow]) -> None:
         """curve.csv: the float row first, then a row per method and recorded t. May be rewritten as rows come in."""
@@ -96,7 +108,6 @@ class RunDirectory:
         """ledger.json: rows of ``measure.ledger.Entry`` with their method. doctor.json: {label: findings, the worst
         first}. doctor/<name>.png: the figures.
         """
-        (self.path / "doctor").mkdir(exist_ok=True)
         self.write_json("ledger.json", rows)
         self.write_json("doctor.json", findings)
         for name, figure in figures.items():
@@ -109,14 +120,15 @@ class RunDirectory:
         """
         from msat_det.report.boxes import draw_detections
 
-        (self.path / "detections").mkdir(exist_ok=True)
         name = re.sub(r"[^\w-]", "_", str(sample.id))[:100]
+        while (self.path / f"detections/{name}.png").exists():  # of a/b, say, beside a_b
+            name += "_"
         self.save(f"detections/{name}.png", draw_detections(sample, classes, columns, names, title))
 
     def write(self, name: str, content: str | bytes) -> None:
         """A file of that name in the folder."""
         data = content.encode() if isinstance(content, str) else content
-        write_whole(self.path / name, lambda file: file.write_bytes(data))
+        write_whole(self._place(name), lambda file: file.write_bytes(data))
 
     def write_json(self, name: str, value: Any, indent: int | None = 2) -> None:
         """A JSON file, in which floats have six decimals and NaN is null."""
@@ -125,17 +137,35 @@ class RunDirectory:
     def save(self, name: str, figure: Any) -> None:
         """A figure of matplotlib's as PNG, without its version, so that equal runs give equal files."""
         how = {"format": "png", "metadata": {"Software": None}, "bbox_inches": "tight", "pad_inches": 0.08}
-        write_whole(self.path / name, lambda file: figure.savefig(file, **how))
+        write_whole(self._place(name), lambda file: figure.savefig(file, **how))
+
+    def _place(self, name: str) -> Path:
+        """Where a file goes, its folder made. Raises ValueError for one that ``clear`` would leave behind."""
+        if name.split("/")[0] not in self.names:
+            raise ValueError(f"{name} is none of {', '.join(self.names)}")
+        path = self.path / name
+        path.parent.mkdir(exist_ok=True)
+        return path
 
 
 def commit_id() -> str | None:
-    """The project's git commit, ``-dirty`` added where files differ from it; None outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """The project's git commit, ``-dirty`` added where files differ from it; None where git does not keep this file: an
+    installed package may lie inside somebody else's checkout."""
+    file = Path(__file__)
+    how: dict[str, Any] = {"cwd": file.parent, "capture_output": True, "text": True, "check": True}
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        subprocess.run(["git", "ls-files", "--error-unmatch", file.name], **how)
+        done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], **how)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
+
+
+def versions() -> dict[str, str]:
+    """Of what last bits depend on, by its name."""
+    return {"python": platform.python_version(), "msat-det": __version__} | {
+        name: version(name) for name in ("torch", "torchvision")
+    }
 
 
 def _plain(value: Any) -> Any:

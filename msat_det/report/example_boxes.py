@@ -3,9 +3,7 @@
 import base64
 import io
 import json
-import platform
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +11,6 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from msat_det.base import __version__
 from msat_det.base.colours import COLOURS, INK
 from msat_det.base.config import Config
 from msat_det.base.files import digest
@@ -24,7 +21,7 @@ from msat_det.measure.rows import CurveRow
 from msat_det.models.detector import Detections
 from msat_det.models.drawing import draw_boxes, font
 from msat_det.report.boxes import shown
-from msat_det.report.directory import RunDirectory
+from msat_det.report.directory import RunDirectory, versions
 from msat_det.report.style import class_colours
 
 SIDE, QUALITY = 480, 82  # longer side in pixels and JPEG quality of an image within the page
@@ -45,10 +42,12 @@ def write_about(
     parts: Parts,
     rows: list[CurveRow],
     label: str | None,
+    made_by: Mapping[str, str | None] | None = None,
 ) -> None:
     """report.json, what the page shows beyond the run's other files; of a detector also boxes.gif.
 
-    classes: names that the Detections' labels index. label: the method that is shown first.
+    classes: names that the Detections' labels index. label: the method that is shown first. made_by: name → version of
+    what computed it; None: this process.
     """
     images, colours = [], {}
     if label and config.draw.images and "map" in rows[0].metrics:
@@ -57,11 +56,9 @@ def write_about(
         under = {str(row.t): f"mAP {row.metrics['map']:.1f} %" for row in rows if row.method == label}
         shown = max(images, key=_clarity)
         directory.write("boxes.gif", animate(shown, label, f"mAP {rows[0].metrics['map']:.1f} %", under, colours))
-    names = ("torch", "torchvision")
-    versions = {"python": platform.python_version(), "msat-det": __version__} | {name: version(name) for name in names}
     about = {
         "command": config.command,
-        "versions": versions,
+        "versions": made_by or versions(),
         "evaluated": digest(json.dumps(dataset.ids).encode()),
         "method": label,
         "colours": colours,

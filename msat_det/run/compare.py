@@ -1,7 +1,5 @@
 """The methods of one experiment side by side: a table and a picture, made from the files of its run directory."""
 
-from pathlib import Path
-
 from msat_det.base.config import Config
 from msat_det.measure.rows import CurveRow
 from msat_det.report.comparison import markdown, read_comparison, table
@@ -16,10 +14,12 @@ def compare(config: Config) -> list[CurveRow]:
 
     Raises InputError as ``experiment.run`` does.
     """
-    rows = run(config, task_of(config))
-    comparison = read_comparison(Path(config.folder))
-    directory = RunDirectory(config.folder)
+    return run(config, task_of(config), write_comparison)
+
+
+def write_comparison(directory: RunDirectory) -> None:
+    """The files that a comparison adds to the directory of a finished run."""
+    comparison = read_comparison(directory.path)
     directory.write("compare.md", f"# {comparison.title}\n\n{markdown(comparison)}")
     directory.write("compare.csv", table(comparison))
     directory.save("pareto.png", draw_pareto(comparison.rows, comparison.title))
-    return rows

@@ -5,10 +5,9 @@ import sys
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
 from msat_det.measure.examination import Examination, examine
-from msat_det.report.directory import RunDirectory
 from msat_det.report.examinations import examination_text, write_examinations
 from msat_det.run.prepare import build_model, conversions, observed, settle, task_of
-from msat_det.run.resume import refuse_finished
+from msat_det.run.resume import refuse_finished, taken
 
 IMAGES = 8
 
@@ -20,7 +19,7 @@ def doctor(config: Config) -> list[Examination]:
     Raises InputError for bad input of any kind.
     """
     config = settle(config)
-    with RunDirectory(config.folder) as directory:
+    with taken(config) as directory:
         refuse_finished(directory, config)
         observation = observed(config, build_model(config, task_of(config)))
         converted = list(conversions(config, observation))

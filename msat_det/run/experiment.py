@@ -3,6 +3,7 @@
 ``compute`` reads as the pipeline: prepare → observe → convert → simulate → score → write.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from msat_det.base import ranks
@@ -29,24 +30,28 @@ from msat_det.run.prepare import (
     settle,
 )
 from msat_det.run.results import Outcome, keep_plans, tell, write_results
-from msat_det.run.resume import begin, earlier_batch, finish, is_finished, owned
+from msat_det.run.resume import begin, earlier_batch, finish, is_finished, taken
 
 
-def run(config: Config, task: Task = "detection") -> list[CurveRow]:
+def run(config: Config, task: Task = "detection", then: Callable[[RunDirectory], None] | None = None) -> list[CurveRow]:
     """Run an experiment and leave its files in ``config.out``. Returns the rows of the curve, the float row first.
 
-    Under torchrun the ranks share the batches; the rows come from rank 0, the others return none.
+    Under torchrun the ranks share the batches; the rows come from rank 0, the others return none. then: what adds to
+    the finished directory.
     Raises InputError for bad input of any kind; what was computed before is in the run directory, and ``config.resume``
     continues with it.
     """
     config = settle(config)
     ranks.join()
-    directory = RunDirectory(config.folder)
-    with owned(directory), directory:
+    with taken(config) as directory:
         if ranks.from_first(lambda: is_finished(directory, config)):
             rows, _ = read_summary(directory.path)
         else:
             rows = compute(config, task, directory)
+        if ranks.rank() == 0:
+            finish(directory)
+            if then:
+                then(directory)
         ranks.wait()
     if rows and ranks.rank() == 0:
         tell(directory, config, rows)
@@ -79,8 +84,7 @@ def compute(config: Config, task: Task, directory: RunDirectory) -> list[CurveRo
     good = readable(dataset, parts, directory)
     rows = score(good, model.classes, converted, parts)
     seen = len(overlap(good, calibration))
-    write_results(directory, Outcome(config, model, good, observation, converted, parts, rows, seen, begun.commit))
-    finish(directory)
+    write_results(directory, Outcome(config, model, good, observation, converted, parts, rows, seen, begun))
     return rows
 
 

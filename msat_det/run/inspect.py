@@ -7,9 +7,8 @@ from msat_det.base.config import Config
 from msat_det.measure.coverage import coverage
 from msat_det.models.importers.darknet.network import RANDOM
 from msat_det.report.coverage_table import coverage_text
-from msat_det.report.directory import RunDirectory
 from msat_det.run.prepare import build_model, convert, observed, settle, task_of
-from msat_det.run.resume import refuse_finished
+from msat_det.run.resume import refuse_finished, taken
 
 
 def inspect_network(config: Config) -> list[dict]:
@@ -20,7 +19,7 @@ def inspect_network(config: Config) -> list[dict]:
     InputError for bad input of any kind.
     """
     config = settle(config)
-    with RunDirectory(config.folder) as directory:
+    with taken(config) as directory:
         refuse_finished(directory, config)
         if config.model.cfg and config.model.weights is None:
             told = "shapes, kinds and multiply-adds are the network's, its thresholds are not"

@@ -32,6 +32,7 @@ from msat_det.report.tensorboard import (
     add_truth,
     events,
 )
+from msat_det.run.resume import Begun
 from msat_det.spiking.energy import prices
 from msat_det.spiking.formats.plan import save_plan
 
@@ -51,7 +52,7 @@ class Outcome:
     """An experiment whose images are simulated and scored.
 
     dataset: the images that could be read. rows: of the curve, the float row first. seen: how many of the images are
-    calibration images, too. commit: of the code.
+    calibration images, too. begun: what it was made by and of.
     """
 
     config: Config
@@ -62,7 +63,7 @@ class Outcome:
     parts: Parts
     rows: list[CurveRow]
     seen: int
-    commit: str | None
+    begun: Begun
 
     @property
     def drawn(self) -> str | None:
@@ -83,7 +84,8 @@ def write_results(directory: RunDirectory, outcome: Outcome) -> None:
     title = f"{config.model.name}, {len(outcome.dataset)} images of {config.data.kind}"
     directory.save("curve.png", draw_curve(rows, title))
     write_board(directory, outcome)
-    write_about(directory, config, outcome.dataset, model.classes, outcome.parts, rows, outcome.drawn)
+    made_by = {name: version for name, version in outcome.begun.made_by.items() if name != "commit"}
+    write_about(directory, config, outcome.dataset, model.classes, outcome.parts, rows, outcome.drawn, made_by)
     if config.ledger.images:
         found = examine(config, outcome.observation, outcome.conversions, config.ledger.images)
         write_examinations(directory, found)
@@ -103,7 +105,8 @@ def facts_of(outcome: Outcome) -> dict[str, Any]:
         "seed": outcome.config.seed,
         "analog_mac_share": observation.fanout.analog_share,
         "energy": asdict(prices(outcome.config.energy)),
-        "commit": outcome.commit,
+        "commit": outcome.begun.made_by["commit"],
+        "files": outcome.begun.files,
     }
     # options of a method (analog, spiking_linear) may change its own share
     changed = [c for c in outcome.conversions if c.snn.graph is not observation.graph]

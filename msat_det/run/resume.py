@@ -1,8 +1,8 @@
 """Who may use a run directory, and whether a run in it starts anew or goes on.
 
 While a run is unfinished its directory holds config.yaml and parts/; summary.json and the page made of it are written
-last and then parts/ goes. So parts/ means that there is something to go on with, and summary.json without it that
-nothing is left to do.
+last and then parts/ goes, begun.safetensors first. So this file means that there is something to go on with, and
+summary.json without it that nothing is left to do.
 """
 
 import json
@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pooch
 import safetensors.torch
 import torch
 import yaml
@@ -25,11 +26,13 @@ from torch import Tensor
 from msat_det.base import ranks
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
-from msat_det.base.files import digest, show, write_whole, yaml_of
+from msat_det.base.files import digest, is_file, remove, show, write_whole, yaml_of
+from msat_det.base.settings import PATH_KEYS
 from msat_det.data import Dataset
 from msat_det.measure.batch_files import Parts
+from msat_det.measure.rows import read_summary
 from msat_det.methods.observe import Observation
-from msat_det.report.directory import RunDirectory, commit_id
+from msat_det.report.directory import CONFIG, RunDirectory, commit_id, versions
 from msat_det.run.locks import lock
 
 FREE = ("out", "resume", "overwrite")  # keys that decide nothing of what is computed
@@ -68,6 +71,26 @@ def owned(directory: RunDirectory) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def taken(config: Config) -> Iterator[RunDirectory]:
+    """The directory of a command, which alone may write into it meanwhile. Raises InputError where another one does,
+    and where files would be replaced that are no run's, unless ``config.overwrite`` allows it."""
+    directory = RunDirectory(config.folder)
+    ranks.from_first(lambda: _refuse_foreign(directory, config))
+    with owned(directory), directory:
+        yield directory
+
+
+def _refuse_foreign(directory: RunDirectory, config: Config) -> None:
+    marks = directory.lock, _begun(directory), directory.path / "summary.json"
+    there = directory.found(directory.names)
+    if there and not config.overwrite and not any(mark.exists() for mark in marks):
+        raise InputError(
+            f"{there[0]} would be replaced, and {directory.path} is no run's directory: give another folder with --out "
+            "DIR, or add --overwrite"
+        )
+
+
 def is_finished(directory: RunDirectory, config: Config) -> bool:
     """Whether the directory already holds the whole result of this run.
 
@@ -87,14 +110,19 @@ def is_finished(directory: RunDirectory, config: Config) -> bool:
         return False
     if not begun and not (directory.path / "summary.json").is_file():
         return False
-    _refuse_other_configuration(directory.path / "config.yaml", config)
+    _refuse_other_configuration(directory.path / CONFIG, config)
+    if not begun:
+        then = read_summary(directory.path)[1].get("files", {})
+        for key, content in named_files(config).items():
+            if then.get(key, content) != content:
+                raise _other_input(f"contents of {key}", directory.path)
     return not begun
 
 
 def earlier_batch(directory: RunDirectory, config: Config) -> int | None:
     """The batch of the run that this one goes on with, if any: free memory may be another now."""
     goes_on = config.free_batch and config.resume and _begun(directory).is_file()
-    return yaml_of(directory.path / "config.yaml")["batch"] if goes_on else None
+    return yaml_of(directory.path / CONFIG)["batch"] if goes_on else None
 
 
 def refuse_finished(directory: RunDirectory, config: Config) -> None:
@@ -107,45 +135,56 @@ def refuse_finished(directory: RunDirectory, config: Config) -> None:
 
 @dataclass(frozen=True)
 class Begun:
-    """A run that may compute. todo: the numbers of the batches still missing. commit: of the code, first to last."""
+    """A run that may compute. todo: the numbers of the batches still missing. made_by: commit and versions of the code,
+    first to last. files: see ``named_files``."""
 
     todo: list[int]
-    commit: str | None
+    made_by: dict[str, str | None]
+    files: dict[str, str]
 
 
 def begin(directory: RunDirectory, config: Config, observation: Observation, dataset: Dataset, batches: int) -> Begun:
-    """Start the run anew, old results removed, or go on with what is there.
+    """Start the run anew, everything of an earlier one removed, or go on with its parts alone.
 
-    Raises InputError where the weights, the calibration images or the list of images are no longer those of the parts.
+    Raises InputError where images, weights or other files that the configuration names are no longer those of the
+    parts.
     """
-    path, commit = _begun(directory), commit_id()
+    path, made_by, files = _begun(directory), {"commit": commit_id()} | versions(), named_files(config)
     weights = observation.graph.module.state_dict().values()
+    images = [(id, dataset.length(id)) for id in dataset.ids]  # their bytes would take as long as reading them all
     facts = {
-        "evaluated images": digest(json.dumps(dataset.ids).encode()),
+        "evaluated images": digest(json.dumps(images).encode()),
         "weights": digest(*(tensor.cpu().numpy().tobytes() for tensor in weights)),
+        **{f"contents of {key}": content for key, content in files.items()},
     }
     maxima = torch.cat([torch.zeros(0), *(site.maximum for site in observation.sites.values())])
-    if config.resume and path.is_file():
-        commit = _refuse_other_input(path, facts, maxima, commit)
-    else:
-        try:
+    goes_on = config.resume and path.is_file()
+    if goes_on:
+        made_by = _refuse_other_input(path, facts, maxima, made_by)
+    try:
+        directory.clear()
+        if not goes_on:
             path.unlink(missing_ok=True)
-            directory.clear()
-            directory.write("config.yaml", replace(config, resume=False, overwrite=False).to_yaml())
-            directory.parts.mkdir(exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot write {error.filename} ({error.strerror}): give another --out DIR") from error
-    content = safetensors.torch.save({"maxima": maxima}, facts | {"commit": json.dumps(commit)})
+            remove(directory.parts)
+            directory.write(CONFIG, replace(config, resume=False, overwrite=False).to_yaml())
+            directory.parts.mkdir()
+    except OSError as error:
+        raise InputError(f"cannot write {error.filename} ({error.strerror}): give another --out DIR") from error
+    content = safetensors.torch.save({"maxima": maxima}, facts | {"made by": json.dumps(made_by)})
     write_whole(path, lambda file: file.write_bytes(content))
-    return Begun(sorted(set(range(batches)) - Parts(directory.parts).done()), commit)
+    return Begun(sorted(set(range(batches)) - Parts(directory.parts).done()), made_by, files)
 
 
 def finish(directory: RunDirectory) -> None:
     """Remove the parts: they are in the results now, and a classifier's logits on ImageNet take gigabytes."""
-    gone = directory.path / ".parts.done"  # in one step: half of the parts would look like an unfinished run
-    shutil.rmtree(gone, ignore_errors=True)
-    directory.parts.replace(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    _begun(directory).unlink(missing_ok=True)  # first: half of the parts would look like an unfinished run
+    shutil.rmtree(directory.parts, ignore_errors=True)
+
+
+def named_files(config: Config) -> dict[str, str]:
+    """The SHA-256 of every file that the configuration names (weights, prices, a fit's plan …), by its key."""
+    names = {key: name for key, name in _flat(config.values()).items() if key in PATH_KEYS or key.endswith(".plan")}
+    return {key: pooch.file_hash(name) for key, name in names.items() if isinstance(name, str) and is_file(name)}
 
 
 def _begun(directory: RunDirectory) -> Path:
@@ -177,25 +216,39 @@ def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _refuse_other_input(path: Path, facts: dict[str, str], maxima: Tensor, commit: str | None) -> str | None:
-    """Returns the commits by which the parts were and will be computed."""
+def _refuse_other_input(
+    path: Path, facts: dict[str, str], maxima: Tensor, now: dict[str, str | None]
+) -> dict[str, str | None]:
+    """Returns the commits and versions by which the parts were and will be computed."""
     try:
         with safe_open(path, "pt") as file:
             then, old = file.metadata(), file.get_tensor("maxima")
-        began = json.loads(then["commit"])
+        began = json.loads(then["made by"])
+        made_by = {name: _then(name, began[name], version) for name, version in now.items()}
         changed = [name for name, fact in facts.items() if then[name] != fact]
-        if old.dtype != maxima.dtype or not isinstance(began, str | None):
+        if old.dtype != maxima.dtype:
             raise ValueError("it has other values than a run writes")
     except (SafetensorError, OSError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}): start anew with another --out DIR") from error
     if maxima.shape != old.shape or not torch.allclose(maxima, old, rtol=1e-3):  # another processor rounds otherwise
         changed.append("calibration images")
     if changed:
-        raise InputError(
-            f"the {changed[0]} are not those with which the run in {path.parent.parent} began: put them back, or start "
-            "anew with another --out DIR"
-        )
-    if commit in (began or "").split(" then ") or commit == began:
-        return began
-    print(f"the run began with the code of commit {began} and goes on with {commit}", file=sys.stderr)
-    return f"{began} then {commit}"
+        raise _other_input(changed[0], path.parent.parent)
+    for name in made_by:
+        if made_by[name] != began[name]:
+            print(f"the run began with {name} {began[name]} and goes on with {now[name]}", file=sys.stderr)
+    return made_by
+
+
+def _then(name: str, began: Any, now: str | None) -> str | None:
+    """``began``, and behind it ``now`` where it is not among those."""
+    if not isinstance(began, str | None):
+        raise ValueError(f"its {name} is no text")
+    return began if now == began or now in (began or "").split(" then ") else f"{began} then {now}"
+
+
+def _other_input(what: str, folder: Path) -> InputError:
+    return InputError(
+        f"the {what} are not those with which the run in {folder} began: put them back, or start anew with another "
+        "--out DIR"
+    )

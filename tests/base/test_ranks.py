@@ -13,15 +13,14 @@ from support.small_runs import command, contents
 from msat_det.base import ranks
 from msat_det.base.settings import PROJECT
 
-TOOL = str(PROJECT / "tools/convert_det.py")
 # Without a repository every run is of the same commit: None.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "GIT_DIR": "/nowhere"}
 
 
 def launch(count: int, *words: str) -> subprocess.Popen:
-    """The tool in ``count`` processes under torchrun, or alone for 0."""
+    """The comparison in ``count`` processes under torchrun, or alone for 0."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count else []
-    arguments = [sys.executable, *torchrun, TOOL, *words]
+    arguments = [sys.executable, *torchrun, "-m", "msat_det", "compare", *words]
     return subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

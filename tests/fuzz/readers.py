@@ -263,9 +263,14 @@ def read_unfinished(root: Path) -> None:
     with contextlib.redirect_stderr(io.StringIO()):
         if not is_finished(directory, config):
             observation = SimpleNamespace(graph=SimpleNamespace(module=torch.nn.Identity()), sites={})
-            stands = {"digest": lambda *contents: "a" if contents else "b", "commit_id": lambda: "abc"}
+            stands = {
+                "digest": lambda *contents: "a" if contents else "b",
+                "commit_id": lambda: "abc",
+                "versions": dict,
+                "named_files": lambda config: {},
+            }
             with mock.patch.multiple(resume, **stands):
-                begin(directory, config, observation, SimpleNamespace(ids=[1]), 3)
+                begin(directory, config, observation, SimpleNamespace(ids=[1], length=lambda id: 1), 3)
 
 
 def read_plan(root: Path) -> None:

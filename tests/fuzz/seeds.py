@@ -416,7 +416,7 @@ def configured() -> Config:
 
 def unfinished_run() -> list[Case]:
     """What ``resume.begin`` leaves for ``facts`` and maxima of zeros."""
-    facts = {"evaluated images": "a", "weights": "b", "commit": '"abc then abd"'}
+    facts = {"evaluated images": "a", "weights": "b", "made by": '{"commit": "abc then abd"}'}
     begun = safetensors.torch.save({"maxima": torch.zeros(0)}, facts)
     files = {"config.yaml": configured().to_yaml().encode(), "parts/begun.safetensors": begun}
     return [files | {f"parts/{name}": content for name, content in parts()[0].items()}]

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +197,13 @@ def test_a_failed_write_leaves_the_old_file(run: RunDirectory, monkeypatch: pyte
     assert (run.path / "config.yaml").read_text() == "old"
 
 
+def test_two_images_never_share_a_picture(run: RunDirectory) -> None:
+    sample, *others = picture()
+    for id in ("a/b", "a_b", "x" * 100 + "1", "x" * 100 + "2"):
+        run.write_detections(replace(sample, id=id), *others, "")
+    assert len(list((run.path / "detections").iterdir())) == 4
+
+
 def test_unwritable_out(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "below", "/proc/none"):
@@ -216,6 +224,8 @@ def test_commit_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directory, "__file__", str(tmp_path / "directory.py"))
     assert commit_id() is None
     git("init", "-q")
+    git("commit", "--allow-empty", "-qm", "none")
+    assert commit_id() is None  # somebody else's checkout, whose .venv holds the package
     (tmp_path / "directory.py").write_text("pass")
     git("add", ".")
     git("commit", "-qm", "one")

@@ -22,6 +22,7 @@ from msat_det.methods.observe import Observation, observe
 from msat_det.report.directory import RunDirectory
 from msat_det.run import prepare
 from msat_det.run.cli import main
+from msat_det.run.compare import write_comparison
 from msat_det.spiking.network import SpikingNetwork
 
 FINE = {"scale": "channel", "signed": True, "initial": "half", "gamma": 3}
@@ -182,8 +183,12 @@ def test_a_run_does_it_at_its_end_where_asked_and_a_new_one_clears_it_away(tmp_p
     files = contents(tmp_path)
     assert {"ledger.json", "doctor.json", "doctor/errors.png"} <= set(files)
     assert {row["t"] for row in json.loads(files["ledger.json"])} == {1, 4}
+    write_comparison(RunDirectory(tmp_path))
     RunDirectory(tmp_path).clear()
-    assert not any(name.startswith(("ledger", "doctor")) for name in contents(tmp_path))
+    assert set(contents(tmp_path)) == {"config.yaml"}
+    assert not list(tmp_path.glob("events.*"))
+    with pytest.raises(ValueError, match=r"notes\.txt is none of config\.yaml, summary\.json, "):
+        RunDirectory(tmp_path).write("notes.txt", "what clear does not know")
 
 
 def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

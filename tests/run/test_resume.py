@@ -1,5 +1,7 @@
 """Nothing is lost: killed anywhere, a run that goes on ends in the same files; a directory has one owner."""
 
+import hashlib
+import json
 import os
 import random
 import shutil
@@ -13,12 +15,16 @@ import pytest
 import yaml
 from support.small_runs import command, contents, die_at, keep_states, run_quietly, start, tiny
 
+from msat_det.base import ranks
 from msat_det.base.errors import InputError
 from msat_det.base.settings import PROJECT
 from msat_det.measure.batch_files import Part, Parts
-from msat_det.report.directory import RunDirectory
+from msat_det.report.directory import RunDirectory, versions
 from msat_det.run import resume
-from msat_det.run.resume import owned
+from msat_det.run.doctor import doctor
+from msat_det.run.experiment import run
+from msat_det.run.inspect import inspect_network
+from msat_det.run.resume import named_files, owned
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +81,8 @@ def killed_at_a_change(step: int, whole: Path, out: Path) -> int | None:
     return process.exitcode
 
 
-@pytest.mark.parametrize("step", [33, 68, 71])  # a part, summary.json, report.html lie beside their places
+# a part, summary.json, report.html lie beside their places; begun.safetensors has gone from parts/
+@pytest.mark.parametrize("step", [33, 85, 89, 92])
 def test_killed_at_a_change_of_the_directory(step: int, whole: Path, tmp_path: Path) -> None:
     assert killed_at_a_change(step, whole, tmp_path / "run") == -signal.SIGKILL
 
@@ -147,10 +154,23 @@ def test_a_finished_run_has_nothing_left_to_do(whole: Path) -> None:
     assert rows[3].energy_ratio > 0
 
 
+def test_only_the_first_rank_adds_to_a_finished_run(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    added: list[Path] = []
+    monkeypatch.setattr(ranks, "from_first", lambda decide: decide())
+    for rank in (1, 0):
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        run(tiny(whole, "--resume"), then=lambda directory: added.append(directory.path))
+        assert added == [whole][rank:]
+
+
 @pytest.fixture
 def unfinished(tmp_path: Path) -> Path:
     """A directory in which one batch is done."""
-    out, write = tmp_path / "run", Parts.write
+    return stopped(tmp_path / "run")
+
+
+def stopped(out: Path, *words: str) -> Path:
+    write = Parts.write
 
     def stop(parts: Parts, number: int, part: Part) -> None:
         if number == 1:
@@ -160,7 +180,7 @@ def unfinished(tmp_path: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Parts, "write", stop)
         with pytest.raises(KeyboardInterrupt):
-            run_quietly(tiny(out))
+            run_quietly(tiny(out, *words))
     assert Parts(out / "parts").done() == {0}
     return out
 
@@ -200,6 +220,101 @@ def test_other_weights_or_images_do_not_go_on(unfinished: Path, tmp_path: Path) 
         run_quietly(tiny(unfinished, *words, "--calib.skip", "1"))
 
 
+def test_other_contents_of_a_named_file_do_not_go_on(tmp_path: Path) -> None:
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("{mac: 4.6, ac: 0.9, source: mine}")
+    words = ("--energy", str(prices), "--methods", "signed", "--methods.signed.plan", str(tmp_path / "kept"))
+    out = stopped(tmp_path / "run", *words[:4])
+    prices.write_text("{mac: 4.6, ac: 0.1, source: mine}")
+    with pytest.raises(InputError, match=r"^the contents of energy are not those with which the run in"):
+        run_quietly(tiny(out, "--resume", *words[:4]))
+    (tmp_path / "kept").write_bytes(b"a plan")
+    assert named_files(tiny(out, *words)) == {
+        "model.weights": hashlib.sha256((PROJECT / "data/weights/yolo_demo.safetensors").read_bytes()).hexdigest(),
+        "energy": hashlib.sha256(b"{mac: 4.6, ac: 0.1, source: mine}").hexdigest(),
+        "methods.signed.plan": hashlib.sha256(b"a plan").hexdigest(),
+    }
+
+
+def test_another_image_of_the_same_name_does_not_go_on(voc_root: Path, tmp_path: Path) -> None:
+    words = ("--data.root", str(voc_root), "--calib.root", str(PROJECT / "data/voc"), "--data.limit", "none")
+    out = stopped(tmp_path / "run", *words)
+    images = sorted((voc_root / "VOCdevkit/VOC2007/JPEGImages").iterdir())
+    shutil.copy(images[1], images[0])
+    with pytest.raises(InputError, match=r"^the evaluated images are not those"):
+        run_quietly(tiny(out, "--resume", *words))
+
+
+def test_a_finished_run_is_not_that_of_other_weights(tmp_path: Path) -> None:
+    weights, out = tmp_path / "weights.safetensors", tmp_path / "run"
+    shutil.copy(PROJECT / "data/weights/yolo_demo.safetensors", weights)
+    words = ("--methods", "signed", "--data.limit", "2", "--model.weights", str(weights))
+    run_quietly(tiny(out, *words))
+    trained = bytearray(weights.read_bytes())
+    trained[-2] ^= 1
+    weights.write_bytes(trained)
+    with pytest.raises(InputError, match=r"^the contents of model\.weights are not those"):
+        run_quietly(tiny(out, "--resume", *words))
+    summary = json.loads((out / "summary.json").read_text())
+    del summary["files"]  # as older versions wrote it
+    (out / "summary.json").write_text(json.dumps(summary))
+    assert run_quietly(tiny(out, "--resume", *words))
+
+
+def test_versions_that_change_are_all_told(unfinished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = versions() | {"torch": "3.0"}
+    monkeypatch.setattr(resume, "versions", lambda: now)
+    run_quietly(tiny(unfinished, "--resume"))
+    kept = json.loads((unfinished / "report.json").read_text())["versions"]
+    assert kept == versions() | {"torch": f"{versions()['torch']} then 3.0"}
+
+
+def test_an_overwritten_run_leaves_nothing_of_its_batches(whole: Path, tmp_path: Path) -> None:
+    out = stopped(tmp_path / "run", "--methods.signed.gamma", "3")
+    run_quietly(tiny(out, "--overwrite"))
+    assert_finished_like(out, whole)
+
+
+def test_what_others_leave_in_an_unfinished_run_does_not_come_into_it(unfinished: Path, whole: Path) -> None:
+    for name in ("ledger.json", "doctor.json", ".compare.md.part", "detections/other.png"):
+        (unfinished / name).parent.mkdir(exist_ok=True)
+        (unfinished / name).write_text("[]")
+    complete(unfinished)
+    assert_finished_like(unfinished, whole)
+
+
+def test_parts_that_a_kill_at_the_very_end_has_left_go(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    (out / "parts").mkdir()
+    (out / "parts/00000002.safetensors").write_bytes(b"x")  # begun.safetensors has gone
+    assert run_quietly(tiny(out, "--resume"))
+    assert {path.name for path in out.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+MINE = ("config.yaml", "detections/a.png", "plans/b.txt", "events.out.tfevents.1.mine", "coverage.json")
+
+
+@pytest.mark.parametrize("name", MINE)
+def test_files_that_are_no_runs_stay(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    for begin, words in ((run_quietly, ()), (run_quietly, ("--resume",)), (inspect_network, ()), (doctor, ())):
+        with pytest.raises(InputError, match=r"would be replaced, and .* is no run's directory: give another folder"):
+            begin(tiny(tmp_path, *words))
+    assert [(path, path.read_text()) for path in tmp_path.rglob("*") if path.is_file()] == [(tmp_path / name, "mine")]
+
+
+def test_a_run_follows_what_inspect_has_left_and_a_copied_run_is_one(whole: Path, tmp_path: Path) -> None:
+    inspect_network(tiny(tmp_path / "run"))
+    run_quietly(tiny(tmp_path / "run"))
+    shutil.copytree(whole, tmp_path / "copy", ignore=shutil.ignore_patterns(".lock"))
+    assert_finished_like(tmp_path / "run", whole)
+    assert run_quietly(tiny(tmp_path / "copy", "--resume"))
+    run_quietly(tiny(tmp_path / "copy", "--overwrite"))
+    assert_finished_like(tmp_path / "copy", whole)
+
+
 def test_damage_is_named(unfinished: Path, whole: Path) -> None:
     (unfinished / "parts/00000000.safetensors").write_bytes(b"x")
     with pytest.raises(InputError, match=r"00000000\.safetensors is damaged .*: delete it, --resume computes it again"):
@@ -215,7 +330,8 @@ def test_damage_is_named(unfinished: Path, whole: Path) -> None:
 
 def test_a_directory_has_one_owner(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    with owned(RunDirectory(out)), pytest.raises(InputError, match=rf"still going \(process {os.getpid()} on "):
-        run_quietly(tiny(out))
+    for begin in (run_quietly, inspect_network, doctor):
+        with owned(RunDirectory(out)), pytest.raises(InputError, match=rf"still going \(process {os.getpid()} on "):
+            begin(tiny(out))
     with owned(RunDirectory(out)):
         pass  # the lock goes with its owner

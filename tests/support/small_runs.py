@@ -23,7 +23,7 @@ from msat_det.run.experiment import run
 WORDS = (
     "--data.limit 10 --calib.limit 4 --sim.record 1,4 --methods signed,staged-4 --batch 3 --threads 1 --draw.images 1"
 )
-CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
+CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
 
 
 def command(out: Path, *words: str) -> list[str]:
