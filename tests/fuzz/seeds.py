@@ -91,7 +91,6 @@ def images() -> list[Case]:
         b"P3\n# plain\n2 2\n255\n1 2 3 4 5 6 7 8 9 10 11 12\n",
         b"P1\n4 2\n0 1 0 1 1 0 1 0\n",
         b"P6 2 2 65535\n" + bytes(range(24)),
-        b"Pf\n2 2\n-1.0\n" + struct.pack("<4f", 0, 0.5, 1, 9),
     ]
     return [{"a.jpg": content} for content in contents]
 
