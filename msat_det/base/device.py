@@ -4,6 +4,7 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 from msat_det.base import ranks
 from msat_det.base.errors import InputError
@@ -35,6 +36,11 @@ def find_device(name: str) -> torch.device:
         return torch.device(kind)
     except RuntimeError as error:
         raise InputError(f"device is {show(name)}: give auto, cpu, cuda, cuda:N or mps") from error
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float64: where it lies, or on the CPU where its device has none, as Apple's have not."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def current(device: torch.device) -> AbstractContextManager:

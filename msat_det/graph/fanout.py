@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from torch.fx.node import Node
 from torch.nn.modules.conv import _ConvNd
 
+from msat_det.base.device import wide
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
 from msat_det.graph.facts import facts, filled, full_shape, is_site
@@ -63,7 +64,7 @@ class FanOut:
     def reach_of_all(self, node: Node) -> float:
         """Multiply-adds that one spike of each neuron of an event source reaches together."""
         if node not in self._sums:  # millions of neurons, and it is asked for at every recorded t
-            self._sums[node] = self.spikes[node].double().sum().item() if node in self.spikes else 0.0
+            self._sums[node] = wide(self.spikes[node]).sum().item() if node in self.spikes else 0.0
         return self._sums[node]
 
     def on(self, graph: Graph) -> "FanOut":
@@ -122,8 +123,8 @@ def _fan_out(graph: Graph, batch: Tensor | tuple | list | dict) -> FanOut:
             continue
         source = _data_inputs(node)[0]
         reach, mask = _multiply_adds(graph, node, source, shapes), _tensor(analog[source])
-        result.macs[node] = int(reach.double().sum())
-        dense = float((reach * mask).double().sum())
+        result.macs[node] = int(wide(reach).sum())
+        dense = float(wide(reach * mask).sum())
         if dense:
             result.analog[node] = dense
         _push(graph, source, reach * (1 - mask), shapes, static, result)
@@ -250,7 +251,7 @@ def _convolution(graph: Graph, node: Node, shape: tuple, shapes: dict) -> Tensor
 
 def _product_macs(graph: Graph, node: Node, shapes: dict) -> int:
     if facts(node).op == "einsum":
-        return int(_on_ones(graph, node, shapes, {}).double().sum())
+        return int(wide(_on_ones(graph, node, shapes, {})).sum())
     inner = facts(node.all_input_nodes[0]).image_shape[-1]
     return elements(node) * inner
 
@@ -265,7 +266,7 @@ def _on_ones(graph: Graph, node: Node, shapes: dict, values: dict[Node, Tensor])
 def _push(graph: Graph, node: Node, reach: Tensor, shapes: dict, static: set[Node], result: FanOut) -> None:
     """Carry a reach map (1, C, …) back from a node's output to the spikes that enter it."""
     if node in static:
-        result.once += float(reach.double().sum())
+        result.once += float(wide(reach).sum())
     elif is_event_source(node):
         known = result.spikes.get(node)
         result.spikes[node] = reach[0].clone() if known is None else known + reach[0]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.fx.node import Node
 from torch.overrides import TorchFunctionMode
 
+from msat_det.base.device import wide
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
 from msat_det.graph.axes import label_channels
@@ -216,12 +217,12 @@ def _check(
     try:
         return _check_batch(graph, batches, expected)
     except _Different as error:
-        wide = pytree.tree_map(lambda x: x.double() if x.is_floating_point() else x, batches)
+        doubled = pytree.tree_map(lambda x: x.double() if x.is_floating_point() else x, batches)
         try:
-            nets, exact = [_with_wide_state(net) for _ in wide], _Double(graph, folds)
+            nets, exact = [_with_wide_state(net) for _ in doubled], _Double(graph, folds)
             with _Wide():
-                outputs = _called(nets[0], wide[0]), _called(nets[1], wide[1])
-                found = {node.name for node in _check_batch(exact, wide, outputs)}
+                outputs = _called(nets[0], doubled[0]), _called(nets[1], doubled[1])
+                found = {node.name for node in _check_batch(exact, doubled, outputs)}
         except (*MISFIT, InputError):  # what insists on float32 is judged by that
             raise error from None
         return {node for node in graph.nodes if node.name in found}
@@ -309,7 +310,7 @@ def _difference(a: Tensor, b: Tensor) -> float:
         return float("inf")
     if a.numel() == 0 or torch.equal(a, b):
         return 0.0
-    a, b = a.double(), b.double()  # of masks there is no difference
+    a, b = wide(a), wide(b)  # of masks there is no difference
     scale = a[a.isfinite()].abs().max().clamp(min=1e-12) if a.isfinite().any() else torch.tensor(1.0)
     return (
         (a - b).abs().nan_to_num(posinf=float("inf"), nan=0.0 if _same_infinities(a, b) else float("inf")).max() / scale

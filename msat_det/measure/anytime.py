@@ -14,6 +14,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from msat_det.base.device import wide
 from msat_det.base.errors import InputError
 from msat_det.graph.inputs import cut, timesteps
 from msat_det.methods.observe import Observation
@@ -49,7 +50,7 @@ def distance(outputs: Any, others: Any) -> Tensor:
 
 
 def _rows(output: Tensor) -> Tensor:
-    return output.flatten(1).double()
+    return wide(output.flatten(1))
 
 
 def changes(outputs: dict[int, Any]) -> Tensor:
@@ -88,5 +89,5 @@ def fit_rule(
     allowed = (1 + allowance) * error[-1].mean()
     candidates = change[1:].flatten().unique()
     kept = [c for c in candidates.tolist() if error.gather(0, exits(change, c)[None]).mean() <= allowed]
-    curve = candidates.double().quantile(torch.linspace(0, 1, CURVE, dtype=torch.float64)).unique()
+    curve = wide(candidates).quantile(torch.linspace(0, 1, CURVE, dtype=torch.float64)).unique()
     return Rule(max(kept, default=0.0), tuple(curve.tolist()), record)

@@ -13,6 +13,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx.node import Node
 
+from msat_det.base.device import wide
 from msat_det.graph.facts import facts
 from msat_det.graph.graph import Batch, Graph, before_output
 from msat_det.graph.inputs import first_images, images_in
@@ -54,7 +55,7 @@ def silent_outputs(graph: Graph, batch: Batch) -> Any:
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a.flatten().double() * b.flatten().double()).sum().cpu()
+    return (wide(a.flatten()) * wide(b.flatten())).sum().cpu()
 
 
 def relative(error: float, size: float) -> float:

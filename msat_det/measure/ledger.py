@@ -295,7 +295,7 @@ def _residuals(scan: Scan | Corrections, site: _Site) -> Tensor:
     theta = per_channel(scan.neuron.theta, v, scan.neuron.axis).expand(v.shape)
     edge = RESIDUAL * (1 - 1e-6)
     ratio = (v[theta > 0] / theta[theta > 0]).clamp(-edge, edge)
-    return torch.histc(ratio.float(), BINS, -RESIDUAL, RESIDUAL).double().cpu()
+    return torch.histc(ratio.float(), BINS, -RESIDUAL, RESIDUAL).cpu().double()
 
 
 def _entry(node: Node, t: int, all_sums: dict[tuple[str, int], _Sums], costs: _Costs, images: int) -> Entry:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx.node import Node
 
 from msat_det.base.checks import check_percentile
+from msat_det.base.device import wide
 from msat_det.base.errors import InputError
 from msat_det.base.progress import Progress
 from msat_det.base.tables import Tabular
@@ -65,7 +66,7 @@ class Site:
         per = "layer" if self.axis is None else per
         maximum = self.maximum if per == "channel" else self.maximum.amax().unsqueeze(0)
         if percentile < 100:
-            counts = self.histogram.double()
+            counts = wide(self.histogram)
             if per == "layer":
                 counts = counts.sum(0, keepdim=True)
             if values == "nonzero":
@@ -80,7 +81,7 @@ class Site:
         index = torch.arange(_BINS)
         middle = (_edge(index) + _edge(index + 1)) / 2
         middle[0] = 0.0
-        counts = self.histogram.double()
+        counts = wide(self.histogram)
         return middle, counts / counts.sum(1, keepdim=True).clamp(min=1)
 
 

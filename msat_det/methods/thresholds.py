@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from msat_det.base.device import wide
 from msat_det.methods.observe import Site
 
 STEPS = 32  # candidates, four to the octave, from the maximum down
@@ -31,7 +32,7 @@ def balanced(site: Site, updates: int) -> Tensor:
 
     Every step sees the expectation over all calibration images in place of one batch's mean.
     """
-    values, shares = (found.double() for found in _seen(site))
+    values, shares = (wide(found) for found in _seen(site))
     none = torch.zeros(len(shares), 1, dtype=torch.float64)
     above = torch.cat((shares.flip(1).cumsum(1).flip(1), none), 1)  # share of what lies in a bin or beyond, and its sum
     beyond = torch.cat(((shares * values).flip(1).cumsum(1).flip(1), none), 1)

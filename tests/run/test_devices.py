@@ -1,5 +1,6 @@
 """Networks and whole runs on a device, with a stand-in for a GPU: nothing is left on the CPU, nothing made there."""
 
+import contextlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,7 +9,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from support.devices import CUDA, StandIn
+from support.devices import CUDA, MPS, StandIn
 from support.small_runs import command, contents, run_quietly, tiny
 from torch import Tensor, nn
 
@@ -48,11 +49,17 @@ METHODS = {
 }
 
 
+@contextlib.contextmanager
+def standing_in(device: torch.device) -> Iterator[None]:
+    """Everything within may use this device."""
+    with StandIn(device), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of the interpreter, about masked lanes
+        yield
+
+
 @pytest.fixture
 def stand_in() -> Iterator[None]:
-    """Everything within the test may use cuda:0."""
-    with StandIn(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of the interpreter, about masked lanes
+    with standing_in(CUDA):
         yield
 
 
@@ -66,24 +73,25 @@ def images() -> Tensor:
     return torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.parametrize("where", [CUDA, MPS], ids=["cuda", "mps"])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_network_on_a_device(method: str, tmp_path, request: pytest.FixtureRequest) -> None:
+def test_a_network_on_a_device(method: str, where: torch.device, tmp_path) -> None:
     """Converted, run, saved and examined where it lies, with the CPU's numbers."""
     name, options = METHODS[method]
     T = 8 if name == "tsc" else 4
     snn = msat_det.convert(observe(network(), [images()]), method=name, T=T, **options)
     expected, spikes = snn.run(images(), T)[T], snn.counts[T].spikes
-    request.getfixturevalue("stand_in")
-    snn = msat_det.convert(observe(network().to("cuda"), [images().to("cuda")]), method=name, T=T, **options)
-    found = snn.run(images(), T)[T]
-    assert found.device == CUDA
-    torch.testing.assert_close(found.cpu(), expected, atol=1e-6, rtol=1e-6)
-    assert torch.equal(snn.counts[T].spikes, spikes)
-    snn.save(tmp_path / "a.network")
-    again = msat_det.load(tmp_path / "a.network").run(images(), T)[T]
-    torch.testing.assert_close(again, expected, atol=1e-6, rtol=1e-6)
-    moved = msat_det.load(tmp_path / "a.network").to("cuda").run(images(), T)[T]
-    assert torch.equal(moved.cpu(), found.cpu())
+    with standing_in(where):
+        snn = msat_det.convert(observe(network().to(where), [images().to(where)]), method=name, T=T, **options)
+        found = snn.run(images(), T)[T]
+        assert found.device == where
+        torch.testing.assert_close(found.cpu(), expected, atol=1e-6, rtol=1e-6)
+        assert torch.equal(snn.counts[T].spikes, spikes)
+        snn.save(tmp_path / "a.network")
+        again = msat_det.load(tmp_path / "a.network").run(images(), T)[T]
+        torch.testing.assert_close(again, expected, atol=1e-6, rtol=1e-6)
+        moved = msat_det.load(tmp_path / "a.network").to(where).run(images(), T)[T]
+        assert torch.equal(moved.cpu(), found.cpu())
 
 
 @pytest.mark.parametrize(

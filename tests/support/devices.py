@@ -1,7 +1,8 @@
-"""A stand-in for a GPU: tensors of the CPU that say they lie on ``cuda:0``, and refuse to meet others.
+"""A stand-in for a GPU: tensors of the CPU that say they lie on ``cuda:0``, or ``mps:0``, and refuse to meet others.
 
-Inside ``StandIn()`` everything that is made on, or moved to, a CUDA device is such a tensor. Triton's kernels run in
-its interpreter. Only where a device is missing or mixed up shows; the numbers are the CPU's.
+Inside ``StandIn()`` everything that is made on, or moved to, such a device is such a tensor. Triton's kernels run in
+its interpreter. Only where a device is missing or mixed up shows, and on Apple's float64, which it has not; the numbers
+are the CPU's.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import observe
 
-CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
+CUDA, MPS, CPU = torch.device("cuda:0"), torch.device("mps:0"), torch.device("cpu")
 
 
 class There(torch.Tensor):
@@ -25,13 +26,15 @@ class There(torch.Tensor):
 
     __torch_function__ = torch._C._disabled_torch_function_impl
     _is_param = True  # for modules, which take no other tensors for parameters
-    device = property(lambda self: CUDA)
-    is_cuda = property(lambda self: True)
+    at = CUDA  # the one that there is
+    device = property(lambda self: There.at)
+    is_cuda = property(lambda self: There.at is CUDA)
+    is_mps = property(lambda self: There.at is MPS)
     is_cpu = property(lambda self: False)
 
 
 class StandIn(TorchFunctionMode):
-    """Within it, ``cuda`` works, and mixing devices raises RuntimeError as PyTorch does.
+    """Within it, ``device`` works, and mixing devices raises RuntimeError as PyTorch does.
 
     waits: what a CPU would have had to wait for a GPU for, so far, by the names of the operations.
     """
@@ -42,17 +45,20 @@ class StandIn(TorchFunctionMode):
         "copy_ to set_ __get__ __set__ is_pinned _has_compatible_shallow_copy_type".split()
     )
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device = CUDA) -> None:
         super().__init__()
+        self.device = device
         self.waits: list[str] = []
 
     def __enter__(self) -> "StandIn":
         torch.__future__.set_overwrite_module_params_on_conversion(True)
+        There.at = self.device
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         torch.__future__.set_overwrite_module_params_on_conversion(False)
+        There.at = CUDA
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -66,7 +72,7 @@ class StandIn(TorchFunctionMode):
         indices = name in ("__getitem__", "__setitem__", "index_put", "index_put_")
         mixed = there and any(not isinstance(x, There) and x.dim() > 0 for x in (tensors[:1] if indices else tensors))
         if mixed and name not in self.FREE:
-            shapes = [(tuple(x.shape), "cuda" if isinstance(x, There) else "cpu") for x in tensors]
+            shapes = [(tuple(x.shape), str(x.device)) for x in tensors]
             raise RuntimeError(f"{name}: tensors on several devices: {shapes}")
         if name == "pin_memory":
             return args[0]
@@ -80,28 +86,32 @@ class StandIn(TorchFunctionMode):
         result = func(*plain[0], **plain[1])
         if name == "requires_grad_":
             return result
-        at = wanted if wanted is not None else CUDA if there else CPU
+        at = wanted if wanted is not None else self.device if there else CPU
         if name in ("__get__", "__set__", "data_ptr", "untyped_storage") and not isinstance(result, Tensor):
             return result
-        if at.type != "cuda":
+        if at.type not in ("cuda", "mps"):
             return result
+        if self.device is MPS and any(
+            isinstance(x, Tensor) and x.dtype == torch.float64 for x in pytree.tree_leaves(result)
+        ):
+            raise TypeError(f"{name}: the MPS framework doesn't support float64")
         return pytree.tree_map(lambda x: x.as_subclass(There) if isinstance(x, Tensor) else x, result)
 
     def _asked(self, name: str, args: list, kwargs: dict) -> tuple[list, dict, torch.device | None]:
         """The arguments for the CPU, and the device that they name."""
         wanted = None
         if name in ("cpu", "cuda"):
-            wanted = {"cpu": CPU, "cuda": CUDA}[name]
+            wanted = {"cpu": CPU, "cuda": self.device}[name]
         for holder, keys in ((kwargs, ["device"]), (args, range(1, len(args)) if name == "to" else [])):
             for key in keys:
                 value = holder[key] if holder is args else holder.get(key)
-                if isinstance(value, str) and value.partition(":")[0] in ("cpu", "cuda", "meta"):
+                if isinstance(value, str) and value.partition(":")[0] in ("cpu", "cuda", "mps", "meta"):
                     value = torch.device(value)
                 if isinstance(value, torch.device):
                     wanted = value
-                    holder[key] = CPU if value.type == "cuda" else value
+                    holder[key] = CPU if value.type in ("cuda", "mps") else value
                 elif isinstance(value, Tensor) and name == "to":
-                    wanted = CUDA if isinstance(value, There) else CPU
+                    wanted = self.device if isinstance(value, There) else CPU
         return args, kwargs, wanted
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from msat_det.base.checks import present
+from msat_det.base.device import wide
 from msat_det.spiking.kernels import cpu, product, split
 from msat_det.spiking.kernels.build import keep_freed_memory as keep_freed_memory
 from msat_det.spiking.kernels.layout import counted, laid_out, memory_format
@@ -67,7 +68,7 @@ class Scan:
         self.state: State = new_state(neuron, currents, with_output)
         self._start = initial_potential(neuron, currents)
         self.fanout = fanout.to(currents.device)
-        self._counts = torch.zeros(currents.shape[0], 4, dtype=torch.float64, device=currents.device)
+        self._counts = wide(torch.zeros(currents.shape[0], 4, device=currents.device))
         self.backend = backend(neuron, currents)
         self._kernel: Any = None
         if self.backend != "eager":
@@ -95,7 +96,7 @@ class Scan:
 
     @property
     def counts(self) -> Tensor:
-        """(B, 4) float64, on the neurons' device."""
+        """(B, 4) float64, on the neurons' device where that has it."""
         return self._counts + self._kernel.counts if self._kernel else self._counts
 
     def takes(self, currents: Tensor) -> bool:
@@ -120,8 +121,8 @@ class Scan:
         full = self.neuron.gamma * threshold(self.neuron, y[0])
         for k, sent in enumerate(y.abs()):
             pairs = (sent / (full * self.neuron.stage(t0 + k)) - 1e-4).ceil()  # less than a spike, more than rounding
-            more = (pairs - 1).clamp(min=0).flatten(1).double()
-            reach = self.fanout.expand(y.shape[2:]).reshape(-1).double()
+            more = wide((pairs - 1).clamp(min=0).flatten(1))
+            reach = wide(self.fanout.expand(y.shape[2:]).reshape(-1))
             self._counts[:, 2:] += torch.stack((more.sum(1), more @ reach), 1)
 
     def _run_steps(self, x: Tensor, t0: int, steps: int) -> Tensor:

@@ -161,6 +161,8 @@ class Compiled:
 def count_events(y: Tensor, fanout: Tensor) -> Tensor:
     """Σ[y≠0] and Σ[y≠0]·fan-out of each row of y (rows, C, …), as (rows, 2) float64 on its device. fanout: (C, …)."""
     lib = library()
+    if y.device.type == "mps":  # which has no float64
+        y = y.cpu()
     if lib is None or y.device.type != "cpu" or y.dtype != torch.float32:
         moved, each = y != 0, tuple(range(1, y.dim()))
         reached = torch.where(moved, fanout.to(y), 0.0).sum(each, dtype=torch.float64)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from msat_det.base.device import wide
 from msat_det.spiking.delta import delta_step, new_delta_state, resting_output, target
 from msat_det.spiking.kernels import cpu_delta, on_gpu
 from msat_det.spiking.kernels.layout import counted, laid_out, memory_format
@@ -48,7 +49,7 @@ class Corrections:
         self._before: tuple[float, int, float] | None = None
         if self._kernel is None:
             self.state = new_delta_state(n, like)
-            self._counts = torch.zeros(like.shape[0], 4, dtype=torch.float64, device=like.device)
+            self._counts = wide(torch.zeros(like.shape[0], 4, device=like.device))
             self._latest = torch.zeros(1, dtype=torch.int32, device=like.device)
             return
         self.state = State(**{name: torch.zeros_like(like) for name in n.keeps if name != "o"})
@@ -72,8 +73,8 @@ class Corrections:
 
     @property
     def counts(self) -> Tensor:
-        """(B, 4) float64 on the neurons' device: spikes (of a burst its size, else its terms), spikes · fan-out, Σ[s≠0]
-        and Σ[s≠0]·fan-out of each image so far."""
+        """(B, 4) float64, on the neurons' device where that has it: of each image so far spikes (of a burst its size,
+        else its terms), spikes · fan-out, Σ[s≠0] and Σ[s≠0]·fan-out."""
         return self._counts if self._kernel is None else self._kernel.counts
 
     @property

@@ -5,6 +5,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
+from msat_det.base.device import wide
 from msat_det.spiking.neurons import Neuron
 
 
@@ -37,9 +38,9 @@ def laid_out(value: Tensor, like: Tensor) -> Tensor:
 
 def counted(spikes: Tensor, fanout: Tensor) -> Tensor:
     """(B, 4) float64: Σ|s|, Σ|s|·fan-out, Σ[s≠0] and Σ[s≠0]·fan-out of a timestep's |s| (B, C, …)."""
-    size = spikes.flatten(1).double()
+    size = wide(spikes.flatten(1))
     events = torch.where(size > 0, 1.0, size)
-    reach = fanout.expand(spikes.shape[1:]).flatten().double()
+    reach = wide(fanout.expand(spikes.shape[1:]).flatten())
     return torch.stack([(value * each).sum(1) for value in (size, events) for each in (1.0, reach)], 1)
 
 
