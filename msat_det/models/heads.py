@@ -38,7 +38,7 @@ class Cells:
     size: Tensor
 
     def to(self, device: torch.device) -> "Cells":
-        return Cells(*(getattr(self, item.name).to(device) for item in fields(self)))
+        return Cells(*(getattr(self, item.name).to(device, non_blocking=True) for item in fields(self)))
 
 
 def yolov5(cells: Cells, box: Tensor, objectness: Tensor, classes: Tensor) -> Found:

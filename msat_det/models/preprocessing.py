@@ -1,6 +1,6 @@
 """Bringing photographs to a network's input size, and its boxes back to the photograph."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,13 +27,18 @@ class Geometry:
 
     def to_original(self, boxes: Tensor) -> Tensor:
         """(N, 4) x1 y1 x2 y2 in pixels of the network's input → pixels of the photograph, clipped to its edges."""
-        boxes = (boxes - boxes.new_tensor(self.offset * 2)) / boxes.new_tensor(self.scale * 2)
-        edge = boxes.new_tensor((self.width, self.height) * 2)
-        return torch.minimum(boxes.clamp(min=0), edge)
+        return to_originals(boxes[None], [self])[0]
 
     def to_input(self, boxes: Tensor) -> Tensor:
         """(N, 4) x1 y1 x2 y2 in pixels of the photograph → pixels of the network's input."""
         return boxes * boxes.new_tensor(self.scale * 2) + boxes.new_tensor(self.offset * 2)
+
+
+def to_originals(boxes: Tensor, metas: Sequence[Geometry]) -> Tensor:
+    """``Geometry.to_original`` for a batch: (B, N, 4) and B geometries."""
+    ways = torch.tensor([(m.offset * 2, m.scale * 2, (m.width, m.height) * 2) for m in metas], dtype=boxes.dtype)
+    offset, scale, edge = ways.to(boxes.device, non_blocking=True)[:, :, None].unbind(1)
+    return torch.minimum(((boxes - offset) / scale).clamp(min=0), edge)
 
 
 def stretch(image: Tensor, size: tuple[int, int]) -> tuple[Tensor, Geometry]:

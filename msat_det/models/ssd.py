@@ -71,7 +71,7 @@ class SsdDetector:
                 "the background's, or the columns of those that have a name"
             )
         scores = logits.sigmoid() if self.activation == "sigmoid" else logits.softmax(-1)
-        scores = scores[:, :, self.columns.to(scores.device)]
+        scores = scores[:, :, self.columns.to(scores.device, non_blocking=True)]
         return select(self.decode_boxes(offsets), scores, metas, self.score, self.top_k, self.nms_iou)
 
     def by_prior(self, levels: Sequence[Tensor]) -> Tensor:
@@ -88,11 +88,11 @@ class SsdDetector:
         Centre = prior centre + offset / scale · prior size; size = prior size · exp(offset / scale) (Faster R-CNN's
         coder, with SSD's variances as scales).
         """
-        priors = self.priors.to(offsets)
-        centre, extent = (offsets / self.box_scales.to(offsets)).split(2, -1)
+        sizes = self.priors, self.box_scales, torch.tensor(self.size)
+        priors, box_scales, pixels = (values.to(offsets, non_blocking=True) for values in sizes)
+        centre, extent = (offsets / box_scales).split(2, -1)
         extent = extent.exp() * priors[:, 2:]
         centre = centre * priors[:, 2:] + priors[:, :2]
-        pixels = offsets.new_tensor(self.size)
         corners = (centre - extent / 2) * pixels, (centre + extent / 2) * pixels
         return torch.cat([corner.flip(-1) for corner in corners], -1)
 

@@ -115,7 +115,7 @@ class YoloDetector:
             )
         raw = raw.unflatten(1, (len(anchors), sum(values))).movedim(2, -1)
         centre, extent, objectness, classes = FORMS[self.form](*raw.split(values, -1))
-        extent = extent * anchors.to(raw)[:, None, None]
+        extent = extent * anchors.to(raw, non_blocking=True)[:, None, None]
         rows, columns = (torch.arange(n, device=raw.device) for n in (height, width))
         cell = torch.stack((columns.expand(height, width), rows[:, None].expand(height, width)), -1)
         centre = (centre * scale_x_y - (scale_x_y - 1) / 2 + cell) * stride

@@ -5,9 +5,11 @@ import os
 import shutil
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, fields, is_dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,9 +30,11 @@ from msat_det.methods.convert import Conversion
 from msat_det.methods.observe import Observation
 from msat_det.spiking.engine import images_at_once
 
-READERS = 16  # processes that read images for a GPU
 AHEAD = 1  # batches that are read before they are asked for, by a thread
-SHARED, LEAST_SHARED = "/dev/shm", 1 << 30  # what processes hand batches over in, and free bytes of it
+READERS = 16  # processes that read images for a GPU
+PIECE = 8  # images that one of them reads at a time
+AHEAD_OF_EACH = 2  # such pieces of each process that are read before they are asked for
+SHARED = "/dev/shm"  # what processes hand them over in
 
 
 @dataclass
@@ -67,19 +71,24 @@ def load_batches(
     """The numbered batches of images on the device, the next ones read while this one is simulated.
 
     Images are read and preprocessed on the CPU: beside a simulation there by one thread, beside one on a GPU by
-    processes, which leave the batch in pinned memory, from where the GPU takes it without anybody waiting.
+    processes, which leave them in pinned memory, from where the GPU takes a batch while it works on the one before.
     Raises CorruptImage where ``strict``.
     """
-    reader = Reader(model, dataset, [batches[number] for number in todo])
-    for number, read in zip(todo, _by_processes(reader) if device.type == "cuda" else _by_thread(reader), strict=True):
-        if isinstance(read, InputError):
-            raise read
-        yield gather(number, batches[number], read, device, strict)
+    wanted = [batches[number] for number in todo]
+    if device.type == "cuda":
+        found = _uploaded(_by_processes(model, dataset, wanted), device)
+    else:
+        found = _by_thread(Reader(model, dataset, wanted))
+    with closing(found):  # where an image is bad the readers end at once
+        for number, read in zip(todo, found, strict=True):
+            if isinstance(read, InputError):
+                raise read
+            yield gather(number, batches[number], read, device, strict)
 
 
 @dataclass
 class Reader:
-    """Batch i of ``ids``, read and preprocessed: the inputs (B, 3, h, w) of what can be read, and of each image
+    """Images i of ``ids``, read and preprocessed: the inputs (B, 3, h, w) of what can be read, and of each image
     ``Read``; or what is raised, for an exception does not come out of a process in one line."""
 
     model: Any
@@ -89,7 +98,7 @@ class Reader:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, index: int) -> "tuple[Tensor | None, list[Read]] | InputError":
+    def __getitem__(self, index: int) -> "Images | InputError":
         try:
             found = [self._image(id) for id in self.ids[index]]
         except InputError as error:
@@ -105,6 +114,12 @@ class Reader:
         pixels, meta = self.model.preprocess(image)  # at once: a batch of photographs takes gigabytes
         return pixels, Read(meta, misfit=self.dataset.misfit(id, image))
 
+    @property
+    def largest(self) -> int:
+        """Bytes of the inputs of its longest list of images."""
+        blank, _ = self.model.preprocess(torch.zeros(3, 64, 64, dtype=torch.uint8))
+        return blank.nbytes * max(map(len, self.ids), default=0)
+
 
 @dataclass
 class Read:
@@ -115,7 +130,10 @@ class Read:
     misfit: str | None = None
 
 
-def _by_thread(reader: Reader) -> Iterator[Any]:
+Images = tuple[Tensor | None, list[Read]]
+
+
+def _by_thread(reader: Reader) -> Generator[Any, None, None]:
     with ThreadPoolExecutor(1) as pool:
         coming = deque(pool.submit(reader.__getitem__, index) for index in range(min(AHEAD, len(reader))))
         for index in range(len(reader)):
@@ -125,27 +143,72 @@ def _by_thread(reader: Reader) -> Iterator[Any]:
             yield found
 
 
-def _by_processes(reader: Reader) -> Iterator[Any]:
-    """Forked, so that neither data nor network are copied; by a thread where that is not possible."""
-    room = shutil.disk_usage(SHARED).free if Path(SHARED).is_dir() else 0
-    if "fork" not in multiprocessing.get_all_start_methods() or room < LEAST_SHARED:
-        return _by_thread(reader)
-    workers = max(min(READERS, (os.cpu_count() or 1) // ranks.local_count(), len(reader)), 1)
-    pinned = torch.cuda.is_available()
-    loader: DataLoader = DataLoader(
-        cast(Any, reader),
-        None,
-        num_workers=workers,
-        pin_memory=pinned,
-        multiprocessing_context="fork",
-        generator=torch.Generator(),
+def _by_processes(model: Any, dataset: Dataset, wanted: list[list]) -> Iterator[list[Any]]:
+    """Each batch in pieces, which several processes read, so that none is waited for longer than for its share.
+
+    They are forked, so that neither data nor network are copied; by a thread, whole, where that is not possible.
+    """
+    reader = Reader(model, dataset, [ids[at : at + PIECE] for ids in wanted for at in range(0, len(ids), PIECE)])
+    workers = _workers(reader)
+    if workers == 0:
+        return ([each] for each in _by_thread(Reader(model, dataset, wanted)))
+    pieces = iter(
+        DataLoader(
+            cast(Any, reader),
+            None,
+            num_workers=workers,
+            prefetch_factor=AHEAD_OF_EACH,
+            pin_memory=torch.cuda.is_available(),
+            multiprocessing_context="fork",
+            generator=torch.Generator(),
+        )
     )
-    return iter(loader)
+    return (list(islice(pieces, -(-len(ids) // PIECE))) for ids in wanted)
 
 
-def gather(
-    number: int, ids: list, read: tuple[Tensor | None, list[Read]], device: torch.device, strict: bool
-) -> Loaded:
+def _workers(reader: Reader) -> int:
+    """How many processes read: a core each, but for the one that feeds the GPU, and as they find shared memory for what
+    they hand over, half of which is left to others. 0 where none can."""
+    if "fork" not in multiprocessing.get_all_start_methods() or not Path(SHARED).is_dir():
+        return 0
+    ranks_here = ranks.local_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    room = shutil.disk_usage(SHARED).free // (2 * ranks_here * AHEAD_OF_EACH * max(reader.largest, 1))
+    return min(READERS, max(cores // ranks_here - 1, 1), room, len(reader))
+
+
+def _uploaded(batches: Iterator[list[Any]], device: torch.device) -> Generator[Any, None, None]:
+    """Batches in pieces → whole and on the GPU, copied there while it works on the batch before: on a stream of its
+    own, for which the GPU waits before the batch is handed over, but this process does not."""
+    copying = torch.cuda.Stream(device) if torch.cuda.is_available() else None
+
+    def begun() -> Any:
+        with torch.cuda.stream(copying):
+            pieces = next(batches, None)
+            return None if pieces is None else _joined(pieces, device)
+
+    coming = begun()
+    while coming is not None:
+        ready = coming
+        if copying is not None:
+            computing = torch.cuda.current_stream(device)
+            computing.wait_stream(copying)
+            if not isinstance(ready, InputError) and ready[0] is not None:
+                ready[0].record_stream(computing)  # its memory is free when the simulation is done with it
+        coming = begun()
+        yield ready
+
+
+def _joined(pieces: list[Any], device: torch.device) -> "Images | InputError":
+    """The pieces of a batch as one, on the device; or the first that could not be read at all."""
+    for piece in pieces:
+        if isinstance(piece, InputError):
+            return piece
+    inputs = [pixels.to(device, non_blocking=True) for pixels, _ in pieces if pixels is not None]
+    return torch.cat(inputs) if inputs else None, [read for _, found in pieces for read in found]
+
+
+def gather(number: int, ids: list, read: Images, device: torch.device, strict: bool) -> Loaded:
     """A batch of what has been read of these images, on the device. Raises CorruptImage where ``strict``."""
     inputs, found = read
     corrupt = [one.corrupt for one in found if one.corrupt]

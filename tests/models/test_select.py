@@ -4,10 +4,12 @@ import time
 
 import pytest
 import torch
+from support.devices import CUDA, MPS, StandIn
 from torchvision.ops import nms
 
+from msat_det.models import suppression
 from msat_det.models.preprocessing import Geometry
-from msat_det.models.suppression import CANDIDATES, select
+from msat_det.models.suppression import CANDIDATES, ROUNDS, select, suppressed
 
 WHOLE = Geometry(100, 100, (1.0, 1.0))
 
@@ -54,6 +56,43 @@ def test_top_k_keeps_the_best() -> None:
         assert len(many.scores) <= CANDIDATES
         assert torch.equal(few.boxes, many.boxes[:7])
         assert (few.scores[:-1] >= few.scores[1:]).all()
+
+
+@pytest.mark.parametrize("nms_iou", [0.0, 0.3, 0.6, 1.0])
+def test_all_at_once_is_one_by_one(nms_iou: float) -> None:
+    """Equal scores and boxes without area among them, and of each image another number that counts."""
+    boxes = random_boxes(4, 200).double()
+    boxes[:, ::10, 2:] = boxes[:, ::10, :2]
+    boxes[:, 1::10] = boxes[:, ::10]
+    scores = torch.rand(4, 200, generator=torch.Generator().manual_seed(1)).double().sort(1, descending=True)[0]
+    scores[:, 50:60] = scores[:, 50:51]
+    labels = torch.randint(0, 3, (4, 200), generator=torch.Generator().manual_seed(2))
+    valid = torch.arange(200) < torch.tensor([0, 1, 120, 200])[:, None]
+    expected = suppression._image_by_image(boxes, scores, labels, valid, nms_iou)
+    assert torch.equal(suppressed(boxes, labels, valid, nms_iou), expected)
+
+
+def test_boxes_in_a_row_drop_each_other_by_turns() -> None:
+    """Each overlaps the next one by .6 / 1.4, so that a box is settled when all before it are."""
+    left = torch.arange(20 * ROUNDS).double()[None] * 0.4
+    boxes = torch.stack((left, torch.zeros_like(left), left + 1, torch.ones_like(left)), -1)
+    kept = suppressed(boxes, torch.zeros_like(left), torch.ones_like(left, dtype=torch.bool), 0.3)
+    assert kept[0].tolist() == [True, False] * (10 * ROUNDS)
+
+
+@pytest.mark.parametrize(("images", "where"), [(1, CUDA), (9, CUDA), (2, MPS)])
+def test_a_gpu_is_waited_for_as_often_however_many_images(images: int, where: torch.device) -> None:
+    boxes, scores = random_boxes(images, 60), torch.rand(images, 60, 4, generator=torch.Generator().manual_seed(1))
+    expected = select(boxes, scores, [WHOLE] * images, 0.4, 20, 0.5)
+    with StandIn(where) as device:
+        there = boxes.to(where), scores.to(where)
+        device.copies.clear()
+        found = select(*there, [WHOLE] * images, 0.4, 20, 0.5)
+        assert (device.waits, device.copies) == (["equal", "tolist"], [])
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one.boxes.cpu(), other.boxes)
+            assert torch.equal(one.scores.cpu(), other.scores)
+            assert torch.equal(one.labels.cpu(), other.labels)
 
 
 def test_noise_is_selected_from_in_bounded_time() -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from support.devices import StandIn
 from support.networks import unit_variance
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model
@@ -100,6 +101,30 @@ def test_boxes_are_those_of_torchvisions_own_forward(name: str, capsys: pytest.C
         assert torch.equal(mine.scores, mine.scores.sort(descending=True)[0])
         torch.testing.assert_close(mine.scores, theirs["scores"][known], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(mine.boxes, theirs["boxes"][known], rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", QUICKLY)
+@torch.no_grad()
+def test_a_gpu_gives_the_same_boxes_and_is_seldom_waited_for(name: str) -> None:
+    """torchvision's own code waits 21 to 373 times an image."""
+    images = [picture(96, 96, 1), picture(60, 110, 2)]
+    detector = lively(name, images, size=128)
+    pixels, metas = batch(detector, images)
+    outputs = detector.net(pixels)
+    expected = detector.decode(outputs, metas)
+    with StandIn() as device:
+        there = {key: value.to("cuda") for key, value in outputs.items()}
+        device.copies.clear()
+        found = detector.decode(there, metas)
+        assert device.waits == ["__int__", *["equal"] * len(images), "tolist"]
+        assert len(device.copies) <= 2  # torchvision's own, for a batch
+        for one, other in zip(found, expected, strict=True):
+            assert len(one) > 3
+            assert torch.equal(one.labels.cpu(), other.labels)
+            torch.testing.assert_close(one.scores.cpu(), other.scores)
+            torch.testing.assert_close(one.boxes.cpu(), other.boxes)
+        detector.model.score_thresh = 1.0
+        assert [len(one) for one in detector.decode(there, metas)] == [0, 0]
 
 
 def test_images_of_any_shape_make_one_batch() -> None:

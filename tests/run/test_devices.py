@@ -234,11 +234,12 @@ class Squares:
     refused = -1
 
 
-@pytest.mark.parametrize("room", [1 << 40, 0], ids=["processes", "thread"])
+@pytest.mark.parametrize(("piece", "room"), [(2, 1 << 40), (8, 0)], ids=["processes, in pieces", "thread"])
 def test_batches_are_read_alike_for_a_cpu_and_a_gpu(
-    room: int, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    piece: int, room: int, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     squares, ids = Squares(), [[0, 1, 2], [3], [4, 5], [6, 7, 8, 9]]
+    monkeypatch.setattr(batches, "PIECE", piece)
     monkeypatch.setattr(batches.shutil, "disk_usage", lambda path: SimpleNamespace(free=room))
     began = []
     by_processes = batches.DataLoader
@@ -264,6 +265,58 @@ def test_batches_are_read_alike_for_a_cpu_and_a_gpu(
     squares.refused = 7
     with pytest.raises(InputError, match=r"^image 7 has no size$"):
         load("cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks", "room", "readers"),
+    [
+        (16, 1, 1 << 40, 15),
+        (64, 1, 1 << 40, 16),
+        (16, 4, 1 << 40, 3),
+        (1, 1, 1 << 40, 1),
+        (16, 1, 30720, 5),
+        (16, 1, 1000, 0),
+    ],
+)
+def test_readers_leave_a_core_and_half_of_the_shared_memory(
+    cores: int, ranks: int, room: int, readers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An input of 3 · 8 · 8 floats, two of them a piece, and two pieces of each reader in memory: 3,072 bytes."""
+
+    class Blank(Squares):
+        def preprocess(self, image: Tensor) -> tuple[Tensor, int]:
+            return torch.zeros(3, 8, 8), 0
+
+    monkeypatch.setattr(batches.os, "sched_getaffinity", lambda pid: range(cores), raising=False)
+    monkeypatch.setattr(batches.ranks, "local_count", lambda: ranks)
+    monkeypatch.setattr(batches.shutil, "disk_usage", lambda path: SimpleNamespace(free=room))
+    assert batches._workers(batches.Reader(Blank(), Squares(), [[0, 1]] * 50)) == readers
+
+
+def test_the_next_batch_is_copied_while_one_is_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU waits for the copying that has been asked for by then, which is that of the batch handed over."""
+    log: list[str] = []
+
+    class Copied:
+        def __init__(self, name: str):
+            self.name = name
+            log.append(f"copy {name}")
+
+        def record_stream(self, stream: SimpleNamespace) -> None:
+            log.append(f"{self.name} is used by {stream.name}")
+
+    computing = SimpleNamespace(name="computing", wait_stream=lambda stream: log.append(f"wait for {stream}"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: "copying")
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: computing)
+    monkeypatch.setattr(batches, "_joined", lambda pieces, device: (Copied(pieces[0]), []))
+    for inputs, _ in batches._uploaded(iter([["a"], ["b"]]), CUDA):
+        log.append(f"simulate {inputs.name}")
+    assert log == [
+        *("copy a", "wait for copying", "a is used by computing", "copy b", "simulate a"),
+        *("wait for copying", "b is used by computing", "simulate b"),
+    ]
 
 
 def test_a_batch_is_free_where_none_is_given_and_on_a_gpu_alone(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,8 @@
 """A stand-in for a GPU: tensors of the CPU that say they lie on ``cuda:0``, or ``mps:0``, and refuse to meet others.
 
 Inside ``StandIn()`` everything that is made on, or moved to, such a device is such a tensor. Triton's kernels run in
-its interpreter. Only where a device is missing or mixed up shows, and on Apple's float64, which it has not; the numbers
-are the CPU's.
+its interpreter. Only where a device is missing or mixed up shows, how often it is waited for, and on Apple's float64,
+which it has not; the numbers are the CPU's.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,11 +36,14 @@ class There(torch.Tensor):
 class StandIn(TorchFunctionMode):
     """Within it, ``device`` works, and mixing devices raises RuntimeError as PyTorch does.
 
-    waits: what a CPU would have had to wait for a GPU for, so far, by the names of the operations.
+    waits: what a CPU would have had to wait for a GPU for, so far, by the names of the operations: values that come
+    from it, and sizes that depend on its values. copies: what it would have waited for on the way there, out of memory
+    that is not pinned, unless asked not to block.
     """
 
-    WAITING = frozenset("item tolist cpu equal nonzero __bool__ __int__ __float__".split())
-
+    WAITING = frozenset(
+        "item tolist cpu equal nonzero masked_select unique is_nonzero nms __bool__ __int__ __float__ __index__".split()
+    )
     FREE = frozenset(  # of a CPU tensor and one there
         "copy_ to set_ __get__ __set__ is_pinned _has_compatible_shallow_copy_type".split()
     )
@@ -49,6 +52,7 @@ class StandIn(TorchFunctionMode):
         super().__init__()
         self.device = device
         self.waits: list[str] = []
+        self.copies: list[str] = []
 
     def __enter__(self) -> "StandIn":
         torch.__future__.set_overwrite_module_params_on_conversion(True)
@@ -63,10 +67,9 @@ class StandIn(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
+        self._note_wait(name, args, kwargs)
         tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         there = any(isinstance(x, There) for x in tensors)
-        if there and name in self.WAITING:
-            self.waits.append(name)
         if name in ("numpy", "__array__") and there:
             raise TypeError("can't convert a tensor of the stand-in to numpy")
         indices = name in ("__getitem__", "__setitem__", "index_put", "index_put_")
@@ -96,6 +99,18 @@ class StandIn(TorchFunctionMode):
         ):
             raise TypeError(f"{name}: the MPS framework doesn't support float64")
         return pytree.tree_map(lambda x: x.as_subclass(There) if isinstance(x, Tensor) else x, result)
+
+    def _note_wait(self, name: str, args: tuple, kwargs: dict) -> None:
+        first = bool(args) and isinstance(args[0], There)
+        indices = pytree.tree_leaves(args[1:2]) if name in ("__getitem__", "__setitem__") else []
+        by_values = any(isinstance(x, Tensor) and x.dtype == torch.bool for x in indices)
+        if first and (name in self.WAITING or by_values or (name == "where" and len(args) == 1)):
+            self.waits.append(name)
+        elif name in ("to", "tensor", "as_tensor", "new_tensor") and not kwargs.get("non_blocking"):
+            here = self.device if first and name == "to" else CPU
+            wanted = self._asked(name, list(args), dict(kwargs))[2] or (self.device if first else CPU)
+            if self.device in (here, wanted) and here != wanted:
+                (self.copies if here == CPU else self.waits).append(name)
 
     def _asked(self, name: str, args: list, kwargs: dict) -> tuple[list, dict, torch.device | None]:
         """The arguments for the CPU, and the device that they name."""

@@ -24,7 +24,9 @@ from msat_det.base.errors import InputError
 from msat_det.data.base import class_names
 from msat_det.models.class_names import COCO_COLUMNS, NO_CLASS, read_names
 from msat_det.models.detector import Detections
+from msat_det.models.importers.torchvision_boxes import best_boxes
 from msat_det.models.state_dict import load_tensors, without_prefix
+from msat_det.models.suppression import packed
 from msat_det.models.weights import download, published, read_tensors
 
 SINGLE_STAGE = (
@@ -38,7 +40,8 @@ TWO_STAGE = sorted({*list_models(module=zoo)} - {*SINGLE_STAGE})
 SIZE = 640  # side of RetinaNet's and FCOS's input; torchvision's own varies with the image, up to 1333 pixels
 BACKGROUND = "__background__"
 
-Meta = tuple[tuple[int, int], tuple[int, int]]
+Size = tuple[int, int]  # height, width
+Meta = tuple[Size, Size]
 
 
 class Dense(nn.Module):
@@ -89,6 +92,8 @@ class TorchvisionDetector:
         maps = [torch.zeros(()).expand(1, 1, *shape) for shape in self.levels]
         blank = torch.zeros(()).expand(1, 3, *self.size)
         (self.anchors,) = model.anchor_generator(ImageList(blank, [self.size]), maps)
+        per_cell = model.anchor_generator.num_anchors_per_location()
+        self.counts = [h * w * number for (h, w), number in zip(self.levels, per_cell, strict=True)]
 
     def preprocess(self, image: Tensor) -> tuple[Tensor, Meta]:
         """uint8 RGB (3, H, W) → (3, *size) float; the resized (h, w) and the original (H, W)."""
@@ -100,19 +105,32 @@ class TorchvisionDetector:
     def decode(self, outputs: dict[str, Tensor], metas: list[Meta]) -> list[Detections]:
         """The head's outputs for a batch → boxes in original pixels, best first."""
         resized, originals = map(list, zip(*metas, strict=True))
-        anchors = self.anchors.to(outputs["cls_logits"].device)
-        if isinstance(self.model, SSD):
-            found = self.model.postprocess_detections(outputs, [anchors] * len(metas), resized)
-        else:
-            per_cell = self.model.anchor_generator.num_anchors_per_location()
-            counts = [h * w * number for (h, w), number in zip(self.levels, per_cell, strict=True)]
-            levels = {name: list(value.split(counts, 1)) for name, value in outputs.items()}
-            found = self.model.postprocess_detections(levels, [list(anchors.split(counts))] * len(metas), resized)
+        if outputs["cls_logits"].device.type != "cpu":
+            return self._at_once(outputs, resized, originals)
+        found = self._one_by_one(outputs, resized)
         return [self._named(one) for one in self.transform.postprocess(found, resized, originals)]
+
+    def _at_once(self, outputs: dict[str, Tensor], resized: list[Size], originals: list[Size]) -> list[Detections]:
+        """As torchvision's code and ``_named`` give them, for the whole batch."""
+        device = outputs["cls_logits"].device
+        anchors, index = (values.to(device, non_blocking=True) for values in (self.anchors, self.index))
+        boxes, scores, labels, kept = best_boxes(self.model, outputs, anchors, self.counts, resized)
+        height, width = (torch.tensor(originals) / torch.tensor(resized)).to(device, non_blocking=True).unbind(1)
+        boxes, labels = boxes * torch.stack((width, height) * 2, 1)[:, None], index[labels]
+        kept &= (labels >= 0) & (boxes[..., 2:] > boxes[..., :2]).all(-1)
+        return packed(boxes, scores, labels, kept, kept.shape[1])
+
+    def _one_by_one(self, outputs: dict[str, Tensor], resized: list[Size]) -> list[dict[str, Tensor]]:
+        """The boxes by torchvision's own code."""
+        if isinstance(self.model, SSD):
+            return self.model.postprocess_detections(outputs, [self.anchors] * len(resized), resized)
+        levels = {name: list(value.split(self.counts, 1)) for name, value in outputs.items()}
+        anchors = list(self.anchors.split(self.counts))
+        return self.model.postprocess_detections(levels, [anchors] * len(resized), resized)
 
     def _named(self, found: dict[str, Tensor]) -> Detections:
         """Without boxes of no class, and those in the padding, of which clipping to the image has left a line."""
-        boxes, labels = found["boxes"], self.index.to(found["labels"].device)[found["labels"]]
+        boxes, labels = found["boxes"], self.index[found["labels"]]
         good = (labels >= 0) & (boxes[:, 2:] > boxes[:, :2]).all(1)
         return Detections(boxes[good], found["scores"][good], labels[good])
 
