@@ -26,7 +26,7 @@ from msat_det.base.files import (
 from msat_det.data.base import Dataset, Target, class_names, make_target
 from msat_det.data.images import ALL_SUFFIXES, image_names, read_upright, upright_size
 
-SPLITS = ("val", "test", "train")  # in the order in which one is taken where none is named
+SPLITS = ("val", "test", "train")  # where none is named the first one that is there, but never what was trained on
 SLACK = 0.01  # beyond the image that a coordinate may lie, as where they train
 
 
@@ -48,7 +48,7 @@ class YoloDetection(Dataset):
         file = data_file(Path(root), annotations)
         root = Path(root) if is_folder(Path(root)) else file.parent
         content = read_data(file)
-        split = split or next((key for key in SPLITS if content.get(key)), SPLITS[0])
+        split = split or next((key for key in SPLITS[:2] if content.get(key)), SPLITS[0])
         names = listed_images(file, content, split, root)
         columns = pose_columns(file, content)
         sizes = {name: upright_size(inside(root, name)) for name in names}
@@ -124,7 +124,7 @@ def listed_images(file: Path, content: dict[str, Any], split: str, root: Path) -
     entries = content.get(split)
     if not entries:
         there = ", ".join(key for key in SPLITS if content.get(key)) or "none"
-        raise InputError(f"{file} has no {split}: it has {there}; name one with --data.split")
+        raise InputError(f"{file} has no {split}: it has {there}; name one by the key split")
     base = base_folder(file, content, root)
     names: list[str] = []
     for entry in entries if isinstance(entries, list) else [entries]:

@@ -141,6 +141,16 @@ def test_the_root_is_the_file_or_a_folder_with_it(yolo_root: Path, tmp_path: Pat
         build_dataset("yolo", tmp_path / "nowhere.yaml")
 
 
+def test_what_was_trained_on_is_evaluated_only_where_it_is_named(yolo_root: Path) -> None:
+    text = (yolo_root / "data.yaml").read_text()
+    (yolo_root / "data.yaml").write_text(text.replace("train: images/train\nval:", "train:"))
+    with pytest.raises(InputError, match=r"data\.yaml has no val: it has train; name one by the key split"):
+        YoloDetection(yolo_root)
+    assert len(YoloDetection(yolo_root, "train")) == 4
+    (yolo_root / "data.yaml").write_text(text.replace("val:", "test:"))
+    assert len(YoloDetection(yolo_root)) == 4
+
+
 def test_validation_is_val(yolo_root: Path) -> None:
     write_image(yolo_root / "images/train/a.jpg")
     dataset = changed(yolo_root, "val: images/val", "validation: images/val")
