@@ -3,7 +3,7 @@
 import contextlib
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -18,6 +18,7 @@ from msat_det.base import device
 from msat_det.base.errors import InputError
 from msat_det.data.images import CorruptImage
 from msat_det.graph.graph import elements
+from msat_det.measure.ledger import ledger
 from msat_det.methods.observe import observe
 from msat_det.models.detector import Detections
 from msat_det.report.directory import RunDirectory
@@ -113,6 +114,23 @@ def test_the_stand_in_tells_what_is_mixed(stand_in: None) -> None:
     assert there.to("cpu").device.type == "cpu"
     with pytest.raises(RuntimeError, match="several devices"):
         there + torch.ones(2)
+
+
+@pytest.mark.parametrize("where", [CUDA, MPS], ids=["cuda", "mps"])
+@pytest.mark.parametrize("method", ["msat", "reset to zero", "delta", "delta, msat"])
+def test_a_ledger_on_a_device(method: str, where: torch.device) -> None:
+    """What looks into the neurons while they run finds the CPU's numbers."""
+    name, options = METHODS[method]
+
+    def entries(device: torch.device) -> list[list[float]]:
+        batch = images().to(device)
+        snn = msat_det.convert(observe(network().to(device), [batch]), method=name, T=3, **options)
+        return [list(asdict(entry).values())[1:] for entry in ledger(snn, [batch], 3, [1, 3]).entries]
+
+    expected = entries(torch.device("cpu"))
+    with standing_in(where):
+        for found, row in zip(entries(where), expected, strict=True):
+            assert found == pytest.approx(row, rel=1e-4, abs=1e-5, nan_ok=True)
 
 
 def resting() -> tuple[SpikingNetwork, Tensor]:

@@ -53,7 +53,7 @@ class Corrections:
             self._latest = torch.zeros(1, dtype=torch.int32, device=like.device)
             return
         self.state = State(**{name: torch.zeros_like(like) for name in n.keeps if name != "o"})
-        if isinstance(n.initial, Tensor) or n.initial:  # an output sum of 0 is not read
+        if isinstance(n.initial, Tensor) or n.initial or n.adaptive:  # else 0, and not read by the first step
             self.state.o = resting_output(n, like).expand_as(like).clone(memory_format=self._format)
 
     @property
