@@ -162,20 +162,21 @@ def test_delta_coding_waits_once_a_timestep_and_rests(triton: bool, monkeypatch:
     assert steps == [0, 0, 1, 1]
 
 
-def test_a_whole_run_on_a_device(tmp_path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("where", [CUDA, MPS], ids=["cuda", "mps"])
+def test_a_whole_run_on_a_device(where: torch.device, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Boxes, costs, ledger and exit rule of a run on the stand-in are those of the CPU."""
     # two images, and no kernels, which the interpreter would take minutes for
     monkeypatch.setattr(kernels, "on_gpu", lambda: None)
     text = "--data.limit 2 --batch 2 --sim.record 1,2 --methods signed --ledger.images 1 --exit.methods signed"
     words = [*text.split(), "--exit.images", "2"]
     rows = run_quietly(tiny(tmp_path / "cpu", *words, "--device", "cpu"))
-    request.getfixturevalue("stand_in")
-    monkeypatch.setattr(prepare, "find_device", lambda name: CUDA)
-    there = run_quietly(tiny(tmp_path / "cuda", *words, "--device", "cuda"))
+    monkeypatch.setattr(prepare, "find_device", lambda name: CUDA if where is CUDA else torch.device("mps"))
+    with standing_in(where):
+        there = run_quietly(tiny(tmp_path / "there", *words, "--device", where.type))
     for row, also in zip(rows[1:], there[1:], strict=True):
         assert also.accuracies == pytest.approx(row.accuracies, abs=0.2)
         assert also.spikes_per_neuron == pytest.approx(row.spikes_per_neuron, rel=1e-3)
-    assert contents(tmp_path / "cuda").keys() == contents(tmp_path / "cpu").keys()
+    assert contents(tmp_path / "there").keys() == contents(tmp_path / "cpu").keys()
 
 
 @pytest.mark.parametrize(
