@@ -135,7 +135,7 @@ def listing(names: Iterable[str]) -> str:
 def _in_words(kind: Any) -> str:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
-        return f"one of {listing(arguments)}"
+        return f"one of {listing(arguments)}" if arguments[1:] else str(arguments[0])
     if origin is dict:
         return "one for each T as in {4: 3.1, 8: 4.8}"
     if origin in (Sequence, tuple, list):

@@ -77,10 +77,11 @@ class Patient:
         if cause == INHERITED and first:
             return Finding(entry.site, about, f"look at {first} first", self.t, entry.effect)
         tries = sorted(mends_for(cause, self.options, self.t), key=self._error_with)
+        tries = [change for change in tries if self._error_with(change) < math.inf]
         helping = [change for change in tries if self._error_with(change) < ENOUGH * before]
         if not helping:
             tried = "; ".join(map(self._words, tries))
-            mend = f"no single option (tried: {tried})" + (f"; look at {first} first" if first else "")
+            mend = f"no single option (tried: {tried or 'none'})" + (f"; look at {first} first" if first else "")
             return Finding(entry.site, about, mend, self.t, entry.effect)
         first, *others = [f"{self._words(c)}: error {before:.3g} → {self._error_with(c):.3g}" for c in helping[:2]]
         mend = f"Try {first}" + "".join(f"; or {other}" for other in others)
@@ -137,7 +138,7 @@ def mends_for(cause: str, options: Options, t: int) -> list[dict[str, Any]]:
     """Changes of options, or of t, that may help against a cause."""
     if options.coding == "delta":
         return _delta_mends(cause, options, t)
-    more: dict[str, Any] = {"gamma": 2 * options.gamma + 1}  # 1 → 3 → 7 → 15
+    more, finer = _more_and_finer(options)
     signed: list[dict[str, Any]] = [] if options.signed else [{"signed": True}]
     if cause == CLIPPED:
         higher = [{"percentile": p} for p in (99.9, 99.99, 100.0) if p > options.percentile]
@@ -146,18 +147,25 @@ def mends_for(cause: str, options: Options, t: int) -> list[dict[str, Any]]:
         return signed or [{"factor": 1.5 * options.factor}, more, {"t": 2 * t}]
     channels = [{"scale": "channel"}] if options.scale == "layer" else []
     normal = [{"variant": "normalised"}] if getattr(options, "variant", "normalised") != "normalised" else []
-    half = [{"initial": "half"}] if options.initial == "zero" and not options.varying else []
+    half = [{"initial": "half"}] if options.initial == "zero" and options.rounds == "fixed" else []
     track = [{"rounding": "track"}] if options.varying and options.rounding == "fixed" else []
-    finer = {"factor": options.factor / 2, "gamma": 4 * options.gamma + 3}
     return [*signed, *normal, *channels, *half, *track, more, finer, {"t": 2 * t}]
 
 
 def _delta_mends(cause: str, options: Options, t: int) -> list[dict[str, Any]]:
     """The same where only corrections are sent: what lies out of reach or is wrong now is mended in later timesteps."""
-    binary = options.levels == "binary"
-    finer = {"bits": options.bits + 1} if binary else {"factor": options.factor / 2, "gamma": 2 * options.gamma + 1}
-    more = {"terms": max(options.terms) + 1} if binary else {"gamma": 2 * options.gamma + 1}
+    more, finer = _more_and_finer(options)
     channels = [{"scale": "channel"}] if options.scale == "layer" else []
     zone = [{"zone": 0.5}] if max(options.zone) > 0.5 else []
     higher = [{"percentile": p} for p in (99.9, 99.99, 100.0) if p > options.percentile]
     return [*(higher if cause == CLIPPED else channels), *zone, more, finer, {"t": 2 * t}]
+
+
+def _more_and_finer(options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
+    """More of what one timestep can send, and that in finer steps."""
+    if options.levels == "binary":
+        bits = options.bits or Options.bits  # msat-fit may leave them open
+        return {"terms": max(options.terms) + 1}, {"bits": bits + 1}
+    longer = 2 * options.gamma + 1  # 1 → 3 → 7 → 15
+    burst = longer if options.coding == "delta" else 2 * longer + 1
+    return {"gamma": longer}, {"factor": options.factor / 2, "gamma": burst}

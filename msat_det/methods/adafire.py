@@ -40,6 +40,7 @@ class AdaFire(Calibration):
         super().__post_init__()
         require(bool(self.bursts) and min(self.bursts) >= 2, "bursts", self.bursts, "whole numbers of at least 2")
         check_by_t("budget", self.budget)
+        self.refuse("bursts says what is tried", "gamma")
 
 
 @method("adafire", AdaFire, needs_t=True, codings=RATE, source="AAAI 2025")

@@ -5,7 +5,7 @@ from typing import Literal
 
 from msat_det.graph.facts import facts
 from msat_det.methods.observe import Observation
-from msat_det.methods.options import Options, require
+from msat_det.methods.options import STATISTIC, Options, require
 from msat_det.methods.registry import Neurons, method, neuron, neurons, threshold
 from msat_det.methods.thresholds import balanced, least_error, mean
 from msat_det.methods.unseen import with_unseen
@@ -43,6 +43,7 @@ class Int8(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.levels == "unary", "levels", self.levels, "unary: a value is one number of eight bits")
+        self.refuse("a value is one number of eight bits", "gamma", "zone")
 
 
 @method(
@@ -66,9 +67,12 @@ def int8(options: Int8, observation: Observation, T: int) -> Neurons:
     return found
 
 
+LEAST_ERROR = "each channel's θ is the one with the least error"
+
+
 @dataclass(frozen=True)
 class Dcgs(Options):
-    """bits: N of λ_1 … λ_N, each half of the one before. scale and percentile have no effect on θ."""
+    """bits: N of λ_1 … λ_N, each half of the one before; levels ``unary`` is N = 1."""
 
     scale: Literal["layer", "channel"] = "channel"
     coding: Literal["rate", "delta"] = "delta"
@@ -76,6 +80,10 @@ class Dcgs(Options):
     bits: int = 8
     terms: tuple[int, ...] = (1,)
     zone: tuple[float, ...] = (0.75,)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse(LEAST_ERROR, *STATISTIC)
 
     @property
     def steps(self) -> int | None:
@@ -88,26 +96,30 @@ def dcgs(options: Dcgs, observation: Observation, T: int) -> Neurons:
 
     Huang et al., "Differential coding for training-free ANN-to-SNN conversion", 2025: m ← m + I + r_in − r_out, of
     λ_k = θ/2^(k−1), k = 1 … N, the largest with m ≥ .75·λ_k. A weight of 1/n on the n-th output is a stage of 1/n on θ.
-    θ has the least error of T·2^N levels, here by the observed distribution. What is taken back may exceed what was
-    sent by a third, where the paper's neuron stops: the next timestep corrects it. An error of ``OVERFLOW`` times all
-    levels, which only a value far beyond calibration makes, is sent at once.
+    θ has the least error of T·2^N levels, here by the observed distribution, and for the last T at every t. What is
+    taken back may exceed what was sent by a third, where the paper's neuron stops: the next timestep corrects it. An
+    error of ``OVERFLOW`` times all levels, which only a value far beyond calibration makes, is sent at once.
     """
-    found = {}
+    found, levels = {}, 2**options.bits if options.levels == "binary" else 2 * options.gamma
     for node in observation.graph.sites:
-        theta = options.factor * least_error(observation.sites[node.name], T * 2**options.bits)
+        theta = options.factor * least_error(observation.sites[node.name], T * levels)
         found[node.name] = neuron(options, node, with_unseen(theta, observation, node, share=1.0))
     return found
 
 
 @dataclass(frozen=True)
 class Hmt(Options):
-    """bits: N of the 2^N − 1 thresholds. scale and percentile have no effect on θ."""
+    """bits: N of the 2^N − 1 thresholds."""
 
     scale: Literal["layer", "channel"] = "channel"
-    levels: Literal["unary", "binary"] = "binary"
+    levels: Literal["binary"] = "binary"
     initial: Literal["zero", "half"] = "half"
     bits: int = 8
     terms: tuple[int, ...] = (8,)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse(LEAST_ERROR, *STATISTIC)
 
 
 @method("h-mt", Hmt, needs_t=True, codings=("rate",), source="AAAI 2026")
@@ -137,6 +149,7 @@ class Ltb(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.updates >= 1, "updates", self.updates, "a whole number above 0")
+        self.refuse("θ is balanced channel by channel", *STATISTIC)
 
 
 @method("ltb", Ltb, needs_t=True, codings=("rate",), source="CVPR 2025")
@@ -144,17 +157,17 @@ def ltb(options: Ltb, observation: Observation, T: int) -> Neurons:
     """Local threshold balancing: IF with v(−1) = θ/2, θ from 0 by θ ← θ + 2·E[(z − θ)·[z > θ]], and a late readout.
 
     "Inference-scale complexity in ANN-SNN conversion for high-performance and low-power applications", 2025. Outputs
-    are averaged from t₀ on, the time that spikes take to the last layer: the sum over layers of half a θ over the mean
-    activation of its most active channel, at most T − 4.
+    are averaged from t₀ on, the time that spikes take to the last layer: the sum over layers of θ − v(−1) over the
+    mean activation of its most active channel, at most T − 4.
     """
     found, latency = {}, 0.0
     for node in observation.graph.sites:
         site = observation.sites[node.name]
         theta = options.factor * balanced(site, options.updates)
         activity = mean(site)
+        made = found[node.name] = neuron(options, node, with_unseen(theta, observation, node))
         if activity.any():  # of a layer that calibration has left silent no time is known
-            first = activity.argmax()
-            latency += 0.5 * (theta.flatten()[first] / activity.flatten()[first]).item()
-        found[node.name] = neuron(options, node, with_unseen(theta, observation, node))
+            first, start = activity.argmax(), made.offset or options.start
+            latency += (1 - start) * (theta.flatten()[first] / activity.flatten()[first]).item()
     late = max(0, min(int(latency), T - 4)) if options.late else 0
     return {name: replace(made, late=late) for name, made in found.items()}

@@ -36,10 +36,16 @@ def p_norm(options: PNorm, observation: Observation, T: int) -> Neurons:
 
 @dataclass(frozen=True)
 class ChannelNorm(Options):
-    """imbalanced: leaky ReLU by the signed neuron with imbalanced threshold; off: by a tracking neuron."""
+    """imbalanced: leaky ReLU by the signed neuron with imbalanced threshold; off, and under delta coding: by one that
+    tracks."""
 
     scale: Literal["layer", "channel"] = "channel"
     imbalanced: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.coding == "delta":
+            self.refuse("it is for coding rate", "imbalanced")
 
 
 @method("channel-norm", ChannelNorm, source="Kim et al. 2020 (Spiking-YOLO)")
@@ -93,8 +99,15 @@ def opt(options: Opt, observation: Observation, T: int) -> Neurons:
     return {name: n if n.offset or n.initial else replace(n, bias=n.theta / (2 * T)) for name, n in found.items()}
 
 
-@method("tsc", Options, needs_t=True, codings=RATE, source="Han & Roy 2020")
-def tsc(options: Options, observation: Observation, T: int) -> Neurons:
+@dataclass(frozen=True)
+class Tsc(Options):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse("a value of tsc takes a window of timesteps", "signed", "gamma", "levels", "stages", "drop")
+
+
+@method("tsc", Tsc, needs_t=True, codings=RATE, source="Han & Roy 2020")
+def tsc(options: Tsc, observation: Observation, T: int) -> Neurons:
     """Temporal switch coding: a value in a window of T timesteps is the distance from an opening to a closing spike.
 
     Han & Roy, "Deep spiking neural network: energy efficiency through time based coding", 2020. A layer opens its
@@ -137,6 +150,12 @@ class MsatOptions(Options):
             check_number(f"option {key}", getattr(self, key), 0, above=True)
         for key in ("k_a", *(key for key in ("alpha", "tau_mp", "tau_rd", "rest") if getattr(self, key) is not None)):
             check_number(f"option {key}", getattr(self, key))
+        if not self.dtt:
+            self.refuse("it is for dtt true", "alpha", "k_a", "k_i", "tau_mp", "rest")
+        if not self.det:
+            self.refuse("it is for det true", "C", "tau_rd", "drive")
+        if not self.dtt and not self.det:
+            self.refuse("it is for dtt or det true", "units")
 
     @property
     def varying(self) -> bool:

@@ -1,7 +1,7 @@
 """Methods whose neurons are searched for on calibration images; the searches are ``search`` and ``delta_search``."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -13,7 +13,7 @@ from msat_det.methods.budget import BudgetOf, ByT, Unit, at, check_by_t
 from msat_det.methods.delta_search import Wanted, fit_delta
 from msat_det.methods.layerwise import LayerByLayer
 from msat_det.methods.observe import Observation
-from msat_det.methods.options import Coding, Options, require
+from msat_det.methods.options import Coding, require
 from msat_det.methods.registry import RATE, Neurons, method, neuron, threshold
 from msat_det.methods.search import FADING, Goal, anytime_candidates, fit, stage_candidates
 from msat_det.spiking.formats.plan import load_plan
@@ -28,7 +28,8 @@ class Fitted(LayerByLayer):
     table 45nm; None: the price decides. price: what one unit of that is worth in relative squared error of the outputs;
     a budget's search starts there. Both: one number, or one for each T and those above it, {4: 3.1, 8: 4.8}.
     correct: remove each channel's mean error by a bias, or by one for each timestep. plan: a file that an earlier fit
-    has left in its run directory (plans/LABEL-tT.safetensors), whose neurons are used as they are.
+    has left in its run directory (plans/LABEL-tT.safetensors), whose neurons are used as they are, whatever the options
+    that say how to fit.
     """
 
     images: int = 16
@@ -47,6 +48,8 @@ class Fitted(LayerByLayer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        alike = self.stages is None or self.varying or set(self.stages) == {1.0}
+        require(alike, "stages", self.stages, "factors that differ, or 1: the height of θ is what is fitted")
         check_by_t("price", self.price)
         check_by_t("budget", self.budget)
 
@@ -58,36 +61,45 @@ def constant_fit(options: Fitted, observation: Observation, T: int) -> Neurons:
     return _fit_rate(options, observation, [T], [(1.0,)])
 
 
-RATE_ALONE = ("dtt", "det", "stages", "signed", "margin", "initial", "rounding", "confidence")
+RATE_ALONE = ("dtt", "det", "stages", "terms", "signed", "margin", "initial", "rounding", "confidence")
 
 
 @dataclass(frozen=True)
 class MsatFit(Fitted):
-    """dtt, det: also try eqs. 16 and 17, per call site. coding, levels: if not set both are searched, unless an option
-    is given that only one coding has."""
+    """dtt, det: also try eqs. 16 and 17, per call site. coding: if not set both are searched, unless an option is given
+    that only rate coding has. bits: if not set 4 under rate coding, 8 under delta coding."""
 
     coding: Coding | None = None  # type: ignore[assignment]  # values of its own
-    levels: Literal["unary", "binary"] | None = None  # type: ignore[assignment]  # values of its own
+    levels: Literal["unary", "binary"] = "binary"
+    bits: int | None = None  # type: ignore[assignment]  # values of its own
     dtt: bool = False
     det: bool = False
 
     def __post_init__(self) -> None:
+        self.refuse("under coding delta it is what is fitted", "zone")
         super().__post_init__()
         if self.coding == "delta":
-            for name in self._rate_alone:
-                require(False, name, getattr(self, name), "it no value: it is for coding rate")
-
-    @property
-    def _rate_alone(self) -> list[str]:
-        """Options that are given and mean nothing under delta coding."""
-        plain = type(self).__dataclass_fields__
-        given = [name for name in RATE_ALONE if getattr(self, name) != plain[name].default]
-        return given + ["correct"] * (self.correct == "bias-t")
+            self.refuse("it is for coding rate", *RATE_ALONE)
 
     @property
     def codings(self) -> list[Coding]:
         """Those that are searched over."""
-        return [self.coding] if self.coding else ["rate"] if self._rate_alone else ["rate", "delta"]
+        if self.coding:
+            return [self.coding]
+        return ["rate"] if self.correct == "bias-t" or any(map(self.given, RATE_ALONE)) else ["rate", "delta"]
+
+    @property
+    def as_rate(self) -> "MsatFit":
+        """The options of the fit under rate coding."""
+        return replace(self, coding="rate", bits=self.bits or Fitted.bits if self.levels == "binary" else None)
+
+    @property
+    def as_delta(self) -> "DeltaFit":
+        """The options of the fit under delta coding: what both fits can be told."""
+        own = {"levels", "bits", "price", "budget", "budget_of", "plan", "images", "scale", "percentile", "values"}
+        own |= {"factor", "gamma", "analog", "spiking_linear", "weights"}
+        shared = {name: getattr(self, name) for name in own if getattr(self, name) is not None}
+        return DeltaFit(**shared, correct="none" if self.correct == "none" else "bias")
 
 
 @method("msat-fit", MsatFit, needs_t=True)
@@ -96,8 +108,7 @@ def msat_fit(options: MsatFit, observation: Observation, T: int) -> Neurons:
     site, by eq. 14 under a budget of spikes. Ours; see ``methods.search``.
 
     If the coding is not set, ``delta-fit`` is made for T too, and the one is taken whose outputs are closer to the
-    float network's on the calibration images. If levels are not set they are binary: they send what bursts send with no
-    more spikes.
+    float network's on the calibration images. Levels are binary: they send what bursts send with no more spikes.
     """
     return _nearest(options, observation, [T], stage_candidates(T))
 
@@ -121,13 +132,12 @@ def _nearest(
     or without a budget the least error and price."""
     if options.plan:
         return load_plan(options.plan).neurons(observation.graph)
-    options = replace(options, levels=options.levels or "binary")
     found = []
     for coding in options.codings:
         if coding == "rate":
-            found.append(_fit_rate(replace(options, coding=coding), observation, times, stages))
+            found.append(_fit_rate(options.as_rate, observation, times, stages))
         else:
-            found.append(_fit_corrections(_as_delta(options), observation, times))
+            found.append(_fit_corrections(options.as_delta, observation, times))
     return found[0] if len(found) == 1 else min(found, key=lambda each: _cost(options, observation, times, each))
 
 
@@ -188,9 +198,7 @@ class DeltaFit(LayerByLayer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("stages", "terms", "zone"):
-            value = getattr(self, name)
-            require(value == getattr(Options, name), name, value, "it no value: it is what is fitted")
+        self.refuse("it is what is fitted", "stages", "terms", "zone")
         check_by_t("price", self.price)
         check_by_t("budget", self.budget)
 
@@ -252,11 +260,3 @@ def _fit_corrections(options: DeltaFit, observation: Observation, times: Sequenc
 
     found = fit_delta(observation, wanted, make)
     return {name: _never_done(made) for name, made in found.items()} if len(times) > 1 else found
-
-
-def _as_delta(options: MsatFit) -> DeltaFit:
-    """The fit of corrections with what both fits can be told."""
-    own = {"levels", "price", "budget", "budget_of", "plan", "images", "scale", "percentile", "values"}
-    own |= {"factor", "gamma", "analog", "spiking_linear", "weights"}
-    shared = {item.name: getattr(options, item.name) for item in fields(DeltaFit) if item.name in own}
-    return DeltaFit(**shared, correct="none" if options.correct == "none" else "bias")

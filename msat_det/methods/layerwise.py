@@ -12,7 +12,7 @@ from msat_det.base.errors import InputError
 from msat_det.graph.channels import mean_by_channel, rows_by_channel
 from msat_det.graph.facts import facts
 from msat_det.methods.observe import Observation
-from msat_det.methods.options import Options, require
+from msat_det.methods.options import STATISTIC, Options, require
 from msat_det.methods.registry import RATE, Neurons, method, neuron, neurons, threshold
 from msat_det.methods.sequential import activations, layer_by_layer, run_alone
 from msat_det.spiking.kernels import Scan
@@ -32,7 +32,8 @@ class LayerByLayer(Options):
 
 @dataclass(frozen=True)
 class SpikeNorm(LayerByLayer):
-    """window: timesteps over which the largest weighted input sum is taken."""
+    """window: timesteps over which the largest weighted input sum is taken. scale, percentile, values: for activations
+    other than ReLU and ReLU6."""
 
     window: int = 32
 
@@ -68,6 +69,9 @@ def rmp(options: Rmp, observation: Observation, T: int) -> Neurons:
 
 
 def _by_input_sums(options: SpikeNorm, observation: Observation, reset: str) -> Neurons:
+    if all(facts(node).pointwise.rectified for node in observation.graph.sites):
+        options.refuse("θ of a ReLU is the largest input sum, and the network has no other activation", *STATISTIC)
+
     def decide(node: Node, currents: Tensor) -> Neuron:
         theta = options.factor * currents.amax().clamp(min=0.0)
         if not facts(node).pointwise.rectified or theta == 0:  # nothing came in
@@ -127,6 +131,7 @@ class Ftbc(LayerByLayer):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.passes >= 1, "passes", self.passes, "a whole number above 0")
+        self.refuse("it is what ftbc does", "correct")
 
 
 @method("ftbc", Ftbc, needs_t=True, codings=RATE, source="ECCV 2024")
@@ -174,11 +179,11 @@ def mmse(options: Calibration, observation: Observation, node: Node, goal: Tenso
     rows = rows_by_channel(goal.abs(), facts(node).channel_axis)
     rows = rows if top.dim() else rows.reshape(1, -1)
     best, least = rows.new_zeros(len(rows)), rows.new_full((len(rows),), float("inf"))
-    half = 0.5 if options.initial == "half" else 0.0
+    made = neuron(options, node, torch.ones_like(top))  # in units of θ
     for i in range(1, options.grid + 1):
         theta = (top.reshape(-1) * i / options.grid).clamp(min=1e-12)
-        step = theta[:, None] / T
-        rate = (rows / step + half).floor().clamp(0, T * options.gamma) * step
+        step = theta[:, None] * made.theta.max() / T
+        rate = (rows / step + (made.offset or options.start)).floor().clamp(0, T * made.gamma) * step
         error = (rate - rows).square().mean(1)
         best, least = torch.where(error < least, theta, best), torch.minimum(error, least)
     best = torch.where(rows.any(1), best, top.reshape(-1))  # of what no image activates every threshold is right

@@ -12,18 +12,23 @@ from msat_det.base.reader import Reader, listing
 from msat_det.spiking.levels import MOST_BITS
 
 Coding = Literal["rate", "delta"]
+STATISTIC = ("scale", "percentile", "values")  # the options that say where a threshold starts from
 
 
 @dataclass(frozen=True)
 class Options:
     """What every method accepts.
 
+    An option that another one leaves without effect is refused; one that the network gives nothing to do is not.
+
     scale, percentile, values: the statistic of |activation| on calibration images that a threshold starts from; values
     ``all`` counts zeros and is floored at 5 % of the maximum. factor: on that threshold. signed, margin, gamma,
     rounding, stages: see ``neurons.Neuron``; rounding None is ``track`` where the threshold varies, else ``fixed``;
     stages None a threshold that does not vary, but under delta coding for levels that are never coarser than 1/n of the
     statistic in the n-th timestep, as the mean of n spikes is.
-    initial: potential at the start, 0 or θ/2. confidence: eq. 18 for the call sites that feed a head, a number, none or
+    initial: potential at the start, 0 or θ/2; 0 under rounding ``track``, which for a θ that does not vary gives what
+    θ/2 gives. signed, margin, initial and rounding are for ReLU and ReLU6: neurons of other activations are signed and
+    track in any case. confidence: eq. 18 for the call sites that feed a head, a number, none or
     an estimate from calibration images. drop: what a dropped spike does to its charge. analog: names of call sites that
     stay analog. spiking_linear: neurons also on what layers, norms, gates, sums of two maps and max poolings send to a
     layer with no activation between, and on the operands of attention's products.
@@ -70,22 +75,49 @@ class Options:
 
     def _check_coding(self) -> None:
         """Options that go together, and none that would say nothing."""
-        require(1 <= self.bits <= MOST_BITS, "bits", self.bits, f"a whole number from 1 to {MOST_BITS}")
+        require(
+            self.bits is None or 1 <= self.bits <= MOST_BITS, "bits", self.bits, f"a whole number from 1 to {MOST_BITS}"
+        )
         require(bool(self.terms) and min(self.terms) >= 0, "terms", self.terms, "whole numbers of at least 0")
         require(bool(self.zone) and min(self.zone) >= 0.5, "zone", self.zone, "numbers of at least 0.5")
-        plain = type(self).__dataclass_fields__
         if self.coding == "delta":
             require(self.correct != "bias-t", "correct", self.correct, "another one: it is for coding rate")
-            for name in ("confidence", "initial", "rounding", "margin"):
-                fits = getattr(self, name) == getattr(Options, name) or (name, self.rounding) == ("rounding", "track")
-                require(fits, name, getattr(self, name), "it no value: it is for coding rate")
+            self.refuse("it is for coding rate", "signed", "margin", "confidence", "initial", "rounding")
         else:
-            fits = self.zone in (plain["zone"].default, Options.zone)
-            require(fits, "zone", self.zone, "it no value: it is for coding delta")
-        if self.levels != "binary":
-            for name in ("bits", "terms"):
-                value = getattr(self, name)
-                require(value == plain[name].default, name, value, "it no value: it is for levels binary")
+            self.refuse("it is for coding delta", "zone")
+        if self.levels == "binary":
+            self.refuse("it is for levels unary", "gamma")
+        else:
+            self.refuse("it is for levels binary", "bits", "terms")
+        if not self.signed:
+            self.refuse("it is for signed true", "margin")
+        nearest = self.rounds == "track" or self.initial == "half"
+        require(self.margin >= 0.5 or not nearest, "margin", self.margin, "at least 0.5: it rounds to nearest")
+        if self.confidence == "none":
+            self.refuse("it is for spikes that confidence drops, which is none", "drop")
+        if self.percentile == 100:
+            self.refuse("it is for a percentile below 100, which is the maximum", "values")
+        if self.initial != "zero" and self.rounds == "track":
+            self.refuse("it is for rounding fixed", "initial")
+
+    def refuse(self, why: str, *names: str) -> None:
+        """Raise InputError for those of these options that are given."""
+        for name in names:
+            require(not self.given(name), name, getattr(self, name), f"it no value: {why}")
+
+    def given(self, name: str) -> bool:
+        """Whether an option has another value than the method's own."""
+        return getattr(self, name) != type(self).__dataclass_fields__[name].default
+
+    @property
+    def rounds(self) -> Literal["fixed", "track"]:
+        """The rounding, where it is left open by whether the threshold varies."""
+        return self.rounding or ("track" if self.varying else "fixed")
+
+    @property
+    def start(self) -> float:
+        """V(−1) in units of θ."""
+        return 0.5 if self.initial == "half" else 0.0
 
     @property
     def varying(self) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from support.networks import NETWORKS, BruteForce, build, images, observed
-from support.options import OPTIONS
+from support.options import OPTIONS, REFUSED, REFUSED_THERE
 from support.simulations import Spikes, assert_alike, assert_same, plain_convolutions
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -243,9 +243,9 @@ def test_conversion_is_repeatable_and_leaves_the_observation_alone(method: str, 
 
 
 @every_method
-@pytest.mark.parametrize("options", OPTIONS, ids=["threshold", "signed", "stages", "estimate", "confidence"])
+@pytest.mark.parametrize("options", OPTIONS, ids=["threshold", "signed", "stages", "alone", "estimate", "confidence"])
 def test_every_method_takes_the_common_options(method: str, options: dict) -> None:
-    if coding(method) == "delta" and set(options) & {"initial", "confidence", "rounding", "margin"}:
+    if coding(method) == "delta" and set(options) & {"initial", "confidence", "rounding", "margin", "signed"}:
         with pytest.raises(InputError, match="it is for coding rate"):
             spiking_network(method, options, observed("residual"), T)
         return
@@ -253,6 +253,9 @@ def test_every_method_takes_the_common_options(method: str, options: dict) -> No
         with pytest.raises(InputError, match="it is what is fitted"):
             spiking_network(method, options, observed("residual"), T)
         return
+    without = {*REFUSED.get(method, ()), *REFUSED_THERE.get(method, ())}  # see test_options
+    options = {name: value for name, value in options.items() if name not in without}
+    options |= {"coding": "rate"} if METHODS[method].options().coding is None else {}
     snn = spiking_network(method, options, observed("residual"), T)
     outputs = snn.run(images(), T)[T]
     assert outputs.isfinite().all()
@@ -260,7 +263,7 @@ def test_every_method_takes_the_common_options(method: str, options: dict) -> No
     if "confidence" in options:
         assert 0 < neurons[-1].confidence <= 1
         assert [neuron.confidence for neuron in neurons[:-1]] == [1.0] * (len(neurons) - 1)
-        assert neurons[-1].drop == options["drop"]
+        assert neurons[-1].drop == options.get("drop", "keep")
     elif "stages" in options:
         assert all(tuple(neuron.stages) == (2.0, 1.0, 0.5, 0.25) for neuron in neurons)
         assert coding(method) == "delta" or all(neuron.rounding == "track" for neuron in neurons)

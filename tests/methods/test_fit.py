@@ -324,3 +324,12 @@ def test_a_budget_that_no_price_meets_ends_the_search(monkeypatch: pytest.Monkey
         found = fit(observed("plain"), goal, lambda node, unit: None, budget)
         assert len(tried) == 2
         assert found.price in tried
+
+
+@pytest.mark.parametrize(("given", "rate", "delta"), [({}, 4, 8), ({"bits": 4}, 4, 4), ({"bits": 6}, 6, 6)])
+def test_bits_hold_under_either_coding(given: dict, rate: int, delta: int) -> None:
+    """Asked for, and if not each coding's own."""
+    for coding, bits in (("rate", rate), ("delta", delta)):
+        options = {"coding": coding, "images": 2, **given}
+        made = spiking_network("msat-fit", options, observed("plain"), 2).neurons.values()
+        assert {neuron.bits for neuron in made} == {bits}

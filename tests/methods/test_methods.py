@@ -19,6 +19,7 @@ from msat_det.methods import DEFAULT, METHODS, parse_options
 from msat_det.methods.convert import head_sites, spiking_network
 from msat_det.methods.observe import Observation, observe
 from msat_det.methods.options import Options
+from msat_det.methods.thresholds import least_error
 from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.neurons import Msat, Neuron
 
@@ -233,8 +234,13 @@ MSAT = [
         "track",
     ),
     ({"variant": "normalised", "units": "absolute"}, Msat(), "keep", "track"),
-    ({"units": "normalised", "drop": "keep"}, Msat(normalised=True), "keep", "fixed"),
-    ({"variant": "normalised", "rounding": "fixed", "drop": "lossy"}, Msat(normalised=True), "lossy", "fixed"),
+    ({"units": "normalised", "drop": "keep", "confidence": 0.5}, Msat(normalised=True), "keep", "fixed"),
+    (
+        {"variant": "normalised", "rounding": "fixed", "drop": "lossy", "confidence": 0.5},
+        Msat(normalised=True),
+        "lossy",
+        "fixed",
+    ),
     ({"dtt": "off"}, Msat(dtt=False), "lossy", "fixed"),
     ({"det": False, "alpha": 0.1, "rest": -0.5}, Msat(det=False, alpha=0.1, rest=-0.5), "lossy", "fixed"),
 ]
@@ -329,6 +335,44 @@ def test_calibration_thresholds_have_the_least_squared_error() -> None:
         best = min(reached(top * i / 50, activations, 8) for i in range(1, 51))
         assert neuron.initial == 0.5
         assert reached(neuron.theta.item(), activations, 8) == pytest.approx(best, rel=1e-4)
+
+
+def test_calibration_thresholds_are_those_of_what_the_neuron_sends() -> None:
+    """Rounding in every step is a start at half a threshold; digits reach as far as their burst."""
+    half = [neuron.theta for neuron in neurons("calibration", T=8)]
+    track = [neuron.theta for neuron in neurons("calibration", T=8, rounding="track", initial="zero", correct="none")]
+    assert torch.equal(track[0], half[0])  # deeper ones see what the first sends, to the last bit
+    (binary, *_), activations = (
+        neurons("calibration", T=2, levels="binary", bits=3, terms=3),
+        float_activations("plain"),
+    )
+    (burst, *_) = neurons("calibration", T=2, gamma=7, percentile=100.0)
+    top, values = activations[0].max().item(), activations[0]
+
+    def error(theta: float) -> float:
+        return ((torch.floor(2 * values / theta + 0.5).clamp(0, 14) * theta / 2 - values) ** 2).mean().item()
+
+    least = min(error(top * i / 100 / 4) for i in range(1, 101))  # the statistic is the top level
+    assert error(binary.theta.item()) == pytest.approx(least, rel=1e-4)
+    assert error(burst.theta.item()) == pytest.approx(min(error(top * i / 100) for i in range(1, 101)), rel=1e-4)
+
+
+def test_the_late_readout_of_ltb_waits_for_what_lacks_to_the_first_spike() -> None:
+    """Σ (θ − v(−1)) / E[ReLU] of each layer's most active channel; from 0 it is twice as long as from θ/2."""
+    late, expected = {}, 0.0
+    for start in ("half", "zero"):
+        (late[start],) = {neuron.late for neuron in neurons("ltb", T=200, initial=start)}
+    for neuron, activations in zip(neurons("ltb", T=200), float_activations("plain"), strict=True):
+        means = activations.mean((0, 2, 3))
+        expected += (neuron.theta[means.argmax()] / means.max()).item()
+    assert late == {"half": int(expected / 2), "zero": int(expected)}
+
+
+def test_dcgs_of_one_level_is_its_n_of_one() -> None:
+    """T·2 levels of one height."""
+    (site, *_), (neuron, *_) = observed("plain").sites.values(), neurons("dcgs", T=4, levels="unary")
+    assert torch.equal(neuron.theta, least_error(site, 8))
+    assert (neuron.bits, neuron.gamma) == (None, 1)
 
 
 def site_errors(network: str, method: str, options: dict, T: int) -> list[Tensor]:
@@ -452,8 +496,9 @@ def test_a_bias_for_each_timestep_makes_the_mean_output_right_in_each() -> None:
 @pytest.mark.parametrize("method", ["constant", "msat", "calibration", "adafire", "constant-fit", "h-mt"])
 def test_a_bias_for_each_timestep_goes_with_any_method(method: str) -> None:
     """Mean outputs of every layer, over the timesteps that are corrected, come nearer the float network's."""
-    observation, options = observed("plain"), {"scale": "channel", "factor": 0.7, "gamma": 3}
-    options |= {"bursts": [2]} if method == "adafire" else {}
+    observation, options = observed("plain"), {"factor": 0.7}
+    options |= {} if method == "h-mt" else {"scale": "channel"}
+    options |= {"bursts": [2]} if method == "adafire" else {} if method == "h-mt" else {"gamma": 3}
     wanted = {n.name: v.mean((0, 2, 3)) for n, v in observation.graph.walk(observation.first(8)) if v.dim() == 4}
     distance = {}
     for correct in ("none", "bias-t"):
