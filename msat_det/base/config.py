@@ -5,7 +5,7 @@ docs/reference.md show.
 """
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any
 
 from msat_det.base.errors import InputError
@@ -35,7 +35,7 @@ class Data:
         str | None,
         "folder of kind coco's images, relative to root; null: found where COCO and annotation tools put them.",
     ] = None
-    year: Annotated[str, "year of VOCdevkit/VOC<year>; other readers ignore it."] = "2007"
+    year: Annotated[str, "year of VOCdevkit/VOC<year>, of kind voc."] = "2007"
     limit: Annotated[int | None, "only the first N of a seeded shuffle of the sorted ids; null: all."] = None
     held_out: Annotated[
         bool,
@@ -121,6 +121,16 @@ def given(model: Any, *keys: str) -> dict[str, Any]:
     return {key: value for key in keys if (value := getattr(model, key)) is not None}
 
 
+def refuse_others(model: Any, *keys: str) -> None:
+    """Raise InputError for a key of a ``Model`` that is set, and that ``model.name``, which takes ``keys``, has no use
+    for."""
+    for item in fields(Model):
+        value = getattr(model, item.name, item.default)
+        if item.name not in ("name", *keys) and value != item.default:
+            takes = f"it takes {', '.join(keys)}" if keys else "it takes no keys"
+            raise InputError(f"model.{item.name} is {show(value)}, for which {model.name} has no use: {takes}")
+
+
 @dataclass
 class Augment:
     """The keys of ``calib.augment``, see ``Config``."""
@@ -128,10 +138,15 @@ class Augment:
     flip: Annotated[bool, "mirror a copy."] = False
     photometric: Annotated[bool, "change its brightness, contrast, saturation and hue."] = False
     crop: Annotated[bool, "cut out a part of it and enlarge that."] = False
-    copies: Annotated[int, "how many copies of every image; none unless one of the changes is on."] = 1
+    copies: Annotated[int, "how many copies of every image, where a change is on."] = 1
 
     def __post_init__(self) -> None:
         _positive("calib.augment.copies", self.copies)
+        if self.copies > 1 and not (self.flip or self.photometric or self.crop):
+            raise InputError(
+                f"calib.augment.copies is {self.copies}, and no change is on that copies differ by: set flip, "
+                "photometric or crop"
+            )
 
 
 @dataclass
@@ -234,6 +249,7 @@ class Exit:
         _positive("exit.images", self.images)
         if not 0 <= self.allowance < float("inf"):
             raise InputError(f"exit.allowance is {self.allowance}: give a share of 0 or more, such as 0.05")
+        _refuse_idle("exit", self, bool(self.methods), "methods")
 
 
 @dataclass
@@ -251,6 +267,7 @@ class Bootstrap:
         _positive("bootstrap.draws", self.draws, MOST_DRAWS)
         if not 0 < self.confidence < 1:
             raise InputError(f"bootstrap.confidence is {self.confidence}: give a share between 0 and 1, such as 0.9")
+        _refuse_idle("bootstrap", self, self.against is not None, "against")
 
 
 @dataclass(kw_only=True)
@@ -406,6 +423,16 @@ def checked_method(entry: dict) -> dict:
 def method_options(entry: dict) -> dict:
     """An entry of ``Config.methods`` without what is not the method's own."""
     return {key: value for key, value in entry.items() if key not in ("label", "method", "record")}
+
+
+def _refuse_idle(section: str, keys: Any, on: bool, switch: str) -> None:
+    """Raise InputError for a key of a section that is given while what turns the section on is not."""
+    for item in fields(keys):
+        value = getattr(keys, item.name)
+        if not on and item.name != switch and value != item.default:
+            raise InputError(
+                f"{section}.{item.name} is {value}, and {section}.{switch} names no method: name one, or leave it out"
+            )
 
 
 def _at_least_0(key: str, value: int) -> None:

@@ -21,6 +21,7 @@ from torchvision.models.resnet import BasicBlock
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
+from msat_det.base.config import refuse_others
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
 from msat_det.base.names import Names, hint
@@ -204,6 +205,9 @@ CLASSIFIERS: Names[Network] = Names(
 )
 
 
+KEYS = ("weights", "names", "preprocess", "size")
+
+
 def build_classifier(model: Any) -> Classifier:
     """The classifier that ``model.name`` names, built from the rest of ``model`` (a ``config.Model``).
 
@@ -213,6 +217,8 @@ def build_classifier(model: Any) -> Classifier:
     Raises InputError for an unknown name, weights that don't fit and names that are not as many as the classes.
     """
     network = _found(model)
+    if not is_own(model.name):
+        refuse_others(model, *KEYS, "num_classes", *(["arch"] if model.name == "timm" else []))
     weights = model.weights or network.weights
     enum = published(model.name, str(weights)) if weights and str(weights).isidentifier() else None
     if weights is None:
@@ -239,7 +245,7 @@ def build_classifier(model: Any) -> Classifier:
 def _found(model: Any) -> Network:
     """The network that ``model.name`` names: a registered one, timm's ``model.arch``, or one of the user's own."""
     if is_own(model.name):
-        return Network(lambda _: build_own(model), "imagenet")
+        return Network(lambda _: build_own(model, *KEYS), "imagenet")
     return timm_network(model) if model.name == "timm" else CLASSIFIERS.find(model.name)
 
 

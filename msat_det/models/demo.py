@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from msat_det.base.config import given
+from msat_det.base.config import given, refuse_others
 from msat_det.base.errors import InputError
 from msat_det.data import VOC_CLASSES
 from msat_det.data.voc_classes import common_name
@@ -136,6 +136,7 @@ def ssd_demo(model: Any) -> SsdDetector:
 
 
 def _size(model: Any, multiple: int) -> int:
+    refuse_others(model, "weights", "names", "size", "resize", "score", "nms_iou", "top_k")
     size = model.size or SIZE
     if size % multiple:
         raise InputError(f"model.size is {size}: {model.name} takes multiples of {multiple}")

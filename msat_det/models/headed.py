@@ -8,7 +8,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from msat_det.base.config import given
+from msat_det.base.config import given, refuse_others
 from msat_det.base.errors import InputError
 from msat_det.data.base import class_names
 from msat_det.models.class_names import read_names
@@ -66,8 +66,11 @@ class HeadDetector:
         return f"{type(self).__name__}({self.head}, {len(self.classes)} classes, input {height} × {width})"
 
     def _check_anchors(self) -> None:
-        if self.anchors is None and self.head in ("ssd", "yolov5", "retinanet"):
+        anchored = self.head in ("ssd", "yolov5", "retinanet")
+        if self.anchors is None and anchored:
             raise InputError(f"head {self.head} needs model.anchors: for each stride widths and heights in pixels")
+        if self.anchors is not None and not anchored:
+            raise InputError(f"head {self.head} has no anchors: leave model.anchors out")
         if self.anchors is not None:
             fits = len(self.anchors) == len(self.strides) and all(a and len(a) % 2 == 0 for a in self.anchors)
             if not fits or min(map(min, self.anchors)) <= 0:
@@ -116,16 +119,26 @@ class HeadDetector:
         return logits.softmax(-1) if self.kind.softmax and name == "classes" else logits.sigmoid()
 
 
-def head_options(model: Any, otherwise: str | None = None) -> tuple[str, dict[str, Any]]:
+LEVELS = ("strides", "anchors", "activated")  # keys on the raw outputs of a head that has levels
+OTHERS = ("head", "names", "size", "resize", "pad", "bgr", "mean", "std", "score", "nms_iou", "top_k")
+HEAD_KEYS = (*OTHERS, *LEVELS)
+
+
+def head_options(model: Any, otherwise: str | None = None, keys: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:
     """The head's name and ``HeadDetector``'s other options, but for the size, out of a ``config.Model``.
 
-    otherwise: the head where none is set. The classes are among the options where names are.
+    otherwise: the head where none is set. keys: others that the model has a use for. The classes are among the options
+    where names are. Raises InputError for a key that has no effect.
     """
     head = model.head or otherwise
     if head is None:
         raise InputError(f"model.head is not set: {model.name} needs one of {', '.join(HEADS)}")
     usual = HEADS.find(head).inputs
+    refuse_others(model, *keys, *(OTHERS if head == "raw" else HEAD_KEYS))
     own = given(model, "resize", "pad", "bgr") | {k: tuple(v) for k, v in given(model, "mean", "std").items()}
-    options = given(model, "strides", "anchors", "activated", "score", "nms_iou", "top_k")
+    inputs = replace(usual, **own)
+    if model.pad is not None and inputs.resize == "stretch":
+        raise InputError(f"model.pad is {model.pad:g}, and nothing is padded: set model.resize to letterbox or corner")
+    options = given(model, *LEVELS, "score", "nms_iou", "top_k")
     options |= {"classes": model.names} if model.names else {}
-    return head, options | {"inputs": replace(usual, **own)}
+    return head, options | {"inputs": inputs}

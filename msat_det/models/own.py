@@ -3,15 +3,18 @@
 import importlib
 import inspect
 import sys
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from msat_det.base.config import Model, refuse_others
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
 from msat_det.models.detector import Detector
-from msat_det.models.headed import HeadDetector, head_options
+from msat_det.models.headed import HEAD_KEYS, HeadDetector, head_options
 from msat_det.models.weights import fill
 
 
@@ -19,11 +22,21 @@ def is_own(name: str) -> bool:
     return ":" in name
 
 
-def build_own(model: Any) -> Any:
+def build_own(model: Any, *keys: str) -> Any:
     """What the function, or class, at ``model.name`` gives: called with ``model`` if it takes that, else with nothing.
 
-    Modules are looked for where Python looks, and in the working directory. Raises InputError where there is none.
+    keys: those of ``model`` that have a meaning beside it; all, where it takes them. Raises InputError where there is
+    no such function, and for a key that has none.
     """
+    build = _function(model)
+    if _takes_model(build):
+        return build(model)
+    refuse_others(model, *keys)
+    return build()
+
+
+def _function(model: Any) -> Callable:
+    """Looked for where Python looks, and in the working directory."""
     place, _, name = model.name.partition(":")
     path = str(Path.cwd())
     sys.path.insert(0, path)
@@ -35,11 +48,14 @@ def build_own(model: Any) -> Any:
         sys.path.remove(path)
     if not callable(build):
         raise InputError(f"model.name is {show(model.name)}: {place} has no function or class {show(name)}")
+    return build
+
+
+def _takes_model(build: Callable) -> bool:
     try:
-        takes = "model" in inspect.signature(build).parameters
+        return "model" in inspect.signature(build).parameters
     except ValueError:  # some of what is written in C
-        takes = False
-    return build(model) if takes else build()
+        return False
 
 
 def own_detector(model: Any) -> Detector:
@@ -47,7 +63,7 @@ def own_detector(model: Any) -> Detector:
 
     The weights are a state dict, read without running anything of the file. Raises InputError.
     """
-    built = build_own(model)
+    built = build_own(model, "weights", *HEAD_KEYS)
     if not isinstance(built, nn.Module):
         if not isinstance(built, Detector):
             raise InputError(
@@ -57,7 +73,7 @@ def own_detector(model: Any) -> Detector:
         return built
     if model.weights is not None:
         fill(built, model.weights)
-    head, options = head_options(model)
+    head, options = head_options(model, keys=[item.name for item in fields(Model)])
     if model.size is None:
         raise InputError(f"model.size is not set: {model.name} needs the side of its input, in pixels")
     return HeadDetector(built, head, size=model.size, **options).check()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from msat_det.base import ranks
-from msat_det.base.config import Config, method_options
+from msat_det.base.config import Config, Data, method_options
 from msat_det.base.device import find_device
 from msat_det.base.errors import InputError
 from msat_det.base.progress import Progress
@@ -39,6 +39,10 @@ def settle(config: Config) -> Config:
     prices(config.energy)
     for kind in (config.data.kind, config.calib.kind):
         DATASETS.find(kind)
+    if config.data.year != Data.year and "voc" not in (config.data.kind, config.calib.kind):
+        raise InputError(
+            f"data.year is {config.data.year}, which is for kind voc, not {config.data.kind}: leave it out"
+        )
     if config.data.corrupt:
         corrupt.parse(config.data.corrupt)
     for entry in config.methods:

@@ -19,7 +19,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.ssd import SSD
 
-from msat_det.base.config import given
+from msat_det.base.config import given, refuse_others
 from msat_det.base.errors import InputError
 from msat_det.data.base import class_names
 from msat_det.models.class_names import COCO_COLUMNS, NO_CLASS, read_names
@@ -183,6 +183,7 @@ def torchvision_detector(model: Any) -> TorchvisionDetector:
     """
     if model.resize is not None:
         raise InputError(f"model.resize is {model.resize}: {model.name} resizes as torchvision does; leave it out")
+    refuse_others(model, "weights", "names", "num_classes", "size", "score", "nms_iou", "top_k")
     columns = _columns(model)
     net = get_model(model.name, weights=None, weights_backbone=None, num_classes=len(columns))
     if model.weights is None:
@@ -196,12 +197,15 @@ def torchvision_detector(model: Any) -> TorchvisionDetector:
 
 
 def _columns(model: Any) -> list[str]:
-    if model.names in (None, "coco"):
-        if model.names is None and model.num_classes is not None:
-            return [BACKGROUND, *map(str, range(1, model.num_classes + 1))]
-        return COCO_COLUMNS
-    names = read_names(model.names)
-    return names if names[0] in NO_CLASS else [BACKGROUND, *names]
+    if model.names is None and model.num_classes is not None:
+        return [BACKGROUND, *map(str, range(1, model.num_classes + 1))]
+    names = COCO_COLUMNS if model.names in (None, "coco") else read_names(model.names)
+    columns = names if names[0] in NO_CLASS else [BACKGROUND, *names]
+    if model.num_classes not in (None, len(columns) - 1):
+        raise InputError(
+            f"{model.names} has {len(columns) - 1} classes, model.num_classes is {model.num_classes}: let them agree"
+        )
+    return columns
 
 
 def _load(net: nn.Module, name: str, weights: str) -> None:

@@ -93,7 +93,7 @@ def ultralytics(model: Any) -> HeadDetector:
         from ultralytics.nn.tasks import DetectionModel
     except ModuleNotFoundError:
         raise InputError(_NEEDED) from None
-    head, options = head_options(model, "yolov8")
+    head, options = head_options(model, "yolov8", ("weights", "trust", "arch", "num_classes"))
     options["head"] = head
     weights = None if model.weights is None else Path(model.weights)
     if weights is not None and weights.suffix == ".pt" and (model.trust or model.arch is None):

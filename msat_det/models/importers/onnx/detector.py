@@ -88,5 +88,5 @@ def onnx_detector(model: Any) -> HeadDetector:
     if model.weights is None:
         raise InputError("model.weights is not set: detector 'onnx' needs an ONNX file; give --model.weights FILE")
     file = read_onnx(model.weights)
-    head, options = head_options(model, noted(file).get("head"))
+    head, options = head_options(model, noted(file).get("head"), ("weights", "outputs"))
     return _detector(file, head, options.pop("classes", None), model.size, model.outputs, options)
