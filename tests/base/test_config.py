@@ -321,3 +321,18 @@ def assert_one_line(error: InputError, parts: list[str]) -> None:
     message = str(error)
     assert "\n" not in message
     assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--exit.allowance 0.5", "exit.allowance is 0.5, and exit.methods names no method: name one, or leave it out"),
+        ("--exit.images 4", "exit.images is 4, and exit.methods names no method"),
+        ("--bootstrap.draws 50", "bootstrap.draws is 50, and bootstrap.against names no method"),
+        ("--bootstrap.confidence 0.5", "bootstrap.confidence is 0.5, and bootstrap.against names no method"),
+        ("--calib.augment.copies 2", "copies is 2, and no change is on that copies differ by: set flip, photometric"),
+    ],
+)
+def test_a_key_of_a_section_that_is_off_is_refused(cfg: Path, words: str, said: str) -> None:
+    with pytest.raises(InputError, match=re.escape(said)):
+        load_config(["--cfg", str(cfg), *words.split()])
