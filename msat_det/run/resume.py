@@ -151,9 +151,8 @@ def begin(directory: RunDirectory, config: Config, observation: Observation, dat
     """
     path, made_by, files = _begun(directory), {"commit": commit_id()} | versions(), named_files(config)
     weights = observation.graph.module.state_dict().values()
-    images = [(id, dataset.length(id)) for id in dataset.ids]  # their bytes would take as long as reading them all
     facts = {
-        "evaluated images": digest(json.dumps(images).encode()),
+        "evaluated images": images_digest(dataset),
         "weights": digest(*(tensor.cpu().numpy().tobytes() for tensor in weights)),
         **{f"contents of {key}": content for key, content in files.items()},
     }
@@ -179,6 +178,11 @@ def finish(directory: RunDirectory) -> None:
     """Remove the parts: they are in the results now, and a classifier's logits on ImageNet take gigabytes."""
     _begun(directory).unlink(missing_ok=True)  # first: half of the parts would look like an unfinished run
     shutil.rmtree(directory.parts, ignore_errors=True)
+
+
+def images_digest(dataset: Dataset) -> str:
+    """Of the images' names, order and lengths: to digest their bytes would take as long as reading them all."""
+    return digest(json.dumps([(id, dataset.length(id)) for id in dataset.ids]).encode())
 
 
 def named_files(config: Config) -> dict[str, str]:

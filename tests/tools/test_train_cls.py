@@ -9,14 +9,16 @@ import torch
 from PIL import Image
 from torch import nn
 from training import classifiers as train_cls
-from training.classifiers import Pictures, Recipe, augmentation, read_recipe, train
+from training.classifiers import Pictures, Recipe, TrainingDirectory, augmentation, read_recipe, train
 
 from msat_det.base.config import Model
 from msat_det.base.errors import InputError
 from msat_det.base.settings import PROJECT
 from msat_det.data import ClassFolders
 from msat_det.models.classifiers import CLASSIFIERS, PREPROCESS, Network, build_classifier
+from msat_det.report.directory import RunDirectory
 from msat_det.run import cli
+from msat_det.run.resume import owned
 
 
 @pytest.fixture
@@ -84,6 +86,37 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(recipe: Recipe, mo
     assert files(stopped) == files(recipe)
     train(stopped)  # a finished one stays as it is
     assert files(stopped) == files(recipe)
+
+
+def test_a_training_killed_at_its_very_end_has_its_whole_log(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(recipe)
+    stopped = replace(recipe, out=recipe.out + "2", resume=True)
+    write = TrainingDirectory.write
+
+    def kept(directory: TrainingDirectory, name: str, content: str | bytes) -> None:
+        write(directory, name, content)
+        if name == "checkpoint.pt" and len(Path(stopped.out, "log.csv").read_text().splitlines()) >= recipe.epochs:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingDirectory, "write", kept)
+        with pytest.raises(KeyboardInterrupt):
+            train(stopped)
+    train(stopped)
+    assert files(stopped) == files(recipe)
+
+
+def test_a_folder_has_one_training_on_the_same_pictures(recipe: Recipe) -> None:
+    recipe = replace(recipe, epochs=1)
+    with owned(RunDirectory(recipe.out)), pytest.raises(InputError, match="belongs to a run that is still going"):
+        train(recipe)
+    train(recipe)
+    (Path(recipe.root) / "train/red/0.png").write_bytes((Path(recipe.root) / "train/blue/0.png").read_bytes() + b" ")
+    with pytest.raises(InputError, match=r"the pictures in .* are not those with which .*checkpoint\.pt began"):
+        train(replace(recipe, resume=True))
+    Path(recipe.out, "checkpoint.pt").unlink()
+    with pytest.raises(InputError, match=r"weights\.safetensors would be replaced"):
+        train(recipe)
 
 
 def test_a_folder_keeps_its_training(recipe: Recipe) -> None:

@@ -27,9 +27,10 @@ from msat_det.base.reader import Reader
 from msat_det.base.settings import described, expanded
 from msat_det.data import Dataset, build_dataset
 from msat_det.measure.accuracy.topk import topk
-from msat_det.models.classifiers import CLASSIFIERS, Preprocess, find_preprocess
+from msat_det.models.classifiers import CLASSIFIERS, Network, Preprocess, find_preprocess
 from msat_det.report.directory import RunDirectory
 from msat_det.run.arguments import Parser, add_option
+from msat_det.run.resume import images_digest, owned
 
 MOMENTUM = 0.9
 UNCHANGED = ("resume", "workers", "threads", "out")  # settings that do not decide what comes out
@@ -128,29 +129,36 @@ def augmentation(recipe: Recipe, inputs: Preprocess) -> v2.Transform:
 class TrainingDirectory(RunDirectory):
     """The output folder of a training; each file is written whole or not at all."""
 
+    names = ("checkpoint.pt", "log.csv", "weights.safetensors")
+
     def write_checkpoint(
-        self, net: nn.Module, optimiser: torch.optim.Optimizer, recipe: Recipe, log: list[dict]
+        self, net: nn.Module, optimiser: torch.optim.Optimizer, recipe: Recipe, images: list[str], log: list[dict]
     ) -> None:
-        """checkpoint.pt and log.csv after an epoch."""
-        state = {"recipe": asdict(recipe), "log": log, "net": net.state_dict(), "optimiser": optimiser.state_dict()}
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        self.write("checkpoint.pt", buffer.getvalue())
+        """log.csv and checkpoint.pt after an epoch, in this order: a training that goes on writes the line again."""
         table = io.StringIO()
         writer = csv.DictWriter(table, log[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(log)
         self.write("log.csv", table.getvalue())
+        state = {"recipe": asdict(recipe), "images": images, "log": log}
+        buffer = io.BytesIO()
+        torch.save(state | {"net": net.state_dict(), "optimiser": optimiser.state_dict()}, buffer)
+        self.write("checkpoint.pt", buffer.getvalue())
 
     def write_weights(self, net: nn.Module) -> None:
         """weights.safetensors: the state dict that ``model.weights`` takes."""
         tensors = {name: tensor.cpu().contiguous() for name, tensor in net.state_dict().items()}
         self.write("weights.safetensors", safetensors.torch.save(tensors))
 
-    def read(self, net: nn.Module, optimiser: torch.optim.Optimizer, recipe: Recipe) -> list[dict]:
-        """Put back the last checkpoint, if there is one, and return its log. Raises InputError where it doesn't fit."""
-        file = self.path / "checkpoint.pt"
+    def read(self, net: nn.Module, optimiser: torch.optim.Optimizer, recipe: Recipe, images: list[str]) -> list[dict]:
+        """Put back the last checkpoint, if there is one, and return its log. Raises InputError where it doesn't fit.
+
+        images: ``images_digest`` of both splits.
+        """
+        file, weights = self.path / "checkpoint.pt", self.path / "weights.safetensors"
         if not file.is_file():
+            if weights.exists():
+                raise InputError(f"{weights} would be replaced, and no checkpoint is with it: give another --out DIR")
             return []
         if not recipe.resume:
             raise InputError(f"{self.path} holds a training: add --resume to go on, or give another --out DIR")
@@ -160,6 +168,8 @@ class TrainingDirectory(RunDirectory):
             for name, value in asdict(recipe).items():
                 if name not in UNCHANGED and old[name] != value:
                     raise InputError(f"{file} was trained with --{name} {old[name]}, not {value}: give the same")
+            if state.get("images", images) != images:  # older checkpoints have none
+                raise InputError(f"the pictures in {recipe.root} are not those with which {file} began: put them back")
             net.load_state_dict(state["net"])
             optimiser.load_state_dict(state["optimiser"])
             return state["log"]
@@ -178,6 +188,12 @@ def train(recipe: Recipe) -> dict[str, float]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(recipe.threads or torch.get_num_threads())
     directory = TrainingDirectory(recipe.out)
+    with owned(directory), directory:
+        return _train(recipe, network, directory, device)
+
+
+def _train(recipe: Recipe, network: Network, directory: TrainingDirectory, device: torch.device) -> dict[str, float]:
+    """``train`` in a directory that is its own."""
     splits = recipe.train, recipe.test
     sources = [build_dataset(recipe.kind, recipe.root, split, option="--root") for split in splits]
     if sources[0].classes != sources[1].classes:
@@ -188,7 +204,8 @@ def train(recipe: Recipe) -> dict[str, float]:
     torch.manual_seed(recipe.seed)
     net = network.build(len(sources[0].classes)).to(device).to(memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(net.parameters(), recipe.rate, MOMENTUM, weight_decay=recipe.decay, nesterov=True)
-    log = directory.read(net, optimiser, recipe)
+    images = [images_digest(source) for source in sources]
+    log = directory.read(net, optimiser, recipe, images)
     inputs = find_preprocess(Model(recipe.model))
     augment = augmentation(recipe, inputs)
     pictures, tests = (Pictures(source, inputs, split) for source, split in zip(sources, splits, strict=True))
@@ -201,7 +218,7 @@ def train(recipe: Recipe) -> dict[str, float]:
             loss = run_epoch(net, optimiser, pictures, recipe, epoch, device, bar)
             row = {"epoch": epoch + 1, "loss": round(loss, 4)} | accuracy(net, tests, recipe, device)
             log.append(row)
-            directory.write_checkpoint(net, optimiser, recipe, log)
+            directory.write_checkpoint(net, optimiser, recipe, images, log)
             bar.set_postfix(row, refresh=False)
     directory.write_weights(net)
     return log[-1]
