@@ -13,12 +13,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from msat_det.base.checks import present
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
-from msat_det.base.settings import PROJECT
+from msat_det.base.files import write_whole
+from msat_det.base.settings import PATH_KEYS, PROJECT
 from msat_det.report.comparison import Comparison, markdown, read_comparison, table
 from msat_det.report.curves import draw_pareto
 from msat_det.report.directory import RunDirectory
 from msat_det.run.arguments import Parser, load_config
 from msat_det.run.compare import compare
+from msat_det.run.resume import FREE, dotted
 from msat_det.run.terminal import once
 
 RUNS = "runs/results"
@@ -164,7 +166,7 @@ def write_page(page: Path, title: str, experiments: dict[str, tuple[str, str]], 
         else:
             print(f"{name}: no finished run in {runs / folder_of(name)}, left out of {page}", file=sys.stderr)
     if len(parts) > 1:
-        page.write_text("".join(parts), "utf-8")
+        write_whole(page, lambda file: file.write_bytes("".join(parts).encode()))
 
 
 def sections(page: Path) -> dict[str, str]:
@@ -189,6 +191,8 @@ def section(page: Path, name: str, heading: str, words: str, runs: Path) -> str:
     return SECTION.format(**values, facts=facts(comparison), body=markdown(comparison), orders=orders)
 
 
+# keys that say where and how it was run, and those of pictures that no page shows
+HERE = {*FREE, *(PATH_KEYS - {"energy"}), "threads", "batch", "device", "draw.images", "draw.t", "draw.method"}
 RANKINGS = {"events_per_neuron": "fewest events", "spikes_per_neuron": "fewest spikes", "energy_ratio": "least energy"}
 
 
@@ -215,18 +219,11 @@ def facts(comparison: Comparison) -> str:
 
 
 def require_same(found: Config, wanted: Config, run: Path) -> None:
-    """Raise InputError unless the run directory holds what the experiment would run now."""
-    for section, keys in {
-        "": ("methods", "seed"),
-        "sim": ("record",),
-        "model": ("name",),
-        "data": ("kind", "split", "limit", "held_out"),
-        "calib": ("kind", "split", "skip", "limit"),
-    }.items():
-        for key in keys:
-            values = [getattr(getattr(config, section) if section else config, key) for config in (found, wanted)]
-            if values[0] != values[1]:
-                raise InputError(f"{run} was run with other {'.'.join(filter(None, (section, key)))}: run it again")
+    """Raise InputError unless the run directory holds what the experiment would run now, on whatever machine."""
+    then, now = dotted(found.values()), dotted(wanted.values())
+    for key in now | then:
+        if key not in HERE and then.get(key) != now.get(key):
+            raise InputError(f"{run} was run with other {key}: run it again")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import msat_det
 from msat_det.base.checks import present
 from msat_det.base.errors import InputError
+from msat_det.base.files import write_whole
 from msat_det.base.settings import PROJECT
 from msat_det.run.arguments import Parser
 from msat_det.run.terminal import once
@@ -346,7 +347,8 @@ def main(argv: list[str]) -> None:
             rows[name] = row(name)
             print(rows[name], flush=True)
             table = [HEAD, "|---" * HEAD.count(" |") + "|", *(rows[name] for name in ZOO if name in rows)]
-            PAGE.write_text(TEXT + "\n".join(table) + "\n", encoding="utf-8")
+            page = TEXT + "\n".join(table) + "\n"
+            write_whole(PAGE, lambda file, page=page: file.write_bytes(page.encode()))
 
 
 if __name__ == "__main__":

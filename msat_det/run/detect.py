@@ -30,6 +30,7 @@ from msat_det.report.side_by_side import side_by_side
 from msat_det.run.prepare import build_model, convert, observed, settle, task_of
 from msat_det.spiking.network import SpikingNetwork, load
 
+RESULT = "detections.json"
 FRAMES = 8  # of a video that are simulated at once
 ENOUGH = {"delta": 4, "rate": 32}  # timesteps where none are asked for
 SHOWN = 0.3  # the least score where neither the user nor the detector's head says another
@@ -171,7 +172,10 @@ class Job:
             raise InputError("none of the pictures could be read: give others")
 
     def video(self, name: str, frames: Iterator[tuple[float, Tensor]], target: Path) -> None:
-        """A video, a few frames at once; the pictures become a video as well."""
+        """A video, a few frames at once; the pictures become a video as well, which is there once it is whole."""
+        write_whole(target, lambda part: self._video(name, frames, part))
+
+    def _video(self, name: str, frames: Iterator[tuple[float, Tensor]], target: Path) -> None:
         rate, before = 25.0, None
         with VideoFile(target, rate) as video:
             bar = {"desc": "detecting", "unit": f"×{FRAMES} frames", "disable": None, "leave": False}
@@ -220,6 +224,8 @@ class Job:
     def note(self, name: str, one: Detections, image: Tensor, size: Size | None = None, **more: Any) -> None:
         """Keep the boxes of an image as COCO has them, in pixels of its file: size, (width, height), where it was read
         smaller."""
+        if not self.images:  # an earlier call's does not tell of these pictures
+            (self.wanted.out / RESULT).unlink(missing_ok=True)
         id, read = len(self.images) + 1, (image.shape[2], image.shape[1])
         size = size or read
         self.images.append({"id": id, "file_name": name, "width": size[0], "height": size[1], **more})
@@ -235,7 +241,7 @@ class Job:
         categories = [{"id": i, "name": name} for i, name in enumerate(self.detector.classes, 1)]
         content = {"images": self.images, "categories": categories, "annotations": self.found}
         text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
-        write_whole(self.wanted.out / "detections.json", lambda file: file.write_bytes(text.encode()))
+        write_whole(self.wanted.out / RESULT, lambda file: file.write_bytes(text.encode()))
 
 
 def groups(values: Iterable, size: int) -> Iterator[list]:

@@ -187,7 +187,7 @@ def images_digest(dataset: Dataset) -> str:
 
 def named_files(config: Config) -> dict[str, str]:
     """The SHA-256 of every file that the configuration names (weights, prices, a fit's plan …), by its key."""
-    names = {key: name for key, name in _flat(config.values()).items() if key in PATH_KEYS or key.endswith(".plan")}
+    names = {key: name for key, name in dotted(config.values()).items() if key in PATH_KEYS or key.endswith(".plan")}
     return {key: pooch.file_hash(name) for key, name in names.items() if isinstance(name, str) and is_file(name)}
 
 
@@ -197,10 +197,10 @@ def _begun(directory: RunDirectory) -> Path:
 
 def _refuse_other_configuration(path: Path, config: Config) -> None:
     try:
-        then = _flat(yaml_of(path))
+        then = dotted(yaml_of(path))
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}): start anew with another --out DIR") from error
-    now = _flat(config.values())
+    now = dotted(config.values())
     for key in now | then:
         if key not in FREE and then.get(key) != now.get(key) and not (key == "batch" and config.free_batch):
             raise InputError(
@@ -209,14 +209,14 @@ def _refuse_other_configuration(path: Path, config: Config) -> None:
             )
 
 
-def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+def dotted(tree: dict, prefix: str = "") -> dict[str, Any]:
     """A configuration as {dotted key: value}, a method's options under methods.LABEL."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if key == "methods" and not prefix:
             flat[key] = [entry["label"] for entry in value]
             value = {entry["label"]: entry for entry in value}
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 
 

@@ -313,9 +313,17 @@ def test_page_of_results(make_results: ModuleType, tmp_path: Path, capsys: pytes
     assert [page.read_bytes() for page in pages] == first  # a section stays when its run is gone
 
     config = tmp_path / "yolo_nano_coco/config.yaml"
-    config.write_text(config.read_text().replace("limit: 64", "limit: 8"))
-    assert make_results.main(words) == 2
-    assert "was run with other data.limit: run it again" in capsys.readouterr().err
+    was = config.read_text()
+    for key, old, new in (
+        ("data.limit", "limit: 64", "limit: 8"),
+        ("precision", "precision: float32", "precision: bf16"),
+        ("energy", "energy: 45nm", "energy: 45nm-shift"),
+    ):
+        config.write_text(was.replace(old, new, 1))
+        assert make_results.main(words) == 2
+        assert f"was run with other {key}: run it again" in capsys.readouterr().err
+    config.write_text(was.replace("threads: null", "threads: 3").replace("data_root", "elsewhere"))
+    assert make_results.main(words) == 0
 
 
 def test_the_order_of_the_methods_by_each_figure(make_results: ModuleType, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """``msat-det detect``: pictures, folders, patterns and videos in, pictures, detections.json and a line each out."""
 
+import itertools
 import json
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 import msat_det
 from msat_det.base.config import Model
@@ -230,6 +233,27 @@ def test_a_video_becomes_a_video(saved: str, tmp_path: Path, capsys: pytest.Capt
     assert frames[0][1].shape == (3, image.shape[1] // 2 * 2, image.shape[2] // 2 * 2)
     assert (frames[5][1].float() - image[:, : frames[5][1].shape[1], : frames[5][1].shape[2]]).abs().mean() < 25
     assert capsys.readouterr().out.count("clip.mp4, ") == 11
+
+
+def test_a_call_that_is_cut_short_leaves_no_results_of_another(
+    saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("av")
+    image = read_image(PHOTOGRAPHS[0])
+    with VideoFile(tmp_path / "clip.mp4", 10) as video:
+        for _ in range(3):
+            video.write(image.permute(1, 2, 0).numpy())
+    out = tmp_path / "out"
+    assert run(tmp_path / "clip.mp4", "--model", saved, "--t", 1, "--out", out) == 0
+    whole = (out / "clip.mp4").read_bytes()
+
+    def cut(path: Path) -> Iterator[tuple[float, Tensor]]:
+        yield from itertools.repeat((0.0, image), 9)  # one group of eight frames is written
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("msat_det.run.detect.frames_of", cut)
+    assert run(tmp_path / "clip.mp4", "--model", saved, "--t", 1, "--out", out) == 130
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {"clip.mp4": whole}
 
 
 BAD = {
