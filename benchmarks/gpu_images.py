@@ -1,91 +1,178 @@
 """From JPEG files to boxes with a GPU: images a second, and where the time goes."""
 
+import os
 import tempfile
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torch.utils._pytree as pytree
+from PIL import Image
 
 from benchmarks.gpu_networks import Bench
-from benchmarks.timing import Clock
+from benchmarks.timing import Clock, seconds_of
 from msat_det.base.settings import data_root, expanded
 from msat_det.data import ImageFiles
-from msat_det.models.detector import Detections, Detector
-from msat_det.run.batches import Loaded, load_batches, on_cpu
+from msat_det.models.detector import Detector
+from msat_det.run.batches import load_batches, on_cpu
 from msat_det.spiking.network import SpikingNetwork
 
 IMAGES = {"ssd-mobilenet": (64, 4), "retinanet-r50": (16, 8)}  # batch, T, from JPEG files to boxes
+BATCHES, LONGEST = 16, 8.0  # of one network: batches, unless they take more seconds, and at least three then
+RUNS = (
+    *(("if-signed-burst", kind) for kind in ("float32", "tf32x3", "bf16")),
+    ("msat", "float32"),
+    ("delta-3", "float32"),
+)
 
 
 def image_rows(clock: Clock, name: str, bench: Bench) -> Iterator[dict]:
-    """Images a second from JPEG files to boxes on the CPU, and milliseconds a batch of each stage by itself."""
+    """Reading alone, copying to the device alone, then for each network the whole way, what a batch waits for on it,
+    and simulation and reading of boxes by themselves."""
     batch, T = IMAGES[name] if clock.device.type == "cuda" else (2, 4)
-    if bench.model is None:
-        yield {"network": name, "left_out": "no weights: set MSAT_DET_DATA"}
-        return
+    model = bench.model
     with tempfile.TemporaryDirectory() as folder:
         dataset = ImageFiles(photographs(Path(folder)))
-        ids = (dataset.ids * 64)[: 16 * batch]
+        ids = (dataset.ids * 64)[: BATCHES * batch]
         batches = [ids[i : i + batch] for i in range(0, len(ids), batch)]
-        yield from ({"network": name} | row for row in reading_rows(clock.device, bench.model, dataset, batches))
-        own = [("if-signed-burst", kind) for kind in ("float32", "tf32x3", "bf16")]
-        for neuron, kind in (*own, ("msat", "float32")):
-            snn = bench.network(neuron, T, kind)
+        for rows in (core_rows, reading_rows, upload_rows, decoder_rows):
+            yield from ({"network": name} | row for row in rows(clock, model, dataset, batches))
+        for neuron, kind in RUNS:
             row = {"network": name, "neuron": neuron, "precision": kind, "batch": batch, "T": T}
-            yield row | from_files(clock, snn, T, bench.model, dataset, batches)
+            if clock.left < 2 * LONGEST:
+                yield row | {"left_out": "no time left"}
+                continue
+            yield row | from_files(clock, bench.network(neuron, T, kind), T, model, dataset, batches)
 
 
 def from_files(
     clock: Clock, snn: SpikingNetwork, T: int, model: Detector, dataset: ImageFiles, batches: list[list[str]]
-) -> dict[str, float]:
-    """What ``image_rows`` tells of one network on these images."""
-
-    def load(turns: int) -> Iterator[Loaded]:
-        return load_batches(model, dataset, batches, range(turns), clock.device, strict=True)
-
-    def boxes(outputs: Any, metas: list) -> list[Detections]:
-        return on_cpu(model.decode(outputs, metas))
-
-    for turns in (3, len(batches)):  # the first time to warm up
-        start = time.perf_counter()
-        for loaded in load(turns):
-            found = boxes(snn.run(loaded.inputs, T)[T], loaded.metas)
-        seconds = time.perf_counter() - start
-    (loaded,) = load(1)
+) -> dict[str, float | None]:
+    """Images a second from JPEG files to boxes on the CPU, the readers' start counted and, since the first batch came,
+    not; the milliseconds of a batch in which the main process waits for images, simulates (until counts have come),
+    decodes (until boxes have come); then simulation and decoding of one batch again and again, decoding of outputs in
+    which every box is as good as any, and how often decoding waits for the device."""
+    first = through(snn, T, model, dataset, batches[:3], clock.device)  # what is compiled and found out once
+    most = max(min(len(batches), int(LONGEST / max(first["simulate"] / 2, 1e-3))), 3)
+    spent = through(snn, T, model, dataset, batches[:most], clock.device)
+    images = sum(map(len, batches[:most]))
+    whole, (loaded,) = sum(spent.values()), load_batches(model, dataset, batches, [0], clock.device, strict=True)
+    found: dict[str, float | None] = {
+        "images_per_s_from_jpeg": images / whole,
+        "images_per_s_since_the_first": (images - len(batches[0])) / (whole - spent["first"]),
+        "start_ms": 1e3 * spent["first"],
+    }
+    found |= {f"{stage}_ms_a_batch": 1e3 * spent[stage] / (most - 1) for stage in ("wait", "simulate", "decode")}
     outputs = snn.run(loaded.inputs, T)[T]
-    return {
-        "images_per_s_from_jpeg": sum(map(len, batches)) / seconds,
-        "simulate_ms": 1e3 * clock.median(clock.waiting(partial(snn.run, loaded.inputs, T)), 0.3),
-        "decode_ms": 1e3 * clock.median(partial(boxes, outputs, loaded.metas), 0.3),
-        "boxes_of_last_batch": sum(len(one.boxes) for one in found),
+    noise = pytree.tree_map(torch.randn_like, outputs)
+    decode, decode_noise = (partial(boxes_of, model, each, loaded.metas) for each in (outputs, noise))
+    decode_noise()
+    return found | {
+        "simulate_alone_ms": 1e3 * clock.median(clock.waiting(partial(snn.run, loaded.inputs, T)), 0.3),
+        "decode_alone_ms": 1e3 * clock.median(decode, 0.3),
+        "decode_noise_ms": 1e3 * clock.median(decode_noise, 0.3),
+        "decode_waits": waits(clock, decode),
+        "boxes_of_a_batch": sum(map(len, decode())),
     }
 
 
-def reading_rows(
-    device: torch.device, model: Detector, dataset: ImageFiles, batches: list[list[str]]
-) -> Iterator[dict]:
-    """Images a second that come out of files alone, and by the GPU's own JPEG decoder, with how far that is off."""
-    images = sum(map(len, batches))
-    begun = time.perf_counter()
-    for _ in load_batches(model, dataset, batches, range(len(batches)), device, strict=True):
+def through(
+    snn: SpikingNetwork, T: int, model: Detector, dataset: ImageFiles, batches: list[list[str]], device: torch.device
+) -> dict[str, float]:
+    """Seconds of all batches by stage; ``first`` until the first one's boxes are there, the others without that one."""
+    spent = dict.fromkeys(("first", "wait", "simulate", "decode"), 0.0)
+    loading, begun = (
+        load_batches(model, dataset, batches, range(len(batches)), device, strict=True),
+        time.perf_counter(),
+    )
+    for number in range(len(batches)):
+        marks = [time.perf_counter()]
+        loaded = next(loading)
+        marks.append(time.perf_counter())
+        outputs = snn.run(loaded.inputs, T)[T]
+        marks.append(time.perf_counter())
+        boxes_of(model, outputs, loaded.metas)
+        marks.append(time.perf_counter())
+        if number == 0:
+            spent["first"] = marks[-1] - begun
+        else:
+            for stage, start, end in zip(("wait", "simulate", "decode"), marks, marks[1:], strict=False):
+                spent[stage] += end - start
+    return spent
+
+
+def boxes_of(model: Detector, outputs: Any, metas: list) -> list:
+    return on_cpu(model.decode(outputs, metas))
+
+
+def waits(clock: Clock, call: Callable[[], Any]) -> int | None:
+    """How often a call waits for the GPU, as PyTorch tells."""
+    if clock.device.type != "cuda":
+        return None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            call()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in caught)
+
+
+def core_rows(clock: Clock, model: Detector, dataset: ImageFiles, batches: list[list[str]]) -> Iterator[dict]:
+    """What one core reads and prepares."""
+    images = [dataset.image(id) for id in batches[0]]
+    ms = {
+        "read_ms": seconds_of(lambda: [dataset.image(id) for id in batches[0]]),
+        "prepare_ms": seconds_of(lambda: [model.preprocess(image) for image in images]),
+    }
+    ms = {name: 1e3 * seconds / len(images) for name, seconds in ms.items()}
+    yield {"an image on a core": len(images)} | ms | {"images_per_s": 1e3 / sum(ms.values()), "cores": os.cpu_count()}
+
+
+def reading_rows(clock: Clock, model: Detector, dataset: ImageFiles, batches: list[list[str]]) -> Iterator[dict]:
+    """Images a second that come out of files, with nothing else to do but to copy them to the device."""
+    images, begun = sum(map(len, batches)), time.perf_counter()
+    loading = load_batches(model, dataset, batches, range(len(batches)), clock.device, strict=True)
+    next(loading)
+    first = time.perf_counter()
+    for _ in loading:
         pass
-    yield {"read, preprocessed": images, "images_per_s": images / (time.perf_counter() - begun)}
-    if device.type != "cuda":
+    clock.wait()
+    end = time.perf_counter()
+    speeds = {"images_per_s": images / (end - begun), "since_the_first": (images - len(batches[0])) / (end - first)}
+    yield {"read, prepared": images} | speeds | {"first_batch_ms": 1e3 * (first - begun)}
+
+
+def upload_rows(clock: Clock, model: Detector, dataset: ImageFiles, batches: list[list[str]]) -> Iterator[dict]:
+    """A batch's way to the device out of pinned memory and out of other."""
+    if clock.device.type != "cuda":
+        return
+    one = model.preprocess(dataset.image(batches[0][0]))[0]
+    batch = one.expand(len(batches[0]), *one.shape).contiguous()
+    row: dict[str, Any] = {"to the device": len(batch), "megabytes": batch.nbytes / 1e6}
+    for name, there in (("pinned_ms", batch.pin_memory()), ("pageable_ms", batch)):
+        copy = partial(there.to, clock.device, non_blocking=True)
+        copy()
+        row[name] = 1e3 * clock.median(copy, 0.2)
+    yield row
+
+
+def decoder_rows(clock: Clock, model: Detector, dataset: ImageFiles, batches: list[list[str]]) -> Iterator[dict]:
+    """Images a second by the GPU's own JPEG decoder, and how far they are off."""
+    if clock.device.type != "cuda":
         return
     from torchvision.io import ImageReadMode, decode_jpeg, read_file
 
     files = [read_file(str(dataset.folder / id)) for id in batches[0]]
-    decode_jpeg(files, device=device, mode=ImageReadMode.RGB)
-    torch.cuda.synchronize()
-    begun = time.perf_counter()
-    for _ in range(8):
-        found = decode_jpeg(files, device=device, mode=ImageReadMode.RGB)
-    torch.cuda.synchronize()
-    speed = 8 * len(files) / (time.perf_counter() - begun)
+    decode = partial(decode_jpeg, files, device=clock.device, mode=ImageReadMode.RGB)
+    found: list[torch.Tensor] = decode()
+    speed = len(files) / clock.median(decode, 0.5)
     ours = [dataset.image(id) for id in batches[0][:16]]
     apart = [(a.cpu().int() - b.int()).abs() for a, b in zip(found, ours, strict=False) if a.shape == b.shape]
     pixels = torch.cat([each.flatten() for each in apart])
@@ -102,11 +189,9 @@ def photographs(folder: Path) -> Path:
     """The shared data's, or noise of a photograph's size."""
     if (expanded(data_root()) / "coco_val128/val2017").is_dir():
         return expanded(data_root()) / "coco_val128/val2017"
-    from torchvision.io import write_jpeg
-
     for number in range(64):
         generator = torch.Generator().manual_seed(number)
         coarse = torch.rand(1, 3, 30, 40, generator=generator)
         pixels = F.interpolate(coarse, (480, 640), mode="bilinear")[0].mul(255).to(torch.uint8)
-        write_jpeg(pixels, str(folder / f"{number:03d}.jpg"))
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / f"{number:03d}.jpg")
     return folder

@@ -14,6 +14,8 @@ from msat_det.graph.graph import Graph
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import Observation, observe
 from msat_det.models import build_detector
+from msat_det.models.class_names import COCO_COLUMNS, NO_CLASS
+from msat_det.models.ssd import SsdDetector
 from msat_det.spiking.network import SpikingNetwork
 
 
@@ -84,6 +86,16 @@ def _yolox() -> networks.Source:
     return networks.Source(YoloxLike(), 640, "random")
 
 
+def _ssd_mobilenet() -> networks.Source:
+    """With random weights where there are none: its boxes mean nothing then, and are as many as there can be."""
+    source = networks.ssd_mobilenet()
+    if source.model is None:
+        columns = [i for i, name in enumerate(COCO_COLUMNS) if name not in NO_CLASS]
+        names, priors = [COCO_COLUMNS[i] for i in columns], torch.rand(1917, 4)
+        source.model = SsdDetector(source.net, names, 300, priors, activation="sigmoid", columns=columns)
+    return source
+
+
 def _retinanet() -> networks.Source:
     model = build_detector(Model("retinanet_resnet50_fpn", size=800))
     return networks.Source(model.net, 800, "random", model)
@@ -91,7 +103,7 @@ def _retinanet() -> networks.Source:
 
 NETWORKS: dict[str, Callable[[], networks.Source]] = {
     "ssd300-vgg16": networks.ssd300_vgg16,
-    "ssd-mobilenet": networks.ssd_mobilenet,
+    "ssd-mobilenet": _ssd_mobilenet,
     "retinanet-r50": _retinanet,
     "yolox-like": _yolox,
     "resnet20": networks.resnet20,
