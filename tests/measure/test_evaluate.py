@@ -665,5 +665,19 @@ def test_agreement_with_the_float_network(kind: str, voc_root: Path, coco_root: 
     assert not has_boxes({0: torch.zeros(100)})  # a classifier's
 
 
+def test_agreement_counts_every_box_of_a_dense_image() -> None:
+    """COCO's mAP is over the best 100 boxes of a class on an image; a float network finds more on some."""
+    left = 10.0 * torch.arange(150)[:, None]
+    boxes = torch.cat((left, 0 * left, left + 8, 0 * left + 8), 1)
+    every = Detections(boxes, torch.linspace(0.99, 0.4, 150), torch.zeros(150, dtype=torch.int64))
+    most = masked(every, every.scores > every.scores[120])
+    agreement = AgreementEvaluator({0: every, 1: every}, ["cell"])
+    assert agreement({0: every, 1: every}) == pytest.approx(100)
+    assert agreement({0: most, 1: most}) == pytest.approx(100 * 81 / 101)  # recalls 0, .01, … .8
+    if agreement.engine == "hotcoco":
+        ahead = agreement.difference({0: every, 1: every}, {0: most, 1: most}, Resampling(20))
+        assert ahead.value == pytest.approx(100 * 20 / 101)
+
+
 def masked(d: Detections, keep: torch.Tensor) -> Detections:
     return Detections(d.boxes[keep], d.scores[keep], d.labels[keep])

@@ -4,6 +4,7 @@ It needs no annotation, and it tells conversions apart that a data set's mAP can
 misses, or a box that it invents, is no error of the conversion.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,11 @@ class AgreementEvaluator:
         self.ids = sorted(level)
         annotations = {i: _annotations(level[id]) for i, id in enumerate(self.ids)}
         numbers = list(range(1, len(classes) + 1))
-        self.coco = CocoEvaluator(FloatBoxes(list(annotations), classes, numbers, annotations), classes)
+        most = max(
+            Counter((i, one["category_id"]) for i, each in annotations.items() for one in each).values(), default=0
+        )
+        truth = FloatBoxes(list(annotations), classes, numbers, annotations)
+        self.coco = CocoEvaluator(truth, classes, most=max(100, most))
 
     @property
     def engine(self) -> str:

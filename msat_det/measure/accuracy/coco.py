@@ -39,10 +39,12 @@ class CocoEvaluator:
     Crowds and areas are the annotation file's, so the figures are those of pycocotools on the same files.
     engine: who computes it. hotcoco (the optional extra ``fast``) is pycocotools in Rust with bit for bit the same
         figures, so it is taken where it is installed; tests/measure/test_evaluate.py holds the two against each other.
+    most: boxes of a class on an image that count, the best ones; COCO's own figures are of 100.
     Raises InputError for a class that the dataset lacks, and if no object is left to find.
     """
 
-    def __init__(self, dataset: Annotated, classes: list[str], engine: Engine | None = None):
+    def __init__(self, dataset: Annotated, classes: list[str], engine: Engine | None = None, most: int = 100):
+        self.most = most
         self.engine = engine or ("hotcoco" if importlib.util.find_spec("hotcoco") else "pycocotools")
         self.ids = sorted(dataset.ids)
         self.names = dataset.classes
@@ -101,8 +103,8 @@ class CocoEvaluator:
             entries = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
             run = COCOeval(self.truth, self._index(entries), "bbox")
         run.params.imgIds, run.params.catIds = self.images, self.evaluated
-        # map and map50 are over all areas and 100 boxes: leaving out the rest takes a quarter of the time
-        run.params.areaRng, run.params.areaRngLbl, run.params.maxDets = [[0, 1e10]], ["all"], [100]
+        # map and map50 are over all areas and the most boxes: leaving out the rest takes a quarter of the time
+        run.params.areaRng, run.params.areaRngLbl, run.params.maxDets = [[0, 1e10]], ["all"], [self.most]
         run.evaluate()
         return run
 
