@@ -108,7 +108,8 @@ def reduction(width: int, height: int) -> int:
 def image_names(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[str]:
     """Sorted relative paths of the image files at any depth, by their suffixes, those that links lead to among them.
 
-    What is hidden (.git, with annexed images in it, or a Mac's ._1.jpg) is left out. A folder to which several ways
+    What is hidden (.git, with annexed images in it, or a Mac's ._1.jpg) is left out, and so are run directories below
+    ``folder``, whose pictures are results. A folder to which several ways
     lead is listed once. A link that leads nowhere is an image where its name has an image's suffix, so that reading
     tells. Raises InputError for a folder that can't be listed, be it a link.
     """
@@ -122,7 +123,10 @@ def image_names(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> lis
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
-            for entry in _entries(inner)[::-1]:
+            entries = _entries(inner)
+            if inner != str(folder) and _is_run(entries):
+                continue
+            for entry in entries[::-1]:
                 if entry.name.startswith("."):
                     continue
                 if _is_image(entry, suffixes):
@@ -166,6 +170,12 @@ def _entries(folder: str | Path) -> list[os.DirEntry]:
     """Sorted by name. Raises OSError."""
     with os.scandir(folder) as entries:
         return sorted(entries, key=lambda entry: entry.name)
+
+
+def _is_run(entries: list[os.DirEntry]) -> bool:
+    """Whether it is a run directory (``report.directory``) that these lie in."""
+    names = {entry.name for entry in entries}
+    return ".lock" in names and not names.isdisjoint(("config.yaml", "doctor.json"))
 
 
 def _by_stem(folder: Path) -> dict[str, list[str]]:

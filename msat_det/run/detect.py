@@ -59,7 +59,9 @@ def detect(sources: Sequence[str], network: Config | Path, method: str | None, w
     video = next(filter(is_video, sources), None)
     if video and len(sources) > 1:
         raise InputError(f"{video} is a video, and other sources stand beside it: give it alone")
-    files = {Path(video).name: Path(video).expanduser()} if video else images_of_all(sources)
+    files = (
+        {Path(video).name: Path(video).expanduser()} if video else _but_made(images_of_all(sources), sources, wanted)
+    )
     targets = places(files, wanted.out, ".mp4" if video else ".jpg")
     snn = saved(network) if isinstance(network, Path) else converted(network, method, wanted.t)
     job = Job(snn, wanted)
@@ -74,6 +76,17 @@ def detect(sources: Sequence[str], network: Config | Path, method: str | None, w
     finally:
         drop_empty(made)
     return wanted.out
+
+
+def _but_made(files: dict[str, Path], sources: Sequence[str], wanted: Wanted) -> dict[str, Path]:
+    """The files without those that an earlier call has left in ``wanted.out``, a folder below a source."""
+    out, named = wanted.out.resolve(), [Path(source).expanduser() for source in sources]
+    kept = {name: path for name, path in files.items() if path in named or out not in path.resolve().parents}
+    if kept and len(kept) < len(files):
+        print(
+            f"{len(files) - len(kept)} pictures are in {wanted.out}, where they are written: left out", file=sys.stderr
+        )
+    return kept or files
 
 
 def places(files: dict[str, Path], out: Path, suffix: str) -> dict[str, Path]:

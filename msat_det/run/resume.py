@@ -75,6 +75,9 @@ def owned(directory: RunDirectory) -> Iterator[None]:
 def taken(config: Config) -> Iterator[RunDirectory]:
     """The directory of a command, which alone may write into it meanwhile. Raises InputError where another one does,
     and where files would be replaced that are no run's, unless ``config.overwrite`` allows it."""
+    for part in (config.data, config.calib):
+        if part.kind == "images" and Path(part.root or "", part.split or "").resolve() == Path(config.folder).resolve():
+            raise InputError(f"--out is {config.folder}, whose images are read: the run's pictures would be among them")
     directory = RunDirectory(config.folder)
     ranks.from_first(lambda: _refuse_foreign(directory, config))
     with owned(directory), directory:

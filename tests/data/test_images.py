@@ -286,6 +286,19 @@ def test_images_are_found_however_deep(tmp_path: Path) -> None:
         sys.setrecursionlimit(limit)
 
 
+def test_pictures_of_a_run_are_no_images_of_the_folder_that_it_lies_in(tmp_path: Path) -> None:
+    for name in ("a.png", "runs/x/curve.png", "runs/x/detections/a.png", "runs/look/doctor/sin.png", "runs/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write_image(tmp_path / name)
+    for name in ("runs/x/.lock", "runs/look/.lock", "runs/look/doctor.json"):
+        (tmp_path / name).touch()
+    with_a_lock_alone = ["a.png", "runs/b.png", "runs/x/curve.png", "runs/x/detections/a.png"]
+    assert image_names(tmp_path) == with_a_lock_alone
+    (tmp_path / "runs/x/config.yaml").touch()
+    assert image_names(tmp_path) == ["a.png", "runs/b.png"]
+    assert image_names(tmp_path / "runs/x") == ["curve.png", "detections/a.png"]  # asked for
+
+
 def frames() -> object:
     frame = sys._getframe()
     while frame is not None:

@@ -235,6 +235,18 @@ def test_a_video_becomes_a_video(saved: str, tmp_path: Path, capsys: pytest.Capt
     assert capsys.readouterr().out.count("clip.mp4, ") == 11
 
 
+def test_pictures_of_an_earlier_call_are_no_sources(saved: str, folder: Path, capsys: pytest.CaptureFixture) -> None:
+    out = folder / "out"
+    found = []
+    for source in (folder, folder, f"{folder}/**/*.jpg"):
+        assert run(source, "--model", saved, "--t", 1, "--out", out) == 0
+        images = json.loads((out / "detections.json").read_text())["images"]
+        found.append([image["file_name"] for image in images])
+    assert found == [["a.jpg", "a.png", "more/b.jpg"]] * 2 + [["a.jpg", "more/b.jpg"]]
+    assert f"3 pictures are in {out}, where they are written: left out" in capsys.readouterr().err
+    assert run(out / "a.jpg", "--model", saved, "--t", 1, "--out", out) == 2  # one that is named is a source
+
+
 def test_a_call_that_is_cut_short_leaves_no_results_of_another(
     saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

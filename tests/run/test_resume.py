@@ -305,6 +305,19 @@ def test_files_that_are_no_runs_stay(name: str, tmp_path: Path) -> None:
     assert [(path, path.read_text()) for path in tmp_path.rglob("*") if path.is_file()] == [(tmp_path / name, "mine")]
 
 
+def test_a_run_does_not_write_among_the_images_that_it_reads(tmp_path: Path) -> None:
+    shutil.copytree(PROJECT / "data/voc/VOCdevkit/VOC2007/JPEGImages", tmp_path / "photos")
+    words = ("--calib.kind", "images", "--calib.split", "none", "--methods", "signed", "--data.limit", "2")
+    words += ("--calib.root", str(tmp_path / "photos"))
+    with pytest.raises(InputError, match=r"^--out is .*photos, whose images are read"):
+        run_quietly(tiny(tmp_path / "photos", *words))
+    out = tmp_path / "photos/out"
+    run_quietly(tiny(out, *words))
+    first = contents(out)
+    run_quietly(tiny(out, *words, "--overwrite"))
+    assert contents(out) == first
+
+
 def test_a_run_follows_what_inspect_has_left_and_a_copied_run_is_one(whole: Path, tmp_path: Path) -> None:
     inspect_network(tiny(tmp_path / "run"))
     run_quietly(tiny(tmp_path / "run"))
