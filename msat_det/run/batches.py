@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from msat_det.base import ranks
 from msat_det.base.config import Config
+from msat_det.base.device import current
 from msat_det.base.errors import InputError
 from msat_det.base.progress import Progress
 from msat_det.data import Dataset
@@ -76,7 +77,8 @@ def load_batches(
     """
     wanted = [batches[number] for number in todo]
     if device.type == "cuda":
-        found = _uploaded(_by_processes(model, dataset, wanted), device)
+        with current(device):  # memory is pinned for that one, and no other is woken
+            found = _uploaded(_by_processes(model, dataset, wanted), device)
     else:
         found = _by_thread(Reader(model, dataset, wanted))
     with closing(found):  # where an image is bad the readers end at once

@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 from support.devices import CUDA, MPS, StandIn
+from support.on_gpu import needs_gpu
 from torchvision.ops import nms
 
 from msat_det.models import suppression
@@ -93,6 +94,18 @@ def test_a_gpu_is_waited_for_as_often_however_many_images(images: int, where: to
             assert torch.equal(one.boxes.cpu(), other.boxes)
             assert torch.equal(one.scores.cpu(), other.scores)
             assert torch.equal(one.labels.cpu(), other.labels)
+
+
+@needs_gpu
+@pytest.mark.parametrize("nms_iou", [0.3, 0.6])
+def test_boxes_on_a_gpu_are_those_of_the_cpu(nms_iou: float) -> None:
+    boxes, scores = random_boxes(16, 400), torch.rand(16, 400, 80, generator=torch.Generator().manual_seed(1))
+    expected = select(boxes, scores, [WHOLE] * 16, 0.4, 100, nms_iou)
+    for one, other in zip(select(boxes.cuda(), scores.cuda(), [WHOLE] * 16, 0.4, 100, nms_iou), expected, strict=True):
+        assert one.boxes.is_cuda
+        torch.testing.assert_close(one.boxes.cpu(), other.boxes)
+        assert torch.equal(one.scores.cpu(), other.scores)
+        assert torch.equal(one.labels.cpu(), other.labels)
 
 
 def test_noise_is_selected_from_in_bounded_time() -> None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from support.devices import StandIn
 from support.networks import unit_variance
+from support.on_gpu import needs_gpu
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
@@ -125,6 +126,20 @@ def test_a_gpu_gives_the_same_boxes_and_is_seldom_waited_for(name: str) -> None:
             torch.testing.assert_close(one.boxes.cpu(), other.boxes)
         detector.model.score_thresh = 1.0
         assert [len(one) for one in detector.decode(there, metas)] == [0, 0]
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", QUICKLY)
+@torch.no_grad()
+def test_a_real_gpu_gives_the_same_boxes(name: str) -> None:
+    images = [picture(96, 96, 1), picture(60, 110, 2)]
+    detector = lively(name, images, size=128)
+    pixels, metas = batch(detector, images)
+    outputs = detector.net(pixels)
+    found = detector.decode({key: value.cuda() for key, value in outputs.items()}, metas)
+    for one, other in zip(found, detector.decode(outputs, metas), strict=True):
+        assert torch.equal(one.labels.cpu(), other.labels)
+        torch.testing.assert_close(one.boxes.cpu(), other.boxes)
 
 
 def test_images_of_any_shape_make_one_batch() -> None:

@@ -10,6 +10,7 @@ from typing import ClassVar
 import pytest
 import torch
 from support.devices import CUDA, MPS, StandIn
+from support.on_gpu import needs_gpu
 from support.small_runs import command, contents, run_quietly, tiny
 from torch import Tensor, nn
 
@@ -284,6 +285,23 @@ def test_batches_are_read_alike_for_a_cpu_and_a_gpu(
     squares.refused = 7
     with pytest.raises(InputError, match=r"^image 7 has no size$"):
         load("cuda:0")
+
+
+@needs_gpu
+@pytest.mark.parametrize("room", [1 << 40, 0], ids=["processes", "thread"])
+def test_batches_on_a_gpu_are_those_of_the_cpu(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is changed where it lies while the next one is copied, as a simulation that takes long may find it."""
+    squares, ids = Squares(), [[i, i + 1] * 20 for i in range(4, 9)] * 4
+    monkeypatch.setattr(batches.shutil, "disk_usage", lambda path: SimpleNamespace(free=room))
+    here, there = (
+        batches.load_batches(squares, squares, ids, range(20), torch.device(device), strict=True)
+        for device in ("cpu", "cuda:0")
+    )
+    for one, other in zip(here, there, strict=True):
+        torch.cuda._sleep(10_000_000)
+        assert torch.equal(other.inputs.cpu(), one.inputs)
+        other.inputs.zero_()
+        assert other.metas == one.metas
 
 
 @pytest.mark.parametrize(
