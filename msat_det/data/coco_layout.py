@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from msat_det.base.files import MissingData, absent, astray, inside, is_file, is_folder, show
@@ -16,6 +16,7 @@ PLACES = (
     "annotations/{}.json",
     "{}.json",
 )
+SAMPLE = 100  # images by which their folder is found
 LIKELY = re.compile(r"instances|coco|annotations|labels|result")  # names of files that hold boxes; Label Studio's last
 COCO_OWN = re.compile(r"(train|val|test)20\d\d\.json$")  # to be asked for by its split
 
@@ -42,7 +43,7 @@ def annotation_file(root: Path, split: str, own: str) -> Path:
 
 
 def image_folder(root: Path, split: str, path: Path, names: list[str], own: str) -> Path:
-    """The first of the folders that belong to the annotation file ``path`` in which any of the named images is.
+    """The first of the folders that belong to the annotation file ``path`` in which most of the named images are.
 
     own: the folder, where a user names it, relative to the root. Raises InputError, which names the folders.
     """
@@ -52,9 +53,11 @@ def image_folder(root: Path, split: str, path: Path, names: list[str], own: str)
     usual = [root / subset, root / "images" / subset, root / "images", path.parent, path.parent / "images"]
     folders = [root / own] if own else [*usual, root / "data", root]
     folders = list(dict.fromkeys(folder for folder in folders if is_folder(folder))) or folders[:1]
-    for folder in folders:
-        if has_any(folder, names):
-            return folder
+    some = names[:: max(1, len(names) // SAMPLE)]  # of another's images some may have the same names
+    for asked in (some, names):
+        counts = [sum(present(folder, asked)) for folder in folders]
+        if most := max(counts, default=0):
+            return folders[counts.index(most)]
     why = next(filter(None, (astray(folder / names[0]) for folder in folders)), "")
     raise MissingData(
         f"none of the listed images, such as {show(names[0])}, is in {', '.join(map(str, folders))}"
@@ -63,10 +66,10 @@ def image_folder(root: Path, split: str, path: Path, names: list[str], own: str)
     )
 
 
-def has_any(folder: Path, names: Iterable[str]) -> bool:
-    """Whether any of the images is in the folder."""
+def present(folder: Path, names: Iterable[str]) -> Iterator[bool]:
+    """Which of the images are in the folder."""
     within = Within(folder)
-    return any(is_file(folder / within(name)) for name in names)
+    return (is_file(folder / within(name)) for name in names)
 
 
 class Within:

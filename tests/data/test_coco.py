@@ -227,8 +227,20 @@ def test_layouts_of_annotation_tools_work_as_they_are(tmp_path: Path, layout: st
         write_image(tmp_path / place.format(stem), seed)
     write(tmp_path / file, content(name.format("a.jpg"), name.format("b.png")))
     dataset = build_dataset("coco", tmp_path, split)
-    assert [dataset[i].image.equal(read_image(tmp_path / place.format(n))) for i, n in ((0, "a.jpg"), (1, "b.png"))]
+    assert all(dataset[i].image.equal(read_image(tmp_path / place.format(n))) for i, n in ((0, "a.jpg"), (1, "b.png")))
     assert score(dataset) == 100
+
+
+def test_the_folder_of_most_images_is_meant(tmp_path: Path) -> None:
+    """One of the root's folders has an image of the name of another that lies in the root."""
+    for seed, name in enumerate(names := ["1.png", "images/1.png", "a/2.png"]):
+        write_image(tmp_path / name, seed)
+    images = [{"id": i, "file_name": name, "width": 64, "height": 48} for i, name in enumerate(names)]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "dog"}]}
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    dataset = CocoDetection(tmp_path)
+    for i, name in enumerate(names):
+        assert torch.equal(dataset.image(i), read_image(tmp_path / name))
 
 
 def test_several_annotation_files_are_listed(tmp_path: Path) -> None:
