@@ -33,7 +33,7 @@ from msat_det.spiking.engine import images_at_once
 
 AHEAD = 1  # batches that are read before they are asked for, by a thread
 READERS = 16  # processes that read images for a GPU
-PIECE = 8  # images that one of them reads at a time
+PIECE = 8  # images that one of them reads at a time, at most
 AHEAD_OF_EACH = 2  # such pieces of each process that are read before they are asked for
 SHARED = "/dev/shm"  # what processes hand them over in
 
@@ -116,12 +116,6 @@ class Reader:
         pixels, meta = self.model.preprocess(image)  # at once: a batch of photographs takes gigabytes
         return pixels, Read(meta, misfit=self.dataset.misfit(id, image))
 
-    @property
-    def largest(self) -> int:
-        """Bytes of the inputs of its longest list of images."""
-        blank, _ = self.model.preprocess(torch.zeros(3, 64, 64, dtype=torch.uint8))
-        return blank.nbytes * max(map(len, self.ids), default=0)
-
 
 @dataclass
 class Read:
@@ -150,33 +144,36 @@ def _by_processes(model: Any, dataset: Dataset, wanted: list[list]) -> Iterator[
 
     They are forked, so that neither data nor network are copied; by a thread, whole, where that is not possible.
     """
-    reader = Reader(model, dataset, [ids[at : at + PIECE] for ids in wanted for at in range(0, len(ids), PIECE)])
-    workers = _workers(reader)
+    blank, _ = model.preprocess(torch.zeros(3, 64, 64, dtype=torch.uint8))
+    workers, piece = _shares(blank.nbytes)
     if workers == 0:
         return ([each] for each in _by_thread(Reader(model, dataset, wanted)))
+    reader = Reader(model, dataset, [ids[at : at + piece] for ids in wanted for at in range(0, len(ids), piece)])
     pieces = iter(
         DataLoader(
             cast(Any, reader),
             None,
-            num_workers=workers,
+            num_workers=max(min(workers, len(reader)), 1),
             prefetch_factor=AHEAD_OF_EACH,
             pin_memory=torch.cuda.is_available(),
             multiprocessing_context="fork",
             generator=torch.Generator(),
         )
     )
-    return (list(islice(pieces, -(-len(ids) // PIECE))) for ids in wanted)
+    return (list(islice(pieces, -(-len(ids) // piece))) for ids in wanted)
 
 
-def _workers(reader: Reader) -> int:
-    """How many processes read: a core each, but for the one that feeds the GPU, and as they find shared memory for what
-    they hand over, half of which is left to others. 0 where none can."""
+def _shares(image: int) -> tuple[int, int]:
+    """How many processes read, and how many images each at a time, of so many bytes as inputs: a core each, but for the
+    one that feeds the GPU, as they find shared memory for what they hand over, half of which is left to others. No
+    process where none can."""
     if "fork" not in multiprocessing.get_all_start_methods() or not Path(SHARED).is_dir():
-        return 0
+        return 0, 0
     ranks_here = ranks.local_count()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    room = shutil.disk_usage(SHARED).free // (2 * ranks_here * AHEAD_OF_EACH * max(reader.largest, 1))
-    return min(READERS, max(cores // ranks_here - 1, 1), room, len(reader))
+    room = shutil.disk_usage(SHARED).free // (2 * ranks_here * AHEAD_OF_EACH * image)
+    workers = min(READERS, max(cores // ranks_here - 1, 1), room)
+    return workers, min(PIECE, room // max(workers, 1))
 
 
 def _uploaded(batches: Iterator[list[Any]], device: torch.device) -> Generator[Any, None, None]:

@@ -280,6 +280,7 @@ def test_batches_are_read_alike_for_a_cpu_and_a_gpu(
         assert there.inputs is None or (there.inputs.device == CUDA and torch.equal(there.inputs.cpu(), one.inputs))
         assert [vars(each) | {"inputs": None} for each in (one, there)] == [vars(one) | {"inputs": None}] * 2
     assert began == [1] * (room > 0)
+    assert list(batches.load_batches(squares, squares, ids, [], CUDA, strict=True)) == []
     with pytest.raises(CorruptImage, match=r"^can't read image 3$"):
         load("cuda:0", strict=True)
     squares.refused = 7
@@ -305,29 +306,21 @@ def test_batches_on_a_gpu_are_those_of_the_cpu(room: int, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("cores", "ranks", "room", "readers"),
+    ("cores", "ranks", "room", "readers", "piece"),
     [
-        (16, 1, 1 << 40, 15),
-        (64, 1, 1 << 40, 16),
-        (16, 4, 1 << 40, 3),
-        (1, 1, 1 << 40, 1),
-        (16, 1, 30720, 5),
-        (16, 1, 1000, 0),
+        *((16, 1, 1 << 40, 15, 8), (64, 1, 1 << 40, 16, 8), (16, 4, 1 << 40, 3, 8), (1, 1, 1 << 40, 1, 8)),
+        *((16, 1, 64 << 20, 15, 1), (16, 1, 256 << 20, 15, 4), (16, 1, 32 << 20, 8, 1), (16, 2, 32 << 20, 4, 1)),
+        (16, 1, 1 << 20, 0, 0),
     ],
 )
 def test_readers_leave_a_core_and_half_of_the_shared_memory(
-    cores: int, ranks: int, room: int, readers: int, monkeypatch: pytest.MonkeyPatch
+    cores: int, ranks: int, room: int, readers: int, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An input of 3 · 8 · 8 floats, two of them a piece, and two pieces of each reader in memory: 3,072 bytes."""
-
-    class Blank(Squares):
-        def preprocess(self, image: Tensor) -> tuple[Tensor, int]:
-            return torch.zeros(3, 8, 8), 0
-
+    """Inputs of a megabyte, and two pieces of each reader in memory."""
     monkeypatch.setattr(batches.os, "sched_getaffinity", lambda pid: range(cores), raising=False)
     monkeypatch.setattr(batches.ranks, "local_count", lambda: ranks)
     monkeypatch.setattr(batches.shutil, "disk_usage", lambda path: SimpleNamespace(free=room))
-    assert batches._workers(batches.Reader(Blank(), Squares(), [[0, 1]] * 50)) == readers
+    assert batches._shares(1 << 20) == (readers, piece)
 
 
 def test_the_next_batch_is_copied_while_one_is_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
