@@ -348,7 +348,7 @@ def main(argv: list[str]) -> None:
             print(rows[name], flush=True)
             table = [HEAD, "|---" * HEAD.count(" |") + "|", *(rows[name] for name in ZOO if name in rows)]
             page = TEXT + "\n".join(table) + "\n"
-            write_whole(PAGE, lambda file, page=page: file.write_bytes(page.encode()))
+            write_whole(PAGE, partial(Path.write_bytes, data=page.encode()))
 
 
 if __name__ == "__main__":
