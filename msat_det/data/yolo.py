@@ -36,8 +36,9 @@ class YoloDetection(Dataset):
     split: a key of the file, train, val or test; a folder, a text file with an image a line, or a list of them.
     annotations: the file, where it lies elsewhere, relative to the root. A label file stands for an image in the last
     folder ``images`` of its path as the same path below ``labels``, with the suffix .txt; without one there is nothing
-    to be found. Its lines are ``class cx cy w h`` in shares of the upright image, or ``class x1 y1 x2 y2 x3 y3 …``, a
-    polygon, whose extent is the box. Lines that are there twice count once; there are no crowds.
+    to be found. Its lines are ``class cx cy w h`` in shares of the upright image, with key points behind where the file
+    has ``kpt_shape``, or ``class x1 y1 x2 y2 x3 y3 …``, a polygon, whose extent is the box. Lines that are there twice
+    count once; there are no crowds.
     ``annotations`` and ``category_ids``: the same boxes as COCO's objects, for its evaluation. Ids are paths.
     Raises InputError for a missing file or split, and for lines that can't be used.
     """
