@@ -144,7 +144,7 @@ def _by_processes(model: Any, dataset: Dataset, wanted: list[list]) -> Iterator[
 
     They are forked, so that neither data nor network are copied; by a thread, whole, where that is not possible.
     """
-    blank, _ = model.preprocess(torch.zeros(3, 64, 64, dtype=torch.uint8))
+    blank, _ = model.preprocess(torch.zeros(3, 480, 640, dtype=torch.uint8))
     workers, piece = _shares(blank.nbytes)
     if workers == 0:
         return ([each] for each in _by_thread(Reader(model, dataset, wanted)))
