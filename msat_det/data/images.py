@@ -64,7 +64,7 @@ def read_image(path: Path, size: Size | None = None) -> Tensor:
             turn = _turn(image, size)
             pixels = _decode(image)
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
-        raise CorruptImage(f"can't read image {path} ({error}): restore or remove it") from error
+        raise CorruptImage(f"can't read image {path} ({error}): restore, convert or remove it") from error
     return TURNS[turn](pixels).contiguous() if turn else pixels
 
 
