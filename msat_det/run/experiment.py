@@ -81,11 +81,21 @@ def compute(config: Config, task: Task, directory: RunDirectory) -> list[CurveRo
     if ranks.rank() > 0:
         return []
 
+    require_all(parts, len(batches))
     good = readable(dataset, parts, directory)
     rows = score(good, model.classes, converted, parts)
     seen = len(overlap(good, calibration))
     write_results(directory, Outcome(config, model, good, observation, converted, parts, rows, seen, begun))
     return rows
+
+
+def require_all(parts: Parts, batches: int) -> None:
+    """Raise InputError where a batch is not there after all, which would be left out of the figures."""
+    if missing := set(range(batches)) - parts.done():
+        raise InputError(
+            f"{len(missing)} of {batches} batches are not in {parts.folder}, the first: {min(missing)}: every machine "
+            "must write into the same folder; --resume goes on from here"
+        )
 
 
 def readable(dataset: Dataset, parts: Parts, directory: RunDirectory) -> Dataset:

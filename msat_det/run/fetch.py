@@ -88,6 +88,7 @@ def fetch_entry(entry: Entry, root: Path) -> None:
             target = root / item.path
             if target.exists():
                 check(item, root)
+                drop_stage(item, root)
                 print(f"{target} is there")
             else:
                 fetch_item(item, root)
@@ -99,7 +100,7 @@ def fetch_item(item: Item, root: Path) -> None:
 
     An archive that has come whole is not fetched again if unpacking it was cut short.
     """
-    stage = root / ".fetching" / item.path.replace("/", "_")
+    stage = stage_of(item, root)
     whole = stage / "whole"
     made = whole / item.path
     if item.unpacked:
@@ -123,7 +124,18 @@ def fetch_item(item: Item, root: Path) -> None:
         os.sync()  # a power cut must not leave the folder with empty files in it
     (root / item.path).parent.mkdir(parents=True, exist_ok=True)
     made.replace(root / item.path)
-    shutil.rmtree(stage)
+    drop_stage(item, root)
+
+
+def stage_of(item: Item, root: Path) -> Path:
+    """The folder in which an item comes together."""
+    return root / ".fetching" / item.path.replace("/", "_")
+
+
+def drop_stage(item: Item, root: Path) -> None:
+    """Remove that folder, or what a fetch has left of it that was killed when the item was in its place."""
+    stage = stage_of(item, root)
+    shutil.rmtree(stage, ignore_errors=True)
     with suppress(OSError):  # another item's, begun and not ended
         stage.parent.rmdir()
 

@@ -27,7 +27,7 @@ from msat_det.base import ranks
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
 from msat_det.base.files import digest, is_file, remove, show, write_whole, yaml_of
-from msat_det.base.settings import PATH_KEYS
+from msat_det.base.settings import PATH_KEYS, keys_of
 from msat_det.data import Dataset
 from msat_det.measure.batch_files import Parts
 from msat_det.measure.rows import read_summary
@@ -204,6 +204,9 @@ def _refuse_other_configuration(path: Path, config: Config) -> None:
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}): start anew with another --out DIR") from error
     now = dotted(config.values())
+    then = {
+        key: known.default for key, known in keys_of().items() if key in now
+    } | then  # an older version's lacks some
     for key in now | then:
         if key not in FREE and then.get(key) != now.get(key) and not (key == "batch" and config.free_batch):
             raise InputError(

@@ -185,6 +185,16 @@ def test_archives_merge_into_one_folder_and_nothing_else_stays(server: Server, o
     assert not (tmp_path / ".fetching").exists()
 
 
+def test_what_a_kill_at_the_very_end_has_left_goes_with_the_next_call(offer, tmp_path: Path) -> None:
+    offer("net", "weights/net.cfg", {"a/net.cfg": CONTENT})
+    assert cli.main(["fetch", "net", "--root", str(tmp_path)]) == 0
+    (tmp_path / ".fetching/weights_net.cfg/whole").mkdir(parents=True)
+    (tmp_path / ".fetching/weights_net.cfg/archive.zip").write_bytes(b"gigabytes")
+    assert cli.main(["fetch", "net", "--root", str(tmp_path)]) == 0
+    assert tree(tmp_path) == {"weights/net.cfg": CONTENT}
+    assert not (tmp_path / ".fetching").exists()
+
+
 def test_a_broken_transfer_goes_on_where_it_stopped(server: Server, offer, tmp_path: Path) -> None:
     offer("net", "net", {"net": CONTENT})
     server.cut = CUT

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -20,7 +21,8 @@ from msat_det.base.errors import InputError
 from msat_det.base.settings import PROJECT
 from msat_det.measure.batch_files import Part, Parts
 from msat_det.report.directory import RunDirectory, versions
-from msat_det.run import resume
+from msat_det.run import experiment, resume
+from msat_det.run.batches import simulate
 from msat_det.run.doctor import doctor
 from msat_det.run.experiment import run
 from msat_det.run.inspect import inspect_network
@@ -267,6 +269,30 @@ def test_versions_that_change_are_all_told(unfinished: Path, monkeypatch: pytest
     run_quietly(tiny(unfinished, "--resume"))
     kept = json.loads((unfinished / "report.json").read_text())["versions"]
     assert kept == versions() | {"torch": f"{versions()['torch']} then 3.0"}
+
+
+def test_a_key_that_an_older_version_did_not_have_has_its_default(unfinished: Path, whole: Path) -> None:
+    file = unfinished / "config.yaml"
+    text = file.read_text()
+    file.write_text(text.replace("precision: float32\n", "").replace("  held_out: false\n", ""))
+    with pytest.raises(InputError, match=r"^precision is 'bf16' and was 'float32' when"):
+        run_quietly(tiny(unfinished, "--resume", "--precision", "bf16"))
+    run_quietly(tiny(unfinished, "--resume"))
+    assert contents(unfinished)["curve.csv"] == contents(whole)["curve.csv"]
+
+
+def test_a_batch_that_is_gone_is_no_smaller_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a rank whose machine has a disk of its own, or where a disk shows it late."""
+
+    def lost(*arguments: Any) -> None:
+        simulate(*arguments)
+        (tmp_path / "run/parts/00000002.safetensors").unlink()
+
+    monkeypatch.setattr(experiment, "simulate", lost)
+    with pytest.raises(InputError, match=r"^1 of 4 batches are not in .*parts, the first: 2: every machine must"):
+        run_quietly(tiny(tmp_path / "run"))
+    monkeypatch.undo()
+    run_quietly(tiny(tmp_path / "run", "--resume"))
 
 
 def test_an_overwritten_run_leaves_nothing_of_its_batches(whole: Path, tmp_path: Path) -> None:
