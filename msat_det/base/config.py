@@ -314,7 +314,8 @@ class Config:
     ] = "auto"
     precision: Annotated[
         str,
-        "of the spiking networks' convolutions: float32, tf32x3, tf32, bf16 or fp16; the float network's is float32.",
+        "of the spiking networks' convolutions: float32, tf32x3, tf32, bf16 or fp16; the float network's is float32, "
+        "and so are tf32 and tf32x3 on a CPU.",
     ] = "float32"
     out: Annotated[
         str | None,

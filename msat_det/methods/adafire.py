@@ -40,7 +40,7 @@ class AdaFire(Calibration):
         super().__post_init__()
         require(bool(self.bursts) and min(self.bursts) >= 2, "bursts", self.bursts, "whole numbers of at least 2")
         check_by_t("budget", self.budget)
-        self.refuse("bursts says what is tried", "gamma")
+        self.refuse("bursts says what is tried", "gamma", "levels")
 
 
 @method("adafire", AdaFire, needs_t=True, codings=RATE, source="AAAI 2025")
@@ -50,7 +50,8 @@ def adafire(options: AdaFire, observation: Observation, T: int) -> Neurons:
 
     "Adaptive calibration: a unified conversion framework of spiking neural networks", AAAI 2025. θ per channel has the
     least squared error of the clipped, floored rate, and a bias removes the mean error, as in ``calibration``. What is
-    reduced is the squared error of the outputs, also for classifiers.
+    reduced is the squared error of the outputs, also for classifiers. The paper's compression of spikes by higher
+    thresholds and its early exit are no part of it.
     """
     goals = activations(observation, options.images)
     plain = {}

@@ -72,7 +72,8 @@ LEAST_ERROR = "each channel's θ is the one with the least error"
 
 @dataclass(frozen=True)
 class Dcgs(Options):
-    """bits: N of λ_1 … λ_N, each half of the one before; levels ``unary`` is N = 1."""
+    """bits: N of λ_1 … λ_N, each half of the one before; levels ``unary`` is N = 1, without the
+    paper's start at θ/2 in place of the zone."""
 
     scale: Literal["layer", "channel"] = "channel"
     coding: Literal["rate", "delta"] = "delta"
@@ -158,7 +159,8 @@ def ltb(options: Ltb, observation: Observation, T: int) -> Neurons:
 
     "Inference-scale complexity in ANN-SNN conversion for high-performance and low-power applications", 2025. Outputs
     are averaged from t₀ on, the time that spikes take to the last layer: the sum over layers of θ − v(−1) over the
-    mean activation of its most active channel, at most T − 4.
+    mean activation of its most active channel, at most T − 4. All layers are balanced on the float network's
+    activations, where deeper ones of the paper see what those before have clipped.
     """
     found, latency = {}, 0.0
     for node in observation.graph.sites:

@@ -74,7 +74,7 @@ def burst(options: Burst, observation: Observation, T: int) -> Neurons:
     """Up to γ = 5 spikes a step, soft reset, θ at a percentile; max pooling is exact under every method here.
 
     Li & Zeng, "Efficient and accurate conversion of spiking neural network with burst spikes", 2022, eqs. 8-10.
-    The paper leaves the percentile open: 99.9 over all values here.
+    The paper leaves the percentile open: 99.9 over all values here; its code takes 99, of values cut at γ.
     """
     return neurons(options, observation)
 

@@ -46,7 +46,9 @@ class SpikeNorm(LayerByLayer):
 def spike_norm(options: SpikeNorm, observation: Observation, T: int) -> Neurons:
     """θ = the largest weighted input sum of a timestep from the spiking layers before; reset to zero.
 
-    Sengupta et al., "Going deeper in spiking neural networks: VGG and residual architectures", 2019, Algorithm 1.
+    Sengupta et al., "Going deeper in spiking neural networks: VGG and residual architectures", 2019, Algorithm 1. Their
+    images come in as Poisson spikes, here as a constant current, and biases, which their networks do not have, enter in
+    every timestep and count in the sum.
     """
     return _by_input_sums(options, observation, reset="zero")
 
@@ -83,8 +85,9 @@ def _by_input_sums(options: SpikeNorm, observation: Observation, reset: str) -> 
 
 @dataclass(frozen=True)
 class Calibration(LayerByLayer):
-    """correct: ``bias`` (the paper's light pipeline), ``potential`` (advanced; a bias where a neuron rounds by itself,
-    as SiLU's does), ``bias-t`` (as ``ftbc``) or none. grid: thresholds tried."""
+    """correct: ``bias`` (the paper's light pipeline), ``potential`` (of the advanced one, without its calibration of
+    weights, which is training; a bias where a neuron rounds by itself, as SiLU's does), ``bias-t`` (as ``ftbc``) or
+    none. grid: thresholds tried, in equal steps up to the statistic."""
 
     initial: Literal["zero", "half"] = "half"
     correct: Literal["bias", "potential", "bias-t", "none"] = "bias"  # type: ignore[assignment]  # values of its own
@@ -101,7 +104,9 @@ def calibration(options: Calibration, observation: Observation, T: int) -> Neuro
 
     Li et al., "A free lunch from ANN: towards efficient, accurate spiking neural networks calibration", 2021, eqs. 12
     (MMSE threshold), 16 (bias: the mean error of each channel) and 18 (initial potential: T times that error; per
-    channel here, the paper's is per neuron).
+    channel here, the paper's is per neuron). The rate is that of the neuron as it starts and rounds, from θ/2 by
+    default, where the published code adds θ/(2T) in every timestep, which is the same at T, and searches θ as if it
+    did not. It averages the θ of batches; here there is one, of all ``images``.
     """
     goals = activations(observation, options.images)
 
@@ -139,7 +144,8 @@ def ftbc(options: Ftbc, observation: Observation, T: int) -> Neurons:
     """A bias for each channel and timestep, layer by layer, that makes the mean output right in every timestep.
 
     "FTBC: forward temporal bias correction for optimizing ANN-SNN conversion", ECCV 2024: ten times b(t) += ½ · (mean
-    activation − mean output at t). Thresholds as the options say; other methods take it as ``correct: bias-t``.
+    activation − mean output at t), on the same calibration images, where the paper takes others each time. Thresholds
+    as the options say; other methods take it as ``correct: bias-t``.
     """
     return with_bias_over_time(neurons(options, observation), observation, T, options.images, options.passes)
 

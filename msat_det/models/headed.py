@@ -8,7 +8,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from msat_det.base.config import given, refuse_others
+from msat_det.base.config import given
 from msat_det.base.errors import InputError
 from msat_det.data.base import class_names
 from msat_det.models.class_names import read_names
@@ -119,26 +119,27 @@ class HeadDetector:
         return logits.softmax(-1) if self.kind.softmax and name == "classes" else logits.sigmoid()
 
 
-LEVELS = ("strides", "anchors", "activated")  # keys on the raw outputs of a head that has levels
-OTHERS = ("head", "names", "size", "resize", "pad", "bgr", "mean", "std", "score", "nms_iou", "top_k")
-HEAD_KEYS = (*OTHERS, *LEVELS)
+LEVELS = ("strides", "anchors", "activated")  # keys on raw outputs
+INPUTS = ("resize", "pad", "bgr", "mean", "std")
+HEAD_KEYS = ("head", "names", "size", *LEVELS, *INPUTS, "score", "nms_iou", "top_k")
 
 
-def head_options(model: Any, otherwise: str | None = None, keys: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:
+def head_options(model: Any, otherwise: str | None = None) -> tuple[str, dict[str, Any]]:
     """The head's name and ``HeadDetector``'s other options, but for the size, out of a ``config.Model``.
 
-    otherwise: the head where none is set. keys: others that the model has a use for. The classes are among the options
-    where names are. Raises InputError for a key that has no effect.
+    otherwise: the head where none is set. The classes are among the options where names are. Raises InputError for a
+    key that another one leaves without effect.
     """
     head = model.head or otherwise
     if head is None:
         raise InputError(f"model.head is not set: {model.name} needs one of {', '.join(HEADS)}")
     usual = HEADS.find(head).inputs
-    refuse_others(model, *keys, *(OTHERS if head == "raw" else HEAD_KEYS))
     own = given(model, "resize", "pad", "bgr") | {k: tuple(v) for k, v in given(model, "mean", "std").items()}
     inputs = replace(usual, **own)
     if model.pad is not None and inputs.resize == "stretch":
         raise InputError(f"model.pad is {model.pad:g}, and nothing is padded: set model.resize to letterbox or corner")
+    for key in given(model, *LEVELS) if head == "raw" else ():
+        raise InputError(f"model.{key} is set, and head raw takes boxes and scores as they are: leave it out")
     options = given(model, *LEVELS, "score", "nms_iou", "top_k")
     options |= {"classes": model.names} if model.names else {}
     return head, options | {"inputs": inputs}

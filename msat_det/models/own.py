@@ -4,13 +4,12 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from msat_det.base.config import Model, refuse_others
+from msat_det.base.config import refuse_others
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
 from msat_det.models.detector import Detector
@@ -73,7 +72,7 @@ def own_detector(model: Any) -> Detector:
         return built
     if model.weights is not None:
         fill(built, model.weights)
-    head, options = head_options(model, keys=[item.name for item in fields(Model)])
+    head, options = head_options(model)
     if model.size is None:
         raise InputError(f"model.size is not set: {model.name} needs the side of its input, in pixels")
     return HeadDetector(built, head, size=model.size, **options).check()

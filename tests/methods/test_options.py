@@ -207,6 +207,7 @@ REFUSALS = [
     ("ltb", {"percentile": 99.9}, "option percentile is 99.9: .*balanced"),
     ("tsc", {"stages": [2, 1]}, "option stages .*window"),
     ("adafire", {"gamma": 3}, "option gamma is 3: .*bursts"),
+    ("adafire", {"levels": "binary"}, "option levels is 'binary': .*bursts"),
     ("int8", {"zone": 1.0}, "option zone .*eight bits"),
 ]
 

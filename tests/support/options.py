@@ -17,7 +17,7 @@ REFUSED = {
     "h-mt": (*STATISTIC, "gamma", "levels"),
     "ltb": STATISTIC,
     "ftbc": ("correct",),
-    "adafire": ("gamma",),
+    "adafire": ("gamma", "levels", "bits", "terms"),
     "dcgs": (*STATISTIC, *RATE_ALONE, "correct"),
     "int8": (*RATE_ALONE, "correct", "gamma", "zone", "levels", "bits", "terms"),
     **dict.fromkeys(("delta-fit", "delta-fit-anytime"), (*RATE_ALONE, "stages", "terms", "zone")),

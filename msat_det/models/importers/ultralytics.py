@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from msat_det.base.config import refuse_others
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
 from msat_det.graph.inputs import MISFIT, reason
-from msat_det.models.headed import HeadDetector, head_options
+from msat_det.models.headed import HEAD_KEYS, HeadDetector, head_options
 from msat_det.models.state_dict import load_tensors, without_prefix
 from msat_det.models.weights import read_tensors
 
@@ -93,7 +94,8 @@ def ultralytics(model: Any) -> HeadDetector:
         from ultralytics.nn.tasks import DetectionModel
     except ModuleNotFoundError:
         raise InputError(_NEEDED) from None
-    head, options = head_options(model, "yolov8", ("weights", "trust", "arch", "num_classes"))
+    refuse_others(model, "weights", "trust", "arch", "num_classes", *HEAD_KEYS)
+    head, options = head_options(model, "yolov8")
     options["head"] = head
     weights = None if model.weights is None else Path(model.weights)
     if weights is not None and weights.suffix == ".pt" and (model.trust or model.arch is None):
