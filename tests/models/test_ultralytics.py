@@ -109,6 +109,7 @@ def test_state_dicts_need_no_trust(tmp_path: Path) -> None:
             r"save a state dict.*; or set model\.trust true",
         ),
         (Model("ultralytics", str(tmp_path / "yolov8n.pt"), trust=True), "no such file"),
+        (Model("ultralytics", str(path), arch="yolov8n", trust=True), r"model\.trust is true, .* no \.pt file"),
         (Model("ultralytics", str(path)), r"model\.arch is None: give the network's name"),
         (Model("ultralytics", str(path), arch="../net"), "give the network's name"),
         (Model("ultralytics", arch="yolov8n"), "yolov8n has no weights"),

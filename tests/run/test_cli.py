@@ -282,6 +282,28 @@ def test_an_export_into_a_folder_is_refused_before_it_begins(out: str, capsys: p
     assert capsys.readouterr().err == f"error: cannot write {out}: it is a folder; name a file in it\n"
 
 
+def test_a_year_is_of_voc(capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["inspect", str(PROJECT / "configs/yolo_coco.yaml"), "--data.year", "2012"]) == 2
+    assert capsys.readouterr().err == "error: data.year is 2012, which is for kind voc, not coco: leave it out\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "said"),
+    [
+        ("detect x.jpg", "--sim.T 8", "--sim.T has no effect here: give --t"),
+        ("detect x.jpg", "--sim.record=1,8", "--sim.record has no effect here: give --t"),
+        ("detect x.jpg", "--methods signed", "--methods has no effect here: give --method"),
+        ("export --method signed --out x", "--precision bf16", "--precision has no effect here: a file holds none, .*"),
+    ],
+)
+def test_a_key_that_a_command_has_no_use_for_is_told(
+    command: str, words: str, said: str, capsys: pytest.CaptureFixture
+) -> None:
+    config = str(PROJECT / "configs/yolo_voc.yaml")
+    assert cli.main([*command.split(), "--cfg", config, *words.split()]) == 2
+    assert re.fullmatch(rf"error: {said}\n", capsys.readouterr().err)
+
+
 REFUSED = {
     "--energy nope": "energy is nope, no table .*",
     "--device cuda:99": "device is cuda:99, .*",

@@ -98,6 +98,10 @@ def ultralytics(model: Any) -> HeadDetector:
     head, options = head_options(model, "yolov8")
     options["head"] = head
     weights = None if model.weights is None else Path(model.weights)
+    if model.trust and (weights is None or weights.suffix != ".pt"):
+        raise InputError(
+            "model.trust is true, and model.weights is no .pt file, the only one that is run: leave it out"
+        )
     if weights is not None and weights.suffix == ".pt" and (model.trust or model.arch is None):
         if not model.trust:
             raise InputError(
