@@ -113,9 +113,10 @@ class Guard:
             path = arguments[index]
             if isinstance(path, str | bytes | os.PathLike):
                 self.armed = False  # what follows raises events of its own
+                path = os.path.join(_opened(event, arguments), os.fsdecode(path))  # noqa: PTH118 (what is given)
                 changes = event != "open" or bool((arguments[2] or 0) & CHANGES)
-                if not self._allowed(os.fsdecode(path), changes and "dir" not in event[-7:]):
-                    self.seen.append(f"{event} {os.fsdecode(path)[:200]}")
+                if not self._allowed(path, changes and "dir" not in event[-7:]):
+                    self.seen.append(f"{event} {path[:200]}")
                 self.armed = True
 
     def _allowed(self, given: str, changes: bool) -> bool:
@@ -125,6 +126,12 @@ class Guard:
         if within(path, self._elsewhere):  # a name that leads out by itself must not do that through a link either
             return within(named, self._root) and ".." not in given.split("/") and not changes
         return not changes and path.startswith(self._code)  # modules that are imported when first needed
+
+
+def _opened(event: str, arguments: tuple) -> str:
+    """The open folder that a relative path of this event begins in, as ``shutil.rmtree`` gives it, or ""."""
+    folder = arguments[-1] if event in ("os.remove", "os.rmdir", "os.mkdir") else -1
+    return os.readlink(f"/proc/self/fd/{folder}") if folder >= 0 else ""  # noqa: PTH115 (it may be no path)
 
 
 def within(path: str, folder: str) -> bool:

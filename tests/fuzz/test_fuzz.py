@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -72,6 +73,7 @@ def hang(root: Path) -> None:
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "another exception": (lambda root: 1 / 0, "ZeroDivisionError"),
     "a hang": (hang, "-27"),
+    "a folder elsewhere is removed": (lambda root: shutil.rmtree(root / "../elsewhere"), "touched "),
     "memory": (lambda root: bytearray(1 << 30).count(0), "took"),
     "too much memory": (lambda root: bytearray(1 << 33), "MemoryError"),
     "a file outside": (lambda root: (root / "../outside/secret.jpg").read_bytes(), "touched open"),
@@ -142,6 +144,17 @@ def test_the_guard_sees(name: str, tmp_path: Path) -> None:
 
 def test_the_guard_lets_pass(tmp_path: Path) -> None:
     assert outcome(tmp_path, lambda root: (root / "mine").write_text((root / "mine").read_text()), writes=True) == ""
+
+
+def test_the_guard_lets_a_folder_be_removed(tmp_path: Path) -> None:
+    """Whose files Python names by the folder that it has opened."""
+
+    def read(root: Path) -> None:
+        (root / "parts").mkdir()
+        (root / "parts/1").touch()
+        shutil.rmtree(root / "parts")
+
+    assert outcome(tmp_path, read, writes=True) == ""
 
 
 def test_the_guard_lets_the_users_links_pass(tmp_path: Path) -> None:
