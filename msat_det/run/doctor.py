@@ -7,7 +7,7 @@ from msat_det.base.errors import InputError
 from msat_det.measure.examination import Examination, examine
 from msat_det.report.examinations import examination_text, write_examinations
 from msat_det.run.prepare import build_model, conversions, observed, settle, task_of
-from msat_det.run.resume import refuse_finished, taken
+from msat_det.run.resume import drop_finished, refuse_finished, taken
 
 IMAGES = 8
 
@@ -26,6 +26,7 @@ def doctor(config: Config) -> list[Examination]:
         if not converted:
             raise InputError("there is no method to examine: name some with --methods LABEL,…")
         found = examine(config, observation, converted, config.ledger.images or IMAGES)
+        drop_finished(directory)
         write_examinations(directory, found)
     print(examination_text(found), end="")
     print(f"ledger.json, doctor.json and the pictures in doctor/ are in {directory.path}", file=sys.stderr)

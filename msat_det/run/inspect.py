@@ -8,7 +8,7 @@ from msat_det.measure.coverage import coverage
 from msat_det.models.importers.darknet.network import RANDOM
 from msat_det.report.coverage_table import coverage_text
 from msat_det.run.prepare import build_model, convert, observed, settle, task_of
-from msat_det.run.resume import refuse_finished, taken
+from msat_det.run.resume import drop_finished, refuse_finished, taken
 
 
 def inspect_network(config: Config) -> list[dict]:
@@ -29,6 +29,7 @@ def inspect_network(config: Config) -> list[dict]:
         last = {entry["label"]: (entry, config.record_of(entry)[-1:]) for entry in config.methods}
         networks = {label: convert(config, entry, observation, t[0]) for label, (entry, t) in last.items() if t}
         rows = coverage(observation, networks)
+        drop_finished(directory)
         directory.write_coverage(rows)
     if first := next(iter(networks), None):
         print(f"θ are the thresholds of {first} at t = {last[first][1][0]}; --methods LABEL prints another's\n")

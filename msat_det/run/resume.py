@@ -136,6 +136,13 @@ def refuse_finished(directory: RunDirectory, config: Config) -> None:
         )
 
 
+def drop_finished(directory: RunDirectory) -> None:
+    """Remove a finished run that may be overwritten, before results of another command are written."""
+    if (directory.path / "summary.json").exists():
+        directory.clear()
+        remove(directory.path / CONFIG)
+
+
 @dataclass(frozen=True)
 class Begun:
     """A run that may compute. todo: the numbers of the batches still missing. made_by: commit and versions of the code,
@@ -189,8 +196,10 @@ def images_digest(dataset: Dataset) -> str:
 
 
 def named_files(config: Config) -> dict[str, str]:
-    """The SHA-256 of every file that the configuration names (weights, prices, a fit's plan …), by its key."""
+    """The SHA-256 of every file that the configuration names (weights, prices, a fit's plan …), by its key; under
+    model.name of the one that builds a network of one's own, once it is imported."""
     names = {key: name for key, name in dotted(config.values()).items() if key in PATH_KEYS or key.endswith(".plan")}
+    names["model.name"] = getattr(sys.modules.get(config.model.name.partition(":")[0]), "__file__", None)
     return {key: pooch.file_hash(name) for key, name in names.items() if isinstance(name, str) and is_file(name)}
 
 

@@ -1,6 +1,7 @@
 """Nothing is lost: killed anywhere, a run that goes on ends in the same files; a directory has one owner."""
 
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import yaml
 from support.small_runs import command, contents, die_at, keep_states, run_quietly, start, tiny
 
 from msat_det.base import ranks
+from msat_det.base.config import Config
 from msat_det.base.errors import InputError
 from msat_det.base.settings import PROJECT
 from msat_det.measure.batch_files import Part, Parts
@@ -329,6 +332,33 @@ def test_files_that_are_no_runs_stay(name: str, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"would be replaced, and .* is no run's directory: give another folder"):
             begin(tiny(tmp_path, *words))
     assert [(path, path.read_text()) for path in tmp_path.rglob("*") if path.is_file()] == [(tmp_path / name, "mine")]
+
+
+@pytest.mark.parametrize(("begin", "name"), [(inspect_network, "coverage.json"), (doctor, "ledger.json")])
+def test_what_overwrites_a_finished_run_leaves_none_of_its_figures(
+    begin: Callable[[Config], object], name: str, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    with pytest.raises(InputError, match="holds a finished run"):
+        begin(tiny(out))
+    assert contents(out).keys() == contents(whole).keys()
+    begin(tiny(out, "--overwrite", "--methods", "signed"))
+    alone = tmp_path / "alone"
+    begin(tiny(alone, "--methods", "signed"))
+    assert contents(out) == contents(alone)
+    assert name in contents(out)
+
+
+def test_the_file_of_a_network_of_ones_own_is_one_of_those_that_decide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(tmp_path / "run", "--model.name", "mine_for_a_test:build", "--model.weights", "none")
+    assert named_files(config) == {}
+    (tmp_path / "mine_for_a_test.py").write_text("build = dict")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("mine_for_a_test")
+    assert named_files(config) == {"model.name": hashlib.sha256(b"build = dict").hexdigest()}
 
 
 def test_a_run_does_not_write_among_the_images_that_it_reads(tmp_path: Path) -> None:
