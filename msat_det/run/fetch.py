@@ -48,15 +48,20 @@ def fetch(argv: list[str]) -> None:
     parser.add_argument(
         "--list", action="store_true", help="show all names, what they are and where they go, and what can't be fetched"
     )
-    parser.add_argument("--root", metavar="DIR", default=data_root(), help="folder for it all (default %(default)s)")
+    text = f"folder for all but torchvision's weights, which go to its own (default {data_root()})"
+    parser.add_argument("--root", metavar="DIR", help=text.replace("%", "%%"))
     given = parser.parse_args(argv)
     if given.list:
+        if given.names or given.root:
+            raise InputError(f"{(given.names or ['--root'])[0]} beside --list, which shows all names: leave it out")
         print(listing())
         return
     if not given.names:
         _refuse("nothing named")
+    if given.root and all(name.startswith("torchvision:") for name in given.names):
+        raise InputError("torchvision's weights go to its own folder, which TORCH_HOME names: leave --root out")
     for name in given.names:
-        root, entry = find(name, expanded(given.root))
+        root, entry = find(name, expanded(given.root or data_root()))
         try:
             fetch_entry(entry, root)
         except OSError as error:

@@ -548,6 +548,9 @@ def test_names_and_list(capsys) -> None:
     assert "did you mean voc2007?" in refused(capsys, "voc2077")
     assert "--list shows all" in refused(capsys)
     assert "--list shows all" in refused(capsys, "voc2007", "--what")
+    assert "voc2007 beside --list" in refused(capsys, "voc2007", "--list")
+    assert "--root beside --list" in refused(capsys, "--list", "--root", "x")
+    assert "TORCH_HOME" in refused(capsys, "torchvision:ssd300_vgg16", "--root", "x")
     with pytest.raises(SystemExit) as stop:
         cli.main(["fetch", "--help"])
     assert stop.value.code == 0
