@@ -27,9 +27,9 @@ class Options:
     stages None a threshold that does not vary, but under delta coding for levels that are never coarser than 1/n of the
     statistic in the n-th timestep, as the mean of n spikes is.
     initial: potential at the start, 0 or θ/2; 0 under rounding ``track``, which for a θ that does not vary gives what
-    θ/2 gives. signed, margin, initial and rounding are for ReLU and ReLU6: neurons of other activations are signed and
-    track in any case. confidence: eq. 18 for the call sites that feed a head, a number, none or
-    an estimate from calibration images. drop: what a dropped spike does to its charge. analog: names of call sites that
+    θ/2 gives. confidence: eq. 18 for the call sites that feed a head, a number, none or an estimate from calibration
+    images. drop: what a dropped spike does to its charge. signed, margin, initial, rounding and drop are for ReLU and
+    ReLU6: neurons of other activations track, are signed and keep it in any case. analog: names of call sites that
     stay analog. spiking_linear: neurons also on what layers, norms, gates, sums of two maps and max poolings send to a
     layer with no activation between, and on the operands of attention's products.
     coding: ``rate``, the value is the running mean of what is sent, or ``delta``, it is the sum: only corrections are
