@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import islice
@@ -230,21 +230,27 @@ def simulate(
     conversions: list[Conversion],
     parts: Parts,
 ) -> None:
-    """Float pass and all simulations of the batches ``todo``, each kept once it is done. One bar for all ranks."""
+    """Float pass and all simulations of the batches ``todo``, each kept once it is done, while the next one runs. One
+    bar for all ranks."""
 
-    def images() -> int:
-        return sum(len(batches[number]) for number in parts.done())
+    def images(*also: int) -> int:
+        return sum(len(batches[number]) for number in parts.done().union(also))
 
     bar = Progress(total=len(dataset), initial=images(), desc="simulating", unit="image", disable=ranks.rank() > 0)
-    with bar, torch.inference_mode():
+    with bar, torch.inference_mode(), ThreadPoolExecutor(1) as disk:
+        written: Future[None] | None = None
         for loaded in load_batches(model, dataset, batches, todo, torch.device(config.device), config.strict):
             for message in loaded.corrupt:
                 bar.write(f"skipped: {message}", file=sys.stderr)
             part = Part(loaded.ids, loaded.corrupt, misfit=loaded.misfit)
             if loaded.ids:
                 simulate_batch(model, observation, conversions, loaded, part, bar, config.exit.methods)
-            parts.write(loaded.number, part)
-            bar.update(images() - bar.n)
+            if written:
+                written.result()
+            written = disk.submit(parts.write, loaded.number, part)
+            bar.update(images(loaded.number) - bar.n)
+        if written:
+            written.result()
         bar.set_postfix_str("")
         ranks.wait(lambda: bar.update(images() - bar.n))
         bar.update(images() - bar.n)

@@ -190,6 +190,22 @@ def stopped(out: Path, *words: str) -> Path:
     return out
 
 
+@pytest.mark.parametrize("full", [1, 3])
+def test_a_full_disk_ends_the_run_with_the_batches_before(full: int, tmp_path: Path, monkeypatch) -> None:
+    """Batches are written while the next one runs; the last one's error is not lost either."""
+    write = Parts.write
+
+    def refuse(parts: Parts, number: int, part: Part) -> None:
+        if number == full:
+            raise InputError("no space left")
+        write(parts, number, part)
+
+    monkeypatch.setattr(Parts, "write", refuse)
+    with pytest.raises(InputError, match="no space left"):
+        run_quietly(tiny(tmp_path / "run"))
+    assert Parts(tmp_path / "run/parts").done() == set(range(full))
+
+
 def test_another_configuration_does_not_go_on(unfinished: Path) -> None:
     changes = {
         "batch": ("--batch", "2"),
