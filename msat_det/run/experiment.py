@@ -30,7 +30,7 @@ from msat_det.run.prepare import (
     settle,
 )
 from msat_det.run.results import Outcome, keep_plans, tell, write_results
-from msat_det.run.resume import begin, earlier_batch, finish, is_finished, taken
+from msat_det.run.resume import begin, earlier_batch, facts_of, finish, is_finished, require_same, taken
 
 
 def run(config: Config, task: Task = "detection", then: Callable[[RunDirectory], None] | None = None) -> list[CurveRow]:
@@ -72,7 +72,9 @@ def compute(config: Config, task: Task, directory: RunDirectory) -> list[CurveRo
     converted = list(conversions(config, observation))
 
     batches = [dataset.ids[i : i + config.batch] for i in range(0, len(dataset), config.batch)]
-    begun = ranks.from_first(lambda: begin(directory, config, observation, dataset, len(batches)))
+    facts = facts_of(config, observation, dataset, calibration)
+    begun = ranks.from_first(lambda: begin(directory, config, observation, facts, len(batches)))
+    require_same(facts, begun)
     if ranks.rank() == 0:
         directory.write_coverage(coverage(observation, {c.label: c.snn for c in converted}))
         keep_plans(directory, config, converted)

@@ -35,6 +35,7 @@ from msat_det.methods.observe import Observation
 from msat_det.report.directory import CONFIG, RunDirectory, commit_id, versions
 from msat_det.run.locks import lock
 
+CONTENTS = "contents of "  # a file that the configuration names, by its key
 FREE = ("out", "resume", "overwrite")  # keys that decide nothing of what is computed
 
 
@@ -118,7 +119,7 @@ def is_finished(directory: RunDirectory, config: Config) -> bool:
         then = read_summary(directory.path)[1].get("files", {})
         for key, content in named_files(config).items():
             if then.get(key, content) != content:
-                raise _other_input(f"contents of {key}", directory.path)
+                raise _other_input(CONTENTS + key, directory.path)
     return not begun
 
 
@@ -146,26 +147,47 @@ def drop_finished(directory: RunDirectory) -> None:
 @dataclass(frozen=True)
 class Begun:
     """A run that may compute. todo: the numbers of the batches still missing. made_by: commit and versions of the code,
-    first to last. files: see ``named_files``."""
+    first to last. facts: see ``facts_of``."""
 
     todo: list[int]
     made_by: dict[str, str | None]
-    files: dict[str, str]
+    facts: dict[str, str]
+
+    @property
+    def files(self) -> dict[str, str]:
+        """See ``named_files``."""
+        names = {fact: fact.removeprefix(CONTENTS) for fact in self.facts if fact.startswith(CONTENTS)}
+        return {name: self.facts[fact] for fact, name in names.items()}
 
 
-def begin(directory: RunDirectory, config: Config, observation: Observation, dataset: Dataset, batches: int) -> Begun:
-    """Start the run anew, everything of an earlier one removed, or go on with its parts alone.
-
-    Raises InputError where images, weights or other files that the configuration names are no longer those of the
-    parts.
-    """
-    path, made_by, files = _begun(directory), {"commit": commit_id()} | versions(), named_files(config)
+def facts_of(config: Config, observation: Observation, dataset: Dataset, calibration: Dataset) -> dict[str, str]:
+    """What a run is computed from, as digests by names in plural."""
     weights = observation.graph.module.state_dict().values()
-    facts = {
+    return {
         "evaluated images": images_digest(dataset),
         "weights": digest(*(tensor.cpu().numpy().tobytes() for tensor in weights)),
-        **{f"contents of {key}": content for key, content in files.items()},
+        "calibration images": images_digest(calibration),
+        **{CONTENTS + key: content for key, content in named_files(config).items()},
     }
+
+
+def require_same(facts: dict[str, str], begun: Begun) -> None:
+    """Raise InputError where a rank computes from something else than the first one."""
+    for name in facts | begun.facts:
+        if facts.get(name) != begun.facts.get(name):
+            raise InputError(
+                f"the {name} of rank {ranks.rank()} are not those of rank 0: every machine needs the same files"
+            )
+
+
+def begin(
+    directory: RunDirectory, config: Config, observation: Observation, facts: dict[str, str], batches: int
+) -> Begun:
+    """Start the run anew, everything of an earlier one removed, or go on with its parts alone.
+
+    facts: of ``facts_of``. Raises InputError where they are no longer those of the parts.
+    """
+    path, made_by = _begun(directory), {"commit": commit_id()} | versions()
     maxima = torch.cat([torch.zeros(0), *(site.maximum for site in observation.sites.values())])
     goes_on = config.resume and path.is_file()
     if goes_on:
@@ -181,7 +203,7 @@ def begin(directory: RunDirectory, config: Config, observation: Observation, dat
         raise InputError(f"cannot write {error.filename} ({error.strerror}): give another --out DIR") from error
     content = safetensors.torch.save({"maxima": maxima}, facts | {"made by": json.dumps(made_by)})
     write_whole(path, lambda file: file.write_bytes(content))
-    return Begun(sorted(set(range(batches)) - Parts(directory.parts).done()), made_by, files)
+    return Begun(sorted(set(range(batches)) - Parts(directory.parts).done()), made_by, facts)
 
 
 def finish(directory: RunDirectory) -> None:

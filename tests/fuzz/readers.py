@@ -262,15 +262,10 @@ def read_unfinished(root: Path) -> None:
     directory, config = RunDirectory(root), replace(seeds.configured(), resume=True)
     with contextlib.redirect_stderr(io.StringIO()):
         if not is_finished(directory, config):
-            observation = SimpleNamespace(graph=SimpleNamespace(module=torch.nn.Identity()), sites={})
-            stands = {
-                "digest": lambda *contents: "a" if contents else "b",
-                "commit_id": lambda: "abc",
-                "versions": dict,
-                "named_files": lambda config: {},
-            }
+            observation = SimpleNamespace(sites={})
+            stands = {"commit_id": lambda: "abc", "versions": dict}
             with mock.patch.multiple(resume, **stands):
-                begin(directory, config, observation, SimpleNamespace(ids=[1], length=lambda id: 1), 3)
+                begin(directory, config, observation, {"evaluated images": "a", "weights": "b"}, 3)
 
 
 def read_plan(root: Path) -> None:

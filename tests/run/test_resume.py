@@ -29,7 +29,7 @@ from msat_det.run.batches import simulate
 from msat_det.run.doctor import doctor
 from msat_det.run.experiment import run
 from msat_det.run.inspect import inspect_network
-from msat_det.run.resume import named_files, owned
+from msat_det.run.resume import Begun, named_files, owned, require_same
 
 
 @pytest.fixture(scope="module")
@@ -312,6 +312,26 @@ def test_a_batch_that_is_gone_is_no_smaller_data_set(tmp_path: Path, monkeypatch
         run_quietly(tiny(tmp_path / "run"))
     monkeypatch.undo()
     run_quietly(tiny(tmp_path / "run", "--resume"))
+
+
+def test_ranks_compute_from_the_same_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"evaluated images": "a", "weights": "b", "contents of energy": "c"}
+    begun = Begun([], {}, facts)
+    assert begun.files == {"energy": "c"}
+    require_same(facts, begun)
+    monkeypatch.setattr(ranks, "rank", lambda: 1)
+    for name, own in (
+        ("weights", facts | {"weights": "x"}),
+        ("contents of energy", {**facts, "contents of energy": ""}),
+    ):
+        with pytest.raises(InputError, match=f"^the {name} of rank 1 are not those of rank 0"):
+            require_same(own, begun)
+
+
+def test_a_rank_with_weights_of_its_own_ends_the_run(unfinished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "begin", lambda *_: Begun([], {}, {"weights": "of rank 0"}))
+    with pytest.raises(InputError, match="of rank 0 are not those of rank 0"):
+        run_quietly(tiny(unfinished, "--resume"))
 
 
 def test_an_overwritten_run_leaves_nothing_of_its_batches(whole: Path, tmp_path: Path) -> None:
