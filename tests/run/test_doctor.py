@@ -129,6 +129,23 @@ def test_every_method_can_be_examined(method: str) -> None:
             assert finding.after < finding.before
 
 
+@pytest.mark.parametrize("cause", [CLIPPED, COARSE])
+@pytest.mark.parametrize(("method", "given"), [("h-mt", {}), ("delta", {}), ("constant", {"levels": "binary"})])
+def test_what_is_tried_is_of_the_levels(method: str, given: dict, cause: str) -> None:
+    """Bursts have a length, binary levels have terms and bits; what would be refused is not advised."""
+    mends = mends_for(cause, parse_options(method, given), 8)
+    assert any({"terms", "bits"} & change.keys() for change in mends)
+    for change in mends:
+        assert parse_options(method, given | {name: value for name, value in change.items() if name != "t"})
+
+
+def test_what_cannot_be_had_is_not_said_to_be_tried() -> None:
+    """Of spike-norm a channel's scale, where all is ReLU."""
+    options = parse_options("spike-norm", {})
+    assert {"scale": "channel"} in mends_for(COARSE, options, 8)
+    assert all("scale" not in finding.mend for finding in diagnose("spike-norm", {}, observed("plain"), 8))
+
+
 def test_a_tried_option_that_is_no_option_there_is_passed_over() -> None:
     """tsc's windows take no more timesteps than theirs; whatever cannot be converted is no mend."""
     snn = spiking_network("constant", FINE, observed("plain"), 4)
