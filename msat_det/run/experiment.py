@@ -3,6 +3,7 @@
 ``compute`` reads as the pipeline: prepare → observe → convert → simulate → score → write.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -44,11 +45,11 @@ def run(config: Config, task: Task = "detection", then: Callable[[RunDirectory],
     config = settle(config)
     ranks.join()
     with taken(config) as directory:
-        if ranks.from_first(lambda: is_finished(directory, config)):
-            rows, _ = read_summary(directory.path)
-        else:
-            rows = compute(config, task, directory)
+        finished = ranks.from_first(lambda: is_finished(directory, config))
+        rows = read_summary(directory.path)[0] if finished else compute(config, task, directory)
         if ranks.rank() == 0:
+            if finished:
+                print(f"the run in {directory.path} was finished: nothing of it is computed again", file=sys.stderr)
             finish(directory)
             if then:
                 then(directory)

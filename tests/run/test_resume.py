@@ -159,6 +159,11 @@ def test_a_finished_run_has_nothing_left_to_do(whole: Path) -> None:
     assert rows[3].energy_ratio > 0
 
 
+def test_a_finished_run_is_told_to_be_one(whole: Path, capsys: pytest.CaptureFixture) -> None:
+    run(tiny(whole, "--resume"))
+    assert f"the run in {whole} was finished: nothing of it is computed again\n" in capsys.readouterr().err
+
+
 def test_only_the_first_rank_adds_to_a_finished_run(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     added: list[Path] = []
     monkeypatch.setattr(ranks, "from_first", lambda decide: decide())
