@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from msat_det.base import __version__
+from msat_det.base import __version__, ranks
 from msat_det.base.config import MOST_TIMESTEPS
 from msat_det.base.errors import InputError
 from msat_det.base.names import hint
@@ -359,6 +359,7 @@ COMMANDS = {
     "completion": completion,
 }
 FORMER = {"convert-det": run, "eval-cls": run}  # names that run had once
+SHARED = ("run", "compare", *FORMER)  # what ranks do together
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -371,13 +372,23 @@ def main(argv: list[str] | None = None) -> int:
         return tell([command])
     commands = COMMANDS | FORMER
     quiet = ["--quiet"] if "--quiet" in given else []
-    return commands[command]([*words, *quiet]) if command in commands else unknown([command])
+    if command not in commands:
+        return unknown([command])
+    if ranks.count() > 1 and command not in SHARED:
+        return alone([command])
+    return commands[command]([*words, *quiet])
 
 
 @once
 def tell(argv: list[str]) -> None:
     """``msat-det --help`` and ``msat-det --version``."""
     print(f"msat-det {__version__}" if argv[0] in ("-V", "--version") else USAGE)
+
+
+@once
+def alone(argv: list[str]) -> None:
+    """A command under torchrun whose work is not shared."""
+    raise InputError(f"{argv[0]} is done by one process: start it without torchrun")
 
 
 @once

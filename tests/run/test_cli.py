@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 import msat_det
+from msat_det.base import ranks
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
 from msat_det.base.files import yaml_of
@@ -167,6 +168,15 @@ def test_command_names(capsys: pytest.CaptureFixture) -> None:
     assert all(command in usage for command in cli.COMMANDS)
     assert cli.main(["nope"]) == 2
     assert capsys.readouterr().err == f"error: no command nope: give one of {', '.join(cli.COMMANDS)}\n"
+
+
+@pytest.mark.parametrize("command", ["doctor", "inspect", "export", "detect"])
+def test_what_is_not_shared_is_refused_under_torchrun(command: str, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    monkeypatch.setattr(ranks, "is_first_to_tell", lambda: True)
+    monkeypatch.setenv("RANK", "0")
+    assert cli.main([command, "yolo_voc"]) == 2
+    assert capsys.readouterr().err == f"error: {command} is done by one process: start it without torchrun\n"
 
 
 @pytest.mark.parametrize("kind", cli.REGISTRIES)
