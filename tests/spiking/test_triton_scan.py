@@ -239,5 +239,20 @@ def test_runs_and_chunks_give_the_same_bits(variant: str) -> None:
     assert torch.equal(results[0][3], results[1][3])
 
 
+def test_an_activation_that_the_kernel_has_not_is_worked_out_before_it() -> None:
+    softplus = Activation("softplus", F.softplus, curved=True)
+    for options in ({"gamma": 3, "bias": OPTIONS["bias"]["bias"]}, {"stages": (2.0, 1.0)}):
+        neuron = Neuron(THETAS, softplus, **options)
+        assert triton_scan.holds(neuron)
+        check(neuron, currents_for(), exact=False)  # the last bits of softplus follow the layout
+    made = Neuron(THETAS, softplus, gamma=3, adaptive=VARIANTS["paper"])
+    assert triton_scan.holds(made)
+    check(made, currents_for(), exact=False)
+    x = currents_for()[:1]
+    scan = Scan(neuron, x[0].to(DEVICE), fanout(), True)
+    got = torch.cat([scan.run(x.to(DEVICE), t, 3) for t in (0, 3)]).cpu()
+    assert (got - reference(neuron, x.expand(6, *SHAPE))[1]).abs().max() <= 1e-5
+
+
 def test_what_is_left_to_the_step() -> None:
-    assert not triton_scan.holds(Neuron(THETAS, Activation("softplus", F.softplus, curved=True)))
+    assert not triton_scan.holds(Neuron(THETAS, Activation("softplus", F.softplus, curved=True), adaptive=Msat()))

@@ -40,6 +40,7 @@ RATE: dict[str, tuple[Activation, dict]] = {
     "msat": (RELU, dict(adaptive=Msat())),
     "msat signed": (RELU, dict(adaptive=DEPOLARISED, signed=True, gamma=3)),
     "tracking": (SILU, dict(gamma=3)),
+    "tracking another": (Activation("gelu", F.gelu, curved=True), dict(gamma=3)),
     "reset to zero": (RELU6, dict(reset="zero", signed=True, gamma=3)),
     "imbalanced": (LEAKY, dict(imbalanced=True, gamma=3)),
     "powers of two": (RELU, dict(bits=4, terms=(3, 2), gamma=15)),

@@ -14,6 +14,7 @@ from msat_det.base.checks import present
 from msat_det.graph.channels import rows_by_channel
 from msat_det.spiking.kernels.build import wanted
 from msat_det.spiking.kernels.layout import laid_out, laid_out_by_channel, memory_format, period_of
+from msat_det.spiking.kernels.targets import is_enough, write_targets
 from msat_det.spiking.neurons import Neuron, State, initial_potential, per_channel, threshold
 
 PIECEWISE = {  # slope, low, high of f(x) = clamp(max(x, slope·x), low, high)
@@ -65,7 +66,7 @@ def holds(neuron: Neuron) -> bool:
     n, m = neuron, neuron.adaptive
     plain = not (n.imbalanced and n.reset == "zero")
     if _family(n) == "given":  # the kernel sees no current then
-        plain = m is None or not m.det or m.drive == "depolarisation"
+        plain = is_enough(n)
     # else a spike is cut to its leading digits, or its height is gone when they are counted
     whole = n.bits is None or (min(n.terms) >= n.bits and m is None)
     return plain and whole and n.confidence >= 1 and library() is not None
@@ -119,7 +120,7 @@ class Compiled:
         c, n = self._struct, self.neuron
         stages = torch.tensor([n.stage(t0 + k) for k in range(steps)], dtype=torch.float32)
         if self._family == "given":
-            self._targets(x, y, t0, constant)
+            write_targets(n, self.state.x, x, y, t0, self._bias)
             x, constant = y, False
         c.K, c.t0, c.x_step = steps, t0, 0 if constant else c.B * c.N
         c.x, c.y, c.stage = x.data_ptr(), y.data_ptr(), stages.data_ptr()
@@ -127,14 +128,6 @@ class Compiled:
             ctypes.byref(c), _FAMILIES[self._family], int(self.state.o is not None), int(n.adaptive is not None)
         )
         self.counts += self._partial.sum(1) if n.bits is None else self._digits(y, stages, n.bits)
-
-    def _targets(self, x: Tensor, y: Tensor, t0: int, constant: bool) -> None:
-        """Write into y what the output sum shall be after each timestep, t·f(X̄(t)), as ``neurons.step`` has it."""
-        total, bias, f = self.state.x, self._bias, self.neuron.activation.fn
-        for t, target in enumerate(y.split(len(total)), t0 + 1):
-            current = x if constant else x[(t - 1 - t0) * len(total) :][: len(total)]
-            total += current if bias is None else current + per_channel(bias, current, self.neuron.axis)
-            torch.mul(f(total / t), t, out=target)
 
     def restart(self) -> None:
         """Counts from 0."""

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from msat_det.base.checks import present
+from msat_det.spiking.kernels.targets import is_enough, write_targets
 from msat_det.spiking.kernels.triton_neuron import (
     LEAST,
     adaptive_numbers,
@@ -45,8 +46,9 @@ _FACTOR_0, _FACTOR_1 = map(tl.constexpr, FACTORS)
 
 
 def holds(neuron: Neuron) -> bool:
-    """Whether the kernel computes this neuron: one that needs its activation only where the kernel has it."""
-    return function_of(neuron) is not None
+    """Whether the kernel computes this neuron: of an activation that it has not, it is told what the output sum shall
+    be."""
+    return function_of(neuron) is not None or is_enough(neuron)
 
 
 def family_of(neuron: Neuron) -> str:
@@ -149,8 +151,9 @@ def _scan(
     """x, y: (K, B, N), x_step 0 for a current that is constant in time. v, o, total, mean, last: (B, N), the state.
 
     stages: (3, last_stage + 1), the factor on θ, the spikes from which on all that are wanted are sent, and terms.
-    rows: (4, period) of ``parameters``, of neuron i at i // stride % period. keys: (EARLY, B). counts:
-    (B, blocks, 4). inner: channels where they lie innermost in memory, else 1.
+    rows: (4, period) of ``parameters``, of neuron i at i // stride % period. keys: (EARLY, B). counts: (B, blocks, 4).
+    inner: channels where they lie innermost in memory, else 1. FUNCTION: ``given`` where x is what the output sum shall
+    be.
     """
     b, block = tl.program_id(0) % B, tl.program_id(0) // B  # images in turn: their rows and fan-out are the same
     i = block * BLOCK + tl.arange(0, BLOCK)
@@ -169,7 +172,8 @@ def _scan(
 
     volt = held(v + first + i, inside, ADAPTIVE or not TRACKING)
     given = held(o + first + i, inside, OUTPUT)
-    summed = held(total + first + i, inside, TRACKING or FORGETS)
+    SUMS: tl.constexpr = FORGETS or (TRACKING and FUNCTION != "given")
+    summed = held(total + first + i, inside, SUMS)
     average = held(mean + first + i, inside, ADAPTIVE)
     before_last = held(last + first + i, inside, DEPOLARISATION)
     spikes, events = zero, zero
@@ -181,9 +185,11 @@ def _scan(
         x += x_step
         coming = tl.load(x + i, mask=inside & (k + 1 < K), other=0.0)
 
-        if TRACKING or FORGETS:
+        if SUMS:
             summed += current
-        if TRACKING:
+        if FUNCTION == "given":
+            before = current - given
+        elif TRACKING:
             before = n * applied(tl.div_rn(summed, zero + n), slope, upper, FUNCTION) - given
         else:
             before = volt + current
@@ -240,7 +246,7 @@ def _scan(
     tl.store(v + first + i, volt, mask=inside)
     if OUTPUT:
         tl.store(o + first + i, given, mask=inside)
-    if TRACKING or FORGETS:
+    if SUMS:
         tl.store(total + first + i, summed, mask=inside)
     if ADAPTIVE:
         tl.store(mean + first + i, average, mask=inside)
@@ -259,8 +265,10 @@ class Fused:
         """currents: (B, C, …) float32, dense in the memory format of the state. fanout: (N,) in memory order."""
         n, m, device = neuron, neuron.adaptive, currents.device
         self.B, self.N = currents.shape[0], currents[0].numel()
+        self.neuron, self.state, self.given = n, state, function_of(n) is None
         over_time = n.bias is not None and n.bias.dim() > 1  # which ``Scan`` adds to the currents
-        rows, stride = rows_of(neuron, currents, None if over_time else n.bias)
+        self.bias = None if over_time else n.bias
+        rows, stride = rows_of(neuron, currents, None if self.given else self.bias)
         confident = n.confidence < 1
         drawn = _keys(present(chances), device) if confident else rows
         staged, highest = tuple(n.stages) != (1.0,) or n.bits is not None, float(1 << (n.bits or 1) - 1)
@@ -279,7 +287,7 @@ class Fused:
             gamma=float(n.gamma), overflow=n.overflow, offset=n.offset,
             margin=n.margin, upper=n.activation.upper, slope=n.activation.slope,
             digits=n.bits or 0, highest=highest, per_highest=1 / highest,
-            ROWS=rows.shape[1] > 1, STAGES=staged, OUTPUT=state.o is not None, FUNCTION=function_of(n),
+            ROWS=rows.shape[1] > 1, STAGES=staged, OUTPUT=state.o is not None, FUNCTION=function_of(n) or "given",
             TRACKING=n.tracking, SIGNED=n.signed, BOUNDED=n.bounded, BINARY=n.bits is not None, FORGETS=n.forgets,
             TO_ZERO=n.reset == "zero" and not n.tracking, IMBALANCED=n.imbalanced, CONFIDENCE=confident,
             KEEP=n.drop == "keep", ADAPTIVE=m is not None, BLOCK=block, **adaptive_numbers(neuron),
@@ -296,6 +304,9 @@ class Fused:
 
     def run(self, x: Tensor, y: Tensor, t0: int, steps: int, constant: bool) -> None:
         """x: (steps·B, C, …), or (B, C, …) where constant in time; y: (steps·B, C, …), which may be x."""
+        if self.given:
+            write_targets(self.neuron, self.state.x, x, y, t0, self.bias)
+            x, constant = y, False
         plane = self.B * self.N
         grid = (self.B * self.partial.shape[1],)
         _scan[grid](
