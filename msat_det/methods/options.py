@@ -97,8 +97,6 @@ class Options:
             self.refuse("it is for spikes that confidence drops, which is none", "drop")
         if self.percentile == 100:
             self.refuse("it is for a percentile below 100, which is the maximum", "values")
-        if self.initial != "zero" and self.rounds == "track":
-            self.refuse("it is for rounding fixed", "initial")
 
     def refuse(self, why: str, *names: str) -> None:
         """Raise InputError for those of these options that are given."""

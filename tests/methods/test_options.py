@@ -190,9 +190,6 @@ REFUSALS = [
     ("constant", {"drop": "lossy"}, "option drop is 'lossy': .*confidence"),
     ("constant", {"values": "nonzero"}, "option values is 'nonzero': .*percentile below 100"),
     ("p-norm", {"values": "all", "percentile": 100}, "option values is 'all': .*percentile below 100"),
-    ("staged-4", {"initial": "half"}, "option initial is 'half': .*rounding fixed"),
-    ("constant", {"initial": "half", "stages": [2, 1]}, "option initial is 'half': .*rounding fixed"),
-    ("msat", {"initial": "half", "variant": "normalised"}, "option initial is 'half': .*rounding fixed"),
     ("delta-3", {"signed": True}, "option signed is True: .*coding rate"),
     ("delta-3", {"rounding": "track"}, "option rounding is 'track': .*coding rate"),
     ("channel-norm", {"imbalanced": False, "coding": "delta"}, "option imbalanced is False: .*coding rate"),
@@ -256,13 +253,13 @@ CONTEXTS: list[tuple[str, dict[str, Any]]] = [
     ("msat", {"variant": "paper"}),
 ]
 # What says no more than is so already: rounding track where the threshold varies, or beside θ/2 at the start, which for
-# a threshold that does not gives the same; a start at zero under it; what a variant of MSAT stands for. Table 2's
-# columns are of DTT and DET.
+# a threshold that does not gives the same; a start, which presets have, under it; what a variant of MSAT stands for.
+# Table 2's columns are of DTT and DET.
 SAID = {
-    "stages": {"rounding"},
+    "stages": {"rounding", "initial"},
     "initial": {"rounding"},
     "rounding": {"initial"},
-    "variant": {"rounding", "units", "drive"},
+    "variant": {"rounding", "initial", "units", "drive"},
     "dtt": {"parameters"},
 }
 

@@ -25,7 +25,6 @@ REFUSED = {
 }
 # What they refuse of ``OPTIONS`` beside their own defaults, and where a network has ReLU alone.
 REFUSED_THERE = {
-    **dict.fromkeys(("msat-fit", "msat-fit-anytime"), ("initial", "gamma")),
-    **dict.fromkeys(("staged-4", "msat-signed-b3", "constant-fit"), ("initial",)),
+    **dict.fromkeys(("msat-fit", "msat-fit-anytime"), ("gamma",)),
     **dict.fromkeys(("spike-norm", "rmp"), STATISTIC),
 }
