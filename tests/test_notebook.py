@@ -2,12 +2,16 @@
 
 import copy
 import re
+import subprocess
+import sys
 
 import nbformat
 import pytest
 from make_notebook import PAGE, executed
 from nbformat import NotebookNode
 from support.pages import assert_prints
+
+from msat_det.base.settings import PROJECT
 
 
 @pytest.mark.slow
@@ -22,6 +26,12 @@ def test_every_cell_gives_what_the_page_shows_and_may_be_run_again() -> None:
                 sorted(output.get("data", ())) for output in code.outputs
             ], code.source
             assert_prints(printed(run), printed(code))
+
+
+def test_what_a_notebook_imports_prints_no_warning() -> None:
+    """As ``tqdm.auto`` does, which pooch imports, where Jupyter's widgets are not installed."""
+    script = "import sys, msat_det.run.experiment, msat_det.models; sys.exit('tqdm.auto' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=PROJECT).returncode == 0
 
 
 def printed(cell: NotebookNode) -> str:

@@ -248,6 +248,15 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    whole = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while piece := file.read(1 << 20):
+            whole.update(piece)
+    return whole.hexdigest()
+
+
 def digest(*contents: bytes) -> str:
     """SHA-256 of the contents, in hexadecimal."""
     whole = hashlib.sha256()

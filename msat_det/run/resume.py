@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pooch
 import safetensors.torch
 import torch
 import yaml
@@ -26,7 +25,7 @@ from torch import Tensor
 from msat_det.base import ranks
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
-from msat_det.base.files import digest, is_file, remove, show, write_whole, yaml_of
+from msat_det.base.files import digest, file_digest, is_file, remove, show, write_whole, yaml_of
 from msat_det.base.settings import PATH_KEYS, keys_of
 from msat_det.data import Dataset
 from msat_det.measure.batch_files import Parts
@@ -222,7 +221,7 @@ def named_files(config: Config) -> dict[str, str]:
     model.name of the one that builds a network of one's own, once it is imported."""
     names = {key: name for key, name in dotted(config.values()).items() if key in PATH_KEYS or key.endswith(".plan")}
     names["model.name"] = getattr(sys.modules.get(config.model.name.partition(":")[0]), "__file__", None)
-    return {key: pooch.file_hash(name) for key, name in names.items() if isinstance(name, str) and is_file(name)}
+    return {key: file_digest(name) for key, name in names.items() if isinstance(name, str) and is_file(name)}
 
 
 def _begun(directory: RunDirectory) -> Path:
