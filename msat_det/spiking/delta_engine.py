@@ -155,8 +155,11 @@ class DeltaRun(Counting, Values):
                 return value
         return self.graph.evaluate(node, self.values)
 
-    def pool_counts(self) -> dict[Node, Tensor]:
-        return self.pools
+    def counted_pools(self) -> list[Node]:
+        return list(self.pools)
+
+    def pool_counts(self, pool: Node) -> Tensor:
+        return self.pools[pool]
 
     def readout(self, t: int) -> Any:
         """The network's outputs on the sums after t timesteps."""

@@ -58,8 +58,12 @@ class Counting:
 
     scans: Mapping[Node, Any]
 
-    def pool_counts(self) -> dict[Node, Tensor]:
-        """(B, 2) of each max pooling whose events count."""
+    def counted_pools(self) -> list[Node]:
+        """The max poolings whose events count."""
+        raise NotImplementedError
+
+    def pool_counts(self, pool: Node) -> Tensor:
+        """(B, 2) of one of them."""
         raise NotImplementedError
 
     def forget(self, t: int) -> None:
@@ -68,7 +72,7 @@ class Counting:
 
     def counted(self) -> Tensor:
         """What every call site and every max pooling has counted so far, side by side (B, …), to be fetched at once."""
-        counts = [*(scan.counts for scan in self.scans.values()), *self.pool_counts().values()]
+        counts = [*(scan.counts for scan in self.scans.values()), *map(self.pool_counts, self.counted_pools())]
         return torch.cat(counts, 1) if counts else torch.zeros(1, 0)
 
     def apart(self, counted: Tensor, t: int) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
@@ -76,7 +80,7 @@ class Counting:
 
         Raises InputError, naming the call site, where a potential is NaN.
         """
-        pools = self.pool_counts()
+        pools = self.counted_pools()
         found = iter(counted.cpu().split([4] * len(self.scans) + [2] * len(pools), 1))
         counts = {node: next(found) for node in self.scans}
         for node, each in counts.items():
@@ -178,8 +182,11 @@ class Run(Counting):
             self.sums[node] = Differential(node, self.graph, self.schedule.moving, reach)
         return self.sums[node].run(values)
 
-    def pool_counts(self) -> dict[Node, Tensor]:
-        return {node: sums.counts for node, sums in self.sums.items() if sums.reach is not None}
+    def counted_pools(self) -> list[Node]:
+        return [node for node, sums in self.sums.items() if sums.reach is not None]
+
+    def pool_counts(self, pool: Node) -> Tensor:
+        return self.sums[pool].counts
 
     def forget(self, t: int) -> None:
         self.late, self.early = t, {node: self.scans[node].output.clone() for node in self.schedule.readout_sites}

@@ -181,6 +181,11 @@ class Neuron:
         finer = self.steps / (t + 1)
         return factor * (finer.clamp(max=1.0) if isinstance(finer, Tensor) else min(1.0, finer))
 
+    @property
+    def steady_bias(self) -> Tensor | None:
+        """The bias where it is the same in every timestep; one over time comes with the currents (``kernels.Scan``)."""
+        return None if self.bias is None or self.bias.dim() > 1 else self.bias
+
     def bias_at(self, t: int | Tensor) -> Tensor:
         """The bias (C,) at timestep t."""
         bias = present(self.bias)

@@ -80,8 +80,6 @@ class Compiled:
         self.neuron, self.state = neuron, state
         self.counts = torch.zeros(len(currents), 4, dtype=torch.float64)
         self._family = _family(neuron)
-        over_time = neuron.bias is not None and neuron.bias.dim() > 1  # which ``Scan`` adds to the currents
-        self._bias = None if over_time else neuron.bias
         self._struct = self._layout(currents, fanout)
 
     def _layout(self, x: Tensor, fanout: Tensor) -> _Scan:
@@ -92,7 +90,7 @@ class Compiled:
             return laid_out_by_channel(value, x, period, lib.scan_group())
 
         slope, low, high = PIECEWISE.get(n.activation.name, (0.0, 0.0, math.inf))
-        bias = None if self._family == "given" else self._bias
+        bias = None if self._family == "given" else n.steady_bias
         self._partial = torch.zeros(len(x), lib.scan_units(size), 4, dtype=torch.float64)
         self._arrays = {  # the structure holds bare pointers: this keeps them alive
             "v": st.v, "o": st.o, "sum": st.x, "mean": st.mean, "before": st.before, "fanout": fanout,
@@ -120,7 +118,7 @@ class Compiled:
         c, n = self._struct, self.neuron
         stages = torch.tensor([n.stage(t0 + k) for k in range(steps)], dtype=torch.float32)
         if self._family == "given":
-            write_targets(n, self.state.x, x, y, t0, self._bias)
+            write_targets(n, self.state.x, x, y, t0)
             x, constant = y, False
         c.K, c.t0, c.x_step = steps, t0, 0 if constant else c.B * c.N
         c.x, c.y, c.stage = x.data_ptr(), y.data_ptr(), stages.data_ptr()

@@ -123,7 +123,8 @@ class Corrections:
     def _by_step(self, sums: Tensor, t: int) -> Tensor:
         _, spikes, y = delta_step(self.neuron, self.state, sums, t)
         self._counts += counted(spikes, self.fanout)
-        self._latest = torch.where((spikes != 0).any(), t + 1, self._latest)
+        if sums.device.type != "cpu":
+            self._latest = torch.where((spikes != 0).any(), t + 1, self._latest)
         return y
 
     def _by_kernel(self, sums: Tensor, t: int, wanted: bool, own: bool, same: bool) -> Tensor | None:

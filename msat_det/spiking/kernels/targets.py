@@ -12,13 +12,13 @@ def is_enough(neuron: Neuron) -> bool:
     return neuron.tracking and (adaptive is None or not adaptive.det or adaptive.drive == "depolarisation")
 
 
-def write_targets(neuron: Neuron, total: Tensor, x: Tensor, y: Tensor, t0: int, bias: Tensor | None) -> None:
+def write_targets(neuron: Neuron, total: Tensor, x: Tensor, y: Tensor, t0: int) -> None:
     """Write into y what the output sum shall be after each timestep from t0 on, n·f(X̄), as ``neurons.step`` has it.
 
     total: the input sum (B, C, …), which goes on. x: currents (steps·B, C, …), or (B, C, …) where constant in time;
-    y: (steps·B, C, …), which may be x. bias: () or (C,), added to each current.
+    y: (steps·B, C, …), which may be x. A bias over time is in the currents already.
     """
-    f, constant = neuron.activation.fn, len(x) < len(y)
+    f, bias, constant = neuron.activation.fn, neuron.steady_bias, len(x) < len(y)
     for n, target in enumerate(y.split(len(total)), t0 + 1):
         current = x if constant else x[(n - 1 - t0) * len(total) :][: len(total)]
         total += current if bias is None else current + per_channel(bias, current, neuron.axis)

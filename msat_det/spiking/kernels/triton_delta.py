@@ -11,18 +11,17 @@ import triton.language as tl
 from torch import Tensor
 
 from msat_det.spiking.kernels.triton_neuron import (
-    LEAST,
     adaptive_numbers,
     add_up,
     applied,
-    at_least,
     at_most,
     by_terms,
     function_of,
     held,
     parameters,
     rows_of,
-    share_of,
+    units_of,
+    varied,
 )
 from msat_det.spiking.levels import NEAREST, edge
 from msat_det.spiking.neurons import Neuron, State, at
@@ -72,14 +71,11 @@ def _correct(
         volt, average = held(v + at, inside, True), held(mean + at, inside, True)
         drive = (before if DEPOLARISATION else total) - held(last + at, inside, True)
         if t > 0:
-            scale = 1.0 / theta if NORMALISED else zero + 1.0
-            resting = tau_mp * theta_max if REST_IS_MAX else zero - tau_mp * rest
-            alive = tl.where(theta_max > 0.0, 1.0, 0.0)
-            share = share_of(
-                volt - average, drive, scale / k_i, -scale / C, resting, alive, -tau_mp * alpha * k_i, tau_mp * k_a,
-                tau_det, DTT, DET, UNIT,
+            per_k_i, per_C, resting, alive = units_of(theta, theta_max, rest, k_i, C, tau_mp, NORMALISED, REST_IS_MAX)
+            level = stage * varied(
+                theta, volt - average, drive, per_k_i, per_C, resting, alive, alpha, k_a, k_i, tau_mp, tau_det,
+                DTT, DET, UNIT,
             )  # fmt: skip
-            level = at_least(theta * share, LEAST) * stage
         late = tl.abs(before) >= overflow * full
         level, most = tl.where(late, full, level), tl.where(late, 0.0, float("inf"))
     error = tl.div_rn(before, level)

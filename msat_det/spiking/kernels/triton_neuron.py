@@ -16,7 +16,7 @@ FUNCTIONS = set("identity leakyrelu silu sigmoid tanh hardswish hardsigmoid mish
 
 _LOG2_E, _LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 _EXPONENT, _ONE_UP = tl.constexpr(0x7F800000), tl.constexpr(1 << 23)  # of a float32: its exponent's bits, and one of it
-LEAST = tl.constexpr(max(SMALLEST, 1.2e-38))  # below 2^-126 Triton would take it for a double
+_LEAST = tl.constexpr(max(SMALLEST, 1.2e-38))  # below 2^-126 Triton would take it for a double
 
 
 @triton.jit
@@ -61,14 +61,27 @@ def applied(a, slope, upper, NAME: tl.constexpr):
 
 
 @triton.jit
-def share_of(
-    difference, drive, per_k_i, per_C, resting, alive, slope, gain, tau_det,
+def units_of(
+    theta, theta_max, rest, k_i, C, tau_mp, NORMALISED: tl.constexpr, REST_IS_MAX: tl.constexpr
+):  # fmt: skip
+    """What of the adaptive threshold does not change in time: 1/k_i and −1/C in the neurons' units, −τ_mp·V_T, and 0
+    for dead ones."""
+    zero = tl.zeros(theta.shape, tl.float32)
+    scale = 1.0 / theta if NORMALISED else zero + 1.0
+    resting = tau_mp * theta_max if REST_IS_MAX else zero - tau_mp * rest
+    return scale / k_i, -scale / C, resting, tl.where(theta_max > 0.0, 1.0, 0.0)
+
+
+@triton.jit
+def varied(
+    theta, difference, drive, per_k_i, per_C, resting, alive, alpha, k_a, k_i, tau_mp, tau_det,
     DTT: tl.constexpr, DET: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """θ(t)/θ of the adaptive threshold, eqs. 15-17: 1/(1 + e^below); 1 for a dead neuron.
+    """θ(t) of the adaptive threshold, eqs. 15-17: θ/(1 + e^below); θ for a dead neuron.
 
     A NaN may become a number here, but not where it counts: in the potential that it comes from.
     """
+    slope, gain = -tau_mp * alpha * k_i, tau_mp * k_a
     below = 0.0 * difference
     under = below + 1.0
     if DTT:
@@ -82,7 +95,7 @@ def share_of(
             below -= gain * (tl.maximum(z, 0.0) + _LN_2 * tl.log2(1.0 + decay))
     if DET:
         below = tl.fma(-tau_det, exp(drive * per_C), below)
-    return under / tl.fma(alive, exp(tl.minimum(below, 88.0)), under)
+    return at_least(theta * (under / tl.fma(alive, exp(tl.minimum(below, 88.0)), under)), _LEAST)
 
 
 @triton.jit

@@ -16,7 +16,6 @@ from torch import Tensor
 from msat_det.base.checks import present
 from msat_det.spiking.kernels.targets import is_enough, write_targets
 from msat_det.spiking.kernels.triton_neuron import (
-    LEAST,
     adaptive_numbers,
     add_up,
     applied,
@@ -27,7 +26,8 @@ from msat_det.spiking.kernels.triton_neuron import (
     held,
     parameters,
     rows_of,
-    share_of,
+    units_of,
+    varied,
 )
 from msat_det.spiking.levels import edge
 from msat_det.spiking.masks import BITS, FACTORS, SHIFTS, STEP, mask_keys
@@ -165,10 +165,7 @@ def _scan(
 
     theta, theta_max, start, bias = parameters(rows, i, stride, period, ROWS)
     zero = tl.zeros([BLOCK], tl.float32)
-    alive = tl.where(theta_max > 0.0, 1.0, 0.0)
-    scale = 1.0 / theta if NORMALISED else zero + 1.0
-    per_k_i, per_C = scale / k_i, -scale / C
-    resting = tau_mp * theta_max if REST_IS_MAX else zero - tau_mp * rest
+    per_k_i, per_C, resting, alive = units_of(theta, theta_max, rest, k_i, C, tau_mp, NORMALISED, REST_IS_MAX)
 
     volt = held(v + first + i, inside, ADAPTIVE or not TRACKING)
     given = held(o + first + i, inside, OUTPUT)
@@ -198,11 +195,10 @@ def _scan(
         if ADAPTIVE:  # noqa: SIM102 (a branch of the compiler around one of the device)
             if t > 0:
                 drive = before - before_last if DEPOLARISATION else current
-                share = share_of(
-                    volt - average, drive, per_k_i, per_C, resting, alive, -tau_mp * alpha * k_i, tau_mp * k_a,
-                    tau_det, DTT, DET, UNIT,
+                level = stage * varied(
+                    theta, volt - average, drive, per_k_i, per_C, resting, alive, alpha, k_a, k_i, tau_mp, tau_det,
+                    DTT, DET, UNIT,
                 )  # fmt: skip
-                level = at_least(theta * share, LEAST) * stage
         goal = at_most(before, n * upper - given + start) if BOUNDED else before
         lacking = _lacking(
             goal, summed, n, given, start, slope, upper, FORGETS, FUNCTION, IMBALANCED, SIGNED, TRACKING
@@ -266,9 +262,7 @@ class Fused:
         n, m, device = neuron, neuron.adaptive, currents.device
         self.B, self.N = currents.shape[0], currents[0].numel()
         self.neuron, self.state, self.given = n, state, function_of(n) is None
-        over_time = n.bias is not None and n.bias.dim() > 1  # which ``Scan`` adds to the currents
-        self.bias = None if over_time else n.bias
-        rows, stride = rows_of(neuron, currents, None if self.given else self.bias)
+        rows, stride = rows_of(neuron, currents, None if self.given else n.steady_bias)
         confident = n.confidence < 1
         drawn = _keys(present(chances), device) if confident else rows
         staged, highest = tuple(n.stages) != (1.0,) or n.bits is not None, float(1 << (n.bits or 1) - 1)
@@ -305,7 +299,7 @@ class Fused:
     def run(self, x: Tensor, y: Tensor, t0: int, steps: int, constant: bool) -> None:
         """x: (steps·B, C, …), or (B, C, …) where constant in time; y: (steps·B, C, …), which may be x."""
         if self.given:
-            write_targets(self.neuron, self.state.x, x, y, t0, self.bias)
+            write_targets(self.neuron, self.state.x, x, y, t0)
             x, constant = y, False
         plane = self.B * self.N
         grid = (self.B * self.partial.shape[1],)
