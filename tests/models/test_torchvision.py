@@ -104,20 +104,25 @@ def test_boxes_are_those_of_torchvisions_own_forward(name: str, capsys: pytest.C
         torch.testing.assert_close(mine.boxes, theirs["boxes"][known], rtol=1e-3, atol=1e-2)
 
 
+def of_two_images(name: str) -> tuple[TorchvisionDetector, dict[str, Tensor], list]:
+    """A detector, its outputs for two images, and what it knows of them."""
+    images = [picture(96, 96, 1), picture(60, 110, 2)]
+    detector = lively(name, images, size=128)
+    pixels, metas = batch(detector, images)
+    return detector, detector.net(pixels), metas
+
+
 @pytest.mark.parametrize("name", QUICKLY)
 @torch.no_grad()
 def test_a_gpu_gives_the_same_boxes_and_is_seldom_waited_for(name: str) -> None:
     """torchvision's own code waits 21 to 373 times an image."""
-    images = [picture(96, 96, 1), picture(60, 110, 2)]
-    detector = lively(name, images, size=128)
-    pixels, metas = batch(detector, images)
-    outputs = detector.net(pixels)
+    detector, outputs, metas = of_two_images(name)
     expected = detector.decode(outputs, metas)
     with StandIn() as device:
         there = {key: value.to("cuda") for key, value in outputs.items()}
         device.copies.clear()
         found = detector.decode(there, metas)
-        assert device.waits == ["__int__", *["equal"] * len(images), "tolist"]
+        assert device.waits == ["__int__", *["equal"] * len(metas), "tolist"]
         assert len(device.copies) <= 2  # torchvision's own, for a batch
         for one, other in zip(found, expected, strict=True):
             assert len(one) > 3
@@ -132,10 +137,7 @@ def test_a_gpu_gives_the_same_boxes_and_is_seldom_waited_for(name: str) -> None:
 @pytest.mark.parametrize("name", QUICKLY)
 @torch.no_grad()
 def test_a_real_gpu_gives_the_same_boxes(name: str) -> None:
-    images = [picture(96, 96, 1), picture(60, 110, 2)]
-    detector = lively(name, images, size=128)
-    pixels, metas = batch(detector, images)
-    outputs = detector.net(pixels)
+    detector, outputs, metas = of_two_images(name)
     found = detector.decode({key: value.cuda() for key, value in outputs.items()}, metas)
     for one, other in zip(found, detector.decode(outputs, metas), strict=True):
         assert torch.equal(one.labels.cpu(), other.labels)

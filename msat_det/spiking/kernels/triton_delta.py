@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from msat_det.spiking.kernels.triton_neuron import (
+    Programs,
     adaptive_numbers,
     add_up,
     applied,
@@ -103,16 +104,15 @@ def _correct(
         tl.store(latest, t + 1)
 
 
-class Fused:
+class Fused(Programs):
     """The kernel's arguments for one population; ``Corrections`` holds the state. follows: whether it has f."""
 
     def __init__(self, neuron: Neuron, sums: Tensor, fanout: Tensor):
         """sums: (B, C, …) float32, dense in the memory format of the state. fanout: (N,) in memory order."""
         n, m, function = neuron, neuron.adaptive, function_of(neuron)
         self.neuron, self.follows = neuron, function is not None
-        self.B, self.N = sums.shape[0], sums[0].numel()
         block, self.warps = SHAPES["adaptive" if m else "constant"]
-        self.partial = torch.zeros(self.B, triton.cdiv(self.N, block), 4, dtype=torch.float64, device=sums.device)
+        super().__init__(sums.shape[0], sums[0].numel(), block, 4, sums.device)
         self.latest = torch.zeros(1, dtype=torch.int32, device=sums.device)
         self.bias = neuron.bias if self.follows else None
         self.rows, stride = rows_of(neuron, sums, None if self.bias is None else neuron.bias_at(0))
@@ -125,14 +125,8 @@ class Fused:
             FUNCTION=function or "identity", **adaptive_numbers(neuron),
         )  # fmt: skip
 
-    @property
-    def counts(self) -> Tensor:
-        """(B, 4), see ``Corrections``."""
-        return self.partial.sum(1)
-
     def restart(self) -> None:
-        """Counts from 0."""
-        self.partial.zero_()
+        super().restart()
         self.latest.zero_()
 
     def advance(self, x: Tensor, y: Tensor | None, state: State, t: int, first: bool, same: bool) -> None:
@@ -142,7 +136,7 @@ class Fused:
         if self.bias is not None and self.bias.dim() > 1:
             self.rows[3] = n.bias_at(t).flatten()
         others = (o if each is None else each for each in (y, state.v, state.mean, last))  # none of which is looked at
-        _correct[(self.B * self.partial.shape[1],)](
+        _correct[self.grid](
             x, o, *others, t=t, terms=at(n.terms, t), zone=float(edge(at(n.zone, t))), stage=float(n.stage(t)),
             FIRST=first, WANTED=y is not None, **self.tensors, **self.values, num_warps=self.warps,
             enable_fp_fusion=False,

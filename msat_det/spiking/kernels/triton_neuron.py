@@ -146,6 +146,29 @@ def add_up(slot, numbers, reach, inside):
     tl.store(slot + 1, tl.load(slot + 1) + tl.sum(numbers * reach, 0))
 
 
+class Programs:
+    """The programs of a kernel for B images, N numbers of each, ``block`` for a program.
+
+    partial: (B, blocks, values), what each program has counted, in float64. counts: (B, values) of each image.
+    """
+
+    def __init__(self, B: int, N: int, block: int, values: int, device: torch.device):
+        self.B, self.N = B, N
+        self.partial = torch.zeros(B, triton.cdiv(N, block), values, dtype=torch.float64, device=device)
+
+    @property
+    def grid(self) -> tuple[int]:
+        return (self.B * self.partial.shape[1],)
+
+    @property
+    def counts(self) -> Tensor:
+        return self.partial.sum(1)
+
+    def restart(self) -> None:
+        """Counts from 0."""
+        self.partial.zero_()
+
+
 def function_of(neuron: Neuron) -> str | None:
     """The name under which the kernels know the neuron's activation, or None: they do not."""
     if neuron.activation.rectified:

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from msat_det.spiking.kernels.triton_scan import add_up
+from msat_det.spiking.kernels.triton_neuron import Programs, add_up
 from msat_det.spiking.kernels.window import Window
 
 # Outputs of a program, which is one warp: a thread holds whole windows, four where channels lie side by side, else one.
@@ -77,34 +77,28 @@ def _pool(
     add_up(counts + (b * tl.cdiv(total, BLOCK) + block) * 2, events, reach, inside)
 
 
-class FusedPool:
+class FusedPool(Programs):
     """One max pooling for a batch: its running sums, and its counts (B, 2) of differences that are not zero."""
 
     def __init__(self, window: Window, like: Tensor, fanout: Tensor | None):
         """like: (B, C, H, W) of the input, dense. fanout: (C, OH, OW) of the output, or None."""
-        self.window, self.B = window, like.shape[0]
+        self.window = window
         self.format = torch.contiguous_format if like.is_contiguous() else torch.channels_last
         C, H, W = like.shape[1:]
         self.shape = (C, window.size(H, 0), window.size(W, 1))
         if fanout is None:
             fanout = torch.zeros(1, device=like.device).expand(self.shape)
         self.fanout = fanout.float().expand(self.shape).unsqueeze(0).contiguous(memory_format=self.format)
-        self.partial = torch.zeros(
-            self.B, triton.cdiv(math.prod(self.shape), BLOCKS[self.format]), 2, dtype=torch.float64, device=like.device
-        )
+        super().__init__(like.shape[0], math.prod(self.shape), BLOCKS[self.format], 2, like.device)
         self.old = torch.empty_like(like, dtype=torch.float32, memory_format=self.format)
         self.new = torch.empty_like(self.old) if window.overlaps else self.old
-
-    @property
-    def counts(self) -> Tensor:
-        return self.partial.sum(1)
 
     def run(self, x: Tensor, t0: int, steps: int) -> Tensor:
         """x: (steps·B, C, H, W) of timesteps t0 on → differences (steps·B, C, OH, OW)."""
         x = x.contiguous(memory_format=self.format)
         y = torch.empty((len(x), *self.shape), dtype=x.dtype, device=x.device, memory_format=self.format)
         (rows, columns), (step_h, step_w), (pad_h, pad_w) = self.window.kernel, self.window.stride, self.window.padding
-        _pool[(self.B * self.partial.shape[1],)](
+        _pool[self.grid](
             x, y, self.old, self.new, self.fanout, self.partial, K=steps, B=self.B, C=x.shape[1], H=x.shape[2],
             W=x.shape[3], OH=self.shape[1], OW=self.shape[2], step_h=step_h, step_w=step_w, pad_h=pad_h, pad_w=pad_w,
             ROWS=rows, COLUMNS=columns, TAPS=triton.next_power_of_2(rows * columns),

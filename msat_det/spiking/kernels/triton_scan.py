@@ -16,6 +16,7 @@ from torch import Tensor
 from msat_det.base.checks import present
 from msat_det.spiking.kernels.targets import is_enough, write_targets
 from msat_det.spiking.kernels.triton_neuron import (
+    Programs,
     adaptive_numbers,
     add_up,
     applied,
@@ -254,20 +255,19 @@ def _scan(
     add_up(slot + 2, events, reach, inside)
 
 
-class Fused:
+class Fused(Programs):
     """The kernel's arguments for one population; ``Scan`` holds the state."""
 
     def __init__(self, neuron: Neuron, currents: Tensor, state: State, fanout: Tensor, chances: Chances | None):
         """currents: (B, C, …) float32, dense in the memory format of the state. fanout: (N,) in memory order."""
         n, m, device = neuron, neuron.adaptive, currents.device
-        self.B, self.N = currents.shape[0], currents[0].numel()
         self.neuron, self.state, self.given = n, state, function_of(n) is None
         rows, stride = rows_of(neuron, currents, None if self.given else n.steady_bias)
         confident = n.confidence < 1
         drawn = _keys(present(chances), device) if confident else rows
         staged, highest = tuple(n.stages) != (1.0,) or n.bits is not None, float(1 << (n.bits or 1) - 1)
         block, self.warps = SHAPES[family_of(n)]
-        self.partial = torch.zeros(self.B, triton.cdiv(self.N, block), 4, dtype=torch.float64, device=device)
+        super().__init__(currents.shape[0], currents[0].numel(), block, 4, device)
         missing = state.v
         self.tensors = dict(
             v=state.v, o=_or(state.o, missing), total=_or(state.x, missing), mean=_or(state.mean, missing),
@@ -287,23 +287,13 @@ class Fused:
             KEEP=n.drop == "keep", ADAPTIVE=m is not None, BLOCK=block, **adaptive_numbers(neuron),
         )  # fmt: skip
 
-    @property
-    def counts(self) -> Tensor:
-        """(B, 4), see ``Scan``."""
-        return self.partial.sum(1)
-
-    def restart(self) -> None:
-        """Counts from 0."""
-        self.partial.zero_()
-
     def run(self, x: Tensor, y: Tensor, t0: int, steps: int, constant: bool) -> None:
         """x: (steps·B, C, …), or (B, C, …) where constant in time; y: (steps·B, C, …), which may be x."""
         if self.given:
             write_targets(self.neuron, self.state.x, x, y, t0)
             x, constant = y, False
         plane = self.B * self.N
-        grid = (self.B * self.partial.shape[1],)
-        _scan[grid](
+        _scan[self.grid](
             x, y, K=steps, x_step=0 if constant else plane, y_step=plane, t0=t0, **self.tensors, **self.values,
             num_warps=self.warps, enable_fp_fusion=False,
         )  # fmt: skip
