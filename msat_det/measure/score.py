@@ -17,6 +17,6 @@ def score(dataset: Dataset, classes: list[str], conversions: list[Conversion], p
     for label, t in Progress(pairs, "scoring", unit="curve point", leave=False):
         costs = (parts.costs(label, t) / len(dataset)).tolist()
         found = parts.found(label, t)
-        metrics = evaluator(found) | ({"agreement": agreement(found)} if agreement else {})
+        metrics = evaluator(found) | (agreement(found) if agreement else {})
         rows.append(CurveRow(label, t, metrics, *costs))
     return rows

@@ -653,13 +653,13 @@ def test_agreement_with_the_float_network(kind: str, voc_root: Path, coco_root: 
     dataset = VocDetection(voc_root, "test") if kind == "voc" else CocoDetection(coco_root)
     level = perturbed(dataset, 3)
     agreement = AgreementEvaluator(level, dataset.classes)
-    assert agreement(level) == pytest.approx(100)
+    assert agreement(level) == pytest.approx({"agreement": 100})
     sure = {id: masked(d, d.scores >= 0.3) for id, d in level.items()}
-    assert agreement(sure) == pytest.approx(100)
-    assert agreement({}) == 0
-    assert 0 < agreement(perturbed(dataset, 4)) < 100
+    assert agreement(sure) == pytest.approx({"agreement": 100})
+    assert agreement({}) == {"agreement": 0}
+    assert 0 < agreement(perturbed(dataset, 4))["agreement"] < 100
     moved = {id: Detections(d.boxes + 1e4, d.scores, d.labels) for id, d in level.items()}
-    assert agreement(moved) == 0
+    assert agreement(moved) == {"agreement": 0}
     assert has_boxes(level)
     assert not has_boxes({id: masked(d, d.scores < 0.3) for id, d in level.items()})
     assert not has_boxes({0: torch.zeros(100)})  # a classifier's
@@ -672,8 +672,8 @@ def test_agreement_counts_every_box_of_a_dense_image() -> None:
     every = Detections(boxes, torch.linspace(0.99, 0.4, 150), torch.zeros(150, dtype=torch.int64))
     most = masked(every, every.scores > every.scores[120])
     agreement = AgreementEvaluator({0: every, 1: every}, ["cell"])
-    assert agreement({0: every, 1: every}) == pytest.approx(100)
-    assert agreement({0: most, 1: most}) == pytest.approx(100 * 81 / 101)  # recalls 0, .01, … .8
+    assert agreement({0: every, 1: every}) == pytest.approx({"agreement": 100})
+    assert agreement({0: most, 1: most}) == pytest.approx({"agreement": 100 * 81 / 101})  # recalls 0, .01, … .8
     if agreement.engine == "hotcoco":
         ahead = agreement.difference({0: every, 1: every}, {0: most, 1: most}, Resampling(20))
         assert ahead.value == pytest.approx(100 * 20 / 101)

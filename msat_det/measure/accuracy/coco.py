@@ -3,7 +3,7 @@
 import contextlib
 import importlib.util
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -65,7 +65,7 @@ class CocoEvaluator:
             )
         self.truth = self._index(truth)
 
-    def __call__(self, detections: dict[int, Detections]) -> dict[str, float]:
+    def __call__(self, detections: Mapping[Any, Detections]) -> dict[str, float]:
         """Image id (12, "12" or 12.0) → its Detections; gives ``map`` (IoU .5:.95) and ``map50`` in percent.
 
         Raises InputError.
@@ -76,7 +76,7 @@ class CocoEvaluator:
         precision = run.eval["precision"][..., 0, 0]  # (IoU, recall, class), −1 for a class without objects
         return {"map": _mean_percent(precision), "map50": _mean_percent(precision[0])}
 
-    def difference(self, ours: dict, theirs: dict, resampling: Resampling) -> Difference:
+    def difference(self, ours: Mapping, theirs: Mapping, resampling: Resampling) -> Difference:
         """By how much ``map`` of our detections exceeds that of theirs; the engine must be hotcoco."""
         runs = [self._matched(detections) for detections in (theirs, ours)]
         settings = {"n_bootstrap": resampling.draws, "confidence": resampling.confidence, "seed": resampling.seed}
@@ -84,7 +84,7 @@ class CocoEvaluator:
         bounds = (found["ci"]["AP"][name] for name in ("lower", "upper"))
         return Difference(*(100 * value for value in (found["deltas"]["AP"], *bounds)))
 
-    def _matched(self, detections: dict[int, Detections]) -> Any:
+    def _matched(self, detections: Mapping[Any, Detections]) -> Any:
         """The engine's evaluation with detections and objects matched, not yet summed up."""
         found = flatten(_by_id(detections, set(self.ids)), self.ids, self.matched)
         corner, size = found.boxes[:, :2], (found.boxes[:, 2:] - found.boxes[:, :2]).clip(min=0)
@@ -130,7 +130,7 @@ def _hotcoco() -> Any:
     return hotcoco
 
 
-def _by_id(detections: dict[Any, Detections], known: set) -> dict[int | str, Detections]:
+def _by_id(detections: Mapping[Any, Detections], known: set) -> dict[int | str, Detections]:
     """By the ids that are known: results may come with "12" or 12.0 for 12. Raises InputError for a double."""
     ids: list[Any] = [number if id not in known and (number := whole(id)) in known else id for id in detections]
     if pair := alike(ids):
