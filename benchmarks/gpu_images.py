@@ -19,7 +19,8 @@ from benchmarks.timing import Clock, seconds_of
 from msat_det.base.settings import data_root, expanded
 from msat_det.data import ImageFiles
 from msat_det.models.detector import Detector
-from msat_det.run.batches import load_batches, on_cpu
+from msat_det.run.batches import on_cpu
+from msat_det.run.loader import load_batches
 from msat_det.spiking.network import SpikingNetwork
 
 IMAGES = {"ssd-mobilenet": (64, 4), "retinanet-r50": (16, 8)}  # batch, T, from JPEG files to boxes
@@ -63,7 +64,7 @@ def from_files(
     most = max(min(len(batches), int(LONGEST / max(first["simulate"] / 2, 1e-3))), 3)
     spent = through(snn, T, model, dataset, batches[:most], clock.device)
     images = sum(map(len, batches[:most]))
-    whole, (loaded,) = sum(spent.values()), load_batches(model, dataset, batches, [0], clock.device, strict=True)
+    whole, (loaded,) = sum(spent.values()), load_batches(model, dataset, batches[:1], clock.device, strict=True)
     found: dict[str, float | None] = {
         "images_per_s_from_jpeg": images / whole,
         "images_per_s_since_the_first": (images - len(batches[0])) / (whole - spent["first"]),
@@ -88,10 +89,7 @@ def through(
 ) -> dict[str, float]:
     """Seconds of all batches by stage; ``first`` until the first one's boxes are there, the others without that one."""
     spent = dict.fromkeys(("first", "wait", "simulate", "decode"), 0.0)
-    loading, begun = (
-        load_batches(model, dataset, batches, range(len(batches)), device, strict=True),
-        time.perf_counter(),
-    )
+    loading, begun = load_batches(model, dataset, batches, device, strict=True), time.perf_counter()
     for number in range(len(batches)):
         marks = [time.perf_counter()]
         loaded = next(loading)
@@ -140,7 +138,7 @@ def core_rows(clock: Clock, model: Detector, dataset: ImageFiles, batches: list[
 def reading_rows(clock: Clock, model: Detector, dataset: ImageFiles, batches: list[list[str]]) -> Iterator[dict]:
     """Images a second that come out of files, with nothing else to do but to copy them to the device."""
     images, begun = sum(map(len, batches)), time.perf_counter()
-    loading = load_batches(model, dataset, batches, range(len(batches)), clock.device, strict=True)
+    loading = load_batches(model, dataset, batches, clock.device, strict=True)
     next(loading)
     first = time.perf_counter()
     for _ in loading:

@@ -23,7 +23,7 @@ from msat_det.measure.ledger import ledger
 from msat_det.methods.observe import observe
 from msat_det.models.detector import Detections
 from msat_det.report.directory import RunDirectory
-from msat_det.run import batches, prepare, resume
+from msat_det.run import batches, loader, prepare, resume
 from msat_det.run.arguments import load_config
 from msat_det.run.cli import run
 from msat_det.spiking import engine, kernels
@@ -258,19 +258,19 @@ class Squares:
 def test_batches_are_read_alike_for_a_cpu_and_a_gpu(
     piece: int, room: int, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    squares, ids = Squares(), [[0, 1, 2], [3], [4, 5], [6, 7, 8, 9]]
-    monkeypatch.setattr(batches, "PIECE", piece)
-    monkeypatch.setattr(batches.shutil, "disk_usage", lambda path: SimpleNamespace(free=room))
+    squares, ids = Squares(), [[0, 1, 2], [3], [6, 7, 8, 9], [4, 5]]
+    monkeypatch.setattr(loader, "PIECE", piece)
+    monkeypatch.setattr(loader.shutil, "disk_usage", lambda path: SimpleNamespace(free=room))
     began = []
-    by_processes = batches.DataLoader
-    monkeypatch.setattr(batches, "DataLoader", lambda *given, **more: began.append(1) or by_processes(*given, **more))
+    by_processes = loader.DataLoader
+    monkeypatch.setattr(loader, "DataLoader", lambda *given, **more: began.append(1) or by_processes(*given, **more))
 
-    def load(device: str, strict: bool = False) -> list[batches.Loaded]:
-        return list(batches.load_batches(squares, squares, ids, [0, 1, 3, 2], torch.device(device), strict))
+    def load(device: str, strict: bool = False) -> list[loader.Loaded]:
+        return list(loader.load_batches(squares, squares, ids, torch.device(device), strict))
 
     here = load("cpu")
-    assert [(one.number, one.ids, one.metas) for one in here] == [
-        (0, [0, 1, 2], [0, 1, 2]), (1, [], []), (3, [6, 7, 8, 9], [6, 7, 8, 9]), (2, [4, 5], [4, 5])
+    assert [(one.ids, one.metas) for one in here] == [
+        ([0, 1, 2], [0, 1, 2]), ([], []), ([6, 7, 8, 9], [6, 7, 8, 9]), ([4, 5], [4, 5])
     ]  # fmt: skip
     assert (here[1].corrupt, here[1].inputs, here[3].misfit) == (["can't read image 3"], None, ["image 5 is turned"])
     assert torch.equal(here[3].inputs, torch.stack([squares.preprocess(squares.image(id))[0] for id in (4, 5)]))
@@ -280,7 +280,7 @@ def test_batches_are_read_alike_for_a_cpu_and_a_gpu(
         assert there.inputs is None or (there.inputs.device == CUDA and torch.equal(there.inputs.cpu(), one.inputs))
         assert [vars(each) | {"inputs": None} for each in (one, there)] == [vars(one) | {"inputs": None}] * 2
     assert began == [1] * (room > 0)
-    assert list(batches.load_batches(squares, squares, ids, [], CUDA, strict=True)) == []
+    assert list(loader.load_batches(squares, squares, [], CUDA, strict=True)) == []
     with pytest.raises(CorruptImage, match=r"^can't read image 3$"):
         load("cuda:0", strict=True)
     squares.refused = 7
@@ -293,10 +293,9 @@ def test_batches_are_read_alike_for_a_cpu_and_a_gpu(
 def test_batches_on_a_gpu_are_those_of_the_cpu(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is changed where it lies while the next one is copied, as a simulation that takes long may find it."""
     squares, ids = Squares(), [[i, i + 1] * 20 for i in range(4, 9)] * 4
-    monkeypatch.setattr(batches.shutil, "disk_usage", lambda path: SimpleNamespace(free=room))
+    monkeypatch.setattr(loader.shutil, "disk_usage", lambda path: SimpleNamespace(free=room))
     here, there = (
-        batches.load_batches(squares, squares, ids, range(20), torch.device(device), strict=True)
-        for device in ("cpu", "cuda:0")
+        loader.load_batches(squares, squares, ids, torch.device(device), strict=True) for device in ("cpu", "cuda:0")
     )
     for one, other in zip(here, there, strict=True):
         torch.cuda._sleep(10_000_000)
@@ -317,10 +316,10 @@ def test_readers_leave_a_core_and_half_of_the_shared_memory(
     cores: int, ranks: int, room: int, readers: int, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Inputs of a megabyte, and two pieces of each reader in memory."""
-    monkeypatch.setattr(batches.os, "sched_getaffinity", lambda pid: range(cores), raising=False)
-    monkeypatch.setattr(batches.ranks, "local_count", lambda: ranks)
-    monkeypatch.setattr(batches.shutil, "disk_usage", lambda path: SimpleNamespace(free=room))
-    assert batches._shares(1 << 20) == (readers, piece)
+    monkeypatch.setattr(loader.os, "sched_getaffinity", lambda pid: range(cores), raising=False)
+    monkeypatch.setattr(loader.ranks, "local_count", lambda: ranks)
+    monkeypatch.setattr(loader.shutil, "disk_usage", lambda path: SimpleNamespace(free=room))
+    assert loader._shares(1 << 20) == (readers, piece)
 
 
 def test_the_next_batch_is_copied_while_one_is_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,9 +339,9 @@ def test_the_next_batch_is_copied_while_one_is_simulated(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: "copying")
     monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: computing)
-    monkeypatch.setattr(batches, "_joined", lambda pieces, device: (Copied(pieces[0]), []))
-    for inputs, _ in batches._uploaded(iter([["a"], ["b"]]), CUDA):
-        log.append(f"simulate {inputs.name}")
+    monkeypatch.setattr(loader, "_joined", lambda pieces, device: loader.Loaded(inputs=Copied(pieces[0])))
+    for loaded in loader._uploaded(iter([["a"], ["b"]]), CUDA):
+        log.append(f"simulate {loaded.inputs.name}")
     assert log == [
         *("copy a", "wait for copying", "a is used by computing", "copy b", "simulate a"),
         *("wait for copying", "b is used by computing", "simulate b"),
