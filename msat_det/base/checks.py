@@ -38,12 +38,16 @@ def check_number(
     fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
     if fits and (low < value if above else low <= value) and value <= high:
         return
-    wanted = "a whole number" if whole else "a number"
+    raise InputError(f"{name} is {show(value)}: give {words}{_wanted(low, high, above, whole)}")
+
+
+def _wanted(low: float, high: float = math.inf, above: bool = False, whole: bool = False) -> str:
+    number = "a whole number" if whole else "a number"
     if high < math.inf:
-        wanted += f" above {low:g}, at most {high:g}" if above else f" from {low:g} to {high:g}"
-    elif low > -math.inf:
-        wanted += f" above {low:g}" if above else f" of at least {low:g}"
-    raise InputError(f"{name} is {show(value)}: give {words}{wanted}")
+        return f"{number} above {low:g}, at most {high:g}" if above else f"{number} from {low:g} to {high:g}"
+    if low > -math.inf:
+        return f"{number} above {low:g}" if above else f"{number} of at least {low:g}"
+    return number
 
 
 def check_percentile(name: str, value: Any) -> None:
@@ -69,9 +73,9 @@ def check_values(name: str, value: Any, low: float = -math.inf, over_time: bool 
         raise InputError(f"{name} holds {wrong.flatten()[0].item():g}: give {wanted}")
 
 
-def check_factors(name: str, value: Any) -> None:
-    """Raise InputError for what is no sequence of numbers above 0, one or more."""
+def check_numbers(name: str, value: Any, low: float, **how: bool) -> None:
+    """Raise InputError for what is no sequence of one number or more, each as ``check_number`` has it."""
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) == 0:
-        raise InputError(f"{name} is {show(value)}: give factors above 0, one or more")
-    for factor in value:
-        check_number(f"one of {name}", factor, 0, above=True)
+        raise InputError(f"{name} is {show(value)}: give a list, each of it {_wanted(low, **how)}")
+    for number in value:
+        check_number(f"one of {name}", number, low, **how)

@@ -8,12 +8,12 @@ import torch
 import torch.utils._pytree as pytree
 from torch.fx.node import Node
 
+from msat_det.base.checks import check_numbers
 from msat_det.graph.channels import mean_by_channel
 from msat_det.graph.graph import Batch
 from msat_det.methods.budget import ByT, at, check_by_t
 from msat_det.methods.layerwise import Calibration, mmse
 from msat_det.methods.observe import Observation
-from msat_det.methods.options import require
 from msat_det.methods.registry import RATE, Neurons, method, neuron
 from msat_det.methods.sequential import activations, layer_by_layer, run_alone
 from msat_det.spiking.network import SpikingNetwork
@@ -38,7 +38,7 @@ class AdaFire(Calibration):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(bool(self.bursts) and min(self.bursts) >= 2, "bursts", self.bursts, "whole numbers of at least 2")
+        check_numbers("option bursts", self.bursts, 2, whole=True)
         check_by_t("budget", self.budget)
         self.refuse("bursts says what is tried", "gamma", "levels")
 

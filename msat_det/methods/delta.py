@@ -3,9 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from msat_det.base.checks import check_number
 from msat_det.graph.facts import facts
 from msat_det.methods.observe import Observation
-from msat_det.methods.options import STATISTIC, Options, require
+from msat_det.methods.options import STATISTIC, Options
 from msat_det.methods.registry import Neurons, method, neuron, neurons, threshold
 from msat_det.methods.thresholds import balanced, least_error, mean
 from msat_det.methods.unseen import with_unseen
@@ -39,10 +40,10 @@ class Int8(Options):
     spiking_linear: bool = True
     weights: Literal["float", "int8"] = "int8"
     stages: tuple[float, ...] | None = (1.0,)
+    levels: Literal["unary"] = "unary"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.levels == "unary", "levels", self.levels, "unary: a value is one number of eight bits")
         self.refuse("a value is one number of eight bits", "gamma", "zone")
 
 
@@ -149,7 +150,7 @@ class Ltb(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.updates >= 1, "updates", self.updates, "a whole number above 0")
+        check_number("option updates", self.updates, 1, whole=True)
         self.refuse("θ is balanced channel by channel", *STATISTIC)
 
 

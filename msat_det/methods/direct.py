@@ -57,7 +57,7 @@ def channel_norm(options: ChannelNorm, observation: Observation, T: int) -> Neur
     found = neurons(options, observation)
     if not options.imbalanced:
         return found
-    leaky = {name for name, n in found.items() if n.activation.name == "leakyrelu"}
+    leaky = {name for name, n in found.items() if n.activation.name == "leakyrelu" and n.activation.slope > 0}
     return {name: replace(n, imbalanced=True) if name in leaky else n for name, n in found.items()}
 
 

@@ -12,7 +12,7 @@ from msat_det.base.errors import InputError
 from msat_det.graph.channels import mean_by_channel, rows_by_channel
 from msat_det.graph.facts import facts
 from msat_det.methods.observe import Observation
-from msat_det.methods.options import STATISTIC, Options, require
+from msat_det.methods.options import STATISTIC, Options
 from msat_det.methods.registry import RATE, Neurons, method, neuron, neurons, threshold
 from msat_det.methods.sequential import activations, layer_by_layer, run_alone
 from msat_det.spiking.kernels import Scan
@@ -135,7 +135,7 @@ class Ftbc(LayerByLayer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.passes >= 1, "passes", self.passes, "a whole number above 0")
+        check_number("option passes", self.passes, 1, whole=True)
         self.refuse("it is what ftbc does", "correct")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from msat_det.base.checks import check_factors, check_number, check_percentile
+from msat_det.base.checks import check_number, check_numbers, check_percentile
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
 from msat_det.base.names import hint
@@ -67,19 +67,18 @@ class Options:
         check_number("option factor", self.factor, 0, above=True)
         check_number("option gamma", self.gamma, 1, whole=True)
         check_number("option margin", self.margin, 0)
+        if self.bits is not None:
+            check_number("option bits", self.bits, 1, MOST_BITS, whole=True)
+        check_numbers("option terms", self.terms, 0, whole=True)
+        check_numbers("option zone", self.zone, 0.5)
         if self.stages is not None:
-            check_factors("option stages", self.stages)
+            check_numbers("option stages", self.stages, 0, above=True)
         if self.confidence not in ("none", "estimate"):
             check_number("option confidence", self.confidence, 0, 1, words="none, estimate or ")
         self._check_coding()
 
     def _check_coding(self) -> None:
         """Options that go together, and none that would say nothing."""
-        require(
-            self.bits is None or 1 <= self.bits <= MOST_BITS, "bits", self.bits, f"a whole number from 1 to {MOST_BITS}"
-        )
-        require(bool(self.terms) and min(self.terms) >= 0, "terms", self.terms, "whole numbers of at least 0")
-        require(bool(self.zone) and min(self.zone) >= 0.5, "zone", self.zone, "numbers of at least 0.5")
         if self.coding == "delta":
             require(self.correct != "bias-t", "correct", self.correct, "another one: it is for coding rate")
             self.refuse("it is for coding rate", "signed", "margin", "confidence", "initial", "rounding")

@@ -10,17 +10,19 @@ import torch
 from support.networks import images, observed
 
 from msat_det import convert
-from msat_det.base.checks import check_factors, check_number, check_percentile, check_values
+from msat_det.base.checks import check_number, check_numbers, check_percentile, check_values
 from msat_det.base.errors import InputError
 from msat_det.graph.ops import Activation
+from msat_det.methods.adafire import AdaFire
 from msat_det.methods.convert import spiking_network
+from msat_det.methods.delta import Ltb
 from msat_det.methods.direct import MsatOptions
 from msat_det.methods.fitted import Fitted
-from msat_det.methods.layerwise import SpikeNorm
+from msat_det.methods.layerwise import Ftbc, SpikeNorm
 from msat_det.methods.observe import Site
 from msat_det.methods.options import Options
 from msat_det.spiking.network import SpikingNetwork
-from msat_det.spiking.neurons import Neuron
+from msat_det.spiking.neurons import Msat, Neuron
 
 RELU = Activation("relu", torch.relu, rectified=True)
 NO_NUMBER = [math.nan, math.inf, -math.inf, True, "3", None, [1], torch.tensor(1.0), 1j]
@@ -85,9 +87,9 @@ def test_what_is_no_percentile(value: object) -> None:
 
 
 @pytest.mark.parametrize("value", [[], (), "21", 2.0, None, [1, 0], [1, -1], [1, math.nan], [math.inf], [True], ["1"]])
-def test_what_are_no_factors(value: object) -> None:
+def test_what_is_no_list_of_factors(value: object) -> None:
     with pytest.raises(InputError, match=r"stages is .*above 0"):
-        check_factors("stages", value)
+        check_numbers("stages", value, 0, above=True)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +126,11 @@ WRONG = {
     "stages": [[], (1.0, 0.0), (math.nan,), (-1.0,), "1", 1.0],
     "window": [0, 2.5, math.nan, True],
     "axis": [0, -1, 1.0, "1", True],
+    "bits": [0, 17, 2.5, True],
+    "terms": [(), (-1,), (1.5,), 2],
+    "zone": [(), (0.4,), (math.nan,), 0.5],
+    "late": [-1, 1.5, None],
+    "imbalanced": [True],
 }
 
 
@@ -132,6 +139,13 @@ def test_a_neuron_takes_no_wrong_number(key: str, value: object) -> None:
     good = Neuron(torch.ones(2), RELU)
     with pytest.raises(InputError, match=f"neuron's {key}"):
         replace(good, **{key: value})
+
+
+@pytest.mark.parametrize("values", [{"C": 0.0}, {"C": -5.0}, {"k_i": 0}, {"k_i": math.nan}], ids=str)
+def test_what_msat_divides_by_is_above_0(values: dict) -> None:
+    (key,) = values
+    with pytest.raises(InputError, match=f"MSAT's {key} is .*: give a number above 0"):
+        Msat(**values)
 
 
 def test_a_neuron_of_other_channels_is_refused_by_its_call_site() -> None:
@@ -163,8 +177,14 @@ def test_a_neuron_of_other_channels_is_refused_by_its_call_site() -> None:
         (MsatOptions, {"C": 0}),
         (MsatOptions, {"tau_mp": "1"}),
         (MsatOptions, {"rest": math.inf}),
+        (Options, {"bits": 2.5}),
+        (Options, {"terms": (1.5,)}),
+        (Options, {"zone": (math.nan,)}),
         (SpikeNorm, {"images": 0}),
         (SpikeNorm, {"window": 2.0}),
+        (Ftbc, {"passes": 2.5}),
+        (Ltb, {"updates": True}),
+        (AdaFire, {"bursts": (2.5,)}),
         (Fitted, {"price": math.nan}),
         (Fitted, {"budget": {4: True}}),
     ],

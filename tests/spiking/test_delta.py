@@ -267,7 +267,7 @@ def at_a_tie(got: Spikes, expected: dict[str, Tensor]) -> bool:
 def test_every_method_that_says_so_takes_delta_coding(method: str, network: str, levels: str) -> None:
     """Its images don't see each other, its sums settle, its spikes are what it was seen to send."""
     if (method, levels) == ("int8", "binary"):  # its levels are numbers of eight bits
-        with pytest.raises(InputError, match="option levels is 'binary': give unary"):
+        with pytest.raises(InputError, match="option levels of method int8 is 'binary': give unary"):
             parse_options(method, {"levels": levels})
         return
     initial = {} if METHODS[method].options().initial == "zero" else {"initial": "zero"}

@@ -14,33 +14,15 @@ from torch import Tensor
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
-from msat_det.base.reader import LARGEST, LONGEST, Ranges, Reader
+from msat_det.base.reader import LONGEST, Reader
 from msat_det.graph.channels import channels
 from msat_det.graph.facts import facts
 from msat_det.graph.graph import Graph
 from msat_det.graph.ops import Activation
 from msat_det.spiking.formats.archive import finite, read_archive, write_archive
-from msat_det.spiking.levels import MOST_BITS
-from msat_det.spiking.neurons import Msat, Neuron
+from msat_det.spiking.neurons import Neuron
 
 KIND = "plan"
-# What the equations need of a number, beside being finite.
-_RANGES: Ranges = {
-    (Neuron, "theta"): (0, math.inf),
-    (Neuron, "margin"): (0, math.inf),
-    (Neuron, "gamma"): (1, LARGEST),
-    (Neuron, "confidence"): (0, 1),
-    (Neuron, "window"): (1, LARGEST),
-    (Neuron, "bits"): (1, MOST_BITS),
-    (Neuron, "terms"): (0, LARGEST),
-    (Neuron, "zone"): (0.5, math.inf),
-    (Neuron, "steps"): (1, LARGEST),
-    (Neuron, "late"): (0, LARGEST),
-    (Neuron, "axis"): (1, LARGEST),
-    (Neuron, "stages"): (1e-30, math.inf),
-    (Msat, "k_i"): (1e-30, math.inf),
-    (Msat, "C"): (1e-30, math.inf),
-}
 
 
 @dataclass(frozen=True)
@@ -112,7 +94,10 @@ def read_neurons(sites: Any, tensors: dict[str, Tensor], graph: Graph) -> dict[s
         if type(entry["channels"]) is not int or entry["channels"] != size:
             wrong = show(entry["channels"])
             raise InputError(f"call site {name} has {size} channels, the plan {wrong}: use the plan of this network")
-        neurons[name] = _Reader(name, tensors, size, facts(node).pointwise).neuron(entry["neuron"])
+        try:
+            neurons[name] = _Reader(name, tensors, size, facts(node).pointwise).read(Neuron, entry["neuron"])
+        except InputError as error:
+            raise InputError(f"call site {name}: {error}") from error
     return neurons
 
 
@@ -145,14 +130,8 @@ class _Reader(Reader):
     """Reads one call site's neuron."""
 
     def __init__(self, site: str, tensors: dict[str, Tensor], channels: int, activation: Activation):
-        super().__init__(f"call site {site}", _RANGES)
+        super().__init__("its neuron")
         self.site, self.tensors, self.channels, self.activation = site, tensors, channels, activation
-
-    def neuron(self, values: Any) -> Neuron:
-        made = self.read(Neuron, values)
-        if made.imbalanced and not 0 < self.activation.slope < math.inf:
-            raise self.wrong("imbalanced", True, f"false: {self.activation.name} has no slope below 0")
-        return made
 
     def match(self, kind: Any, value: Any, name: str) -> tuple[bool, Any]:
         if kind is Tensor:
@@ -165,13 +144,6 @@ class _Reader(Reader):
                 )
             return True, self.activation
         return super().match(kind, value, name)
-
-    def numbers(self, value: Any) -> Iterator[float]:
-        """A tensor's least and greatest ones stand for it."""
-        if isinstance(value, Tensor):
-            yield from (value.amin().item(), value.amax().item()) if value.numel() else ()
-        else:
-            yield from super().numbers(value)
 
     def _tensor(self, shape: Any, name: str) -> Tensor:
         """The tensor that stands for a field: () or one number a channel; of a bias also such a row for each t."""
