@@ -58,7 +58,8 @@ def head_sites(graph: Graph) -> list[str]:
 def estimate_confidence(snn: SpikingNetwork, sites: list[str], observation: Observation) -> dict[str, float]:
     """The share of a call site's early spikes (t < 16) that belong to neurons whose float activation is positive.
 
-    Measured on the calibration images, where the paper measures it on the test set (section 4.3).
+    Measured on the calibration images; the paper (section 4.3) does not say where, its published code does on the test
+    set.
     """
     right, total = dict.fromkeys(sites, 0.0), dict.fromkeys(sites, 0.0)
     for batch in observation.batches:

@@ -125,8 +125,9 @@ def tsc(options: Tsc, observation: Observation, T: int) -> Neurons:
 @dataclass(frozen=True)
 class MsatOptions(Options):
     """variant: ``reference`` (the published code), ``paper`` (eqs. 15-17 as printed; the two differ in DET and in drop)
-    or ``normalised`` (Δ, V_T and D in units of θ_max); what it sets can be overridden by units, drive and drop.
-    parameters: Table 2's column. dtt, det: switch eqs. 16 and 17 on or off. rest: V_T, by default −θ_max.
+    or ``normalised`` (Δ, V_T and D in units of θ_max, and rounding ``track``); what it sets can be overridden by units,
+    drive, drop and rounding. parameters: Table 2's column. alpha, k_a, k_i, C, tau_mp, tau_rd: in place of what it has.
+    dtt, det: switch eqs. 16 and 17 on or off. rest: V_T, by default −θ_max.
     """
 
     variant: Literal["reference", "paper", "normalised"] = "reference"

@@ -5,7 +5,7 @@ holds no function: a neuron's activation is the call site's own, and the file's 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
