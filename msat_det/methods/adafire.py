@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
 import torch.utils._pytree as pytree
+from torch import Tensor
 from torch.fx.node import Node
 
 from msat_det.base.checks import check_numbers
@@ -15,7 +15,7 @@ from msat_det.methods.budget import ByT, at, check_by_t
 from msat_det.methods.layerwise import Calibration, mmse
 from msat_det.methods.observe import Observation
 from msat_det.methods.registry import RATE, Neurons, method, neuron
-from msat_det.methods.sequential import activations, layer_by_layer, run_alone
+from msat_det.methods.sequential import activations, run_alone, toward_activations
 from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.neurons import Neuron
 
@@ -56,15 +56,16 @@ def adafire(options: AdaFire, observation: Observation, T: int) -> Neurons:
     goals = activations(observation, options.images)
     plain = {}
     for node in observation.graph.sites:
-        plain[node.name] = neuron(options, node, mmse(options, observation, node, goals[node.name], T), gamma=1)
+        theta = mmse(options, observation, node, goals.pop(node.name), T)
+        plain[node.name] = neuron(options, node, theta, gamma=1)
     bursts = choose(_tries(options, observation, plain, T), at(options.budget, T))
 
-    def decide(node: Node, currents: torch.Tensor) -> Neuron:
-        made, goal = replace(plain[node.name], gamma=bursts[node.name]), goals[node.name][: currents.shape[1]]
+    def decide(node: Node, currents: Tensor, goal: Tensor) -> Neuron:
+        made = replace(plain[node.name], gamma=bursts[node.name])
         error = mean_by_channel(goal - run_alone(made, currents, T) / T, made.axis)
         return replace(made, bias=error) if options.correct == "bias" else made
 
-    return layer_by_layer(observation, options.images, T, decide)
+    return toward_activations(observation, options.images, T, decide)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Methods whose neurons are searched for on calibration images; the searches are ``search`` and ``delta_search``."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -13,7 +13,7 @@ from msat_det.methods.budget import BudgetOf, ByT, Unit, at, check_by_t
 from msat_det.methods.delta_search import Wanted, fit_delta
 from msat_det.methods.layerwise import LayerByLayer
 from msat_det.methods.observe import Observation
-from msat_det.methods.options import Coding, require
+from msat_det.methods.options import OF_RATE, Coding, require
 from msat_det.methods.registry import RATE, Neurons, method, neuron, threshold
 from msat_det.methods.search import FADING, Goal, anytime_candidates, fit, stage_candidates
 from msat_det.spiking.formats.plan import load_plan
@@ -32,7 +32,6 @@ class Fitted(LayerByLayer):
     that say how to fit.
     """
 
-    images: int = 16
     scale: Literal["layer", "channel"] = "channel"
     percentile: float = 99.9
     signed: bool = True
@@ -61,7 +60,7 @@ def constant_fit(options: Fitted, observation: Observation, T: int) -> Neurons:
     return _fit_rate(options, observation, [T], [(1.0,)])
 
 
-RATE_ALONE = ("dtt", "det", "stages", "terms", "signed", "margin", "initial", "rounding", "confidence")
+RATE_ALONE = ("dtt", "det", "stages", "terms", *OF_RATE)
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,7 @@ class MsatFit(Fitted):
     @property
     def as_delta(self) -> "DeltaFit":
         """The options of the fit under delta coding: what both fits can be told."""
-        own = {"levels", "bits", "price", "budget", "budget_of", "plan", "images", "scale", "percentile", "values"}
-        own |= {"factor", "gamma", "analog", "spiking_linear", "weights"}
+        own = {item.name for item in fields(DeltaFit)} - {*RATE_ALONE, "coding", "zone", "correct"}
         shared = {name: getattr(self, name) for name in own if getattr(self, name) is not None}
         return DeltaFit(**shared, correct="none" if self.correct == "none" else "bias")
 
@@ -169,9 +167,7 @@ def _fit_rate(
     stages = [options.stages] if options.stages and options.varying else stages  # what is asked for is not searched for
     adaptive = [name for name in ("dtt", "det") if getattr(options, name, False)]
     unit, price = Unit(options.budget_of, observation), at(options.price, times[-1])
-    goal = Goal(times, stages, adaptive, price, unit.weight, options.correct != "none", options.images, unit.graded)
-    if unit.of == "energy":  # of which spikes are a part alone
-        goal = replace(goal, spent=unit.spent)
+    goal = Goal(unit, times, stages, adaptive, price, options.images, options.correct != "none")
     return fit(observation, goal, make, at(options.budget, times[-1])).neurons
 
 
@@ -218,7 +214,7 @@ def delta_fit_anytime(options: DeltaFit, observation: Observation, T: int) -> Ne
     before. After them the last one's apply, up to the 64th; from then on the rest is sent by a term a timestep of finer
     and finer levels, without a dead zone and without the bias, because the last one may be to send nothing, and its
     bias makes up for errors that fade. Ours."""
-    return _fit_corrections(options, observation, [*range(1, T + 1)])
+    return _fit_corrections(options, observation, range(1, T + 1))
 
 
 HALVINGS = 4

@@ -14,8 +14,7 @@ from msat_det.graph.facts import facts
 from msat_det.methods.observe import Observation
 from msat_det.methods.options import STATISTIC, Options
 from msat_det.methods.registry import RATE, Neurons, method, neuron, neurons, threshold
-from msat_det.methods.sequential import activations, layer_by_layer, run_alone
-from msat_det.spiking.kernels import Scan
+from msat_det.methods.sequential import alone, layer_by_layer, run_alone, toward_activations
 from msat_det.spiking.neurons import Neuron
 
 
@@ -108,10 +107,8 @@ def calibration(options: Calibration, observation: Observation, T: int) -> Neuro
     default, where the published code adds θ/(2T) in every timestep, which is the same at T, and searches θ as if it
     did not. It averages the θ of batches; here there is one, of all ``images``.
     """
-    goals = activations(observation, options.images)
 
-    def decide(node: Node, currents: Tensor) -> Neuron:
-        goal = goals.pop(node.name)[: currents.shape[1]]  # a layer too large for memory is run on fewer images
+    def decide(node: Node, currents: Tensor, goal: Tensor) -> Neuron:
         made = neuron(options, node, mmse(options, observation, node, goal, T))
         if options.correct in ("none", "bias-t"):  # the latter comes last, see ``convert.spiking_network``
             return made
@@ -121,7 +118,7 @@ def calibration(options: Calibration, observation: Observation, T: int) -> Neuro
             return replace(made, bias=error)
         return replace(made, initial=made.initial + T * error / made.theta.clamp(min=1e-12))
 
-    return layer_by_layer(observation, options.images, T, decide)
+    return toward_activations(observation, options.images, T, decide)
 
 
 @dataclass(frozen=True)
@@ -159,13 +156,11 @@ def with_bias_over_time(
     """
     if any(each.window for each in made.values()):
         raise InputError("option correct is bias-t, and a value of tsc takes a window of timesteps: give none")
-    goals = activations(observation, images)
 
-    def decide(node: Node, currents: Tensor) -> Neuron:
-        goal = goals.pop(node.name)[: currents.shape[1]]
+    def decide(node: Node, currents: Tensor, goal: Tensor) -> Neuron:
         return replace(made[node.name], bias=bias_over_time(made[node.name], currents, goal, T, passes))
 
-    return layer_by_layer(observation, images, T, decide)
+    return toward_activations(observation, images, T, decide)
 
 
 def bias_over_time(made: Neuron, currents: Tensor, goal: Tensor, T: int, passes: int) -> Tensor:
@@ -173,8 +168,8 @@ def bias_over_time(made: Neuron, currents: Tensor, goal: Tensor, T: int, passes:
     wanted = mean_by_channel(goal, made.axis).reshape(-1)
     bias = goal.new_zeros(T, len(wanted)) + (0.0 if made.bias is None else made.bias)
     for _ in range(passes):
-        scan = Scan(replace(made, bias=bias), currents[0], currents.new_zeros(currents.shape[2:]), with_output=False)
-        sent = torch.stack([mean_by_channel(y, made.axis) for y in scan.run(currents, 0, T)])
+        outputs = alone(replace(made, bias=bias), currents, with_output=False).run(currents, 0, T)
+        sent = torch.stack([mean_by_channel(y, made.axis) for y in outputs])
         bias = bias + (wanted - sent.reshape(T, -1)) / 2
     return torch.where(made.theta > 0, bias, torch.zeros_like(bias))
 

@@ -13,6 +13,7 @@ from msat_det.spiking.levels import MOST_BITS
 
 Coding = Literal["rate", "delta"]
 STATISTIC = ("scale", "percentile", "values")  # the options that say where a threshold starts from
+OF_RATE = ("signed", "margin", "confidence", "initial", "rounding")  # those that delta coding leaves without effect
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Options:
         """Options that go together, and none that would say nothing."""
         if self.coding == "delta":
             require(self.correct != "bias-t", "correct", self.correct, "another one: it is for coding rate")
-            self.refuse("it is for coding rate", "signed", "margin", "confidence", "initial", "rounding")
+            self.refuse("it is for coding rate", *OF_RATE)
         else:
             self.refuse("it is for coding delta", "zone")
         if self.levels == "binary":

@@ -21,11 +21,11 @@ from torch.fx.node import Node
 from msat_det.base.checks import present
 from msat_det.graph.channels import mean_by_channel
 from msat_det.graph.facts import facts
-from msat_det.graph.graph import Batch, elements
-from msat_det.methods.budget import Priced, fit_within
+from msat_det.graph.graph import elements
+from msat_det.methods.budget import Priced, Unit, fit_within
 from msat_det.methods.observe import Observation
 from msat_det.methods.sensitivity import sensitivity
-from msat_det.methods.sequential import activations, layer_by_layer
+from msat_det.methods.sequential import alone, toward_activations
 from msat_det.spiking.kernels import Scan
 from msat_det.spiking.neurons import Msat, Neuron, threshold
 
@@ -43,20 +43,17 @@ CLOSE = 0.02  # a budget counts as met when this share of it or less is left
 @dataclass(frozen=True)
 class Goal:
     """What is fitted. times: the timesteps whose running means shall be right, the last one is how long the simulation
-    runs. stages: candidate factors on θ over the timesteps, the last of each 1. adaptive: whether DTT and DET are
-    tried. price: of one of the budget's unit. weight: of a spike of each neuron of a call site, (C,) or (), in it
-    over the network. correct: whether each channel's mean error is taken off by a bias. graded: see ``Unit``. spent:
-    see ``Unit``, where spikes alone don't say it."""
+    runs. stages: candidate factors on θ over the timesteps, the last of each 1. adaptive: which of ``dtt`` and ``det``
+    are tried. price: of one ``unit``. images: the first calibration images. correct: whether each channel's mean error
+    is taken off by a bias."""
 
+    unit: Unit
     times: Sequence[int]
     stages: Sequence[tuple[float, ...]]
     adaptive: Sequence[str]
     price: float
-    weight: Callable[[Node], Tensor]
-    correct: bool
     images: int
-    graded: float | None = None
-    spent: Callable[[dict[str, Neuron], Batch, int], float] | None = None
+    correct: bool
 
 
 @dataclass
@@ -124,19 +121,17 @@ def fit_once(
 ) -> Fit:
     """One pass through the network at a fixed price."""
     result = Fit({}, goal.price)
-    goals = activations(observation, goal.images)
 
-    def decide(node: Node, currents: Tensor) -> Neuron:
-        wanted = goals.pop(node.name)[: currents.shape[1]]
+    def decide(node: Node, currents: Tensor, wanted: Tensor) -> Neuron:
         bench = Bench(node, currents, wanted, goal, weights[node.name])
         trial = search(bench, make)
         result.trials[node.name] = trial
-        result.spent += (trial.spikes * goal.weight(node)).sum().item() * bench.positions
+        result.spent += (trial.spikes * bench.weight).sum().item() * bench.positions
         return trial.neuron
 
-    result.neurons = layer_by_layer(observation, goal.images, max(goal.times), decide)
-    if goal.spent:
-        result.spent = goal.spent(result.neurons, observation.first(goal.images), max(goal.times))
+    result.neurons = toward_activations(observation, goal.images, max(goal.times), decide)
+    if goal.unit.of == "energy":  # of which spikes are a part alone
+        result.spent = goal.unit.spent(result.neurons, observation.first(goal.images), max(goal.times))
     return result
 
 
@@ -154,13 +149,13 @@ class Bench:
         self.T = max(self.goal.times)
         self.axis = facts(self.node).channel_axis
         self.positions = elements(self.node) // facts(self.node).channels
-        self.weight = self.goal.weight(self.node)
+        self.weight = self.goal.unit.weight(self.node)
         self.shortened: dict[int, Tensor] = {0: self.currents}
 
     def simulate(self, neuron: Neuron) -> tuple[Scan, list[Tensor]]:
         """The neuron after T timesteps, and its output at each of them."""
         silent = 0 if neuron.adaptive else sum(stage == SILENT for stage in neuron.stages)
-        scan = Scan(neuron, self.currents[0], self.currents.new_zeros(self.currents.shape[2:]), with_output=True)
+        scan = alone(neuron, self.currents)
         outputs = scan.run(self.without(silent), silent, self.T - silent)
         return scan, [torch.zeros_like(outputs[0])] * silent + list(outputs)
 
@@ -203,8 +198,8 @@ class Bench:
             sizes = sum((self.mean(o.abs()) / neuron.stage(t) for t, o in enumerate(outputs)), none)
             return torch.where(neuron.theta > 0, sizes / neuron.theta.clamp(min=1e-30), 0.0)
         events = sum((self.mean((o != 0).float()) for o in outputs), none)
-        if self.goal.graded:
-            return self.goal.graded * events
+        if self.goal.unit.graded:
+            return self.goal.unit.graded * events
         # heights differ by neuron: the count of all spikes, shared out by where there are any
         each = scan.counts[:, 0].mean().item() / self.positions
         return each * events / events.sum().clamp(min=1e-30)

@@ -36,13 +36,31 @@ def layer_by_layer(
     return run.neurons
 
 
+def toward_activations(
+    observation: Observation, images: int, T: int, decide: Callable[[Node, Tensor, Tensor], Neuron]
+) -> dict[str, Neuron]:
+    """``layer_by_layer``, whose ``decide`` also gets what the float network gives there on these images, (B, …)."""
+    goals = activations(observation, images)
+
+    def decide_with_goal(node: Node, currents: Tensor) -> Neuron:
+        # of a network too large for memory fewer images are run
+        return decide(node, currents, goals.pop(node.name)[: currents.shape[1]])
+
+    return layer_by_layer(observation, images, T, decide_with_goal)
+
+
 def activations(observation: Observation, images: int) -> dict[str, Tensor]:
     """What the float network's call sites give on the first calibration images."""
     return {n.name: v for n, v in observation.graph.walk(observation.first(images)) if is_site(n)}
 
 
+def alone(neuron: Neuron, currents: Tensor, with_output: bool = True) -> Scan:
+    """One population on its own, at rest; ``currents`` as ``decide`` gets them."""
+    return Scan(neuron, currents[0], currents.new_zeros(currents.shape[2:]), with_output)
+
+
 def run_alone(neuron: Neuron, currents: Tensor, T: int) -> Tensor:
-    """The output sum (B, C, …) over T timesteps of one population on its own; ``currents`` as ``decide`` gets them."""
-    scan = Scan(neuron, currents[0], currents.new_zeros(currents.shape[2:]), with_output=True)
+    """The output sum (B, C, …) of such a population over T timesteps."""
+    scan = alone(neuron, currents)
     scan.run(currents, 0, T)
     return scan.output

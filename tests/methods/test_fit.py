@@ -13,7 +13,9 @@ from torch.nn import functional as F
 
 from msat_det.base.errors import InputError
 from msat_det.graph.facts import facts
+from msat_det.graph.graph import elements
 from msat_det.methods import fitted
+from msat_det.methods.budget import Unit
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import Observation, observe
 from msat_det.methods.search import Bench, Fit, Goal, Trial, anytime_candidates, fit, fit_once, search, stage_candidates
@@ -65,12 +67,16 @@ def test_sensitivity_foretells_what_small_errors_do_to_the_outputs() -> None:
     assert got.item() == pytest.approx(foretold.item(), rel=0.25)
 
 
+def goal_of(observation: Observation, T: int, price: float) -> Goal:
+    return Goal(Unit("spikes", observation), [T], stage_candidates(T), [], price, images=4, correct=False)
+
+
 def bench_of(observation: Observation, T: int, index: int = 1, **changes: object) -> Bench:
     """One call site with the currents that exact neurons before it would send, the same at every timestep."""
     node = observation.graph.sites[index]
     values = dict(observation.graph.walk(images(4, seed=3)))
     currents = values[node.all_input_nodes[0]].expand(T, *values[node].shape).clone()
-    goal = replace(Goal([T], stage_candidates(T), [], 1e-3, lambda node: torch.tensor(1.0), False, 4), **changes)
+    goal = replace(goal_of(observation, T, price=1e-3 * sum(map(elements, observation.graph.sites))), **changes)
     return Bench(node, currents, values[node], goal, torch.ones(facts(node).shape[0]))
 
 
@@ -269,8 +275,7 @@ def test_a_plan_stands_for_the_search(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_one_pass_spends_what_the_network_then_spends() -> None:
     observation = observed("bottleneck")
     weights = sensitivity(observation.graph, observation.first(2))
-    neurons = sum(torch.Size(facts(n).shape).numel() for n in observation.graph.sites)
-    goal = Goal([4], stage_candidates(4), [], 1e-3, lambda node: torch.tensor(1 / neurons), False, 8)
+    goal = replace(goal_of(observation, 4, 1e-3), images=8)
     result = fit_once(observation, goal, lambda node, unit: maker(observation, node), weights)
     snn = SpikingNetwork(observation.graph, result.neurons, observation.fanout)
     snn.run(observation.first(8), 4)
@@ -311,7 +316,7 @@ def test_dead_channels_stay_dead() -> None:
 
 def test_a_budget_that_no_price_meets_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is spent stops moving: the pass that spends most, or least, of what can be spent is taken."""
-    goal = Goal([4], stage_candidates(4), [], 1e-3, lambda node: torch.tensor(1.0), False, 8)
+    goal = goal_of(observed("plain"), 4, 1e-3)
     spent = {"high": lambda price: 2.0 + 1e-3 * price, "low": lambda price: 0.5}
     for budget, kind in ((1.0, "high"), (3.0, "low")):
         tried: list[float] = []
