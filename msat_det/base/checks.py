@@ -73,9 +73,9 @@ def check_values(name: str, value: Any, low: float = -math.inf, over_time: bool 
         raise InputError(f"{name} holds {wrong.flatten()[0].item():g}: give {wanted}")
 
 
-def check_numbers(name: str, value: Any, low: float, **how: bool) -> None:
+def check_numbers(name: str, value: Any, low: float, *, above: bool = False, whole: bool = False) -> None:
     """Raise InputError for what is no sequence of one number or more, each as ``check_number`` has it."""
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) == 0:
-        raise InputError(f"{name} is {show(value)}: give a list, each of it {_wanted(low, **how)}")
+        raise InputError(f"{name} is {show(value)}: give a list, each of it {_wanted(low, above=above, whole=whole)}")
     for number in value:
-        check_number(f"one of {name}", number, low, **how)
+        check_number(f"one of {name}", number, low, above=above, whole=whole)
