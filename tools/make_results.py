@@ -14,13 +14,13 @@ from msat_det.base.checks import present
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
 from msat_det.base.files import write_whole
-from msat_det.base.settings import PATH_KEYS, PROJECT
+from msat_det.base.settings import PATH_KEYS, PROJECT, dotted
 from msat_det.report.comparison import Comparison, markdown, read_comparison, table
 from msat_det.report.curves import draw_pareto
 from msat_det.report.directory import RunDirectory
 from msat_det.run.arguments import Parser, load_config
 from msat_det.run.compare import compare
-from msat_det.run.resume import FREE, dotted
+from msat_det.run.resume import FREE
 from msat_det.run.terminal import once
 
 RUNS = "runs/results"

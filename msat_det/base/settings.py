@@ -109,6 +109,17 @@ def described(cls: type) -> Iterator[tuple[Field, Any, str]]:
         yield (item, *get_args(item.type)) if annotated else (item, item.type, "")
 
 
+def dotted(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """A configuration as {dotted key: value}, a method's options under methods.LABEL."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if key == "methods" and not prefix:
+            flat[key] = [entry["label"] for entry in value]
+            value = {entry["label"]: entry for entry in value}
+        flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def flatten(tree: dict, file: Path) -> dict[str, Any]:
     """The nested mapping of a file as {dotted key: value}, every key known."""
     flat = _flat(tree, file, Config)

@@ -2,17 +2,14 @@
 
 import json
 import math
-import platform
 import re
-import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from msat_det.base import __version__, ranks
+from msat_det.base import ranks
 from msat_det.base.errors import InputError
 from msat_det.base.files import csv_text, drop_empty, make_folders, part_of, remove, write_whole
 from msat_det.measure.rows import COSTS, CurveRow
@@ -58,13 +55,23 @@ class RunDirectory:
 
     @property
     def lock(self) -> Path:
-        """The file that a run holds open, see ``run.resume.owned``."""
+        """The file that a run holds open, see ``run.ownership``."""
         return self.path / ".lock"
 
     @property
     def parts(self) -> Path:
         """Folder of what an unfinished run has computed (``msat_det.measure.batch_files``)."""
         return self.path / "parts"
+
+    @property
+    def begun(self) -> Path:
+        """What an unfinished run was begun from (``run.resume``)."""
+        return self.parts / "begun.safetensors"
+
+    @property
+    def summary(self) -> Path:
+        """What a finished run has found."""
+        return self.path / "summary.json"
 
     def plan(self, label: str, t: int) -> Path:
         """Where the neurons of a method that was fitted for T = t are kept (``spiking.formats.plan``)."""
@@ -146,26 +153,6 @@ class RunDirectory:
         path = self.path / name
         path.parent.mkdir(exist_ok=True)
         return path
-
-
-def commit_id() -> str | None:
-    """The project's git commit, ``-dirty`` added where files differ from it; None where git does not keep this file: an
-    installed package may lie inside somebody else's checkout."""
-    file = Path(__file__)
-    how: dict[str, Any] = {"cwd": file.parent, "capture_output": True, "text": True, "check": True}
-    try:
-        subprocess.run(["git", "ls-files", "--error-unmatch", file.name], **how)
-        done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], **how)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
-def versions() -> dict[str, str]:
-    """Of what last bits depend on, by its name."""
-    return {"python": platform.python_version(), "msat-det": __version__} | {
-        name: version(name) for name in ("torch", "torchvision")
-    }
 
 
 def _plain(value: Any) -> Any:

@@ -14,6 +14,7 @@ from torchvision.ops import box_iou
 from msat_det.base.colours import COLOURS, INK
 from msat_det.base.config import Config
 from msat_det.base.files import digest
+from msat_det.base.provenance import versions
 from msat_det.data import Dataset
 from msat_det.measure.accuracy.detections import match_classes
 from msat_det.measure.batch_files import Key, Parts
@@ -21,7 +22,7 @@ from msat_det.measure.rows import CurveRow
 from msat_det.models.detector import Detections
 from msat_det.models.drawing import draw_boxes, font
 from msat_det.report.boxes import shown
-from msat_det.report.directory import RunDirectory, versions
+from msat_det.report.directory import RunDirectory
 from msat_det.report.style import class_colours
 
 SIDE, QUALITY = 480, 82  # longer side in pixels and JPEG quality of an image within the page

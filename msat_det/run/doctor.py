@@ -6,8 +6,8 @@ from msat_det.base.config import Config
 from msat_det.base.errors import InputError
 from msat_det.measure.examination import Examination, examine
 from msat_det.report.examinations import examination_text, write_examinations
+from msat_det.run.ownership import drop_finished, refuse_finished, taken
 from msat_det.run.prepare import build_model, conversions, observed, settle, task_of
-from msat_det.run.resume import drop_finished, refuse_finished, taken
 
 IMAGES = 8
 

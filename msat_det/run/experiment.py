@@ -20,6 +20,8 @@ from msat_det.measure.rows import CurveRow, read_summary
 from msat_det.measure.score import score
 from msat_det.report.directory import RunDirectory
 from msat_det.run.batches import batch_size, simulate
+from msat_det.run.digests import digests_of, require_same
+from msat_det.run.ownership import taken
 from msat_det.run.prepare import (
     Task,
     annotated_images,
@@ -31,7 +33,7 @@ from msat_det.run.prepare import (
     settle,
 )
 from msat_det.run.results import Outcome, keep_plans, tell, write_results
-from msat_det.run.resume import begin, earlier_batch, facts_of, finish, is_finished, require_same, taken
+from msat_det.run.resume import begin, earlier_batch, finish, is_finished
 
 
 def run(config: Config, task: Task = "detection", then: Callable[[RunDirectory], None] | None = None) -> list[CurveRow]:
@@ -73,9 +75,9 @@ def compute(config: Config, task: Task, directory: RunDirectory) -> list[CurveRo
     converted = list(conversions(config, observation))
 
     batches = [dataset.ids[i : i + config.batch] for i in range(0, len(dataset), config.batch)]
-    facts = facts_of(config, observation, dataset, calibration)
-    begun = ranks.from_first(lambda: begin(directory, config, observation, facts, len(batches)))
-    require_same(facts, begun)
+    digests = digests_of(config, observation, dataset, calibration)
+    begun = ranks.from_first(lambda: begin(directory, config, observation, digests, len(batches)))
+    require_same(digests, begun.digests)
     if ranks.rank() == 0:
         directory.write_coverage(coverage(observation, {c.label: c.snn for c in converted}))
         keep_plans(directory, config, converted)

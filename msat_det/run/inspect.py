@@ -7,8 +7,8 @@ from msat_det.base.config import Config
 from msat_det.measure.coverage import coverage
 from msat_det.models.importers.darknet.network import RANDOM
 from msat_det.report.coverage_table import coverage_text
+from msat_det.run.ownership import drop_finished, refuse_finished, taken
 from msat_det.run.prepare import build_model, convert, observed, settle, task_of
-from msat_det.run.resume import drop_finished, refuse_finished, taken
 
 
 def inspect_network(config: Config) -> list[dict]:

@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,10 +19,9 @@ from msat_det.base.errors import InputError
 from msat_det.base.settings import PROJECT
 from msat_det.measure.exits import ExitRow
 from msat_det.measure.rows import CurveRow
-from msat_det.report import directory
 from msat_det.report.boxes import draw_detections
 from msat_det.report.curves import draw_curve, draw_exits
-from msat_det.report.directory import RunDirectory, commit_id
+from msat_det.report.directory import RunDirectory
 from msat_det.report.style import GREY, METHOD_COLOURS, class_colours
 
 
@@ -210,30 +208,3 @@ def test_unwritable_out(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"cannot write into .*; give another folder with --out DIR") as caught:
             RunDirectory(path)
         assert "\n" not in str(caught.value)
-
-
-def test_commit_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the checkout that the code lies in: its commit, -dirty once a file differs; None where there is none."""
-
-    def git(*words: str) -> str:
-        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        done = subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True)
-        return done.stdout.decode().strip()
-
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    monkeypatch.setattr(directory, "__file__", str(tmp_path / "directory.py"))
-    assert commit_id() is None
-    git("init", "-q")
-    git("commit", "--allow-empty", "-qm", "none")
-    assert commit_id() is None  # somebody else's checkout, whose .venv holds the package
-    (tmp_path / "directory.py").write_text("pass")
-    git("add", ".")
-    git("commit", "-qm", "one")
-    git("tag", "-am", "one", "v1")  # a tag is no commit's name
-    head = git("rev-parse", "HEAD")
-    assert len(head) == 40
-    assert commit_id() == head
-    (tmp_path / "directory.py").write_text("...")
-    assert commit_id() == f"{head}-dirty"
-    monkeypatch.setenv("PATH", str(tmp_path))  # no git
-    assert commit_id() is None

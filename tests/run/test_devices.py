@@ -322,6 +322,14 @@ def test_readers_leave_a_core_and_half_of_the_shared_memory(
     assert loader._shares(1 << 20) == (readers, piece)
 
 
+def test_the_loader_pins_the_inputs_of_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By PyTorch's own function for it, which leaves what it does not know as it is."""
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: "pinned")
+    pin = torch.utils.data._utils.pin_memory.pin_memory
+    assert pin(loader.Loaded([1], inputs=torch.zeros(1))) == loader.Loaded([1], inputs="pinned")
+    assert pin(loader.Loaded(corrupt=["it is"])) == loader.Loaded(corrupt=["it is"])
+
+
 def test_the_next_batch_is_copied_while_one_is_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     """The GPU waits for the copying that has been asked for by then, which is that of the batch handed over."""
     log: list[str] = []

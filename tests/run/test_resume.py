@@ -21,15 +21,18 @@ from support.small_runs import command, contents, die_at, keep_states, run_quiet
 from msat_det.base import ranks
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
+from msat_det.base.provenance import versions
 from msat_det.base.settings import PROJECT
 from msat_det.measure.batch_files import Part, Parts
-from msat_det.report.directory import RunDirectory, versions
+from msat_det.report.directory import RunDirectory
 from msat_det.run import experiment, resume
 from msat_det.run.batches import simulate
+from msat_det.run.digests import named_files, require_same
 from msat_det.run.doctor import doctor
 from msat_det.run.experiment import run
 from msat_det.run.inspect import inspect_network
-from msat_det.run.resume import Begun, named_files, owned, require_same
+from msat_det.run.ownership import owned
+from msat_det.run.resume import Begun
 
 
 @pytest.fixture(scope="module")
@@ -321,16 +324,15 @@ def test_a_batch_that_is_gone_is_no_smaller_data_set(tmp_path: Path, monkeypatch
 
 def test_ranks_compute_from_the_same_files(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = {"evaluated images": "a", "weights": "b", "contents of energy": "c"}
-    begun = Begun([], {}, facts)
-    assert begun.files == {"energy": "c"}
-    require_same(facts, begun)
+    assert Begun([], {}, facts).files == {"energy": "c"}
+    require_same(facts, facts)
     monkeypatch.setattr(ranks, "rank", lambda: 1)
     for name, own in (
         ("weights", facts | {"weights": "x"}),
         ("contents of energy", {**facts, "contents of energy": ""}),
     ):
         with pytest.raises(InputError, match=f"^the {name} of rank 1 are not those of rank 0"):
-            require_same(own, begun)
+            require_same(own, facts)
 
 
 def test_a_rank_with_weights_of_its_own_ends_the_run(unfinished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

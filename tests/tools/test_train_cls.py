@@ -18,7 +18,7 @@ from msat_det.data import ClassFolders
 from msat_det.models.classifiers import CLASSIFIERS, PREPROCESS, Network, build_classifier
 from msat_det.report.directory import RunDirectory
 from msat_det.run import cli
-from msat_det.run.resume import owned
+from msat_det.run.ownership import owned
 
 
 @pytest.fixture

@@ -30,7 +30,8 @@ from msat_det.measure.accuracy.topk import topk
 from msat_det.models.classifiers import CLASSIFIERS, Network, Preprocess, find_preprocess
 from msat_det.report.directory import RunDirectory
 from msat_det.run.arguments import Parser, add_option
-from msat_det.run.resume import images_digest, owned
+from msat_det.run.digests import images_digest
+from msat_det.run.ownership import owned
 
 MOMENTUM = 0.9
 UNCHANGED = ("resume", "workers", "threads", "out")  # settings that do not decide what comes out
