@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from msat_det.base.files import MissingData, absent, astray, inside, is_file, is_folder, show
-from msat_det.data.images import IMAGE_SUFFIXES, image_finder
+from msat_det.data.listing import IMAGE_SUFFIXES, image_finder
 
 COCO_SPLIT = "val2017"
 # The file of a split: COCO's, CVAT's and Ultralytics' place for it, Roboflow's, and two that are used by hand.

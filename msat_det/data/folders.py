@@ -5,7 +5,7 @@ from pathlib import Path
 from msat_det.base.errors import InputError
 from msat_det.base.files import MissingData, absent, inside, is_folder, is_text, show
 from msat_det.data.base import Dataset
-from msat_det.data.images import ALL_SUFFIXES, image_names
+from msat_det.data.listing import ALL_SUFFIXES, image_names
 
 
 class ImageFiles(Dataset):

@@ -2,8 +2,7 @@
 
 import io
 import os
-from collections.abc import Callable, Collection
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -15,14 +14,11 @@ from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugi
 from torch import Tensor
 
 from msat_det.base.errors import InputError
-from msat_det.base.files import absent, bytes_of, inside, is_file
+from msat_det.base.files import absent, bytes_of, is_file
 
 # Named, because Pillow knows formats that start other programs (EPS) or need far more trust than a photograph does.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")
 JPEG = ("JPEG", "MPO")  # what Pillow calls a JPEG, and one with a second picture in it
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".pnm"}
-# With those of photographs that other programs read: where each image counts, reading them tells what is wrong.
-ALL_SUFFIXES = IMAGE_SUFFIXES | {".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".dng"}
 WHOLE = 24_000_000  # pixels of a photograph that is read as it is, a larger one smaller
 MAX_PIXELS = 256_000_000  # of a larger one; decoding takes seconds
 MAX_DECODING = 440_000_000  # bytes that its decoder takes: the process stays under 1 GiB
@@ -32,13 +28,17 @@ MAX_SCANS = 100  # of a JPEG, which has ten or so: a few bytes can ask for one m
 STRIP = 1 << 20  # pixels that are made RGB at a time
 MAX_EXIF = 1 << 20  # bytes; the orientation stands among the first ones
 ORIENTATION = 0x0112  # EXIF's tag
-FLIPS = {2: (2,), 3: (1, 2), 4: (1,)}  # its values that keep the sides → axes of (3, H, W) to be turned over
-TURNS: dict[int, Callable[[Tensor], Tensor]] = {  # those that swap the sides → (3, H, W) set upright
+UPRIGHT: dict[int, Callable[[Tensor], Tensor]] = {  # its values → (3, H, W) set upright
+    1: lambda image: image,
+    2: lambda image: image.flip(2),
+    3: lambda image: image.flip(1, 2),
+    4: lambda image: image.flip(1),
     5: lambda image: image.transpose(1, 2),
     6: lambda image: image.rot90(-1, (1, 2)),
     7: lambda image: image.transpose(1, 2).flip(1, 2),
     8: lambda image: image.rot90(1, (1, 2)),
 }
+SWAPPED = (5, 6, 7, 8)  # those that swap the sides
 Size = tuple[int, int]
 T = TypeVar("T")
 
@@ -65,13 +65,12 @@ def read_image(path: Path, size: Size | None = None) -> Tensor:
             pixels = _decode(image)
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
         raise CorruptImage(f"can't read image {path} ({error}): restore, convert or remove it") from error
-    return TURNS[turn](pixels).contiguous() if turn else pixels
+    return UPRIGHT[turn](pixels).contiguous()
 
 
 def read_upright(path: Path) -> Tensor:
     """``read_image`` as EXIF's orientation sets the image upright. Raises CorruptImage."""
-    image, turn = read_image(path), orientation(path)
-    return TURNS[turn](image).contiguous() if turn in TURNS else image.flip(FLIPS.get(turn, ()))
+    return UPRIGHT[orientation(path)](read_image(path)).contiguous()
 
 
 def image_size(path: Path) -> Size | None:
@@ -81,8 +80,7 @@ def image_size(path: Path) -> Size | None:
 
 def orientation(path: Path) -> int:
     """EXIF's orientation of an image file, 1 where it has none or can't be read."""
-    found = _of_header(path, _orientation, 1)
-    return found if type(found) is int else 1
+    return _of_header(path, _orientation, 1)
 
 
 def _of_header(path: Path, read: Callable[[ImageFile.ImageFile], T], otherwise: T) -> T:
@@ -97,108 +95,12 @@ def _of_header(path: Path, read: Callable[[ImageFile.ImageFile], T], otherwise: 
 def upright_size(path: Path) -> Size | None:
     """``image_size`` of the image as EXIF's orientation sets it upright."""
     size = image_size(path)
-    return size[::-1] if size and orientation(path) in TURNS else size
+    return size[::-1] if size and orientation(path) in SWAPPED else size
 
 
 def reduction(width: int, height: int) -> int:
     """By how much the sides of a photograph are read smaller, 1, 2 or 4; what remains of a side is rounded up."""
     return next((factor for factor in (1, 2) if width * height <= WHOLE * factor**2), 4)
-
-
-def image_names(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[str]:
-    """Sorted relative paths of the image files at any depth, by their suffixes, those that links lead to among them.
-
-    What is hidden (.git, with annexed images in it, or a Mac's ._1.jpg) is left out, and so are run directories below
-    ``folder``, whose pictures are results. A folder to which several ways
-    lead is listed once. A link that leads nowhere is an image where its name has an image's suffix, so that reading
-    tells. Raises InputError for a folder that can't be listed, be it a link.
-    """
-    names, seen = [], set()
-    folders: list[str] = [str(folder)]
-    links: list[str] = []
-    while folders or links:  # links last: images go by the folders that they are really in
-        inner = folders.pop() if folders else links.pop()
-        try:
-            status = os.stat(inner)  # noqa: PTH116
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            entries = _entries(inner)
-            if inner != str(folder) and _is_run(entries):
-                continue
-            for entry in entries[::-1]:
-                if entry.name.startswith("."):
-                    continue
-                if _is_image(entry, suffixes):
-                    names.append(os.path.relpath(entry.path, folder))
-                elif entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-                elif entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112
-                    links.append(entry.path)
-                elif _leads_nowhere(entry) and "." not in entry.name:  # to where a folder was
-                    raise InputError(f"{absent(Path(entry.path))}: put there what it leads to, or remove it")
-        except OSError as error:
-            raise InputError(f"can't list the folder {inner} ({error.strerror}): check the root") from error
-    return sorted(names)
-
-
-def image_finder(folder: Path) -> Callable[[str], str]:
-    """A function of the name of an image in ``folder``, such as 000001 or a/000001 → that name with its suffix.
-
-    The suffix may be any of IMAGE_SUFFIXES, in any case; .jpg where there is no such image, and where there are
-    several. Raises InputError if none of several is .jpg, and for a name that leaves the folder. A folder is listed
-    once, however many names are asked for.
-    """
-    listed: dict[str, dict[str, list[str]]] = {}
-
-    def find(name: str) -> str:
-        inside(folder, name)
-        inner, last = os.path.split(name)
-        if inner not in listed:
-            listed[inner] = _by_stem(folder / inner)
-        if last in listed[inner].get(os.path.splitext(last)[0], []):  # noqa: PTH122 (it has a suffix already)
-            return name
-        found = listed[inner].get(last, [])
-        if len(found) > 1 and f"{last}.jpg" not in found:
-            raise InputError(f"{folder / inner} holds {found[0]} and {found[1]}: leave one of them there")
-        return os.path.join(inner, found[0] if len(found) == 1 else f"{last}.jpg")  # noqa: PTH118
-
-    return find
-
-
-def _entries(folder: str | Path) -> list[os.DirEntry]:
-    """Sorted by name. Raises OSError."""
-    with os.scandir(folder) as entries:
-        return sorted(entries, key=lambda entry: entry.name)
-
-
-def _is_run(entries: list[os.DirEntry]) -> bool:
-    """Whether it is a run directory (``report.directory``) that these lie in."""
-    names = {entry.name for entry in entries}
-    return ".lock" in names and not names.isdisjoint(("config.yaml", "doctor.json"))
-
-
-def _by_stem(folder: Path) -> dict[str, list[str]]:
-    """The image files of one folder by their names without suffix; none where it can't be listed."""
-    found: dict[str, list[str]] = {}
-    with suppress(OSError):
-        for entry in _entries(folder):
-            if _is_image(entry):
-                found.setdefault(os.path.splitext(entry.name)[0], []).append(entry.name)  # noqa: PTH122
-    return found
-
-
-def _is_image(entry: os.DirEntry, suffixes: Collection[str] = IMAGE_SUFFIXES) -> bool:
-    """By its name; a link that leads nowhere is one, too."""
-    if os.path.splitext(entry.name)[1].lower() not in suffixes:  # noqa: PTH122
-        return False
-    if entry.is_symlink():
-        return is_file(entry.path) or _leads_nowhere(entry)
-    return entry.is_file(follow_symlinks=False)
-
-
-def _leads_nowhere(entry: os.DirEntry) -> bool:
-    return entry.is_symlink() and not os.path.exists(entry.path)  # noqa: PTH110
 
 
 def _open(file: BinaryIO) -> ImageFile.ImageFile:
@@ -213,19 +115,20 @@ def _open(file: BinaryIO) -> ImageFile.ImageFile:
 
 
 def _turn(image: ImageFile.ImageFile, size: Size | None) -> int:
-    """EXIF's orientation where that explains why an image of ``size`` is stored with its sides swapped, else 0."""
+    """EXIF's orientation where that explains why an image of ``size`` is stored with its sides swapped, else 1."""
     swapped = size is not None and image.size != size and image.size == size[::-1]
-    orientation = _orientation(image) if swapped else 0
-    return orientation if orientation in TURNS else 0
+    turn = _orientation(image) if swapped else 1
+    return turn if turn in SWAPPED else 1
 
 
-def _orientation(image: ImageFile.ImageFile) -> Any:
-    """EXIF's; Pillow would take XMP's where there is none, which neither viewers nor other readers do."""
+def _orientation(image: ImageFile.ImageFile) -> int:
+    """EXIF's, 1 where it has none; Pillow would take XMP's there, which neither viewers nor other readers do."""
     if image.format == "PNG" and (behind := _png_exif(image)):
         image.info["exif"] = behind
     for name in ("xmp", "XML:com.adobe.xmp"):
         image.info.pop(name, None)
-    return Image.Image.getexif(image).get(ORIENTATION, 1)  # a PNG's own would decode all pixels to look behind them
+    found = Image.Image.getexif(image).get(ORIENTATION)  # a PNG's own would decode all pixels to look behind them
+    return found if type(found) is int and found in UPRIGHT else 1
 
 
 def _png_exif(image: Any) -> bytes:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import absent, is_file, is_folder, show
-from msat_det.data.images import ALL_SUFFIXES, IMAGE_SUFFIXES, image_names
+from msat_det.data.listing import ALL_SUFFIXES, IMAGE_SUFFIXES, image_names
 
 
 def images_of(source: str, suffixes: Collection[str] = IMAGE_SUFFIXES) -> dict[str, Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from msat_det.base.errors import InputError
 from msat_det.base.files import MAX_NAME, MissingData, absent, inside, is_file, is_folder, read_text, show
 from msat_det.data.base import Dataset, Target, require_images
-from msat_det.data.images import IMAGE_SUFFIXES, image_names
+from msat_det.data.listing import IMAGE_SUFFIXES, image_names
 from msat_det.data.voc_classes import VOC_CLASSES, vocabulary
 from msat_det.data.voc_xml import read_voc_xml
 

@@ -24,7 +24,8 @@ from msat_det.base.files import (
     yaml_value,
 )
 from msat_det.data.base import Dataset, Target, class_names, make_target
-from msat_det.data.images import ALL_SUFFIXES, image_names, read_upright, upright_size
+from msat_det.data.images import read_upright, upright_size
+from msat_det.data.listing import ALL_SUFFIXES, image_names
 
 SPLITS = ("val", "test", "train")  # where none is named the first one that is there, but never what was trained on
 SLACK = 0.01  # beyond the image that a coordinate may lie, as where they train
