@@ -249,7 +249,7 @@ class Exit:
         _positive("exit.images", self.images)
         if not 0 <= self.allowance < float("inf"):
             raise InputError(f"exit.allowance is {self.allowance}: give a share of 0 or more, such as 0.05")
-        _refuse_idle("exit", self, bool(self.methods), "methods")
+        _refuse_idle("exit", self, "methods")
 
 
 @dataclass
@@ -267,7 +267,7 @@ class Bootstrap:
         _positive("bootstrap.draws", self.draws, MOST_DRAWS)
         if not 0 < self.confidence < 1:
             raise InputError(f"bootstrap.confidence is {self.confidence}: give a share between 0 and 1, such as 0.9")
-        _refuse_idle("bootstrap", self, self.against is not None, "against")
+        _refuse_idle("bootstrap", self, "against")
 
 
 @dataclass(kw_only=True)
@@ -426,11 +426,11 @@ def method_options(entry: dict) -> dict:
     return {key: value for key, value in entry.items() if key not in ("label", "method", "record")}
 
 
-def _refuse_idle(section: str, keys: Any, on: bool, switch: str) -> None:
-    """Raise InputError for a key of a section that is given while what turns the section on is not."""
-    for item in fields(keys):
+def _refuse_idle(section: str, keys: Any, switch: str) -> None:
+    """Raise InputError for a key of a section that is given while the one that turns the section on is not."""
+    for item in fields(keys) if not getattr(keys, switch) else ():
         value = getattr(keys, item.name)
-        if not on and item.name != switch and value != item.default:
+        if item.name != switch and value != item.default:
             raise InputError(
                 f"{section}.{item.name} is {value}, and {section}.{switch} names no method: name one, or leave it out"
             )

@@ -50,14 +50,13 @@ class YoloDetection(Dataset):
         file = data_file(Path(root), annotations)
         root = Path(root) if is_folder(Path(root)) else file.parent
         content = read_data(file)
-        split = split or next((key for key in SPLITS[:2] if content.get(key)), SPLITS[0])
+        split = split or next(filter(content.get, SPLITS[:2]), SPLITS[0])
         names = listed_images(file, content, split, root)
         columns = pose_columns(file, content)
         sizes = {name: upright_size(inside(root, name)) for name in names}
         classes = read_classes(file, content)
-        lines = {name: read_labels(label_file(root, name), len(classes), columns) for name in names}
+        self._shares = {name: read_labels(label_file(root, name), len(classes), columns) for name in names}
         super().__init__(root, classes, {name: name for name in names}, {}, sizes)
-        self._shares = lines
         self.category_ids = list(range(len(classes)))
         self.annotations = {name: self._objects(name) for name in names}
 
@@ -72,12 +71,11 @@ class YoloDetection(Dataset):
 
     def _objects(self, id: str) -> list[dict[str, Any]]:
         """COCO's objects of an image, in pixels of the image as it is read."""
-        width, height = self._sizes[id] or (1, 1)  # of an image that can't be read
-        factor = self._factors.get(id, 1)
+        size = self._sizes[id] or (1, 1)  # of an image that can't be read
+        width, height = (side / self._factors.get(id, 1) for side in size)
         found = []
         for label, cx, cy, w, h in self._shares[id].tolist():
             box = [(cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height]
-            box = [value / factor for value in box]
             found.append({"category_id": int(label), "bbox": box, "area": box[2] * box[3], "iscrowd": 0})
         return found
 

@@ -1,9 +1,10 @@
 """A network of your own by the name of what builds it: ``my_package.my_module:function``."""
 
-import importlib
+import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,16 @@ def is_own(name: str) -> bool:
     return ":" in name
 
 
+def file_of(name: str) -> str | None:
+    """The file of the module in a network's name, which need not be imported; None where there is none."""
+    try:
+        with _working_directory():
+            spec = importlib.util.find_spec(name.partition(":")[0]) if is_own(name) else None
+    except (ImportError, ValueError):  # no such package, or a module that was made without a file
+        return None
+    return spec and spec.origin
+
+
 def build_own(model: Any, *keys: str) -> Any:
     """What the function, or class, at ``model.name`` gives: called with ``model`` if it takes that, else with nothing.
 
@@ -35,19 +46,26 @@ def build_own(model: Any, *keys: str) -> Any:
 
 
 def _function(model: Any) -> Callable:
-    """Looked for where Python looks, and in the working directory."""
     place, _, name = model.name.partition(":")
-    path = str(Path.cwd())
-    sys.path.insert(0, path)
     try:
-        build = getattr(importlib.import_module(place), name, None)
+        with _working_directory():
+            build = getattr(importlib.import_module(place), name, None)
     except ImportError as error:
         raise InputError(f"model.name is {show(model.name)}: {error}; give package.module:function") from error
-    finally:
-        sys.path.remove(path)
     if not callable(build):
         raise InputError(f"model.name is {show(model.name)}: {place} has no function or class {show(name)}")
     return build
+
+
+@contextmanager
+def _working_directory() -> Iterator[None]:
+    """Within it Python looks for modules in the working directory, too."""
+    path = str(Path.cwd())
+    sys.path.insert(0, path)
+    try:
+        yield
+    finally:
+        sys.path.remove(path)
 
 
 def _takes_model(build: Callable) -> bool:

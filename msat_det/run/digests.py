@@ -1,7 +1,6 @@
 """What a run is computed from, as digests: by them --resume and the ranks tell whether it is still the same."""
 
 import json
-import sys
 
 from msat_det.base import ranks
 from msat_det.base.config import Config
@@ -10,6 +9,7 @@ from msat_det.base.files import digest, file_digest, is_file
 from msat_det.base.settings import PATH_KEYS, dotted
 from msat_det.data import Dataset
 from msat_det.methods.observe import Observation
+from msat_det.models.own import file_of
 
 CONTENTS = "contents of "  # a file that the configuration names, by its key
 
@@ -41,7 +41,7 @@ def images_digest(dataset: Dataset) -> str:
 
 def named_files(config: Config) -> dict[str, str]:
     """The SHA-256 of every file that the configuration names (weights, prices, a fit's plan …), by its key; under
-    model.name of the one that builds a network of one's own, once it is imported."""
+    model.name of the module that builds a network of one's own."""
     names = {key: name for key, name in dotted(config.values()).items() if key in PATH_KEYS or key.endswith(".plan")}
-    names["model.name"] = getattr(sys.modules.get(config.model.name.partition(":")[0]), "__file__", None)
+    names["model.name"] = file_of(config.model.name)
     return {key: file_digest(name) for key, name in names.items() if isinstance(name, str) and is_file(name)}

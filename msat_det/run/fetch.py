@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import pooch
-
 from msat_det.base.errors import InputError
-from msat_det.base.files import one_line, show
+from msat_det.base.files import file_digest, one_line, show
 from msat_det.base.names import hint
 from msat_det.base.progress import Progress
 from msat_det.base.settings import data_root, expanded
@@ -195,7 +193,7 @@ def first_sums(item: Item, folder: Path) -> dict[str, str]:
     """Path below ``folder`` → SHA-256 of the item's files that have no known checksum and are there."""
     made = folder / item.path
     files = [made if made.is_file() else made / source.name for source in item.sources if not source.checksum]
-    return {file.relative_to(folder).as_posix(): pooch.file_hash(file) for file in files if file.is_file()}
+    return {file.relative_to(folder).as_posix(): file_digest(file) for file in files if file.is_file()}
 
 
 def count(path: Path) -> int:

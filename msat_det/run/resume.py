@@ -22,7 +22,7 @@ from msat_det.base.config import Config
 from msat_det.base.errors import InputError
 from msat_det.base.files import remove, show, write_whole, yaml_of
 from msat_det.base.provenance import commit_id, versions
-from msat_det.base.settings import dotted, keys_of
+from msat_det.base.settings import dotted, keys_of, read_config
 from msat_det.measure.batch_files import Parts
 from msat_det.measure.rows import read_summary
 from msat_det.methods.observe import Observation
@@ -57,7 +57,7 @@ def is_finished(directory: RunDirectory, config: Config) -> bool:
 def earlier_batch(directory: RunDirectory, config: Config) -> int | None:
     """The batch of the run that this one goes on with, if any: free memory may be another now."""
     goes_on = config.free_batch and config.resume and directory.begun.is_file()
-    return yaml_of(directory.path / CONFIG)["batch"] if goes_on else None
+    return read_config(directory.path / CONFIG).batch if goes_on else None
 
 
 @dataclass(frozen=True)

@@ -376,6 +376,9 @@ def test_a_run_that_goes_on_keeps_the_batch_that_it_began_with(tmp_path) -> None
     assert resume.earlier_batch(directory, config) == 32
     with pytest.raises(InputError, match="batch is 3 and was 32"):
         resume.is_finished(directory, replace(config, free_batch=False))
+    directory.write("config.yaml", config.to_yaml().replace("batch: 3", "batch: none"))
+    with pytest.raises(InputError, match=r"^batch is .* in .*config\.yaml: give a whole number"):
+        resume.earlier_batch(directory, config)
 
 
 def test_a_name_that_is_no_device(tmp_path) -> None:
