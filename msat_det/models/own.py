@@ -29,7 +29,7 @@ def file_of(name: str) -> str | None:
             spec = importlib.util.find_spec(name.partition(":")[0]) if is_own(name) else None
     except (ImportError, ValueError):  # no such package, or a module that was made without a file
         return None
-    return spec and spec.origin
+    return spec.origin if spec else None
 
 
 def build_own(model: Any, *keys: str) -> Any:
