@@ -7,12 +7,13 @@ from pathlib import Path
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import absent, is_file, is_folder, show
+from msat_det.base.settings import expanded
 from msat_det.data.listing import ALL_SUFFIXES, IMAGE_SUFFIXES, image_names
 
 
 def images_of(source: str, suffixes: Collection[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
     """Name → image file: of a file its name, of a folder or a pattern the paths below it, sorted. Raises InputError."""
-    path = Path(source).expanduser()
+    path = expanded(source)
     if is_folder(path):
         found = {name: path / name for name in image_names(path, suffixes)}
     elif is_file(path):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import is_file
+from msat_det.base.settings import expanded
 
 VIDEO_SUFFIXES = set(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .ogv .flv .wmv .gif".split())
 # A playlist would make FFmpeg open other files: none of these formats is one, and nothing but files is opened.
@@ -20,7 +21,8 @@ _TRUST = {
 
 
 def is_video(source: str) -> bool:
-    return Path(source).suffix.lower() in VIDEO_SUFFIXES and is_file(Path(source))
+    path = expanded(source)
+    return path.suffix.lower() in VIDEO_SUFFIXES and is_file(path)
 
 
 def frames_of(path: Path) -> Iterator[tuple[float, Tensor]]:

@@ -20,7 +20,7 @@ from msat_det.base.errors import InputError
 from msat_det.base.files import drop_empty, is_file, make_folders, show, write_whole
 from msat_det.base.names import hint
 from msat_det.base.progress import Progress
-from msat_det.base.settings import NETWORKS
+from msat_det.base.settings import NETWORKS, expanded
 from msat_det.data.images import CorruptImage, Size, read_upright, upright_size
 from msat_det.data.sources import images_of_all
 from msat_det.data.video import VideoFile, frames_of, is_video
@@ -59,9 +59,7 @@ def detect(sources: Sequence[str], network: Config | Path, method: str | None, w
     video = next(filter(is_video, sources), None)
     if video and len(sources) > 1:
         raise InputError(f"{video} is a video, and other sources stand beside it: give it alone")
-    files = (
-        {Path(video).name: Path(video).expanduser()} if video else _but_made(images_of_all(sources), sources, wanted)
-    )
+    files = {Path(video).name: expanded(video)} if video else _but_made(images_of_all(sources), sources, wanted)
     targets = places(files, wanted.out, ".mp4" if video else ".jpg")
     snn = saved(network) if isinstance(network, Path) else converted(network, method, wanted.t)
     job = Job(snn, wanted)
@@ -80,7 +78,7 @@ def detect(sources: Sequence[str], network: Config | Path, method: str | None, w
 
 def _but_made(files: dict[str, Path], sources: Sequence[str], wanted: Wanted) -> dict[str, Path]:
     """The files without those that an earlier call has left in ``wanted.out``, a folder below a source."""
-    out, named = wanted.out.resolve(), [Path(source).expanduser() for source in sources]
+    out, named = wanted.out.resolve(), [expanded(source) for source in sources]
     kept = {name: path for name, path in files.items() if path in named or out not in path.resolve().parents}
     if kept and len(kept) < len(files):
         print(
