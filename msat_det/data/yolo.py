@@ -83,7 +83,7 @@ class YoloDetection(Dataset):
 def data_file(root: Path, own: str) -> Path:
     """The YAML file: ``root`` itself, the one that is named, data.yaml, or the only one in the folder."""
     if own or is_file(root):
-        return root / own if own else root
+        return root / own
     found = sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
     named = [path for path in found if path.stem == "data"] or found
     if len(named) == 1:

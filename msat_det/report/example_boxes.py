@@ -14,7 +14,6 @@ from torchvision.ops import box_iou
 from msat_det.base.colours import COLOURS, INK
 from msat_det.base.config import Config
 from msat_det.base.files import digest
-from msat_det.base.provenance import versions
 from msat_det.data import Dataset
 from msat_det.measure.accuracy.detections import match_classes
 from msat_det.measure.batch_files import Key, Parts
@@ -43,12 +42,12 @@ def write_about(
     parts: Parts,
     rows: list[CurveRow],
     label: str | None,
-    made_by: Mapping[str, str | None] | None = None,
+    versions: Mapping[str, str | None],
 ) -> None:
     """report.json, what the page shows beyond the run's other files; of a detector also boxes.gif.
 
-    classes: names that the Detections' labels index. label: the method that is shown first. made_by: name → version of
-    what computed it; None: this process.
+    classes: names that the Detections' labels index. label: the method that is shown first. versions: of what computed
+    it, by its name.
     """
     images, colours = [], {}
     if label and config.draw.images and "map" in rows[0].metrics:
@@ -59,7 +58,7 @@ def write_about(
         directory.write("boxes.gif", animate(shown, label, f"mAP {rows[0].metrics['map']:.1f} %", under, colours))
     about = {
         "command": config.command,
-        "versions": made_by or versions(),
+        "versions": versions,
         "evaluated": digest(json.dumps(dataset.ids).encode()),
         "method": label,
         "colours": colours,

@@ -67,7 +67,7 @@ def detect(sources: Sequence[str], network: Config | Path, method: str | None, w
     try:
         if video:
             ((name, path),) = files.items()
-            job.video(name, frames_of(path), targets[name])
+            write_whole(targets[name], partial(job.video, name, frames_of(path)))
         else:
             job.pictures(files, targets)
         job.write()
@@ -183,10 +183,7 @@ class Job:
             raise InputError("none of the pictures could be read: give others")
 
     def video(self, name: str, frames: Iterator[tuple[float, Tensor]], target: Path) -> None:
-        """A video, a few frames at once; the pictures become a video as well, which is there once it is whole."""
-        write_whole(target, lambda part: self._video(name, frames, part))
-
-    def _video(self, name: str, frames: Iterator[tuple[float, Tensor]], target: Path) -> None:
+        """A video, a few frames at once; the pictures become a video as well."""
         rate, before = 25.0, None
         with VideoFile(target, rate) as video:
             bar = {"desc": "detecting", "unit": f"×{FRAMES} frames", "disable": None, "leave": False}

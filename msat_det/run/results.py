@@ -84,8 +84,8 @@ def write_results(directory: RunDirectory, outcome: Outcome) -> None:
     title = f"{config.model.name}, {len(outcome.dataset)} images of {config.data.kind}"
     directory.save("curve.png", draw_curve(rows, title))
     write_board(directory, outcome)
-    made_by = {name: version for name, version in outcome.begun.made_by.items() if name != "commit"}
-    write_about(directory, config, outcome.dataset, model.classes, outcome.parts, rows, outcome.drawn, made_by)
+    versions = {name: version for name, version in outcome.begun.made_by.items() if name != "commit"}
+    write_about(directory, config, outcome.dataset, model.classes, outcome.parts, rows, outcome.drawn, versions)
     if config.ledger.images:
         found = examine(config, outcome.observation, outcome.conversions, config.ledger.images)
         write_examinations(directory, found)

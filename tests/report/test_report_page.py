@@ -18,6 +18,7 @@ from PIL import Image
 
 from msat_det.base.config import Config
 from msat_det.base.errors import InputError
+from msat_det.base.provenance import versions
 from msat_det.base.settings import PROJECT
 from msat_det.data import VOC_CLASSES, Dataset, Sample, Target
 from msat_det.measure.batch_files import Part, Parts
@@ -81,7 +82,7 @@ def make_run(folder: Path, rows: list[CurveRow] = ROWS, images: int = 2, **facts
     advice = {"site": HOSTILE, "cause": "too coarse", "mend": "percentile 99.9 → 99.99"}
     (folder / "doctor.json").write_text(json.dumps({"signed": [advice]}))
     label = rows[1].method if rows[1:] else None
-    write_about(directory, config, Pictures(), CLASSES, make_parts(folder, rows), rows, label)
+    write_about(directory, config, Pictures(), CLASSES, make_parts(folder, rows), rows, label, versions())
     return folder
 
 
@@ -307,7 +308,7 @@ def test_a_classifier_has_no_boxes(tmp_path: Path) -> None:
     rows = [CurveRow("float", None, {"top1": 80.0, "top5": 95.0}), CurveRow("a", 4, {"top1": 79.0, "top5": 95.0}, 1.0)]
     run.write("config.yaml", config.to_yaml())
     run.write_summary(rows, images=2, seed=0, commit=None)
-    write_about(run, config, Pictures(), CLASSES, Parts(run.parts), rows, None)
+    write_about(run, config, Pictures(), CLASSES, Parts(run.parts), rows, None, versions())
     page = run_page(run.path)
     assert sections(page) == ["curves", "methods", "origin"]
     assert "80.0 % top-1 accuracy" in Reader(page).text
