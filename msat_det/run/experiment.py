@@ -56,7 +56,7 @@ def run(config: Config, task: Task = "detection", then: Callable[[RunDirectory],
             if then:
                 then(directory)
         ranks.wait()
-    if rows and ranks.rank() == 0:
+    if ranks.rank() == 0:
         tell(directory, config, rows)
     return rows
 
