@@ -232,7 +232,7 @@ def export(argv: list[str]) -> None:
     given, words = parser.parse_known_args(argv)
     if "," in given.method:
         raise InputError(f"--method is {given.method}: give one label")
-    refuse_idle(words, {"precision": "a file holds none, set that of the network that is loaded"})
+    refuse_unused(words, {"precision": "a file holds none, set that of the network that is loaded"})
     config = load_config([*words, "--methods", given.method, "--out", str(given.out)], "msat-det export")
     from msat_det.run.export import export
 
@@ -270,7 +270,7 @@ def detect(argv: list[str]) -> None:
         )
     network = given.model
     if given.cfg is not None:
-        refuse_idle(words, {"sim.T": "give --t", "sim.record": "give --t", "methods": "give --method"})
+        refuse_unused(words, {"sim.T": "give --t", "sim.record": "give --t", "methods": "give --method"})
         network = load_config(["--cfg", given.cfg, *words, "--out", str(given.out)], "msat-det detect")
     from msat_det.run.detect import Wanted, detect
 
@@ -280,7 +280,7 @@ def detect(argv: list[str]) -> None:
     print(f"pictures and detections.json are in {folder}")
 
 
-def refuse_idle(words: list[str], mends: dict[str, str]) -> None:
+def refuse_unused(words: list[str], mends: dict[str, str]) -> None:
     """Raise InputError for a key on the command line that a command has no use for. mends: what to do instead."""
     for word in words:
         key = word.partition("=")[0].removeprefix("--")
