@@ -44,7 +44,7 @@ def wide(x: Tensor) -> Tensor:
 
 
 def current(device: torch.device) -> AbstractContextManager:
-    """Within it a GPU's kernels are launched on this device, where it is a GPU: Triton takes the current one."""
+    """Within it this is PyTorch's current device, where it is a GPU: memory is pinned for it, graphs captured on it."""
     return torch.cuda.device(device) if device.type == "cuda" and torch.cuda.is_available() else nullcontext()
 
 

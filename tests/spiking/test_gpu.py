@@ -152,3 +152,17 @@ def test_a_network_in_tf32x3_finds_about_the_same(
     assert seen == taken
     if not taken:
         assert torch.equal(found, expected)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no two CUDA devices here")
+@pytest.mark.parametrize("method", ["signed bursts", "calibration", "spike-norm", "delta", "delta, msat"])
+def test_a_network_on_the_second_gpu_gives_the_bits_of_the_first(method: str) -> None:
+    """PyTorch's current device is the first one all the while, for what converts layer by layer as well."""
+    name, options = METHODS[method]
+    found = []
+    for device in ("cuda:0", "cuda:1"):
+        torch.manual_seed(0)
+        net, images = Yolo().eval().to(device), torch.randn(2, 3, 32, 32)
+        snn = msat_det.convert(observe(net, [images.to(device)]), method=name, T=4, **options)
+        found.append([leaf.cpu() for leaf in torch.utils._pytree.tree_leaves(snn.run(images, 4))])
+    assert all(map(torch.equal, *found))

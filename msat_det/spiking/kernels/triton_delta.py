@@ -136,8 +136,9 @@ class Fused(Programs):
         if self.bias is not None and self.bias.dim() > 1:
             self.rows[3] = n.bias_at(t).flatten()
         others = (o if each is None else each for each in (y, state.v, state.mean, last))  # none of which is looked at
-        _correct[self.grid](
-            x, o, *others, t=t, terms=at(n.terms, t), zone=float(edge(at(n.zone, t))), stage=float(n.stage(t)),
-            FIRST=first, WANTED=y is not None, **self.tensors, **self.values, num_warps=self.warps,
-            enable_fp_fusion=False,
-        )  # fmt: skip
+        with torch.cuda.device_of(x):
+            _correct[self.grid](
+                x, o, *others, t=t, terms=at(n.terms, t), zone=float(edge(at(n.zone, t))), stage=float(n.stage(t)),
+                FIRST=first, WANTED=y is not None, **self.tensors, **self.values, num_warps=self.warps,
+                enable_fp_fusion=False,
+            )  # fmt: skip

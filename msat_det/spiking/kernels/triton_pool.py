@@ -98,12 +98,14 @@ class FusedPool(Programs):
         x = x.contiguous(memory_format=self.format)
         y = torch.empty((len(x), *self.shape), dtype=x.dtype, device=x.device, memory_format=self.format)
         (rows, columns), (step_h, step_w), (pad_h, pad_w) = self.window.kernel, self.window.stride, self.window.padding
-        _pool[self.grid](
-            x, y, self.old, self.new, self.fanout, self.partial, K=steps, B=self.B, C=x.shape[1], H=x.shape[2],
-            W=x.shape[3], OH=self.shape[1], OW=self.shape[2], step_h=step_h, step_w=step_w, pad_h=pad_h, pad_w=pad_w,
-            ROWS=rows, COLUMNS=columns, TAPS=triton.next_power_of_2(rows * columns),
-            LAST=self.format is torch.channels_last, BEGIN=t0 == 0, BLOCK=BLOCKS[self.format], num_warps=1,
-            enable_fp_fusion=False,
-        )  # fmt: skip
+        with torch.cuda.device_of(x):
+            _pool[self.grid](
+                x, y, self.old, self.new, self.fanout, self.partial, K=steps, B=self.B, C=x.shape[1], H=x.shape[2],
+                W=x.shape[3], OH=self.shape[1], OW=self.shape[2],
+                step_h=step_h, step_w=step_w, pad_h=pad_h, pad_w=pad_w,
+                ROWS=rows, COLUMNS=columns, TAPS=triton.next_power_of_2(rows * columns),
+                LAST=self.format is torch.channels_last, BEGIN=t0 == 0, BLOCK=BLOCKS[self.format], num_warps=1,
+                enable_fp_fusion=False,
+            )  # fmt: skip
         self.old, self.new = self.new, self.old
         return y

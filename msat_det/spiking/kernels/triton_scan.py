@@ -293,10 +293,11 @@ class Fused(Programs):
             write_targets(self.neuron, self.state.x, x, y, t0)
             x, constant = y, False
         plane = self.B * self.N
-        _scan[self.grid](
-            x, y, K=steps, x_step=0 if constant else plane, y_step=plane, t0=t0, **self.tensors, **self.values,
-            num_warps=self.warps, enable_fp_fusion=False,
-        )  # fmt: skip
+        with torch.cuda.device_of(x):
+            _scan[self.grid](
+                x, y, K=steps, x_step=0 if constant else plane, y_step=plane, t0=t0, **self.tensors, **self.values,
+                num_warps=self.warps, enable_fp_fusion=False,
+            )  # fmt: skip
 
 
 def _or(tensor: Tensor | None, missing: Tensor) -> Tensor:
@@ -307,11 +308,11 @@ def _keys(chances: Chances, device: torch.device) -> Tensor:
     """(EARLY, B) int64, what spike confidence draws by."""
     c = chances
     drawn = [mask_keys(c.seed, c.images, c.site, t, torch.device("cpu")) for t in range(EARLY)]
-    return torch.stack(drawn).to(device)
+    return torch.stack(drawn).to(device, non_blocking=True)
 
 
 def _stages(neuron: Neuron, device: torch.device) -> Tensor:
     """(3, L): the factor on θ, the spikes that are an overflow, and the terms of a timestep, the last ones held."""
     n, L = neuron, max(len(neuron.stages), len(neuron.terms))
     rows = [[n.stage(t), n.overflow / n.stage(t), float(at(n.terms, t))] for t in range(L)]
-    return torch.tensor(rows, device=device).T.contiguous()
+    return torch.tensor(rows).T.contiguous().to(device, non_blocking=True)

@@ -39,5 +39,6 @@ def split(x: Tensor) -> Tensor:
     columns = min(triton.next_power_of_2(C), 128)
     rows = _BLOCK // columns
     grid = (triton.cdiv(N * h * w, rows), triton.cdiv(C, columns))
-    _split[grid](x, y, N * h * w, C, ROWS=rows, COLUMNS=columns, num_warps=4)
+    with torch.cuda.device_of(x):
+        _split[grid](x, y, N * h * w, C, ROWS=rows, COLUMNS=columns, num_warps=4)
     return y
