@@ -118,14 +118,15 @@ class SpikingNetwork(nn.Module):
         watchers: Watchers | None = None,
     ) -> Result:
         """``run``, which returns outputs and counts together and leaves ``counts`` as they are."""
-        return simulate(self._setup_for(batch), batch, T, record, images, watchers, self._replays)
+        inputs = self.graph.bind(batch)  # once: from here on it lies where the network does
+        return simulate(self._setup_for(inputs), inputs, T, record, images, watchers, self._replays)
 
-    def _setup_for(self, batch: Batch) -> Setup:
+    def _setup_for(self, inputs: dict[str, Tensor]) -> Setup:
         """``setup``; for images of another size than the calibration's one with the same neurons, counted anew.
 
-        Raises InputError where they do not fit the network.
+        inputs: as ``graph.bind`` gives them. Raises InputError where they do not fit the network.
         """
-        setup, inputs = self.setup, self.graph.bind(batch)
+        setup = self.setup
         sizes = {name: tuple(value.shape[1:]) for name, value in inputs.items()}
         if sizes == self.graph.sizes:
             return setup

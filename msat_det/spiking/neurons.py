@@ -221,7 +221,9 @@ def at(values: Sequence[Number], t: int | Tensor) -> Number | Tensor:
 
 def per_channel(value: Tensor | float, like: Tensor, axis: int | None) -> Tensor:
     """A per-channel value (C,) or scalar, shaped to broadcast over (B, …) activations with channels along ``axis``."""
-    value = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    if not isinstance(value, Tensor):
+        return like.new_full((), value)  # filled in there: a GPU is not waited for
+    value = value.to(like.device, like.dtype)
     return value if value.dim() == 0 or axis is None else value.reshape(-1, *([1] * (like.dim() - 1 - axis)))
 
 

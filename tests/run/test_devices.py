@@ -48,11 +48,11 @@ METHODS = {
 
 
 @contextlib.contextmanager
-def standing_in(device: torch.device) -> Iterator[None]:
+def standing_in(device: torch.device) -> Iterator[StandIn]:
     """Everything within may use this device."""
-    with StandIn(device), warnings.catch_warnings():
+    with StandIn(device) as there, warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of the interpreter, about masked lanes
-        yield
+        yield there
 
 
 @pytest.fixture
@@ -150,13 +150,27 @@ def test_delta_coding_waits_once_a_timestep_and_rests(triton: bool, monkeypatch:
     )
     with StandIn() as there, torch.inference_mode():
         snn, x = resting()
+        snn.run(x, 1)  # the multiply-adds behind each neuron are brought there
         run = DeltaRun(snn.setup, x, 6)
-        there.waits.clear()
+        for noted in (steps, there.waits, there.copies):
+            noted.clear()
         run.advance(0, 1)
-        assert there.waits == []
+        assert there.waits == there.copies == []
         run.advance(1, 5)
         assert there.waits == ["tolist"] * 5
     assert steps == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("method", ["signed bursts", "confidence", "msat", "binary levels", "delta", "delta, msat"])
+def test_the_first_batch_of_a_shape_uploads_nothing_but_its_images(method: str) -> None:
+    """Each call site's thresholds lie there already, and what is one number for all neurons is filled in there."""
+    name, options = METHODS[method]
+    with standing_in(CUDA) as there:
+        snn = msat_det.convert(observe(network().to("cuda"), [images()]), method=name, T=2, **options)
+        snn.run(images(), 2)
+        there.copies.clear()
+        snn.run(images(), 2)
+        assert there.copies == ["to"]
 
 
 @pytest.mark.parametrize("where", [CUDA, MPS], ids=["cuda", "mps"])

@@ -50,7 +50,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> list[Run | DeltaRun]:
 
     for kind in (Run, DeltaRun):
         monkeypatch.setattr(simulate, kind.__name__, lambda *given, kind=kind: found.append(kind(*given)) or found[-1])
-    monkeypatch.setattr(simulate, "key_of", lambda setup, batch, T, record: (batch.shape, T, tuple(record)))
+    monkeypatch.setattr(simulate, "key_of", lambda setup, inputs, T, record: (shapes(inputs), T, tuple(record)))
     monkeypatch.setattr(replay, "fits", lambda run: True)
     return found
 
@@ -75,6 +75,10 @@ def captured(kept: list[Run], monkeypatch: pytest.MonkeyPatch) -> list[Again]:
 def plain() -> nn.Module:
     layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(8, 8, 3), nn.SiLU(), nn.GroupNorm(2, 8)]
     return nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(8, 2, 1))
+
+
+def shapes(inputs: dict[str, Tensor]) -> list[torch.Size]:
+    return [value.shape for value in inputs.values()]
 
 
 def images(seed: int, count: int = 2) -> Tensor:

@@ -182,7 +182,7 @@ def rows_of(neuron: Neuron, like: Tensor, bias: Tensor | None) -> tuple[Tensor, 
     bias: () or (C,).
     """
     n = neuron
-    start = torch.as_tensor(initial_potential(n, like), dtype=like.dtype, device=like.device)
+    start = per_channel(initial_potential(n, like), like, None)
     each = [threshold(n, like), per_channel(n.theta, like, n.axis), start]
     rows = torch.stack(torch.broadcast_tensors(*each, per_channel(0.0 if bias is None else bias, like, n.axis)))
     rows = rows.reshape(4, -1).contiguous()
