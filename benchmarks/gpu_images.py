@@ -24,6 +24,7 @@ from msat_det.run.loader import load_batches
 from msat_det.spiking.network import SpikingNetwork
 
 IMAGES = {"ssd-mobilenet": (64, 4), "retinanet-r50": (16, 8)}  # batch, T, from JPEG files to boxes
+SYNCHRONIZING = "called a synchronizing CUDA operation"  # PyTorch's warning of it; of the mode itself it warns, too
 BATCHES, LONGEST = 16, 8.0  # of one network: batches, unless they take more seconds, and at least three then
 RUNS = (
     *(("if-signed-burst", kind) for kind in ("float32", "tf32x3", "bf16")),
@@ -121,7 +122,7 @@ def waits(clock: Clock, call: Callable[[], Any]) -> int | None:
             call()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(warning.message) for warning in caught)
+    return sum(SYNCHRONIZING in str(warning.message) for warning in caught)
 
 
 def core_rows(clock: Clock, model: Detector, dataset: ImageFiles, batches: list[list[str]]) -> Iterator[dict]:

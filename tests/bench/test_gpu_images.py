@@ -1,5 +1,9 @@
 """The GPU's benchmark from JPEG files to boxes, tried on the CPU with a network of two layers."""
 
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -45,3 +49,16 @@ def test_a_slow_network_sees_three_batches_and_one_without_time_none(
     assert 4 / row["images_per_s_since_the_first"] == pytest.approx(2 * stages / 1000)
     late = list(gpu_images.image_rows(Clock(torch.device("cpu"), 0), "ssd-mobilenet", bench))[-1]
     assert late["left_out"] == "no time left"
+
+
+def test_waits_for_a_gpu_are_counted_without_the_notice_that_counting_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    def turn(mode: str) -> None:
+        warnings.warn("… a prototype feature and does not yet detect all synchronizing operations", stacklevel=1)
+
+    def decode() -> None:
+        for _ in range(2):
+            warnings.warn("called a synchronizing CUDA operation (Triggered internally at …)", stacklevel=1)
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", turn)
+    clock: Any = SimpleNamespace(device=torch.device("cuda:0"))
+    assert gpu_images.waits(clock, decode) == 2
