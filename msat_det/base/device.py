@@ -1,5 +1,6 @@
 """Which device a command runs on."""
 
+import re
 import sys
 from contextlib import AbstractContextManager, nullcontext
 
@@ -17,6 +18,8 @@ def find_device(name: str) -> torch.device:
     cuda, and auto where that is one, is the first GPU, and under torchrun one for each rank of a machine, in turn.
     Raises InputError where it is not there, or there is no such kind.
     """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name):
+        raise InputError(f"device is {show(name)}: give auto, cpu, cuda, cuda:N or mps")
     if name == "auto":
         found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         if found != "cpu" and ranks.rank() == 0:
@@ -32,10 +35,7 @@ def find_device(name: str) -> torch.device:
         if int(number or 0) >= count:
             raise InputError(f"device is {name}, and there are {count} here: give cuda:0 to cuda:{count - 1}")
         return torch.device("cuda", int(number or ranks.local_rank() % count))
-    try:
-        return torch.device(kind)
-    except RuntimeError as error:
-        raise InputError(f"device is {show(name)}: give auto, cpu, cuda, cuda:N or mps") from error
+    return torch.device(kind)
 
 
 def wide(x: Tensor) -> Tensor:

@@ -259,6 +259,8 @@ def detect(argv: list[str]) -> None:
     parser.add_argument("--classes", metavar="NAME,NAME", default="", help="only these classes")
     text = "lowest score of a box (default: 0.3; 0.65 for FastestDet, whose scores run high)"
     parser.add_argument("--score", metavar="X", type=share, help=text)
+    text = "auto, cpu, cuda, cuda:N or mps (default: auto, or the configuration's)"
+    parser.add_argument("--device", metavar="NAME", help=text)
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs/detect"), help="default: %(default)s")
     parser.add_argument("--compare", action="store_true", help="the float network's boxes and those over t, in a row")
     given, words = parser.parse_known_args(argv)
@@ -271,11 +273,12 @@ def detect(argv: list[str]) -> None:
     network = given.model
     if given.cfg is not None:
         refuse_unused(words, {"sim.T": "give --t", "sim.record": "give --t", "methods": "give --method"})
+        words += ["--device", given.device] if given.device else []
         network = load_config(["--cfg", given.cfg, *words, "--out", str(given.out)], "msat-det detect")
     from msat_det.run.detect import Wanted, detect
 
     classes = tuple(name.strip() for name in given.classes.split(",") if name.strip())
-    wanted = Wanted(given.out, given.t, classes, given.score, given.compare)
+    wanted = Wanted(given.out, given.t, classes, given.score, given.compare, given.device or "auto")
     folder = detect(given.sources, network, given.method, wanted)
     print(f"pictures and detections.json are in {folder}")
 

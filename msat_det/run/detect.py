@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from msat_det.base.config import Config
+from msat_det.base.device import find_device
 from msat_det.base.errors import InputError
 from msat_det.base.files import drop_empty, is_file, make_folders, show, write_whole
 from msat_det.base.names import hint
@@ -39,13 +40,15 @@ SHOWN = 0.3  # the least score where neither the user nor the detector's head sa
 @dataclass(frozen=True)
 class Wanted:
     """What is asked for. t: timesteps, None: as many as the coding needs. classes: names, empty for all. score: the
-    least that counts, None: what is usual. compare: the float network's boxes and those over t in one picture."""
+    least that counts, None: what is usual. compare: the float network's boxes and those over t in one picture. device:
+    of a saved network; one that is converted lies where its configuration says."""
 
     out: Path
     t: int | None = None
     classes: tuple[str, ...] = ()
     score: float | None = None
     compare: bool = False
+    device: str = "auto"
 
 
 def detect(sources: Sequence[str], network: Config | Path, method: str | None, wanted: Wanted) -> Path:
@@ -61,7 +64,10 @@ def detect(sources: Sequence[str], network: Config | Path, method: str | None, w
         raise InputError(f"{video} is a video, and other sources stand beside it: give it alone")
     files = {Path(video).name: expanded(video)} if video else _but_made(images_of_all(sources), sources, wanted)
     targets = places(files, wanted.out, ".mp4" if video else ".jpg")
-    snn = saved(network) if isinstance(network, Path) else converted(network, method, wanted.t)
+    if isinstance(network, Path):
+        snn = saved(network).to(find_device(wanted.device))
+    else:
+        snn = converted(network, method, wanted.t)
     job = Job(snn, wanted)
     made = make_folders(wanted.out)
     try:

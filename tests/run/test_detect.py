@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.devices import CUDA, StandIn
 from torch import Tensor
 
 import msat_det
@@ -21,6 +22,7 @@ from msat_det.data.sources import images_of
 from msat_det.data.video import VideoFile, frames_of
 from msat_det.models import build_detector
 from msat_det.run import cli
+from msat_det.spiking import kernels
 
 PHOTOGRAPHS = sorted((PROJECT / "data/voc").rglob("*.jpg"))[:3]
 CFG = str(PROJECT / "configs/yolo_voc.yaml")
@@ -275,6 +277,8 @@ BAD = {
     "PHOTO --model nowhere.safetensors": "no file nowhere.safetensors: give the path of a saved network",
     "PHOTO --model MODEL --method msat": "--method does not go with --model",
     "PHOTO --model MODEL --data.limit 3": "--data.limit does not go with --model",
+    "PHOTO --model MODEL --device gpu": "device is 'gpu': give auto, cpu, cuda, cuda:N or mps",
+    "PHOTO --model MODEL --device mps": "device is mps, and there is none here: give --device auto or cpu",
     "PHOTO --model MODEL --classes persn": "the detector knows no 'persn': did you mean person?",
     "PHOTO --model MODEL --score 1.5": "argument --score: '1.5' is no number from 0 to 1",
     "PHOTO --model MODEL --t 0": "argument --t",
@@ -318,6 +322,24 @@ def test_a_network_without_its_detector_is_refused(tmp_path: Path, capsys: pytes
     bare.save(tmp_path / "bare.safetensors")
     assert run(PHOTOGRAPHS[0], "--model", tmp_path / "bare.safetensors", "--out", tmp_path / "out") == 2
     assert "has no detector to read boxes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--device", "cuda"], []], ids=["asked for", "auto"])
+def test_a_saved_network_detects_on_a_gpu(
+    words: list[str], saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the stand-in for one, with the CPU's boxes."""
+    assert run(PHOTOGRAPHS[0], "--model", saved, "--t", 1, "--device", "cpu", "--out", tmp_path / "cpu") == 0
+    asked: list[str] = []
+    monkeypatch.setattr("msat_det.run.detect.find_device", lambda name: asked.append(name) or CUDA)
+    for module in (kernels, kernels.delta):  # the interpreter takes minutes
+        monkeypatch.setattr(module, "on_gpu", lambda: None)
+    with StandIn() as there:
+        assert run(PHOTOGRAPHS[0], "--model", saved, "--t", 1, *words, "--out", tmp_path / "there") == 0
+    assert asked == [*words[1:], "auto"][:1]
+    assert "cpu" in there.waits
+    boxes = [json.loads((tmp_path / each / "detections.json").read_text())["annotations"] for each in ("cpu", "there")]
+    assert [box["category_id"] for box in boxes[0]] == [box["category_id"] for box in boxes[1]]
 
 
 @pytest.mark.parametrize(("method", "made", "T"), [("delta-3", 32, 4), ("delta-3", 2, 2), ("signed", 8, 8)])
