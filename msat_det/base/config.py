@@ -115,20 +115,17 @@ class Model:
         for stride in self.strides or []:
             _positive("one of model.strides", stride)
 
+    def given(self, *keys: str) -> dict[str, Any]:
+        """Those of the keys that are set (not None)."""
+        return {key: value for key in keys if (value := getattr(self, key)) is not None}
 
-def given(model: Any, *keys: str) -> dict[str, Any]:
-    """Those of a ``Model``'s keys that are set (not None)."""
-    return {key: value for key in keys if (value := getattr(model, key)) is not None}
-
-
-def refuse_others(model: Any, *keys: str) -> None:
-    """Raise InputError for a key of a ``Model`` that is set, and that ``model.name``, which takes ``keys``, has no use
-    for."""
-    for item in fields(Model):
-        value = getattr(model, item.name, item.default)
-        if item.name not in ("name", *keys) and value != item.default:
-            takes = f"it takes {', '.join(keys)}" if keys else "it takes no keys"
-            raise InputError(f"model.{item.name} is {show(value)}, for which {model.name} has no use: {takes}")
+    def refuse_others(self, *keys: str) -> None:
+        """Raise InputError for a key that is set, and that ``name``, which takes ``keys``, has no use for."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name not in ("name", *keys) and value != item.default:
+                takes = f"it takes {', '.join(keys)}" if keys else "it takes no keys"
+                raise InputError(f"model.{item.name} is {show(value)}, for which {self.name} has no use: {takes}")
 
 
 @dataclass

@@ -21,7 +21,6 @@ from torchvision.models.resnet import BasicBlock
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
-from msat_det.base.config import refuse_others
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
 from msat_det.base.names import Names, hint
@@ -218,7 +217,7 @@ def build_classifier(model: Any) -> Classifier:
     """
     network = _found(model)
     if not is_own(model.name):
-        refuse_others(model, *KEYS, "num_classes", *(["arch"] if model.name == "timm" else []))
+        model.refuse_others(*KEYS, "num_classes", *(["arch"] if model.name == "timm" else []))
     weights = model.weights or network.weights
     enum = published(model.name, str(weights)) if weights and str(weights).isidentifier() else None
     if weights is None:

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from msat_det.base.config import given, refuse_others
 from msat_det.base.errors import InputError
 from msat_det.data import VOC_CLASSES
 from msat_det.data.voc_classes import common_name
@@ -123,7 +122,7 @@ def yolo_demo(model: Any) -> YoloDetector:
     """
     size = _size(model, 16)
     net = fill(YoloDemo(len(VOC_CLASSES)), model.weights or OWN_WEIGHTS / "yolo_demo.safetensors")
-    options = given(model, "resize", "score", "nms_iou", "top_k")
+    options = model.given("resize", "score", "nms_iou", "top_k")
     return YoloDetector(net, _names(model.names), size, YOLO_ANCHORS, YOLO_STRIDES, **options)
 
 
@@ -131,12 +130,12 @@ def ssd_demo(model: Any) -> SsdDetector:
     """The project's own small SSD (softmax); its options are those of ``yolo_demo``."""
     size = _size(model, 16)
     net = fill(SsdDemo(len(VOC_CLASSES)), model.weights or OWN_WEIGHTS / "ssd_demo.safetensors")
-    options = {"nms_iou": 0.45} | given(model, "resize", "score", "nms_iou", "top_k")
+    options = {"nms_iou": 0.45} | model.given("resize", "score", "nms_iou", "top_k")
     return SsdDetector(net, _names(model.names), size, ssd_priors(size), **options)
 
 
 def _size(model: Any, multiple: int) -> int:
-    refuse_others(model, "weights", "names", "size", "resize", "score", "nms_iou", "top_k")
+    model.refuse_others("weights", "names", "size", "resize", "score", "nms_iou", "top_k")
     size = model.size or SIZE
     if size % multiple:
         raise InputError(f"model.size is {size}: {model.name} takes multiples of {multiple}")

@@ -8,7 +8,6 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from msat_det.base.config import given
 from msat_det.base.errors import InputError
 from msat_det.data.base import class_names
 from msat_det.models.class_names import read_names
@@ -134,12 +133,12 @@ def head_options(model: Any, otherwise: str | None = None) -> tuple[str, dict[st
     if head is None:
         raise InputError(f"model.head is not set: {model.name} needs one of {', '.join(HEADS)}")
     usual = HEADS.find(head).inputs
-    own = given(model, "resize", "pad", "bgr") | {k: tuple(v) for k, v in given(model, "mean", "std").items()}
+    own = model.given("resize", "pad", "bgr") | {k: tuple(v) for k, v in model.given("mean", "std").items()}
     inputs = replace(usual, **own)
     if model.pad is not None and inputs.resize == "stretch":
         raise InputError(f"model.pad is {model.pad:g}, and nothing is padded: set model.resize to letterbox or corner")
-    for key in given(model, *LEVELS) if head == "raw" else ():
+    for key in model.given(*LEVELS) if head == "raw" else ():
         raise InputError(f"model.{key} is set, and head raw takes boxes and scores as they are: leave it out")
-    options = given(model, *LEVELS, "score", "nms_iou", "top_k")
+    options = model.given(*LEVELS, "score", "nms_iou", "top_k")
     options |= {"classes": model.names} if model.names else {}
     return head, options | {"inputs": inputs}

@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import nn
 
-from msat_det.base.config import refuse_others
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
 from msat_det.models.detector import Detector
@@ -41,7 +40,7 @@ def build_own(model: Any, *keys: str) -> Any:
     build = _function(model)
     if _takes_model(build):
         return build(model)
-    refuse_others(model, *keys)
+    model.refuse_others(*keys)
     return build()
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from msat_det.base.config import given, refuse_others
 from msat_det.base.errors import InputError
 from msat_det.data.base import class_names
 from msat_det.models.class_names import COCO_COLUMNS, NO_CLASS, read_names
@@ -179,7 +178,7 @@ def ssd_mobilenet_v1(model: Any) -> SsdDetector:
         default: background and COCO's ids 1 to 90.
     Input (RGB − 128) / 128, stretched to 300x300; sigmoid scores; suppression at IoU .6.
     """
-    refuse_others(model, "weights", "names", "size", "resize", "score", "nms_iou", "top_k")
+    model.refuse_others("weights", "names", "size", "resize", "score", "nms_iou", "top_k")
     if model.weights is None:
         raise InputError(
             "model.weights is not set: detector 'ssd_mobilenet_v1' needs a file; give --model.weights FILE"
@@ -208,5 +207,5 @@ def ssd_mobilenet_v1(model: Any) -> SsdDetector:
         std=128.0,
         activation="sigmoid",
         columns=columns,
-        **given(model, "resize", "score", "nms_iou", "top_k"),
+        **model.given("resize", "score", "nms_iou", "top_k"),
     )

@@ -3,7 +3,6 @@ OpenCV has none, and the errors for files that don't fit."""
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 import msat_det
+from msat_det.base.config import Model
 from msat_det.base.errors import InputError
 from msat_det.base.settings import PROJECT
 from msat_det.graph.trace import trace
@@ -376,9 +376,8 @@ def test_builder(tmp_path: Path) -> None:
     cfg = write_cfg(tmp_path, NETWORKS["yolov3-tiny"])
     names = tmp_path / "two.names"
     names.write_text("cat\ndog\n\n")
-    empty = dict.fromkeys(("cfg", "weights", "names", "resize", "size", "num_classes", "score", "nms_iou", "top_k"))
-    model = empty | {"cfg": cfg, "weights": write_weights(tmp_path, cfg), "names": names}
-    detector = darknet(SimpleNamespace(**model))
+    model = {"name": "darknet", "cfg": cfg, "weights": write_weights(tmp_path, cfg), "names": names}
+    detector = darknet(Model(**model))
     assert detector.classes == ["cat", "dog"]
     assert (detector.size, detector.strides, detector.scale_x_y) == ((32, 64), [4, 2], [1.0, 1.05])
     image = torch.randint(256, (3, 50, 70), dtype=torch.uint8)
@@ -388,7 +387,7 @@ def test_builder(tmp_path: Path) -> None:
         for one, other in zip(detector.net(pixels[None]), plain(pixels[None]), strict=True):
             assert torch.equal(one, other)
         assert len(detector.decode(detector.net(pixels[None]), [meta])) == 1
-    larger = darknet(SimpleNamespace(**model | {"size": 96, "score": 0.5, "resize": "letterbox"}))
+    larger = darknet(Model(**model | {"size": 96, "score": 0.5, "resize": "letterbox"}))
     assert (larger.size, larger.score, larger.resize) == ((96, 96), 0.5, "letterbox")
     for change, message in (
         ({"cfg": None}, "model.cfg is not set"),
@@ -398,7 +397,7 @@ def test_builder(tmp_path: Path) -> None:
         ({"size": 50}, "line .*do not divide the input of 50x50|different size"),
     ):
         with pytest.raises(InputError, match=message):
-            darknet(SimpleNamespace(**model | change))
+            darknet(Model(**model | change))
 
 
 CONVOLUTION = "convolutional size={} pad=1 filters={} activation={}"
@@ -623,9 +622,8 @@ def test_gaussian_yolo_is_darknets(tmp_path: Path) -> None:
 def detector_of(folder: Path, cfg: Path, **fields: object) -> YoloDetector:
     names = folder / "two.names"
     names.write_bytes(b"cat\r\n\r\n dog\r\n\n")  # blank lines are no classes
-    keys = ("cfg", "weights", "names", "resize", "size", "num_classes", "score", "nms_iou", "top_k")
-    model = dict.fromkeys(keys) | {"cfg": cfg, "weights": write_weights(folder, cfg), "names": names} | fields
-    return darknet(SimpleNamespace(**model))
+    given = {"cfg": cfg, "weights": write_weights(folder, cfg), "names": names} | fields
+    return darknet(Model("darknet", **given))
 
 
 def test_grey_networks_see_the_luma(tmp_path: Path) -> None:

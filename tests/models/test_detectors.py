@@ -1,11 +1,11 @@
 """The registry of detectors, and what its real networks reach in float on real photographs."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
+from msat_det.base.config import Model
 from msat_det.base.errors import InputError
 from msat_det.data import build_dataset
 from msat_det.measure.accuracy import evaluate
@@ -20,17 +20,12 @@ FLOAT = {
 }
 
 
-def config(**fields) -> SimpleNamespace:
-    keys = ("name", "weights", "cfg", "names", "resize", "size", "num_classes", "score", "nms_iou", "top_k")
-    return SimpleNamespace(**dict.fromkeys(keys) | fields)
-
-
 def test_unknown_detector_names_the_nearest() -> None:
     assert {"darknet", "ssd_mobilenet_v1", "yolo_demo", "ssd_demo"} <= DETECTORS.keys()
     with pytest.raises(InputError, match="no detector 'darkent': did you mean darknet"):
-        build_detector(config(name="darkent"))
+        build_detector(Model(name="darkent"))
     with pytest.raises(InputError, match="no detector '': the detectors are"):
-        build_detector(config(name=""))
+        build_detector(Model(name=""))
 
 
 @pytest.mark.parametrize("network", FLOAT)
@@ -42,7 +37,7 @@ def test_float_accuracy(shared_data: Path, network: str) -> None:
         if name.startswith("ssd")
         else {"cfg": f"{stem}.cfg", "weights": f"{stem}.weights"}
     )
-    detector = build_detector(config(name=name, names=names, **files))
+    detector = build_detector(Model(name=name, names=names, **files))
     dataset = build_dataset("coco", shared_data / "coco_val128")
     found = {}
     for i in range(0, len(dataset), 8):

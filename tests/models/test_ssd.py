@@ -2,7 +2,6 @@
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
+from msat_det.base.config import Model
 from msat_det.base.errors import InputError
 from msat_det.models.detector import Detector
 from msat_det.models.ssd import ConvRelu6, SsdDetector, SsdMobileNetV1, ssd_mobilenet_v1
@@ -105,9 +105,8 @@ def test_same_padding(extent: int, kernel: int, stride: int) -> None:
     torch.testing.assert_close(layer(x), expected[:, :, :cells, :cells])
 
 
-def config(**fields) -> SimpleNamespace:
-    keys = ("name", "weights", "cfg", "names", "resize", "size", "num_classes", "score", "nms_iou", "top_k")
-    return SimpleNamespace(**dict.fromkeys(keys) | fields)
+def config(**fields) -> Model:
+    return Model("ssd_mobilenet_v1", **fields)
 
 
 def test_network_traces_and_fits_the_priors() -> None:

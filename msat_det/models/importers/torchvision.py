@@ -19,7 +19,6 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.ssd import SSD
 
-from msat_det.base.config import given, refuse_others
 from msat_det.base.errors import InputError
 from msat_det.data.base import class_names
 from msat_det.models.class_names import COCO_COLUMNS, NO_CLASS, read_names
@@ -183,7 +182,7 @@ def torchvision_detector(model: Any) -> TorchvisionDetector:
     """
     if model.resize is not None:
         raise InputError(f"model.resize is {model.resize}: {model.name} resizes as torchvision does; leave it out")
-    refuse_others(model, "weights", "names", "num_classes", "size", "score", "nms_iou", "top_k")
+    model.refuse_others("weights", "names", "num_classes", "size", "score", "nms_iou", "top_k")
     columns = _columns(model)
     net = get_model(model.name, weights=None, weights_backbone=None, num_classes=len(columns))
     if model.weights is None:
@@ -191,7 +190,7 @@ def torchvision_detector(model: Any) -> TorchvisionDetector:
     else:
         _load(net, model.name, model.weights)
     names = {"score": "score_thresh", "nms_iou": "nms_thresh", "top_k": "detections_per_img"}
-    for key, value in given(model, *names).items():
+    for key, value in model.given(*names).items():
         setattr(net, names[key], value)
     return TorchvisionDetector(net, columns, model.size, model.name)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from msat_det.base.config import refuse_others
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
 from msat_det.graph.inputs import MISFIT, reason
@@ -94,7 +93,7 @@ def ultralytics(model: Any) -> HeadDetector:
         from ultralytics.nn.tasks import DetectionModel
     except ModuleNotFoundError:
         raise InputError(_NEEDED) from None
-    refuse_others(model, "weights", "trust", "arch", "num_classes", *HEAD_KEYS)
+    model.refuse_others("weights", "trust", "arch", "num_classes", *HEAD_KEYS)
     head, options = head_options(model, "yolov8")
     options["head"] = head
     weights = None if model.weights is None else Path(model.weights)

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from msat_det.base.config import given, refuse_others
 from msat_det.base.errors import InputError
 from msat_det.base.files import bytes_of
 from msat_det.data.catalogue import get_with
@@ -196,7 +195,7 @@ def darknet(model: Any) -> YoloDetector:
     ``size``, ``resize``, ``score``, ``nms_iou`` and ``top_k`` of ``model``, where not None, replace the cfg's size and
     letter_box and ``YoloDetector``'s defaults. With ``RANDOM`` for weights, names may be missing, too.
     """
-    refuse_others(model, "cfg", "weights", "names", "num_classes", "size", "resize", "score", "nms_iou", "top_k")
+    model.refuse_others("cfg", "weights", "names", "num_classes", "size", "resize", "score", "nms_iou", "top_k")
     random = model.weights == RANDOM
     for key, what in (("cfg", "a .cfg file"), ("weights", "a .weights file"), ("names", "a file of class names")):
         if getattr(model, key) is None and not (random and key == "names"):
@@ -210,7 +209,7 @@ def darknet(model: Any) -> YoloDetector:
     for wanted, where in ((len(classes), f"{model.names} has"), (model.num_classes, "model.num_classes is")):
         if wanted not in (heads[0].classes, None):
             raise InputError(f"{model.cfg} has {heads[0].classes} classes, {where} {wanted}: let them agree")
-    options: dict[str, Any] = {"resize": net.resize} | given(model, "resize", "score", "nms_iou", "top_k")
+    options: dict[str, Any] = {"resize": net.resize} | model.given("resize", "score", "nms_iou", "top_k")
     return YoloDetector(
         net,
         classes,

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from msat_det.base.config import refuse_others
 from msat_det.base.errors import InputError
 from msat_det.models.headed import HEAD_KEYS, HeadDetector, head_options
 from msat_det.models.heads import HEADS
@@ -86,7 +85,7 @@ def _class_names(file: OnnxFile) -> list[str]:
 
 def onnx_detector(model: Any) -> HeadDetector:
     """The detector of ``model.weights``, an ONNX file, with ``model.head``; see ``load_detector``."""
-    refuse_others(model, "weights", "outputs", *HEAD_KEYS)
+    model.refuse_others("weights", "outputs", *HEAD_KEYS)
     if model.weights is None:
         raise InputError("model.weights is not set: detector 'onnx' needs an ONNX file; give --model.weights FILE")
     file = read_onnx(model.weights)
