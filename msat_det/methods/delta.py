@@ -1,4 +1,4 @@
-"""Methods of delta coding, and those whose events carry powers of two."""
+"""Delta coding, and what others have published since 2022 whose thresholds come from each channel's distribution."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -7,7 +7,7 @@ from msat_det.base.checks import check_number
 from msat_det.graph.facts import facts
 from msat_det.methods.observe import Observation
 from msat_det.methods.options import STATISTIC, Options
-from msat_det.methods.registry import Neurons, method, neuron, neurons, threshold
+from msat_det.methods.registry import RATE, Neurons, method, neuron, neurons, threshold
 from msat_det.methods.thresholds import balanced, least_error, mean
 from msat_det.methods.unseen import with_unseen
 
@@ -68,24 +68,28 @@ def int8(options: Int8, observation: Observation, T: int) -> Neurons:
     return found
 
 
-LEAST_ERROR = "each channel's θ is the one with the least error"
+@dataclass(frozen=True)
+class ByDistribution(Options):
+    """scale, percentile, values: refused, for θ comes from each channel's distribution (``methods.thresholds``)."""
+
+    scale: Literal["layer", "channel"] = "channel"
+    how = "each channel's θ is the one with the least error"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse(self.how, *STATISTIC)
 
 
 @dataclass(frozen=True)
-class Dcgs(Options):
+class Dcgs(ByDistribution):
     """bits: N of λ_1 … λ_N, each half of the one before; levels ``unary`` is N = 1, without the
     paper's start at θ/2 in place of the zone."""
 
-    scale: Literal["layer", "channel"] = "channel"
     coding: Literal["rate", "delta"] = "delta"
     levels: Literal["unary", "binary"] = "binary"
     bits: int = 8
     terms: tuple[int, ...] = (1,)
     zone: tuple[float, ...] = (0.75,)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.refuse(LEAST_ERROR, *STATISTIC)
 
     @property
     def steps(self) -> int | None:
@@ -110,21 +114,16 @@ def dcgs(options: Dcgs, observation: Observation, T: int) -> Neurons:
 
 
 @dataclass(frozen=True)
-class Hmt(Options):
+class Hmt(ByDistribution):
     """bits: N of the 2^N − 1 thresholds."""
 
-    scale: Literal["layer", "channel"] = "channel"
     levels: Literal["binary"] = "binary"
     initial: Literal["zero", "half"] = "half"
     bits: int = 8
     terms: tuple[int, ...] = (8,)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.refuse(LEAST_ERROR, *STATISTIC)
 
-
-@method("h-mt", Hmt, needs_t=True, codings=("rate",), source="AAAI 2026")
+@method("h-mt", Hmt, needs_t=True, codings=RATE, source="AAAI 2026")
 def h_mt(options: Hmt, observation: Observation, T: int) -> Neurons:
     """Half-start multi-threshold neurons: s = clamp(⌊v/θ⌋, 0, 2^N − 1), v(−1) = θ/2, sent as the binary digits of s.
 
@@ -140,10 +139,10 @@ def h_mt(options: Hmt, observation: Observation, T: int) -> Neurons:
 
 
 @dataclass(frozen=True)
-class Ltb(Options):
+class Ltb(ByDistribution):
     """updates: of the threshold; the paper takes 1,000 for classifiers and 5,000 for detectors. late: its readout."""
 
-    scale: Literal["layer", "channel"] = "channel"
+    how = "θ is balanced channel by channel"
     initial: Literal["zero", "half"] = "half"
     updates: int = 1000
     late: bool = True
@@ -151,10 +150,9 @@ class Ltb(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("option updates", self.updates, 1, whole=True)
-        self.refuse("θ is balanced channel by channel", *STATISTIC)
 
 
-@method("ltb", Ltb, needs_t=True, codings=("rate",), source="CVPR 2025")
+@method("ltb", Ltb, needs_t=True, codings=RATE, source="CVPR 2025")
 def ltb(options: Ltb, observation: Observation, T: int) -> Neurons:
     """Local threshold balancing: IF with v(−1) = θ/2, θ from 0 by θ ← θ + 2·E[(z − θ)·[z > θ]], and a late readout.
 

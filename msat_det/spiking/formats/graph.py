@@ -27,9 +27,11 @@ from msat_det.models.checkpoint import DTYPES
 from msat_det.spiking.formats import known
 from msat_det.spiking.formats.archive import finite
 from msat_det.spiking.formats.values import LARGEST, decode, encode
+from msat_det.spiking.kernels.layout import memory_format
 
-# What layers, functions and methods raise on arguments that do not fit.
-_MISFIT = (*MISFIT, NameError, SyntaxError, MemoryError)  # fx writes the graph down as Python before values are checked
+# What layers, functions and methods raise on arguments that do not fit, and fx, which writes the graph down as Python
+# before values are checked.
+_MISFIT = (*MISFIT, NameError, SyntaxError, MemoryError, RecursionError)
 _MOST_NODES = 10_000
 _MOST_PARTS = 100_000  # elements of all sequences that nodes give
 _MOST_ELEMENTS = 1 << 29  # of one node's output, for the images of _BATCH
@@ -47,7 +49,7 @@ def write_graph(graph: Graph) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "layers": layers,
         "nodes": [_entry(node, names) for node in graph.nodes],
         "analog": [n.name for n in graph.nodes if _is_kept_analog(n)],
-        "channels_last": [name for name, tensor in tensors.items() if _is_channels_last(tensor)],
+        "channels_last": [name for name, x in tensors.items() if memory_format(x) is torch.channels_last],
     }
     again = read_graph(document, tensors)
     for node, copy in zip(graph.nodes, again.nodes, strict=True):
@@ -97,7 +99,7 @@ def read_graph(document: Any, tensors: dict[str, Tensor]) -> Graph:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # layers of size 0 warn
             return _Reading(document, tensors).graph()
-    except (*_MISFIT, RecursionError) as error:
+    except _MISFIT as error:
         raise InputError(f"the saved network does not fit together ({one_line(error)[:200]}): save it again") from error
 
 
@@ -293,7 +295,3 @@ def _is_name(name: Any) -> bool:
 
 def _is_kept_analog(node: fx.Node) -> bool:
     return facts(node).kind is Kind.DIFFERENTIAL and facts(node).op in ops.POINTWISE
-
-
-def _is_channels_last(tensor: Tensor) -> bool:
-    return tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
