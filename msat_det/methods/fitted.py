@@ -115,7 +115,7 @@ def msat_fit(options: MsatFit, observation: Observation, T: int) -> Neurons:
 def msat_fit_anytime(options: MsatFit, observation: Observation, T: int) -> Neurons:
     """One plan for every t: the error is averaged over t = 2, 3, 4, 6, 8, 12, 16, … up to T."""
     times = [t for t in _doubling(T) if t <= T] or [T]
-    return _nearest(options, observation, times, anytime_candidates(T))
+    return _nearest(options, observation, times, anytime_candidates(T), anytime=True)
 
 
 def _doubling(T: int) -> list[int]:
@@ -124,7 +124,11 @@ def _doubling(T: int) -> list[int]:
 
 
 def _nearest(
-    options: MsatFit, observation: Observation, times: Sequence[int], stages: list[tuple[float, ...]]
+    options: MsatFit,
+    observation: Observation,
+    times: Sequence[int],
+    stages: list[tuple[float, ...]],
+    anytime: bool = False,
 ) -> Neurons:
     """The fit by each coding that the options leave open; of several the one with the least error within the budget,
     or without a budget the least error and price."""
@@ -135,7 +139,7 @@ def _nearest(
         if coding == "rate":
             found.append(_fit_rate(options.as_rate, observation, times, stages))
         else:
-            found.append(_fit_corrections(options.as_delta, observation, times))
+            found.append(_fit_corrections(options.as_delta, observation, times, anytime))
     return found[0] if len(found) == 1 else min(found, key=lambda each: _cost(options, observation, times, each))
 
 
@@ -214,7 +218,7 @@ def delta_fit_anytime(options: DeltaFit, observation: Observation, T: int) -> Ne
     before. After them the last one's apply, up to the 64th; from then on the rest is sent by a term a timestep of finer
     and finer levels, without a dead zone and without the bias, because the last one may be to send nothing, and its
     bias makes up for errors that fade. Ours."""
-    return _fit_corrections(options, observation, range(1, T + 1))
+    return _fit_corrections(options, observation, range(1, T + 1), anytime=True)
 
 
 HALVINGS = 4
@@ -239,7 +243,9 @@ def _until_held(bias: Tensor | None) -> Tensor | None:
     return torch.cat((over_time, held, torch.zeros_like(held[:1])))
 
 
-def _fit_corrections(options: DeltaFit, observation: Observation, times: Sequence[int]) -> Neurons:
+def _fit_corrections(
+    options: DeltaFit, observation: Observation, times: Sequence[int], anytime: bool = False
+) -> Neurons:
     """times: one T, or the timesteps of an anytime plan."""
     if options.plan:
         return load_plan(options.plan).neurons(observation.graph)
@@ -255,4 +261,4 @@ def _fit_corrections(options: DeltaFit, observation: Observation, times: Sequenc
         return neuron(options, node, threshold(options, observation, node), terms=(1,))
 
     found = fit_delta(observation, wanted, make)
-    return {name: _never_done(made) for name, made in found.items()} if len(times) > 1 else found
+    return {name: _never_done(made) for name, made in found.items()} if anytime else found
