@@ -36,6 +36,10 @@ class RunDirectory:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.lock = self.path / ".lock"  # which a run holds open, see ``run.ownership``
+        self.parts = self.path / "parts"  # what an unfinished run has computed (``measure.batch_files``)
+        self.begun = self.parts / "begun.safetensors"  # what it was begun from (``run.resume``)
+        self.summary = self.path / "summary.json"  # what a finished run has found
         try:
             self.made = make_folders(self.path)
             with tempfile.TemporaryFile(dir=self.path):
@@ -52,26 +56,6 @@ class RunDirectory:
             if ranks.rank() == 0 and {path.name for path in self.path.iterdir()} <= {self.lock.name}:
                 self.lock.unlink(missing_ok=True)
                 drop_empty(self.made)
-
-    @property
-    def lock(self) -> Path:
-        """The file that a run holds open, see ``run.ownership``."""
-        return self.path / ".lock"
-
-    @property
-    def parts(self) -> Path:
-        """Folder of what an unfinished run has computed (``msat_det.measure.batch_files``)."""
-        return self.path / "parts"
-
-    @property
-    def begun(self) -> Path:
-        """What an unfinished run was begun from (``run.resume``)."""
-        return self.parts / "begun.safetensors"
-
-    @property
-    def summary(self) -> Path:
-        """What a finished run has found."""
-        return self.path / "summary.json"
 
     def plan(self, label: str, t: int) -> Path:
         """Where the neurons of a method that was fitted for T = t are kept (``spiking.formats.plan``)."""
