@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from msat_det.base import ranks
@@ -82,28 +81,22 @@ class Reader:
 
     def __getitem__(self, index: int) -> Loaded | InputError:
         found, inputs = Loaded(), []
-        try:
-            for id in self.ids[index]:
-                if (pixels := self._read(id, found)) is not None:
-                    inputs.append(pixels)
-        except InputError as error:
-            return error
-        return replace(found, inputs=torch.stack(inputs) if inputs else None)
-
-    def _read(self, id: Any, found: Loaded) -> Tensor | None:
-        try:
-            image = self.dataset.image(id)
-        except CorruptImage as error:
-            if self.strict:
-                raise
-            found.corrupt.append(str(error))
-            return None
-        pixels, meta = self.model.preprocess(image)  # at once: a batch of photographs takes gigabytes
-        found.ids.append(id)
-        found.metas.append(meta)
-        if misfit := self.dataset.misfit(id, image):
-            found.misfit.append(misfit)
-        return pixels
+        for id in self.ids[index]:
+            try:
+                image = self.dataset.image(id)
+                pixels, meta = self.model.preprocess(image)  # at once: a batch of photographs takes gigabytes
+            except InputError as error:
+                if self.strict or not isinstance(error, CorruptImage):
+                    return error
+                found.corrupt.append(str(error))
+                continue
+            found.ids.append(id)
+            found.metas.append(meta)
+            inputs.append(pixels)
+            if misfit := self.dataset.misfit(id, image):
+                found.misfit.append(misfit)
+        found.inputs = torch.stack(inputs) if inputs else None
+        return found
 
 
 Piece = Loaded | InputError
@@ -188,4 +181,5 @@ def _joined(pieces: list[Piece], device: torch.device) -> Piece:
             getattr(whole, name).extend(getattr(piece, name))
         if piece.inputs is not None:
             inputs.append(piece.inputs.to(device, non_blocking=True))
-    return replace(whole, inputs=torch.cat(inputs) if inputs else None)
+    whole.inputs = torch.cat(inputs) if inputs else None
+    return whole
