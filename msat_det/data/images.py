@@ -28,17 +28,8 @@ MAX_SCANS = 100  # of a JPEG, which has ten or so: a few bytes can ask for one m
 STRIP = 1 << 20  # pixels that are made RGB at a time
 MAX_EXIF = 1 << 20  # bytes; the orientation stands among the first ones
 ORIENTATION = 0x0112  # EXIF's tag
-UPRIGHT: dict[int, Callable[[Tensor], Tensor]] = {  # its values → (3, H, W) set upright
-    1: lambda image: image,
-    2: lambda image: image.flip(2),
-    3: lambda image: image.flip(1, 2),
-    4: lambda image: image.flip(1),
-    5: lambda image: image.transpose(1, 2),
-    6: lambda image: image.rot90(-1, (1, 2)),
-    7: lambda image: image.transpose(1, 2).flip(1, 2),
-    8: lambda image: image.rot90(1, (1, 2)),
-}
-SWAPPED = (5, 6, 7, 8)  # those that swap the sides
+FLIPS = {1: (), 2: (2,), 3: (1, 2), 4: (1,)}  # its values → axes of (3, H, W) to be turned over
+SWAPPED = {5: 1, 6: 2, 7: 3, 8: 4}  # those that swap the sides → what is left to be done then
 Size = tuple[int, int]
 T = TypeVar("T")
 
@@ -65,12 +56,12 @@ def read_image(path: Path, size: Size | None = None) -> Tensor:
             pixels = _decode(image)
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
         raise CorruptImage(f"can't read image {path} ({error}): restore, convert or remove it") from error
-    return UPRIGHT[turn](pixels).contiguous()
+    return _upright(pixels, turn)
 
 
 def read_upright(path: Path) -> Tensor:
     """``read_image`` as EXIF's orientation sets the image upright. Raises CorruptImage."""
-    return UPRIGHT[orientation(path)](read_image(path)).contiguous()
+    return _upright(read_image(path), orientation(path))
 
 
 def image_size(path: Path) -> Size | None:
@@ -128,7 +119,13 @@ def _orientation(image: ImageFile.ImageFile) -> int:
     for name in ("xmp", "XML:com.adobe.xmp"):
         image.info.pop(name, None)
     found = Image.Image.getexif(image).get(ORIENTATION)  # a PNG's own would decode all pixels to look behind them
-    return found if type(found) is int and found in UPRIGHT else 1
+    return found if type(found) is int and 1 <= found <= 8 else 1
+
+
+def _upright(image: Tensor, orientation: int) -> Tensor:
+    if orientation in SWAPPED:
+        image, orientation = image.transpose(1, 2), SWAPPED[orientation]
+    return image.flip(FLIPS[orientation]).contiguous()
 
 
 def _png_exif(image: Any) -> bytes:
