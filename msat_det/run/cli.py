@@ -376,9 +376,10 @@ def main(argv: list[str] | None = None) -> int:
     commands = COMMANDS | FORMER
     quiet = ["--quiet"] if "--quiet" in given else []
     if command not in commands:
-        return unknown([command])
+        known = f"give one of {', '.join(COMMANDS)}"
+        return refuse([f"no command {command}: {hint(command, COMMANDS, known)}"])
     if ranks.count() > 1 and command not in SHARED:
-        return alone([command])
+        return refuse([f"{command} is done by one process: start it without torchrun"])
     return commands[command]([*words, *quiet])
 
 
@@ -389,13 +390,6 @@ def tell(argv: list[str]) -> None:
 
 
 @once
-def alone(argv: list[str]) -> None:
-    """A command under torchrun whose work is not shared."""
-    raise InputError(f"{argv[0]} is done by one process: start it without torchrun")
-
-
-@once
-def unknown(argv: list[str]) -> None:
-    """``msat-det`` with a command that it does not have."""
-    known = f"give one of {', '.join(COMMANDS)}"
-    raise InputError(f"no command {argv[0]}: {hint(argv[0], COMMANDS, known)}")
+def refuse(argv: list[str]) -> None:
+    """``msat-det`` with a command that it does not have, or does not share among ranks."""
+    raise InputError(argv[0])
