@@ -60,7 +60,7 @@ def check_corrections(neuron: Neuron, shape: tuple, device: torch.device | str =
         assert torch.equal(scan.output.cpu(), state.o)
         assert torch.equal(going_on.output.cpu(), state.o)
         assert torch.equal(scan.counts.cpu(), expected)
-        if neuron.bits is None and not got.is_cuda:  # terms may cancel
+        if neuron.bits is None and not scan.output.is_cuda:  # terms may cancel; a GPU is not asked
             assert scan.sent == (y != 0).sum()
     assert tied.float().mean() <= 0.02
     assert not y[:, 2].any()  # a dead channel
