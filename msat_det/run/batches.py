@@ -51,11 +51,10 @@ def simulate(
         return sum(len(batches[number]) for number in parts.done().union(also))
 
     bar = Progress(total=len(dataset), initial=images(), desc="simulating", unit="image", disable=ranks.rank() > 0)
-    wanted = [batches[number] for number in todo]
+    wanted, device = [batches[number] for number in todo], torch.device(config.device)
     with bar, torch.inference_mode(), ThreadPoolExecutor(1) as disk:
         written: Future[None] | None = None
-        loading = load_batches(model, dataset, wanted, torch.device(config.device), config.strict)
-        for number, loaded in zip(todo, loading, strict=True):
+        for number, loaded in zip(todo, load_batches(model, dataset, wanted, device, config.strict), strict=True):
             for message in loaded.corrupt:
                 bar.write(f"skipped: {message}", file=sys.stderr)
             part = Part(loaded.ids, loaded.corrupt, misfit=loaded.misfit)
