@@ -24,6 +24,5 @@ def commit_id() -> str | None:
 
 def versions() -> dict[str, str]:
     """Of what last bits depend on, by its name."""
-    return {"python": platform.python_version(), "msat-det": __version__} | {
-        name: version(name) for name in ("torch", "torchvision")
-    }
+    own = {"python": platform.python_version(), "msat-det": __version__}
+    return own | {name: version(name) for name in ("torch", "torchvision")}

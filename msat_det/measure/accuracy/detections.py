@@ -36,13 +36,10 @@ def match_classes(classes: list[str], known: list[str]) -> np.ndarray:
     """
     classes = class_names(classes, "the detector")
     index = class_index(known)
-
-    def label(name: str) -> int:
-        found = index.get(name, -1)
-        taken = found >= 0 and known[found] != name and known[found] in classes  # by the class of that very name
-        return -1 if taken else found
-
-    matched = np.array([label(name) for name in classes], dtype=np.int64)
+    found = np.array([index.get(name, -1) for name in classes], dtype=np.int64)
+    # one that is spelled otherwise gives way to the class of that very name
+    taken = [i >= 0 and known[i] != name and known[i] in classes for i, name in zip(found, classes, strict=True)]
+    matched = np.where(taken, -1, found)
     if (matched < 0).any() and len(set(matched[matched >= 0])) < len(known):
         name = classes[int(np.argmax(matched < 0))]
         raise InputError(f"the dataset has no class {name!r}, which the detector knows: correct the detector's names")
