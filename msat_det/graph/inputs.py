@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -195,3 +195,23 @@ def _by_position(where: str, batch: Sequence, names: list[str], needed: list[str
 
 def _is_float(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
+
+
+class Cached(Sequence):
+    """Batches that are made by a function of their index, the last few kept: ``Cached(n, make)``."""
+
+    def __init__(self, count: int, make: Callable[[int], Batch], keep: int = 2):
+        self.length, self.make, self.keep = count, make, keep
+        self.kept: dict[int, Batch] = {}
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Batch:  # type: ignore[override] # no slices
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        if index not in self.kept:
+            if len(self.kept) >= self.keep:
+                self.kept.pop(next(iter(self.kept)))
+            self.kept[index] = self.make(index)
+        return self.kept[index]

@@ -5,7 +5,7 @@ Each call site keeps, per channel, the exact maximum of |f(x)| and a histogram w
 is below 1/64 (a bin's width).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -210,23 +210,3 @@ def _observe_batch(graph: Graph, batch: Batch, sites: dict[str, Site]) -> None:
 
 def _sizes(batch: Batch) -> list[torch.Size]:
     return [value.shape[1:] for value in pytree.tree_leaves(batch)]
-
-
-class Cached(Sequence):
-    """Batches that are made by a function of their index, the last few kept: ``Cached(n, make)``."""
-
-    def __init__(self, count: int, make: Callable[[int], Batch], keep: int = 2):
-        self.length, self.make, self.keep = count, make, keep
-        self.kept: dict[int, Batch] = {}
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Batch:  # type: ignore[override] # no slices
-        if not 0 <= index < self.length:
-            raise IndexError(index)
-        if index not in self.kept:
-            if len(self.kept) >= self.keep:
-                self.kept.pop(next(iter(self.kept)))
-            self.kept[index] = self.make(index)
-        return self.kept[index]

@@ -11,7 +11,7 @@ whole network, so spikes go where they buy the most. A budget is met by searchin
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -73,13 +73,6 @@ class Trial:
         return self.cost.sum().item()
 
 
-@dataclass
-class Fit(Priced):
-    """A fitted network. trials: of each call site the one that was taken."""
-
-    trials: dict[str, Trial] = field(default_factory=dict)
-
-
 def stage_candidates(T: int) -> list[tuple[float, ...]]:
     """Stages for a chosen T: nothing first, then the value in up to four digits of a base, coarse to fine; and one
     threshold for all timesteps."""
@@ -98,34 +91,33 @@ def anytime_candidates(T: int) -> list[tuple[float, ...]]:
     return [(1.0,)] + [(*fall, 1.0) for fall in falls if len(fall) < T]
 
 
-def fit(observation: Observation, goal: Goal, make: Callable[[Node, Tensor], Neuron], budget: float | None) -> Fit:
+def fit(observation: Observation, goal: Goal, make: Callable[[Node, Tensor], Neuron], budget: float | None) -> Priced:
     """The network's neurons by ``goal``, its price such that ``budget`` is met (as far as any price meets it).
 
     make: a call site and a threshold (C,) → the neuron whose threshold, stages, adaptivity and bias are fitted.
     """
     weights = sensitivity(observation.graph, observation.first(min(4, goal.images)))
 
-    def fit_at(price: float) -> Fit:
+    def fit_at(price: float) -> Priced:
         return fit_once(observation, replace(goal, price=price), make, weights)
 
     return fit_within(budget, fit_at, goal.price, CLOSE, PASSES, _stuck)
 
 
-def _stuck(before: Fit, last: Fit) -> bool:
+def _stuck(before: Priced, last: Priced) -> bool:
     (x0, y0), (x1, y1) = before.logs, last.logs
     return x0 == x1 or (abs(x1 - x0) > 1 and abs(y1 - y0) < CLOSE)
 
 
 def fit_once(
     observation: Observation, goal: Goal, make: Callable[[Node, Tensor], Neuron], weights: dict[str, Tensor]
-) -> Fit:
+) -> Priced:
     """One pass through the network at a fixed price."""
-    result = Fit({}, goal.price)
+    result = Priced({}, goal.price)
 
     def decide(node: Node, currents: Tensor, wanted: Tensor) -> Neuron:
         bench = Bench(node, currents, wanted, goal, weights[node.name])
         trial = search(bench, make)
-        result.trials[node.name] = trial
         result.spent += (trial.spikes * bench.weight).sum().item() * bench.positions
         return trial.neuron
 

@@ -16,10 +16,11 @@ from msat_det.base.progress import Progress
 from msat_det.data import DATASETS, Dataset, build_dataset, corrupt, select, subset
 from msat_det.data.augment import augmented
 from msat_det.data.overlap import overlap
+from msat_det.graph.inputs import Cached
 from msat_det.methods import METHODS, parse_options
 from msat_det.methods.convert import Conversion, spiking_network
 from msat_det.methods.notes import tell
-from msat_det.methods.observe import Cached, Observation, observe
+from msat_det.methods.observe import Observation, observe
 from msat_det.models import DETECTORS, build_detector
 from msat_det.models.classifiers import build_classifier
 from msat_det.spiking.energy import prices

@@ -15,10 +15,10 @@ from msat_det.base.errors import InputError
 from msat_det.graph.facts import facts
 from msat_det.graph.graph import elements
 from msat_det.methods import fitted
-from msat_det.methods.budget import Unit
+from msat_det.methods.budget import Priced, Unit
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.observe import Observation, observe
-from msat_det.methods.search import Bench, Fit, Goal, Trial, anytime_candidates, fit, fit_once, search, stage_candidates
+from msat_det.methods.search import Bench, Goal, Trial, anytime_candidates, fit, fit_once, search, stage_candidates
 from msat_det.methods.sensitivity import sensitivity
 from msat_det.methods.sequential import run_alone
 from msat_det.spiking.formats.plan import load_plan, save_plan
@@ -321,9 +321,9 @@ def test_a_budget_that_no_price_meets_ends_the_search(monkeypatch: pytest.Monkey
     for budget, kind in ((1.0, "high"), (3.0, "low")):
         tried: list[float] = []
 
-        def once(observation: Observation, goal: Goal, *rest: object, kind: str = kind, tried: list = tried) -> Fit:
+        def once(observation: Observation, goal: Goal, *rest: object, kind: str = kind, tried: list = tried) -> Priced:
             tried.append(goal.price)
-            return Fit({}, goal.price, spent[kind](goal.price))
+            return Priced({}, goal.price, spent[kind](goal.price))
 
         monkeypatch.setattr(sys.modules[fit.__module__], "fit_once", once)
         found = fit(observed("plain"), goal, lambda node, unit: None, budget)

@@ -10,9 +10,10 @@ from support.networks import build, images, observed
 from torch import Tensor, nn
 
 from msat_det.base.errors import InputError
+from msat_det.graph.inputs import Cached
 from msat_det.graph.trace import trace
 from msat_det.methods.convert import spiking_network
-from msat_det.methods.observe import FLOOR, Cached, Observation, Site, observe
+from msat_det.methods.observe import FLOOR, Observation, Site, observe
 
 BOUND = 1 / 64  # of a percentile's relative error, as observe.py states it
 PERCENTILES = [50.0, 90.0, 99.0, 99.9]
