@@ -14,7 +14,7 @@ from msat_det.methods.unseen import with_unseen
 
 @dataclass(frozen=True)
 class Delta(Options):
-    """bits, terms: ``delta-2`` of the configurations has 6 and 2."""
+    """bits, terms: ``delta-2`` has 6 and 2."""
 
     scale: Literal["layer", "channel"] = "channel"
     percentile: float = 99.9

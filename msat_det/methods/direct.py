@@ -103,7 +103,8 @@ def opt(options: Opt, observation: Observation, T: int) -> Neurons:
 class Tsc(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse("a value of tsc takes a window of timesteps", "signed", "gamma", "levels", "stages", "drop")
+        why = "a value of tsc takes a window of timesteps"
+        self.refuse(why, "signed", "gamma", "levels", "stages", "drop", "correct")
 
 
 @method("tsc", Tsc, needs_t=True, codings=RATE, source="Han & Roy 2020")

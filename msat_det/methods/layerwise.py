@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from msat_det.base.checks import check_number
-from msat_det.base.errors import InputError
 from msat_det.graph.channels import mean_by_channel, rows_by_channel
 from msat_det.graph.facts import facts
 from msat_det.methods.observe import Observation
@@ -150,12 +149,7 @@ def ftbc(options: Ftbc, observation: Observation, T: int) -> Neurons:
 def with_bias_over_time(
     made: Neurons, observation: Observation, T: int, images: int = LayerByLayer.images, passes: int = 10
 ) -> Neurons:
-    """The neurons with a bias of each channel that differs over T timesteps, layer after layer, see ``ftbc``.
-
-    Raises InputError for temporal switch coding, which has no such timesteps.
-    """
-    if any(each.window for each in made.values()):
-        raise InputError("option correct is bias-t, and a value of tsc takes a window of timesteps: give none")
+    """The neurons with a bias of each channel that differs over T timesteps, layer after layer, see ``ftbc``."""
 
     def decide(node: Node, currents: Tensor, goal: Tensor) -> Neuron:
         return replace(made[node.name], bias=bias_over_time(made[node.name], currents, goal, T, passes))
