@@ -43,6 +43,13 @@ def wide(x: Tensor) -> Tensor:
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
+def brought(x: Tensor, to: Tensor | torch.device) -> Tensor:
+    """x on a device, or as a tensor is, where that lies and in its dtype. A CUDA device is not waited for; Apple's is,
+    for a copy there reads memory that may be free by then (https://github.com/pytorch/pytorch/issues/189690)."""
+    device, dtype = (to.device, to.dtype) if isinstance(to, Tensor) else (to, x.dtype)
+    return x.to(device, dtype, non_blocking=device.type == "cuda")
+
+
 def current(device: torch.device) -> AbstractContextManager:
     """Within it this is PyTorch's current device, where it is a GPU: memory is pinned for it, graphs captured on it."""
     return torch.cuda.device(device) if device.type == "cuda" and torch.cuda.is_available() else nullcontext()

@@ -15,6 +15,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from msat_det.base.device import brought
 from msat_det.base.errors import InputError
 from msat_det.base.names import Names
 from msat_det.models.preprocessing import RGB, Inputs
@@ -38,7 +39,7 @@ class Cells:
     size: Tensor
 
     def to(self, device: torch.device) -> "Cells":
-        return Cells(*(getattr(self, item.name).to(device, non_blocking=True) for item in fields(self)))
+        return Cells(*(brought(getattr(self, item.name), device) for item in fields(self)))
 
 
 def yolov5(cells: Cells, box: Tensor, objectness: Tensor, classes: Tensor) -> Found:

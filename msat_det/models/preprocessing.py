@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from msat_det.base.device import brought
 from msat_det.base.errors import InputError
 
 GREY = 127.0  # of 0..255
@@ -37,7 +38,7 @@ class Geometry:
 def to_originals(boxes: Tensor, metas: Sequence[Geometry]) -> Tensor:
     """``Geometry.to_original`` for a batch: (B, N, 4) and B geometries."""
     ways = torch.tensor([(m.offset * 2, m.scale * 2, (m.width, m.height) * 2) for m in metas], dtype=boxes.dtype)
-    offset, scale, edge = ways.to(boxes.device, non_blocking=True)[:, :, None].unbind(1)
+    offset, scale, edge = brought(ways, boxes)[:, :, None].unbind(1)
     return torch.minimum(((boxes - offset) / scale).clamp(min=0), edge)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from msat_det.base.device import brought
 from msat_det.base.errors import InputError
 from msat_det.data.base import class_names
 from msat_det.models.class_names import COCO_COLUMNS, NO_CLASS, read_names
@@ -70,7 +71,7 @@ class SsdDetector:
                 "the background's, or the columns of those that have a name"
             )
         scores = logits.sigmoid() if self.activation == "sigmoid" else logits.softmax(-1)
-        scores = scores[:, :, self.columns.to(scores.device, non_blocking=True)]
+        scores = scores[:, :, brought(self.columns, scores.device)]
         return select(self.decode_boxes(offsets), scores, metas, self.score, self.top_k, self.nms_iou)
 
     def by_prior(self, levels: Sequence[Tensor]) -> Tensor:
@@ -88,7 +89,7 @@ class SsdDetector:
         coder, with SSD's variances as scales).
         """
         sizes = self.priors, self.box_scales, torch.tensor(self.size)
-        priors, box_scales, pixels = (values.to(offsets, non_blocking=True) for values in sizes)
+        priors, box_scales, pixels = (brought(values, offsets) for values in sizes)
         centre, extent = (offsets / box_scales).split(2, -1)
         extent = extent.exp() * priors[:, 2:]
         centre = centre * priors[:, 2:] + priors[:, :2]

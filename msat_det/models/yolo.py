@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from msat_det.base.device import brought
 from msat_det.base.errors import InputError
 from msat_det.data.base import class_names
 from msat_det.models.detector import Detections
@@ -115,7 +116,7 @@ class YoloDetector:
             )
         raw = raw.unflatten(1, (len(anchors), sum(values))).movedim(2, -1)
         centre, extent, objectness, classes = FORMS[self.form](*raw.split(values, -1))
-        extent = extent * anchors.to(raw, non_blocking=True)[:, None, None]
+        extent = extent * brought(anchors, raw)[:, None, None]
         rows, columns = (torch.arange(n, device=raw.device) for n in (height, width))
         cell = torch.stack((columns.expand(height, width), rows[:, None].expand(height, width)), -1)
         centre = (centre * scale_x_y - (scale_x_y - 1) / 2 + cell) * stride

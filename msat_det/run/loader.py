@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from msat_det.base import ranks
-from msat_det.base.device import current
+from msat_det.base.device import brought, current
 from msat_det.base.errors import InputError
 from msat_det.data import Dataset
 from msat_det.data.images import CorruptImage
@@ -180,6 +180,6 @@ def _joined(pieces: list[Piece], device: torch.device) -> Piece:
         for name in ("ids", "metas", "corrupt", "misfit"):
             getattr(whole, name).extend(getattr(piece, name))
         if piece.inputs is not None:
-            inputs.append(piece.inputs.to(device, non_blocking=True))
+            inputs.append(brought(piece.inputs, device))
     whole.inputs = torch.cat(inputs) if inputs else None
     return whole

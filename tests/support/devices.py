@@ -71,6 +71,8 @@ class StandIn(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
         self._note_wait(name, args, kwargs)
+        if self.device is MPS and kwargs.get("non_blocking"):
+            raise RuntimeError(f"{name}: it may read what is free by then (pytorch/pytorch issue 189690)")
         tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         there = any(isinstance(x, There) for x in tensors)
         if name in ("numpy", "__array__") and there:

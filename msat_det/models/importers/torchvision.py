@@ -19,6 +19,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.ssd import SSD
 
+from msat_det.base.device import brought
 from msat_det.base.errors import InputError
 from msat_det.data.base import class_names
 from msat_det.models.class_names import COCO_COLUMNS, NO_CLASS, read_names
@@ -112,9 +113,9 @@ class TorchvisionDetector:
     def _at_once(self, outputs: dict[str, Tensor], resized: list[Size], originals: list[Size]) -> list[Detections]:
         """As torchvision's code and ``_named`` give them, for the whole batch."""
         device = outputs["cls_logits"].device
-        anchors, index = (values.to(device, non_blocking=True) for values in (self.anchors, self.index))
+        anchors, index = (brought(values, device) for values in (self.anchors, self.index))
         boxes, scores, labels, kept = best_boxes(self.model, outputs, anchors, self.counts, resized)
-        height, width = (torch.tensor(originals) / torch.tensor(resized)).to(device, non_blocking=True).unbind(1)
+        height, width = brought(torch.tensor(originals) / torch.tensor(resized), device).unbind(1)
         boxes, labels = boxes * torch.stack((width, height) * 2, 1)[:, None], index[labels]
         kept &= (labels >= 0) & (boxes[..., 2:] > boxes[..., :2]).all(-1)
         return packed(boxes, scores, labels, kept, kept.shape[1])

@@ -8,6 +8,7 @@ from torchvision.models.detection.fcos import FCOS
 from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.ssd import SSD
 
+from msat_det.base.device import brought
 from msat_det.models.suppression import suppressed
 
 
@@ -31,7 +32,7 @@ def best_boxes(
     most = int(valid.sum(-1).max())
     scores, places, labels, valid = (each[..., :most] for each in (scores, places, labels, valid))
     boxes = _decoded(model, outputs["bbox_regression"], anchors, places.flatten(1)).unflatten(1, places.shape[1:])
-    edges = torch.tensor([(w, h, w, h) for h, w in sizes]).to(boxes, non_blocking=True)
+    edges = brought(torch.tensor([(w, h, w, h) for h, w in sizes]), boxes)
     boxes = torch.minimum(boxes.clamp(min=0), edges[:, None, None])
     images = zip(boxes, labels, valid, strict=True)
     kept = torch.stack([suppressed(*image, model.nms_thresh) for image in images]).flatten(1)

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from msat_det.base.checks import present
+from msat_det.base.device import brought
 from msat_det.spiking.kernels.targets import is_enough, write_targets
 from msat_det.spiking.kernels.triton_neuron import (
     Programs,
@@ -308,11 +309,11 @@ def _keys(chances: Chances, device: torch.device) -> Tensor:
     """(EARLY, B) int64, what spike confidence draws by."""
     c = chances
     drawn = [mask_keys(c.seed, c.images, c.site, t, torch.device("cpu")) for t in range(EARLY)]
-    return torch.stack(drawn).to(device, non_blocking=True)
+    return brought(torch.stack(drawn), device)
 
 
 def _stages(neuron: Neuron, device: torch.device) -> Tensor:
     """(3, L): the factor on θ, the spikes that are an overflow, and the terms of a timestep, the last ones held."""
     n, L = neuron, max(len(neuron.stages), len(neuron.terms))
     rows = [[n.stage(t), n.overflow / n.stage(t), float(at(n.terms, t))] for t in range(L)]
-    return torch.tensor(rows).T.contiguous().to(device, non_blocking=True)
+    return brought(torch.tensor(rows).T.contiguous(), device)
