@@ -34,9 +34,9 @@ class Options:
     stay analog. spiking_linear: neurons also on what layers, norms, gates, sums of two maps and max poolings send to a
     layer with no activation between, and on the operands of attention's products.
     coding: ``rate``, the value is the running mean of what is sent, or ``delta``, it is the sum: only corrections are
-    sent (docs/delta.md). levels: ``unary``, bursts of up to gamma spikes, or ``binary``, terms ±2^k·θ with k < bits,
-    the statistic being the top level. terms: most of them in a timestep, one number or one for each t. zone:
-    under delta coding an error below zone × the smallest level is not sent; one number or one for each t. weights:
+    sent (docs/delta.md). levels: ``unary``, bursts of up to gamma spikes, or ``binary``, terms ±2^k·θ, k < bits ≤ 16,
+    the statistic being the top level. terms: most of them in a timestep, one number or one for each t. zone: under
+    delta coding an error below zone, ½ or more, × the smallest level is not sent; one or one for each t. weights:
     ``int8`` rounds those of every layer to eight bits, a scale for each output channel. correct: ``bias-t`` ends with a
     bias for each channel and timestep as in ``ftbc``, on the calibration images; under rate coding.
     """

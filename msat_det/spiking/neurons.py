@@ -75,8 +75,8 @@ class Neuron:
     from an opening to a closing spike (temporal switch coding); a value beyond the window is sent at once, by as many
     pairs of spikes as needed.
     coding: ``rate``, or ``delta`` (``delta.py``): the sum of the output is the value, and corrections of it are sent.
-    bits: an event carries ±2^k·θ, k < bits; None: bursts of single spikes, at most γ. terms: such events in a timestep,
-    over time; zone: errors below zone·θ are not sent, over time (under delta coding).
+    bits: an event carries ±2^k·θ, k < bits ≤ 16; None: bursts of single spikes, at most γ. terms: such events in a
+    timestep, over time; zone: errors below zone·θ, zone ≥ ½, are not sent, over time (under delta coding).
     steps: so many of the smallest level are the scale of the activations, and the levels of the n-th timestep are no
     coarser than 1/n of it, as the mean of n spikes is: stages have min(1, steps/n) besides (under delta coding).
     dense: the 8-bit control, whose values go to every connection as numbers. late: timesteps before its output counts
