@@ -21,6 +21,7 @@ from mutate import Case, Mutate
 from seeds import CFGS
 
 import msat_det
+from msat_det.base.config import Model
 from msat_det.base.errors import InputError
 from msat_det.base.files import bytes_of
 from msat_det.data import (
@@ -64,7 +65,6 @@ library(), levels_library()  # which look at the machine's processor and compile
 TINY = "tiny_for_fuzzing"
 classifiers.CLASSIFIERS[TINY] = Network(lambda num_classes: classifiers.CifarResNet((1, 1), 2, num_classes), classes=4)
 PLAIN = {Foreign, Stored, Storage, dict, list, tuple, str, bytes, bytearray, int, float, bool, type(None)}
-MODEL = dict.fromkeys("names resize size preprocess num_classes score nms_iou top_k cfg weights".split())
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def read_darknet_cfg(root: Path) -> None:
     weights, names = root / "net.weights", root / "names"
     weights.write_bytes(bytes(4) + b"\2" + bytes(15) + bytes(4 * count))
     names.write_text("".join(f"{i}\n" for i in range(classes)))
-    detector = darknet(SimpleNamespace(**MODEL | {"cfg": cfg, "weights": weights, "names": names}))
+    detector = darknet(Model("darknet", cfg=cfg, weights=weights, names=names))
     if max(detector.size) > 64:
         return
     pixels, meta = detector.preprocess(torch.zeros(3, 8, 8, dtype=torch.uint8))
@@ -122,7 +122,7 @@ def read_darknet_weights(root: Path) -> None:
     cfg, names = root / "fixed.cfg", root / "names"
     cfg.write_text(CFGS[1])
     names.write_text("dog\ncat\n")
-    darknet(SimpleNamespace(**MODEL | {"cfg": cfg, "weights": root / "net.weights", "names": names}))
+    darknet(Model("darknet", cfg=cfg, weights=root / "net.weights", names=names))
 
 
 def read_dataset(make: Callable[[Path], Dataset], root: Path) -> None:
@@ -198,7 +198,7 @@ def read_energy(root: Path) -> None:
 
 def read_weights(name: str, root: Path) -> None:
     """A classifier from its weights, and one blank image through it."""
-    found = build_classifier(SimpleNamespace(**MODEL | {"name": TINY, "weights": root / name}))
+    found = build_classifier(Model(TINY, weights=root / name))
     pixels, meta = found.preprocess(torch.zeros(3, 8, 8, dtype=torch.uint8))
     assert len(found.decode(found.net(pixels[None]), [meta])[0]) == len(found.classes)
 

@@ -1,7 +1,6 @@
 """Saved networks: the same to the bit in another process, and nothing else comes through."""
 
 import contextlib
-import copy
 import json
 import subprocess
 import sys
@@ -15,11 +14,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from support.modules import ACTIVATIONS, Activated, Fused, inputs
 from support.networks import build, images, observed, randomise
-from support.saved import CASES, MODEL, T, detected, record_of, results
+from support.saved import CASES, T, detected, record_of, results
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import msat_det
+from msat_det.base.config import Model
 from msat_det.base.errors import InputError
 from msat_det.base.settings import PROJECT
 from msat_det.data.images import read_image
@@ -41,7 +41,7 @@ torch.set_num_threads(1)
 import msat_det
 from pathlib import Path
 from safetensors.torch import save_file
-from support.saved import CASES, MODEL, RECORD, T, detected, record_of, results
+from support.saved import CASES, RECORD, T, detected, record_of, results
 for path in sorted(Path(sys.argv[2]).glob("*.network")):
     snn = msat_det.load(path)
     found = detected(snn) if path.stem == "detector" else results(snn, record_of(path.stem))
@@ -67,10 +67,8 @@ def converted(name: str) -> SpikingNetwork:
 
 
 def demo() -> SpikingNetwork:
-    model = copy.copy(MODEL)
-    model.name, model.size, model.score = "yolo_demo", 96, 0.001
     photographs = [read_image(path) for path in sorted((PROJECT / "data").rglob("*.jpg"))[:4]]
-    detector = build_detector(model)
+    detector = build_detector(Model("yolo_demo", size=96, score=0.001))
     return msat_det.convert(detector, [photographs], "constant", scale="channel", initial="half", signed=True, gamma=7)
 
 
@@ -272,8 +270,7 @@ def test_a_users_detector_is_handed_in_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["ssd_demo", "ssdlite320_mobilenet_v3_large"])
 def test_decoders_come_back(name: str) -> None:
-    model = copy.copy(MODEL)
-    model.name, model.top_k, model.score = name, 17, 0.2
+    model = Model(name, top_k=17, score=0.2)
     detector = torchvision_detector(model) if "ssdlite" in name else build_detector(model)
     image = read_image(sorted((PROJECT / "data").rglob("*.jpg"))[0])
     pixels, meta = detector.preprocess(image)

@@ -1,7 +1,5 @@
 """Networks of every kind to be saved, and everything that a run of them gives."""
 
-from types import SimpleNamespace
-
 from support.networks import images, observed
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -12,9 +10,6 @@ from msat_det.methods import METHODS
 from msat_det.spiking.network import SpikingNetwork
 
 T, RECORD = 8, (3, 8)
-MODEL = SimpleNamespace(
-    **dict.fromkeys("weights cfg names resize size preprocess num_classes score nms_iou top_k".split())
-)
 CASES = {
     **{name: ("residual", name, {}) for name in METHODS},
     "heads": ("yolo", "constant", {"signed": True, "gamma": 3, "scale": "channel"}),
