@@ -1,6 +1,7 @@
 """torchrun: any number of ranks leaves the files of one process; an error is told once; a dead rank ends the run."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -42,7 +43,8 @@ def same_files(count: int, out: Path, alone: dict[str, bytes]) -> None:
     status, told = finished(launch(count, *command(out)))
     assert status == 0, told
     assert contents(out) == alone
-    assert told.count("| 0/10 [00:00<?, ?image/s]") == 1  # one bar for all
+    # One bar for all; another rank may have finished a batch before it was drawn.
+    assert len(re.findall(r"\d/10 \[[\d:]+<\?, \?image/s\]", told)) == 1
 
 
 def test_two_ranks_leave_the_files_of_one_process(tmp_path: Path, alone: dict[str, bytes]) -> None:
