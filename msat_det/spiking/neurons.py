@@ -201,8 +201,7 @@ class Neuron:
         bias = present(self.bias)
         if bias.dim() < 2:
             return bias
-        last = len(bias) - 1
-        return bias[t.clamp(max=last) if isinstance(t, Tensor) else min(t, last)]
+        return _held(bias, t) if isinstance(t, Tensor) else bias[min(t, len(bias) - 1)]
 
 
 @overload
@@ -214,9 +213,12 @@ def at(values: Sequence[Number], t: int | Tensor) -> Number | Tensor:
     last = len(values) - 1
     if not last:
         return values[0]
-    if isinstance(t, Tensor):
-        return torch.tensor(values, device=t.device)[t.clamp(max=last)]
-    return values[min(t, last)]
+    return _held(torch.tensor(values, device=t.device), t) if isinstance(t, Tensor) else values[min(t, last)]
+
+
+def _held(values: Tensor, t: Tensor) -> Tensor:
+    """``at`` of a tensor's rows; ``values[t]`` would read t on the host, which a graph of the step cannot."""
+    return values.index_select(0, t.clamp(max=len(values) - 1)[None])[0]
 
 
 def per_channel(value: Tensor | float, like: Tensor, axis: int | None) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.devices import StandIn
 from support.neurons import IDENTITY, LEAKY, RELU, RELU6, SILU, VARIANTS, noise
 from torch import Tensor
 
@@ -555,3 +556,19 @@ def test_an_imbalanced_neuron_follows_leaky_relu_of_the_mean_whatever_comes(gamm
     _, y, _ = run(n, currents.double())
     wanted = 400 * F.leaky_relu(currents.double().mean(0), 0.1)
     assert (y.sum(0) - wanted).abs().max() <= OVERFLOW * gamma * 0.5 + 0.5
+
+
+def test_a_timestep_on_a_device_is_not_read_on_the_host() -> None:
+    bias = torch.arange(6.0).reshape(3, 2)
+    neuron = Neuron(theta=torch.ones(()), activation=RELU, bias=bias, stages=(4.0, 2.0, 1.0))
+    for t in range(5):
+        last = min(t, 2)
+        assert neuron.stage(torch.tensor(t)) == neuron.stage(t) == (4.0, 2.0, 1.0)[last]
+        assert torch.equal(neuron.bias_at(torch.tensor(t)), neuron.bias_at(t))
+        assert torch.equal(neuron.bias_at(t), bias[last])
+    with StandIn() as there:
+        t = torch.tensor(1, device=there.device)
+        moved = replace(neuron, bias=bias.to(there.device))
+        there.waits.clear()
+        moved.bias_at(t), moved.stage(t)
+        assert there.waits == []

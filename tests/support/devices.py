@@ -108,7 +108,7 @@ class StandIn(TorchFunctionMode):
     def _note_wait(self, name: str, args: tuple, kwargs: dict) -> None:
         first = bool(args) and isinstance(args[0], There)
         indices = pytree.tree_leaves(args[1:2]) if name in ("__getitem__", "__setitem__") else []
-        by_values = any(isinstance(x, Tensor) and x.dtype == torch.bool for x in indices)
+        by_values = any(isinstance(x, Tensor) and (x.dtype == torch.bool or not x.dim()) for x in indices)
         if first and (name in self.WAITING or by_values or (name == "where" and len(args) == 1)):
             self.waits.append(name)
         elif name in ("to", "tensor", "as_tensor", "new_tensor") and not kwargs.get("non_blocking"):
