@@ -194,7 +194,8 @@ def test_sources_compile_without_a_warning() -> None:
 # What Windows lacks. Other people's packages are imported before it goes: on Linux they count on it.
 WINDOWS = """
 import torch, torchvision, matplotlib.figure, torch.utils.tensorboard, pooch, pycocotools.cocoeval, PIL.Image
-import os, signal
+import os, shutil, signal
+shutil._use_fd_functions = False  # else it counts on O_NONBLOCK, from Python 3.13 on
 for name in ("fcntl", "resource", "termios", "pwd", "grp"):
     sys.modules[name] = None
 for name in ("O_NONBLOCK", "fork", "sync", "getuid", "uname", "mkfifo", "sysconf", "sched_getaffinity"):
