@@ -1,5 +1,7 @@
 """The one error that a user is meant to see, and the one warning."""
 
+import re
+
 LONGEST = 1500  # characters of a message
 
 
@@ -14,6 +16,20 @@ class InputError(Exception):
         line = " ".join(super().__str__().split())
         line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
         return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
+
+
+def lack_of_memory(error: BaseException) -> str | None:
+    """``not enough memory on GPU 0 (tried to allocate 2.00 GiB)``, where that is what an error says; else None.
+
+    Python has an error for it, PyTorch one for GPUs, and for the CPU, CUDA's libraries and drivers none but the text.
+    """
+    text = str(error)
+    lacks = ("can't allocate memory", "out of memory", "not enough memory", "STATUS_ALLOC_FAILED")
+    told = isinstance(error, RuntimeError) and any(lack in text for lack in lacks)
+    if not told and not isinstance(error, MemoryError):
+        return None
+    where, amount = re.search(r"GPU \d+", text), re.search(r"[Tt](ried to allocate [\d.]+ \w+)", text)
+    return "not enough memory" + (f" on {where[0]}" if where else "") + (f" (t{amount[1]})" if amount else "")
 
 
 class CalibrationWarning(UserWarning):

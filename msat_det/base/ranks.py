@@ -1,8 +1,8 @@
 """The processes that torchrun starts, called ranks: what each one takes, what they agree on, how they wait.
 
 A process that was started alone is rank 0 of 1, for which all of this does nothing. Results travel as files
-(``measure.batch_files``); over the network go only rank 0's decisions and the statistics of the calibration images.
-Both lie in main memory, so that gloo carries them on machines with and without GPUs.
+(``measure.batch_files``); over the network go only decisions, which GPU each has, and the statistics of the calibration
+images. All lie in main memory, so that gloo carries them on machines with and without GPUs.
 """
 
 import os
@@ -64,6 +64,17 @@ def from_first(decide: Callable[[], T]) -> T:
         with _peers():
             dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_all(mine: T) -> list[T]:
+    """What every rank hands in, in their order, for every rank; all wait for the last one."""
+    box: list[Any] = [mine] * count()
+    if count() > 1:
+        import torch.distributed as dist
+
+        with _peers():
+            dist.all_gather_object(box, mine)
+    return box
 
 
 def add_up(counts: "Iterable[Tensor]", maxima: "Iterable[Tensor]") -> None:

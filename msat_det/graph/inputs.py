@@ -10,7 +10,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
-from msat_det.base.errors import InputError
+from msat_det.base.errors import InputError, lack_of_memory
 from msat_det.base.files import show
 
 Batch = Tensor | tuple | list | dict
@@ -50,7 +50,7 @@ def mend(value: Any, shape: tuple[int, ...] | None = None) -> str:
 
 def reason(error: Exception) -> str:
     """What another library's error says in its first line. Raises the error itself where memory ran out."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if lack_of_memory(error):
         raise error
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__

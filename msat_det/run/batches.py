@@ -1,14 +1,16 @@
 """What every network finds on the evaluated images, batch by batch, each kept as a part."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from msat_det.base import ranks
 from msat_det.base.config import Config
+from msat_det.base.errors import InputError, lack_of_memory
 from msat_det.base.progress import Progress
 from msat_det.data import Dataset
 from msat_det.graph.graph import Graph, elements
@@ -23,15 +25,21 @@ from msat_det.spiking.engine import images_at_once
 
 def batch_size(config: Config, graph: Graph) -> int:
     """Images per batch: what is given; else on a GPU as many as convolutions are fast with and half of the memory that
-    is free holds, a power of two."""
-    if not config.free_batch:
-        return config.batch
-    sizes = [elements(node) for node in graph.sites] or [1]
-    # five values of every neuron at most, and of the largest layer the chunk, its output and what a convolution takes
-    image = 4 * (5 * sum(sizes) + 8 * max(sizes))
-    free = torch.cuda.mem_get_info(torch.device(config.device))[0]
-    most = min(free // (2 * image), images_at_once(graph))
-    return 1 << max(most, 1).bit_length() - 1
+    is free holds, shared by the ranks on it, a power of two. Every rank asks, and gets the least of all.
+
+    Too little memory after all ends a run instead of making batches smaller: last bits depend on them.
+    """
+    batch, device = config.batch, torch.device(config.device)
+    gpu = str(torch.cuda.get_device_properties(device).uuid) if config.free_batch and ranks.count() > 1 else ""
+    sharing = ranks.from_all(gpu).count(gpu)
+    if config.free_batch:
+        sizes = [elements(node) for node in graph.sites] or [1]
+        # five values of every neuron at most; of the largest layer the chunk, its output, and what a convolution takes
+        image = 4 * (5 * sum(sizes) + 8 * max(sizes))
+        free = torch.cuda.mem_get_info(device)[0]
+        most = min(free // (2 * image * sharing), images_at_once(graph))
+        batch = 1 << max(most, 1).bit_length() - 1
+    return min(ranks.from_all(batch))
 
 
 def simulate(
@@ -52,7 +60,7 @@ def simulate(
 
     bar = Progress(total=len(dataset), initial=images(), desc="simulating", unit="image", disable=ranks.rank() > 0)
     wanted, device = [batches[number] for number in todo], torch.device(config.device)
-    with bar, torch.inference_mode(), ThreadPoolExecutor(1) as disk:
+    with bar, torch.inference_mode(), ThreadPoolExecutor(1) as disk, _enough_memory(config.batch):
         written: Future[None] | None = None
         for number, loaded in zip(todo, load_batches(model, dataset, wanted, device, config.strict), strict=True):
             for message in loaded.corrupt:
@@ -69,6 +77,19 @@ def simulate(
         bar.set_postfix_str("")
         ranks.wait(lambda: bar.update(images() - bar.n))
         bar.update(images() - bar.n)
+
+
+@contextmanager
+def _enough_memory(batch: int) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not (lack := lack_of_memory(error)):
+            raise
+        less = f"--batch {batch // 2}" if batch > 1 else "a smaller --sim.chunk or --model.size"
+        raise InputError(
+            f"{lack} for a batch of {batch}: free some, and --resume goes on from here, or start anew with {less}"
+        ) from error
 
 
 def simulate_batch(

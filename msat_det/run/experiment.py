@@ -70,7 +70,8 @@ def compute(config: Config, task: Task, directory: RunDirectory) -> list[CurveRo
     # classes that do not fit are told now, not after the simulation
     require_bootstrap(config, make_evaluator(dataset, model.classes))
     observation = observed(config, model, calibration)
-    batch = ranks.from_first(lambda: earlier_batch(directory, config) or batch_size(config, observation.graph))
+    earlier = ranks.from_first(lambda: earlier_batch(directory, config))
+    batch = earlier or batch_size(config, observation.graph)
     config = replace(config, batch=batch)
     converted = list(conversions(config, observation))
 

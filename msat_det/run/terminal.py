@@ -4,7 +4,6 @@ import errno
 import functools
 import io
 import os
-import re
 import signal
 import sys
 import threading
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from msat_det.base import ranks
-from msat_det.base.errors import InputError
+from msat_det.base.errors import InputError, lack_of_memory
 
 RESUMES = "the same command with --resume goes on from here"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # nothing but writing ends so
@@ -130,10 +129,9 @@ def _ended(error: BaseException) -> int | None:
         return CLOSED_PIPE
     if isinstance(error, OSError):
         error = InputError(_of_system(error))
-    elif _is_of_memory(error):
-        amount = re.search(r"tried to allocate [\d.]+ \w+", str(error), re.IGNORECASE)
-        found = f" ({amount[0]})" if amount else ""
-        error = InputError(f"not enough memory{found}: give a smaller --batch, --sim.chunk or --model.size")
+    elif lack := lack_of_memory(error):
+        elsewhere = ", or --device cpu" if "GPU" in lack else ""
+        error = InputError(f"{lack}: free some, or give a smaller --batch, --sim.chunk or --model.size{elsewhere}")
     if not isinstance(error, InputError):
         return None
     if ranks.is_first_to_tell():
@@ -150,14 +148,6 @@ def _of_system(error: OSError) -> str:
     if error.errno in FULL:
         return f"the output can't be written ({reason}): free space or send it elsewhere"
     return str(reason)
-
-
-def _is_of_memory(error: BaseException) -> bool:
-    """Whether memory was refused: by Python, or by PyTorch, which has no error of its own for the CPU's."""
-    lacks = ("can't allocate memory", "out of memory", "not enough memory")
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in lacks)
-    )
 
 
 def _tell(line: str) -> None:

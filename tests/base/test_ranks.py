@@ -14,14 +14,18 @@ from support.small_runs import command, contents
 from msat_det.base import ranks
 from msat_det.base.settings import PROJECT
 
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node")
 # Without a repository every run is of the same commit: None.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "GIT_DIR": "/nowhere"}
 
 
 def launch(count: int, *words: str) -> subprocess.Popen:
     """The comparison in ``count`` processes under torchrun, or alone for 0."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count else []
-    arguments = [sys.executable, *torchrun, "-m", "msat_det", "compare", *words]
+    return start(*(["-m", *TORCHRUN, str(count)] if count else []), "-m", "msat_det", "compare", *words)
+
+
+def start(*words: str) -> subprocess.Popen:
+    arguments = [sys.executable, *words]
     return subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -79,6 +83,34 @@ def worker(torchrun: int, rank: int) -> int:
         if f"RANK={rank}" in Path(f"/proc/{child}/environ").read_text().split("\0"):
             return int(child)
     raise AssertionError(f"no rank {rank}")
+
+
+SHARING = """
+import types, torch
+from msat_det.base import ranks
+from msat_det.run import batches
+batches.elements, batches.images_at_once = lambda node: 1000, lambda graph: 64
+config, graph = types.SimpleNamespace(batch=8), types.SimpleNamespace(sites=[0])
+memory = dict.fromkeys("acd", 2 * 64 * 52_000) | {"b": 64 * 52_000}
+ranks.join()
+for gpus, expected in {"abcd": 32, "acdc": 32, "aaaa": 16, "aaac": 16, "ac-d": 8}.items():
+    mine = gpus[ranks.rank()]
+    config.device, config.free_batch = ("cpu", False) if mine == "-" else ("cuda:0", True)
+    torch.cuda.get_device_properties = lambda device: types.SimpleNamespace(uuid=mine)
+    torch.cuda.mem_get_info = lambda device: (memory[mine], 1 << 40)
+    found = batches.batch_size(config, graph)
+    assert found == expected, (gpus, found)
+"""
+
+
+def test_ranks_on_one_gpu_share_its_memory(tmp_path: Path) -> None:
+    """Half of what is free on each of the cards a, c and d is 64 images of 52,000 bytes, and 32 on b. A rank without a
+    card has batches of 8. All take the least."""
+    file = tmp_path / "sharing.py"
+    file.write_text(SHARING)
+    status, told = finished(start("-m", *TORCHRUN, "4", str(file)))
+    assert status == 0, told
+    assert ranks.from_all("mine") == ["mine"]
 
 
 def test_an_error_of_all_ranks_is_told_once(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from support.small_runs import command, contents, die_at, keep_states, run_quietly, start, tiny
+from torch import OutOfMemoryError
 
 from msat_det.base import ranks
 from msat_det.base.config import Config
@@ -24,7 +26,7 @@ from msat_det.base.provenance import versions
 from msat_det.base.settings import PROJECT
 from msat_det.measure.batch_files import Part, Parts
 from msat_det.report.directory import RunDirectory
-from msat_det.run import experiment, resume
+from msat_det.run import batches, experiment, resume
 from msat_det.run.batches import simulate
 from msat_det.run.digests import named_files, require_same
 from msat_det.run.doctor import doctor
@@ -128,6 +130,40 @@ def test_results_of_another_run_do_not_pass_for_this_one(whole: Path, tmp_path: 
             complete(out)
             assert_finished_like(out, whole)
     assert 0 < kept < 10  # the first steps only take the lock
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 1 has"),
+            " on GPU 1 (tried to allocate 2 GiB)",
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes. Error code 12"),
+            " (tried to allocate 9 bytes)",
+        ),
+        (MemoryError(), ""),
+    ],
+)
+def test_too_little_memory_leaves_what_is_done_and_says_how_to_go_on(
+    error: Exception, told: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the third batch of four."""
+    out, batch, third = tmp_path / "run", batches.simulate_batch, iter([None, None, error])
+
+    def simulate_batch(*given: Any) -> None:
+        if error := next(third):
+            raise error
+        batch(*given)
+
+    monkeypatch.setattr(batches, "simulate_batch", simulate_batch)
+    mend = "free some, and --resume goes on from here, or start anew with --batch 1"
+    with pytest.raises(InputError, match=rf"^not enough memory{re.escape(told)} for a batch of 3: {mend}$"):
+        run_quietly(tiny(out))
+    assert Parts(out / "parts").done() == {0, 1}
+    complete(out)
+    assert_finished_like(out, whole)
 
 
 def test_ctrl_c_leaves_what_is_done_and_says_how_to_go_on(whole: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import OutOfMemoryError
 
 from msat_det.base.errors import InputError
 from msat_det.base.settings import PROJECT
@@ -297,16 +298,24 @@ def test_handlers_are_put_back() -> None:
 CPU_MEMORY = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 12 bytes. Error code 12"
 
 
+GPU_MEMORY = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 1 has a total capacity of 79.10 GiB of which 1.9 GiB"
+LESS = "free some, or give a smaller --batch, --sim.chunk or --model.size"
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [
         (PermissionError(errno.EACCES, "Permission denied", "/a/b"), "/a/b: Permission denied: free space, mend its"),
         (OSError(errno.EIO, "Input/output error"), "Input/output error"),
-        (MemoryError(), "not enough memory: give a smaller --batch"),
-        (RuntimeError(CPU_MEMORY), "not enough memory (tried to allocate 12 bytes): give a smaller --batch"),
+        (MemoryError(), f"not enough memory: {LESS}\n"),
+        (RuntimeError(CPU_MEMORY), f"not enough memory (tried to allocate 12 bytes): {LESS}\n"),
         (
-            RuntimeError("CUDA out of memory. Tried to allocate 2 GiB."),
-            "not enough memory (Tried to allocate 2 GiB)",
+            OutOfMemoryError(GPU_MEMORY),
+            f"not enough memory on GPU 1 (tried to allocate 2.50 GiB): {LESS}, or --device cpu\n",
+        ),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            "not enough memory",
         ),
         (InputError("two\nlines"), "two lines"),
     ],
