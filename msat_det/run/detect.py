@@ -1,6 +1,7 @@
 """``msat-det detect``: a converted detector on pictures of your own."""
 
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,13 +23,15 @@ from msat_det.base.files import drop_empty, is_file, make_folders, show, write_w
 from msat_det.base.names import hint
 from msat_det.base.progress import Progress
 from msat_det.base.settings import NETWORKS, expanded
+from msat_det.data import Dataset
 from msat_det.data.images import CorruptImage, Size, read_upright, upright_size
+from msat_det.data.overlap import overlap
 from msat_det.data.sources import images_of_all
 from msat_det.data.video import VideoFile, frames_of, is_video
 from msat_det.methods import DEFAULT, METHODS
 from msat_det.models.detector import Detections, Detector
 from msat_det.report.side_by_side import side_by_side
-from msat_det.run.prepare import build_model, convert, observed, settle, task_of
+from msat_det.run.prepare import build_model, calibration_images, convert, observed, settle, task_of
 from msat_det.spiking.network import SpikingNetwork, load
 
 RESULT = "detections.json"
@@ -67,7 +70,7 @@ def detect(sources: Sequence[str], network: Config | Path, method: str | None, w
     if isinstance(network, Path):
         snn = saved(network).to(find_device(wanted.device))
     else:
-        snn = converted(network, method, wanted.t)
+        snn = converted(network, method, wanted.t, files)
     job = Job(snn, wanted)
     made = make_folders(wanted.out)
     try:
@@ -124,8 +127,9 @@ def saved(path: Path) -> SpikingNetwork:
         ) from error
 
 
-def converted(config: Config, method: str | None, T: int | None) -> SpikingNetwork:
-    """The detector of a configuration as a spiking network. Raises InputError."""
+def converted(config: Config, method: str | None, T: int | None, files: dict[str, Path]) -> SpikingNetwork:
+    """The detector of a configuration as a spiking network, and a word on files that it is calibrated on. Raises
+    InputError."""
     if task_of(config) != "detection":
         raise InputError("this configuration is a classifier's: give a detector's")
     config = settle(config)
@@ -134,10 +138,21 @@ def converted(config: Config, method: str | None, T: int | None) -> SpikingNetwo
     if name not in entries and name not in METHODS:
         known = list(dict.fromkeys([*entries, *METHODS]))
         raise InputError(f"no method {show(name)}: {hint(name, known, 'msat-det list methods shows all')}")
-    observation = observed(config, build_model(config, "detection"))
+    model, calibration = build_model(config, "detection"), calibration_images(config)
+    _tell_seen(files, calibration)
+    observation = observed(config, model, calibration)
     entry = entries.get(name, {"label": name, "method": name})
     coding = METHODS.find(entry["method"]).options().coding
     return convert(config, entry, observation, T or ENOUGH[entry.get("coding", coding)])
+
+
+def _tell_seen(files: dict[str, Path], calibration: Dataset) -> None:
+    paths = {name: path.resolve() for name, path in files.items()}
+    folder = Path(os.path.commonpath([path.parent for path in paths.values()]))
+    pictures = Dataset(folder, [], {name: path.relative_to(folder).as_posix() for name, path in paths.items()}, {})
+    if seen := overlap(pictures, calibration):
+        told = f"{len(seen)} of the {len(files)} pictures are calibration images: on others it may find less"
+        print(f"warning: {told}", file=sys.stderr)
 
 
 @dataclass

@@ -68,6 +68,19 @@ def test_held_out_leaves_them_out(calibration: Path, tmp_path: Path, capsys: pyt
     assert read_comparison(tmp_path).title == "yolo_demo on 4 images of voc/test, held out"
 
 
+def test_detect_tells_them(calibration: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One of two pictures in different folders; on others alone it says nothing."""
+    images = VOC / "VOCdevkit/VOC2007/JPEGImages"
+    seen, _, other, another = subset(build_dataset("voc", VOC, "test"), 4, seed=0).ids
+    shutil.copyfile(images / f"{seen}.jpg", tmp_path / "mine.jpg")
+    words = [*WORDS.split()[:2], "--calib.kind", "images", "--calib.split", "null", "--calib.root", str(calibration)]
+    for name, told in ((tmp_path / "mine.jpg", True), (images / f"{another}.jpg", False)):
+        found = [str(name), str(images / f"{other}.jpg"), *words, "--t", "1", "--out", str(tmp_path / "out")]
+        assert cli.main(["detect", *found]) == 0
+        warning = "warning: 1 of the 2 pictures are calibration images: on others it may find less\n"
+        assert (warning in capsys.readouterr().err) is told
+
+
 def test_nothing_left_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = VOC / "VOCdevkit/VOC2007/JPEGImages"
     assert summary(own, tmp_path, "--data.held_out", "true", "--calib.limit", "null")[0] == 2
