@@ -41,6 +41,10 @@ RESULTS = [Observation, Counts, Cost, node_table, Neuron, Msat]
 DATA = [data.build_dataset, data.subset, data.select, data.Dataset, data.Sample, data.Target]
 RUNS = [arguments.load_config, experiment.run]
 REGISTER = [registry.method, Method, registry.threshold, registry.neuron]
+KEYS = (
+    "In YAML a mapping, on the command line `--data.root DIR`. Keys that only evaluation needs (most of `data`, "
+    "`draw`, `exit` …) are refused by `inspect`, `doctor`, `export` and `detect`, and passed over in a file."
+)
 
 
 def reference() -> str:
@@ -53,7 +57,7 @@ def reference() -> str:
     parts += ["## A method of your own", *map(described, REGISTER)]
     parts += ["## Data sets", f"`data.kind` is one of {listed(data.DATASETS)}.", *map(described, DATA)]
     parts += ["## A run from Python", *map(described, RUNS)]
-    parts += ["## Keys of a configuration", "In YAML a mapping, on the command line `--data.root DIR`.", keys()]
+    parts += ["## Keys of a configuration", KEYS, keys()]
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
 

@@ -339,13 +339,6 @@ class Config:
             if self.calib.kind == "images":
                 raise InputError("calib.root is missing: name a folder of calibration images with --calib.root DIR")
             self.calib.root = self.data.root
-        keys = ("kind", "root", "split", "annotations", "images")
-        same = not self.data.held_out and all(getattr(self.calib, key) == getattr(self.data, key) for key in keys)
-        if same and self.calib.skip and (self.data.limit is None or self.data.limit > self.calib.skip):
-            raise InputError(
-                f"data.limit is {self.data.limit} and calib.skip {self.calib.skip}: calibration images would be "
-                "evaluated; give a data.limit of at most calib.skip"
-            )
         self.methods = [checked_method(entry) for entry in self.methods]
         labels = [entry["label"] for entry in self.methods]
         for label in labels:
@@ -362,6 +355,16 @@ class Config:
         for t in self.draw.t or []:
             if t not in (self.sim.record or []):
                 raise InputError(f"draw.t holds {t}, which is not recorded: sim.record is {self.sim.record}")
+
+    def require_unseen(self) -> None:
+        """Raise InputError where calibration images that ``calib.skip`` sets apart would be evaluated."""
+        keys = ("kind", "root", "split", "annotations", "images")
+        same = not self.data.held_out and all(getattr(self.calib, key) == getattr(self.data, key) for key in keys)
+        if same and self.calib.skip and (self.data.limit is None or self.data.limit > self.calib.skip):
+            raise InputError(
+                f"data.limit is {self.data.limit} and calib.skip {self.calib.skip}: calibration images would be "
+                "evaluated; give a data.limit of at most calib.skip"
+            )
 
     @property
     def folder(self) -> str:

@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,14 @@ METHODS_HELP = (
 )
 
 
-def load_config(argv: list[str], prog: str = "msat-det run", about: str = "", examples: str = "") -> Config:
+def load_config(
+    argv: list[str], prog: str = "msat-det run", about: str = "", examples: str = "", idle: Sequence[str] = ()
+) -> Config:
     """``CONFIG [--key value …]`` → Config. CONFIG, or ``--cfg CONFIG``: a file, or the name of an included one. It may
     come behind its keys, too.
+
+    idle: keys and sections without effect on ``prog``, refused on the command line and passed over in a file, which may
+    be for several commands.
 
     Relative paths in the file count from the file's folder, those on the command line from the working directory; ``~``
     and ``$MSAT_DET_DATA`` (by default ~/data) expand in both. Later sources win: defaults, file, command line.
@@ -47,8 +53,10 @@ def load_config(argv: list[str], prog: str = "msat-det run", about: str = "", ex
     label in ``--methods``. ``--help`` prints every key and exits with SystemExit(0).
     """
     named = argv[:1] if argv and not argv[0].startswith("-") else []
-    arguments, unknown = make_parser(prog, about, examples).parse_known_args(argv[len(named) :])
+    arguments, unknown = make_parser(prog, about, examples, idle).parse_known_args(argv[len(named) :])
     given = vars(arguments)
+    if without := [key for key in given if _within(key, idle)]:
+        raise InputError(f"--{without[0]} has no effect on {prog}: leave it out")
     named += [given.pop("cfg")] if "cfg" in given else []
     overrides, bare = _method_overrides(unknown)
     if not named:
@@ -64,12 +72,20 @@ def load_config(argv: list[str], prog: str = "msat-det run", about: str = "", ex
     tree["methods"] = _pick_methods(tree.get("methods", []), picked, overrides, file)
 
     command = {key: as_key_takes(key, value, "on the command line", Path.cwd()) for key, value in given.items()}
-    values = _with_command(values_of(tree, file, but=given), command)
+    from_file = {key: value for key, value in values_of(tree, file, but=given).items() if not _within(key, idle)}
+    values = _with_command(from_file, command)
     if values.get("out") is None:
         values["out"] = str(_run_directory(file.stem, bool(values.get("resume")), bool(values.get("overwrite"))))
     values["command"] = command_line(prog, argv)
     values["free_batch"] = "batch" not in values
-    return build(Config, values, file)
+    config = build(Config, values, file)
+    if not _within("data.limit", idle):
+        config.require_unseen()
+    return config
+
+
+def _within(key: str, idle: Sequence[str]) -> bool:
+    return any(f"{key}.".startswith(f"{name}.") for name in idle)
 
 
 def _with_command(values: dict[str, Any], command: dict[str, Any]) -> dict[str, Any]:
@@ -109,20 +125,23 @@ def command_line(prog: str, argv: list[str]) -> str:
     return shlex.join(words)
 
 
-def make_parser(prog: str, about: str, examples: str) -> argparse.ArgumentParser:
-    """The command line of a run: --cfg and one option for every key of the tree, help from what annotates them."""
+def make_parser(prog: str, about: str, examples: str, idle: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The command line of a run: --cfg and one option for every key of the tree, help from what annotates them, but for
+    those in ``idle``."""
     settings: dict[str, Any] = {"argument_default": argparse.SUPPRESS, "allow_abbrev": False}
     parser = Parser(prog, "CONFIG [--key value …]", about, examples, **settings)
     parser.add_argument("--cfg", metavar="CONFIG", help="the same as CONFIG: a YAML file, or an included one by name")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")  # ``guarded`` takes it out
     groups = {"": parser.add_argument_group("run")}
-    groups |= {name: parser.add_argument_group(name, text) for name, text in sections_of().items()}
+    for name, text in sections_of().items():
+        groups[name] = parser.add_argument_group(name, None if name in idle else text)
     for name, key in keys_of().items():
         group = groups[name.rpartition(".")[0]]
         if name == "methods":
             group.add_argument("--methods", metavar="LABEL,LABEL", help=METHODS_HELP)
         else:
-            add_option(group, name, key.hint, key.text, "PATH" if name in PATH_KEYS | BELOW_ROOT_KEYS else "NAME")
+            text = argparse.SUPPRESS if _within(name, idle) else key.text
+            add_option(group, name, key.hint, text, "PATH" if name in PATH_KEYS | BELOW_ROOT_KEYS else "NAME")
     return parser
 
 

@@ -97,7 +97,7 @@ Converts one method of a configuration on its calibration images and writes it i
 Python's msat_det.load(FILE) runs with the same results to the bit. With --onnx the file is one
 timestep as an ONNX graph: image, timestep and neuron states in, outputs and states out; before it
 is written, onnxruntime runs it beside msat-det for eight steps. Evaluated images are not touched.
-Any key of the configuration can be set as --key value, as for run."""
+Any key of the configuration that has to do with this can be set as --key value, as for run."""
 
 EXAMPLES_EXPORT = """\
 examples:
@@ -122,7 +122,8 @@ ABOUT_DETECT = """\
 Detects on pictures of your own with a spiking network: pictures, all of a folder, those that match a
 pattern in quotes ('photos/**/*.jpg'), or a video (pip install 'msat-det[video]'). Writes each
 of them with its boxes and a detections.json in COCO's form (with scores) into --out, and prints a
-line for each. With --cfg any key of the configuration can be set as --key value."""
+line for each. With --cfg keys of the configuration's network, calibration and methods can be set as
+--key value."""
 
 EXAMPLES_DETECT = """\
 examples:
@@ -167,6 +168,13 @@ Each command has its own help: msat-det run --help
 --quiet turns progress bars off, --version prints the version."""
 
 
+# Keys and sections of a configuration that only run and compare have a use for, and other commands none.
+EVALUATION = "data.split data.annotations data.images data.limit data.held_out data.corrupt draw exit bootstrap".split()
+EVALUATION += ["resume", "strict"]
+IDLE = {"inspect": [*EVALUATION, "ledger"], "doctor": EVALUATION}
+IDLE["export"] = IDLE["detect"] = [*EVALUATION, "ledger", "overwrite"]
+
+
 @guarded
 def run(argv: list[str]) -> None:
     """``msat-det run``: accuracy over time of a network's conversions."""
@@ -190,7 +198,7 @@ def compare(argv: list[str]) -> None:
 @once
 def inspect(argv: list[str]) -> None:
     """``msat-det inspect``: what every node of a configuration's network becomes."""
-    config = load_config(argv, "msat-det inspect", ABOUT_INSPECT, EXAMPLES_INSPECT)
+    config = load_config(argv, "msat-det inspect", ABOUT_INSPECT, EXAMPLES_INSPECT, IDLE["inspect"])
     from msat_det.run.inspect import inspect_network
 
     inspect_network(config)
@@ -200,7 +208,7 @@ def inspect(argv: list[str]) -> None:
 def doctor(argv: list[str]) -> None:
     """``msat-det doctor``: where the error of a configuration's methods comes from."""
     words = [re.sub(r"^--images(?==|$)", "--ledger.images", word) for word in argv]
-    config = load_config(words, "msat-det doctor", ABOUT_DOCTOR, EXAMPLES_DOCTOR)
+    config = load_config(words, "msat-det doctor", ABOUT_DOCTOR, EXAMPLES_DOCTOR, IDLE["doctor"])
     from msat_det.run.doctor import doctor
 
     doctor(config)
@@ -233,7 +241,8 @@ def export(argv: list[str]) -> None:
     if "," in given.method:
         raise InputError(f"--method is {given.method}: give one label")
     refuse_unused(words, {"precision": "a file holds none, set that of the network that is loaded"})
-    config = load_config([*words, "--methods", given.method, "--out", str(given.out)], "msat-det export")
+    words += ["--methods", given.method, "--out", str(given.out)]
+    config = load_config(words, "msat-det export", idle=IDLE["export"])
     from msat_det.run.export import export
 
     export(config, given.t, given.out, given.onnx)
@@ -274,7 +283,8 @@ def detect(argv: list[str]) -> None:
     if given.cfg is not None:
         refuse_unused(words, {"sim.T": "give --t", "sim.record": "give --t", "methods": "give --method"})
         words += ["--device", given.device] if given.device else []
-        network = load_config(["--cfg", given.cfg, *words, "--out", str(given.out)], "msat-det detect")
+        words = ["--cfg", given.cfg, *words, "--out", str(given.out)]
+        network = load_config(words, "msat-det detect", idle=IDLE["detect"])
     from msat_det.run.detect import Wanted, detect
 
     classes = tuple(name.strip() for name in given.classes.split(",") if name.strip())

@@ -8,11 +8,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from msat_det.base.config import Calib, Config, Data, Model, Sim, method_options
+from msat_det.base.config import Calib, Config, Data, Draw, Model, Sim, method_options
 from msat_det.base.errors import InputError
 from msat_det.base.settings import PROJECT
 from msat_det.methods import METHODS, parse_options
 from msat_det.run.arguments import load_config
+from msat_det.run.cli import IDLE
 
 TREE = {
     "data": {"kind": "coco", "root": "scenes/coco", "split": "val2017"},
@@ -135,6 +136,21 @@ def test_calibration_images_are_not_evaluated(cfg: Path) -> None:
         with pytest.raises(InputError, match="calibration images would be evaluated"):
             load_config([*words, *rest])
     load_config([*words, "--data.split", "train2017"])
+
+
+def test_what_a_command_has_no_use_for_is_passed_over_in_a_file(cfg: Path) -> None:
+    """Also where a run would refuse it: methods that are not among those picked, images of calibration."""
+    data = TREE["data"] | {"limit": 9}
+    others = {"draw": {"method": "if", "t": [8]}, "exit": {"methods": ["if"]}, "ledger": {"images": 2}}
+    words = [*changed(cfg, data=data, calib={"kind": "coco", "split": "val2017", "skip": 8}, **others)]
+    words += ["--methods", "staged-4", "--sim.record", "4"]
+    with pytest.raises(InputError, match=r"exit\.methods names 'if'"):
+        load_config(words)
+    config = load_config(words, idle=IDLE["doctor"])
+    assert (config.data.limit, config.draw, config.exit.methods, config.ledger.images) == (None, Draw(), [], 2)
+    assert load_config(words, idle=IDLE["inspect"]).ledger.images == 0
+    with pytest.raises(InputError, match=r"unknown key draw\.image"):
+        load_config(changed(cfg, draw={"image": 2}), idle=IDLE["inspect"])
 
 
 @pytest.mark.parametrize(

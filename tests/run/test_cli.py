@@ -6,8 +6,10 @@ import re
 import runpy
 import subprocess
 import sys
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import pytest
 
@@ -141,13 +143,17 @@ def test_quiet_takes_the_bars_away(
     assert quiet.out == loud.out  # results stay
 
 
-@pytest.mark.parametrize("command", ["run", "convert-det", "compare", "inspect"])
+@pytest.mark.parametrize("command", ["run", "convert-det", "compare", "inspect", "doctor"])
 def test_help_names_every_key_and_starts_fast(command: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert all(key in text for key in ("--cfg", "--data.root", "--sim.record", "--methods", "--resume", "examples:"))
+    assert all(key in text for key in ("--cfg", "--data.root", "--sim.record", "--methods", "examples:"))
+    for key in keys_of():
+        idle = any(f"{key}.".startswith(f"{name}.") for name in cli.IDLE.get(command, ()))
+        assert (f"--{key} " in text) is not idle, key
+    assert ("Anytime exit" in text) is (command not in cli.IDLE)
     loaded = "import sys; from msat_det.run import cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", loaded], cwd=PROJECT).returncode == 0
 
@@ -304,6 +310,11 @@ def test_a_year_is_of_voc(capsys: pytest.CaptureFixture) -> None:
         ("detect x.jpg", "--sim.record=1,8", "--sim.record has no effect here: give --t"),
         ("detect x.jpg", "--methods signed", "--methods has no effect here: give --method"),
         ("export --method signed --out x", "--precision bf16", "--precision has no effect here: a file holds none, .*"),
+        ("export --method signed --out x", "--overwrite", "--overwrite has no effect on msat-det export: leave it out"),
+        ("detect x.jpg", "--data.limit=3", "--data.limit has no effect on msat-det detect: leave it out"),
+        ("doctor", "--draw.images 0", "--draw.images has no effect on msat-det doctor: leave it out"),
+        ("inspect", "--ledger.images 2", "--ledger.images has no effect on msat-det inspect: leave it out"),
+        ("inspect", "--strict", "--strict has no effect on msat-det inspect: leave it out"),
     ],
 )
 def test_a_key_that_a_command_has_no_use_for_is_told(
@@ -312,6 +323,45 @@ def test_a_key_that_a_command_has_no_use_for_is_told(
     config = str(PROJECT / "configs/yolo_voc.yaml")
     assert cli.main([*command.split(), "--cfg", config, *words.split()]) == 2
     assert re.fullmatch(rf"error: {said}\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("command", ["run", *cli.IDLE])
+def test_a_command_reads_the_keys_that_it_takes(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them, and no others: what is read while the command runs is noted, apart from the checks of a section."""
+    read: set[str] = set()
+
+    def note(cls: type, prefix: str) -> None:
+        def get(self: object, name: str) -> object:
+            code = sys._getframe(1).f_code
+            if (
+                code.co_name not in ("__post_init__", "_refuse_idle")
+                and Path(code.co_filename).name != "dataclasses.py"
+            ):
+                read.add(f"{prefix}{name}")
+            return object.__getattribute__(self, name)
+
+        monkeypatch.setattr(cls, "__getattribute__", get, raising=False)
+        for item in fields(cls):
+            hint = get_args(item.type)[0]
+            if is_dataclass(hint):
+                note(hint, f"{prefix}{item.name}.")
+
+    note(Config, "")
+    picture = str(PROJECT / "data/voc/VOCdevkit/VOC2007/JPEGImages/000001.jpg")
+    words = {
+        "run": "--data.limit 2 --methods signed --sim.record 1,2 --exit.methods signed --bootstrap.against signed",
+        "inspect": "--methods signed",
+        "doctor": "--methods signed --sim.T 1 --images 1",
+        "export": "--method signed",
+        "detect": f"{picture} --method signed --t 1",
+    }[command]
+    words += f" --calib.limit 2 --threads 1 --out {tmp_path / 'out'}"
+    assert cli.main([command, *words.split(), "--cfg", str(PROJECT / "configs/yolo_voc.yaml")]) == 0
+    idle = {key for key in keys_of() if any(f"{key}.".startswith(f"{name}.") for name in cli.IDLE.get(command, ()))}
+    assert read & idle <= {"data.corrupt", "exit.methods"}  # which every command checks
+    unread = {key for key in keys_of().keys() - idle - read if not key.startswith("model.")}
+    instead = {"export": {"out"}, "detect": {"out", "sim.record"}}.get(command, set())  # options of its own
+    assert unread <= {"sim.T", "data.root", "overwrite", "calib.augment.copies"} | instead  # within others, or at times
 
 
 REFUSED = {
@@ -336,7 +386,9 @@ def test_every_command_refuses_the_same_alike(
     given = ["--cfg", str(PROJECT / "configs/yolo_voc.yaml"), *words.split()]
     given += ["--out", str(tmp_path / "out"), "--method" if exporting else "--methods", "signed"]
     assert cli.main([command, *given]) == 2
-    assert re.fullmatch(rf"error: {REFUSED[words]}\n", capsys.readouterr().err)
+    idle = words.split()[0].removeprefix("--").startswith(("data.corrupt", "exit.")) and command in cli.IDLE
+    said = rf"{words.split()[0]} has no effect on msat-det {command}: leave it out" if idle else REFUSED[words]
+    assert re.fullmatch(rf"error: {said}\n", capsys.readouterr().err)
     assert not list(tmp_path.rglob("*.*"))
 
 
