@@ -106,6 +106,9 @@ class Machine:
     def pop(self) -> Any:
         return self.stack.pop()
 
+    def take(self, count: int) -> list[Any]:
+        return [self.pop() for _ in range(count)][::-1]
+
     def mark(self) -> None:
         self.marks.append(self.stack)
         self.stack = []
@@ -124,6 +127,9 @@ class Machine:
 
     def call(self, arguments: Any) -> None:
         self.push(made(self.pop(), arguments))
+
+    def make(self, items: list[Any]) -> None:
+        self.push(made(items[0], tuple(items[1:])))
 
     def refer(self, identity: Any) -> None:
         if isinstance(identity, tuple) and identity[:1] == ("module",):
@@ -170,56 +176,22 @@ def _class(name: Any) -> Foreign:
     return Foreign(str(name).replace(" ", "."))
 
 
-def _stack_global(machine: Machine, _: Any) -> None:
-    name, module = machine.pop(), machine.pop()
-    machine.push(_class(f"{module}.{name}"))
-
-
-def _object(machine: Machine, function: Any, arguments: list[Any]) -> None:
-    machine.push(function)
-    machine.call(tuple(arguments))
-
-
-def _end(machine: Machine, _: Any) -> None:
-    if machine.stack:
-        machine.pop()
-    else:
-        machine.since_mark()
-
-
-def _new_with_keywords(machine: Machine, _: Any) -> None:
-    machine.pop()
-    machine.call(machine.pop())
-
-
-def _tuple_of(count: int) -> Callable[[Machine, Any], None]:
-    def operation(machine: Machine, _: Any) -> None:
-        items = tuple(machine.pop() for _ in range(count))
-        machine.push(items[::-1])
-
-    return operation
-
-
-def _constant(make: Callable[[], Any]) -> Callable[[Machine, Any], None]:
-    return lambda machine, _: machine.push(make())
-
-
-def _literal(machine: Machine, argument: Any) -> None:
-    machine.push(argument)
-
-
 _LITERALS = (
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE "
     "SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8"
 )
 _OPERATIONS: dict[str, Callable[[Machine, Any], Any]] = {
-    **dict.fromkeys(_LITERALS.split(), _literal),
+    **dict.fromkeys(_LITERALS.split(), Machine.push),
     **dict.fromkeys(["PROTO", "FRAME"], lambda machine, _: None),
-    **{"NONE": _constant(lambda: None), "NEWTRUE": _constant(lambda: True), "NEWFALSE": _constant(lambda: False)},
-    **{"EMPTY_LIST": _constant(list), "EMPTY_DICT": _constant(dict), "EMPTY_TUPLE": _constant(tuple)},
-    "EMPTY_SET": _constant(lambda: Foreign("builtins.set")),
+    "NONE": lambda machine, _: machine.push(None),
+    "NEWTRUE": lambda machine, _: machine.push(True),
+    "NEWFALSE": lambda machine, _: machine.push(False),
+    "EMPTY_LIST": lambda machine, _: machine.push([]),
+    "EMPTY_DICT": lambda machine, _: machine.push({}),
+    "EMPTY_TUPLE": lambda machine, _: machine.push(()),
+    "EMPTY_SET": lambda machine, _: machine.push(Foreign("builtins.set")),
     "MARK": lambda machine, _: machine.mark(),
-    "POP": _end,
+    "POP": lambda machine, _: machine.pop() if machine.stack else machine.since_mark(),
     "POP_MARK": lambda machine, _: machine.since_mark(),
     "DUP": lambda machine, _: machine.push(machine.stack[-1]),
     **dict.fromkeys(["PUT", "BINPUT", "LONG_BINPUT"], lambda machine, at: machine.memo.update({at: machine.stack[-1]})),
@@ -227,21 +199,23 @@ _OPERATIONS: dict[str, Callable[[Machine, Any], Any]] = {
     **dict.fromkeys(["GET", "BINGET", "LONG_BINGET"], lambda machine, at: machine.push(machine.memo[at])),
     "LIST": lambda machine, _: machine.push(machine.since_mark()),
     "TUPLE": lambda machine, _: machine.push(tuple(machine.since_mark())),
-    **{f"TUPLE{count}": _tuple_of(count) for count in (1, 2, 3)},
+    "TUPLE1": lambda machine, _: machine.push(tuple(machine.take(1))),
+    "TUPLE2": lambda machine, _: machine.push(tuple(machine.take(2))),
+    "TUPLE3": lambda machine, _: machine.push(tuple(machine.take(3))),
     "DICT": lambda machine, _: machine.push(named(machine.since_mark())),
-    "FROZENSET": lambda machine, _: _object(machine, Foreign("builtins.frozenset"), [machine.since_mark()]),
+    "FROZENSET": lambda machine, _: machine.make([Foreign("builtins.frozenset"), machine.since_mark()]),
     "APPEND": lambda machine, _: machine.append([machine.pop()]),
     "APPENDS": lambda machine, _: machine.append(machine.since_mark()),
-    "SETITEM": lambda machine, _: machine.set([machine.pop(), machine.pop()][::-1]),
+    "SETITEM": lambda machine, _: machine.set(machine.take(2)),
     "SETITEMS": lambda machine, _: machine.set(machine.since_mark()),
     "ADDITEMS": lambda machine, _: machine.since_mark(),
     "GLOBAL": lambda machine, name: machine.push(_class(name)),
-    "STACK_GLOBAL": _stack_global,
+    "STACK_GLOBAL": lambda machine, _: machine.push(_class(".".join(map(str, machine.take(2))))),
     **dict.fromkeys(["EXT1", "EXT2", "EXT4"], lambda machine, code: machine.push(_class(f"copyreg.{code}"))),
     **dict.fromkeys(["REDUCE", "NEWOBJ"], lambda machine, _: machine.call(machine.pop())),
-    "NEWOBJ_EX": _new_with_keywords,
-    "OBJ": lambda machine, _: _object(machine, (items := machine.since_mark())[0], items[1:]),
-    "INST": lambda machine, name: _object(machine, _class(name), machine.since_mark()),
+    "NEWOBJ_EX": lambda machine, _: machine.call(machine.take(2)[0]),  # behind the arguments those by name
+    "OBJ": lambda machine, _: machine.make(machine.since_mark()),
+    "INST": lambda machine, name: machine.make([_class(name), *machine.since_mark()]),
     "BUILD": lambda machine, _: machine.pop(),  # an object's state: it stays a name
     "PERSID": lambda machine, text: machine.refer(text),
     "BINPERSID": lambda machine, _: machine.refer(machine.pop()),

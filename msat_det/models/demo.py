@@ -120,7 +120,7 @@ def yolo_demo(model: Any) -> YoloDetector:
 
     model.names: voc (default), coco or a file with the 20 names, one a line. model.size: a multiple of 16, default 160.
     """
-    size = _size(model, 16)
+    size = _size(model)
     net = fill(YoloDemo(len(VOC_CLASSES)), model.weights or OWN_WEIGHTS / "yolo_demo.safetensors")
     options = model.given("resize", "score", "nms_iou", "top_k")
     return YoloDetector(net, _names(model.names), size, YOLO_ANCHORS, YOLO_STRIDES, **options)
@@ -128,17 +128,17 @@ def yolo_demo(model: Any) -> YoloDetector:
 
 def ssd_demo(model: Any) -> SsdDetector:
     """The project's own small SSD (softmax); its options are those of ``yolo_demo``."""
-    size = _size(model, 16)
+    size = _size(model)
     net = fill(SsdDemo(len(VOC_CLASSES)), model.weights or OWN_WEIGHTS / "ssd_demo.safetensors")
     options = {"nms_iou": 0.45} | model.given("resize", "score", "nms_iou", "top_k")
     return SsdDetector(net, _names(model.names), size, ssd_priors(size), **options)
 
 
-def _size(model: Any, multiple: int) -> int:
+def _size(model: Any) -> int:
     model.refuse_others("weights", "names", "size", "resize", "score", "nms_iou", "top_k")
     size = model.size or SIZE
-    if size % multiple:
-        raise InputError(f"model.size is {size}: {model.name} takes multiples of {multiple}")
+    if size % 16:  # the stride of the coarse map
+        raise InputError(f"model.size is {size}: {model.name} takes multiples of 16")
     return size
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from msat_det.models.importers.darknet.cfg import Section
-from msat_det.models.importers.darknet.layers import Pass, Shape
+from msat_det.models.importers.darknet.layers import Shape
 from msat_det.models.yolo import BOX_VALUES
 
 HEADS = ("yolo", "gaussian_yolo", "region")
@@ -69,7 +69,7 @@ def _yolo_form(section: Section, before: nn.Module) -> str:
         return "gaussian"
     if not section.integer("new_coords", 0):
         return "v3"
-    if not isinstance(before, nn.Sigmoid | Pass):
+    if not isinstance(before, nn.Sigmoid | nn.Identity):
         raise section.error(
             f"new_coords=1 needs activation=logistic or linear in the layer before, not {type(before).__name__}",
             "new_coords",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from msat_det.base.files import show
 from msat_det.graph.ops import hard_mish
@@ -21,14 +21,6 @@ TRAINING_ONLY = frozenset(
 )
 MAX_ELEMENTS = 1 << 28  # that a layer gives for one image, or has as weights: 1 GiB
 BATCH_NORM_EPS = 1e-5  # what Darknet adds to the variance when it fuses a layer for inference
-fx.wrap("hard_mish")  # traced as one operation
-
-
-class Pass(nn.Module):
-    """Hands its input on, and traces to no node at all."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
 
 
 class HardMish(nn.Module):
@@ -37,7 +29,7 @@ class HardMish(nn.Module):
 
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "linear": Pass,
+    "linear": nn.Identity,
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,
     "leaky": lambda: nn.LeakyReLU(0.1),
@@ -293,11 +285,11 @@ def by_channel(section: Section, index: int, shapes: dict[int, Shape]) -> Built:
         raise section.error(
             f"takes {shapes[index - 1]} and {shapes[source]}: the other layer must be its channels x1x1"
         )
-    return (Shift() if section.kind == "shift_channels" else Product(Pass())), [index - 1, source]
+    return (Shift() if section.kind == "shift_channels" else Product(nn.Identity())), [index - 1, source]
 
 
 def silence(section: Section, index: int, shapes: dict[int, Shape]) -> Built:
-    return Pass(), [index - 1]
+    return nn.Identity(), [index - 1]
 
 
 LAYERS: dict[str, Callable[[Section, int, dict[int, Shape]], Built]] = {

@@ -23,7 +23,6 @@ from msat_det.models.importers.darknet.layers import (
     TRAINING_ONLY,
     YOLOR,
     Implicit,
-    Pass,
     Shape,
     infer_shape,
 )
@@ -91,7 +90,7 @@ class DarknetNet(nn.Module):
         """The activation that a layer's values come from, through layers that only hand them on."""
         while index >= 0 and not hasattr(self.layers[index], "activation") and self.sources[index]:
             index = self.sources[index][0]
-        return getattr(self.layers[index], "activation", Pass()) if index >= 0 else Pass()
+        return getattr(self.layers[index], "activation", nn.Identity()) if index >= 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         outputs = {-1: x}
