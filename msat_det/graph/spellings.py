@@ -28,20 +28,9 @@ _ELEMENTWISE |= {"contiguous", "float", "to", "type", "typeas", "zeroslike", "on
 # What needs nobody to recognise it: it is a call site, or linear.
 _PLAIN = ops.POINTWISE | {"neg", "pos", "identity", "clone", "contiguous", "float", "to", "type", "typeas"}
 _NAMED: list[tuple[Callable[..., Tensor], dict[str, Any]]] = [
-    (F.relu, {}),
-    (F.relu6, {}),
-    (F.silu, {}),
-    (F.hardswish, {}),
-    (F.mish, {}),
-    (F.gelu, {}),
+    *((f, {}) for f in (F.relu, F.relu6, F.silu, F.hardswish, F.mish, F.gelu, torch.sigmoid, torch.tanh)),
+    *((f, {}) for f in (F.hardsigmoid, F.softplus, F.elu, F.softsign, ops.hard_mish)),
     (F.gelu, {"approximate": "tanh"}),
-    (torch.sigmoid, {}),
-    (torch.tanh, {}),
-    (F.hardsigmoid, {}),
-    (F.softplus, {}),
-    (F.elu, {}),
-    (F.softsign, {}),
-    (ops.hard_mish, {}),
 ]
 
 

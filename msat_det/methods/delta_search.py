@@ -13,7 +13,7 @@ on what is still to be corrected.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -246,14 +246,10 @@ def _costs(
 ) -> Tensor:
     """(TERMS, C) of each number of terms, (1, C) of bursts."""
     column = theta.clamp(min=1e-30)[:, None]
+    units = own / column
+    ways = by_terms(units, neuron.bits, TERMS, zone) if neuron.bits else [quantise(units, None, 1, zone, neuron.gamma)]
     found = []
-    for sent, spikes in _ways(neuron, zone, own / column):
+    for sent, spikes in ways:
         error = (sent * column - wanted).square().mean(1)
         found.append(torch.where(theta > 0, weight * error + price * spikes.mean(1), 0.0))
     return torch.stack(found)
-
-
-def _ways(neuron: Neuron, zone: float, error: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    if neuron.bits:
-        return by_terms(error, neuron.bits, TERMS, zone)
-    return iter([quantise(error, None, 1, zone, neuron.gamma)])

@@ -12,21 +12,14 @@ from msat_det.methods.registry import preset
 DEFAULT = "delta-3"
 
 _CHANNEL: dict[str, Any] = {"scale": "channel", "percentile": 99.9, "signed": True}
+_HALF = _CHANNEL | {"initial": "half"}
 _EITHER = ("rate", "delta")
 
 preset("delta-2", "delta", "Delta coding, two terms a timestep: the cheapest", _EITHER, bits=6, terms=(2,))
 preset("delta-3", "delta", "Delta coding, three terms a timestep: the default", _EITHER, bits=7, terms=(3,))
-preset("signed", "constant", "Channel scales, and spikes that can be taken back", **_CHANNEL, initial="half")
-preset("signed-b3", "constant", "As signed, with bursts of up to 3", **_CHANNEL, initial="half", gamma=3)
-preset(
-    "signed-b7",
-    "constant",
-    "As signed, at half the threshold with bursts of up to 7",
-    **_CHANNEL,
-    initial="half",
-    gamma=7,
-    factor=0.5,
-)
+preset("signed", "constant", "Channel scales, and spikes that can be taken back", **_HALF)
+preset("signed-b3", "constant", "As signed, with bursts of up to 3", **_HALF, gamma=3)
+preset("signed-b7", "constant", "As signed, at half the threshold with bursts of up to 7", **_HALF, gamma=7, factor=0.5)
 preset(
     "staged-4",
     "constant",

@@ -27,10 +27,13 @@ _FLOATS = "gamma overflow offset margin upper slope low high alpha k_a k_i C tau
 _FLAGS32 = "is_signed bounded normalised depolarisation dtt det rest_is_max".split()
 
 
+_N, _P = ctypes.c_int64, ctypes.c_void_p  # a number, a pointer
+
+
 class _Scan(ctypes.Structure):
     _fields_ = (
-        [(name, ctypes.c_int64) for name in ("K", "B", "N", "period", "x_step", "t0")]
-        + [(name, ctypes.c_void_p) for name in _POINTERS]
+        [(name, _N) for name in ("K", "B", "N", "period", "x_step", "t0")]
+        + [(name, _P) for name in _POINTERS]
         + [(name, ctypes.c_float) for name in _FLOATS]
         + [(name, ctypes.c_int32) for name in _FLAGS32]
     )
@@ -39,7 +42,10 @@ class _Scan(ctypes.Structure):
 @functools.cache
 def levels_library() -> ctypes.CDLL | None:
     """``levels.cpp`` compiled, or None as ``library`` has it."""
-    return wanted(Path(__file__).with_name("levels.cpp"), "delta coding runs in plain PyTorch")
+    lib = wanted(Path(__file__).with_name("levels.cpp"), "delta coding runs in plain PyTorch")
+    if lib is not None:
+        lib.count_digits.argtypes = [_P, _N, _N, _N, _P, ctypes.c_float, ctypes.c_int32, _P, _P]
+    return lib
 
 
 @functools.cache
@@ -49,7 +55,9 @@ def library() -> ctypes.CDLL | None:
     if lib is None:
         return None
     lib.scan_units.restype = lib.scan_group.restype = lib.scan_struct_size.restype = ctypes.c_int64
-    lib.scan_units.argtypes = [ctypes.c_int64]
+    lib.scan_units.argtypes = [_N]
+    lib.count_events.argtypes = [_P, _N, _N, _P, _P]
+    lib.observe_channels.argtypes = [_P, _N, _N, _N, *[ctypes.c_int32] * 3, _P, _P]
     assert lib.scan_struct_size() == ctypes.sizeof(_Scan)
     return lib
 
@@ -137,13 +145,7 @@ class Compiled:
         for each, stage in zip(y.split(c.B), stages.tolist(), strict=True):
             counts = torch.zeros_like(total)
             present(levels_library()).count_digits(
-                ctypes.c_void_p(each.data_ptr()),
-                *(ctypes.c_int64(number) for number in (c.B, c.N, c.period)),
-                ctypes.c_void_p(c.theta),
-                ctypes.c_float(stage),
-                ctypes.c_int32(bits),
-                ctypes.c_void_p(c.fanout),
-                ctypes.c_void_p(counts.data_ptr()),
+                each.data_ptr(), c.B, c.N, c.period, c.theta, stage, bits, c.fanout, counts.data_ptr()
             )
             total += counts
         return total + 0 * self._partial.sum(1)  # NaN stays
@@ -160,11 +162,7 @@ def count_events(y: Tensor, fanout: Tensor) -> Tensor:
         return torch.stack((moved.sum(each, dtype=torch.float64), reached), 1)
     y, reach = y.contiguous(memory_format=memory_format(y)), laid_out(fanout, y)
     counts = torch.empty(len(y), 2, dtype=torch.float64)
-    lib.count_events(
-        ctypes.c_void_p(y.data_ptr()),
-        *(ctypes.c_int64(n) for n in (len(y), y[0].numel())),
-        *(ctypes.c_void_p(a.data_ptr()) for a in (reach, counts)),
-    )
+    lib.count_events(y.data_ptr(), len(y), y[0].numel(), reach.data_ptr(), counts.data_ptr())
     return counts
 
 
@@ -186,10 +184,6 @@ def observe_channels(x: Tensor, axis: int | None, shift: int, first: int, histog
     last = memory_format(x) is torch.channels_last and axis in (1, None)
     x = x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
     inner = 1 if last and axis else x[0].numel() if axis is None else math.prod(x.shape[axis + 1 :])
-    lib.observe_channels(
-        ctypes.c_void_p(x.data_ptr()),
-        *(ctypes.c_int64(n) for n in (x.numel() // (channels * inner), channels, inner)),
-        *(ctypes.c_int32(n) for n in (shift, first, bins)),
-        ctypes.c_void_p(histogram.data_ptr()),
-        ctypes.c_void_p(maximum.data_ptr()),
-    )
+    outer = x.numel() // (channels * inner)
+    sizes = outer, channels, inner, shift, first, bins
+    lib.observe_channels(x.data_ptr(), *sizes, histogram.data_ptr(), maximum.data_ptr())
