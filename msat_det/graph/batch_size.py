@@ -28,11 +28,23 @@ def free_batch_size(graph: fx.Graph, other: fx.Graph, images: int, more: int) ->
     placeholders = [node for node in recorded if node.op == "placeholder"]
     with graph.inserting_after(placeholders[-1]):
         number = graph.call_method("size", (placeholders[0], 0))
+
+    def free(node: Node, a: Any, b: Any) -> Any:
+        """An argument ``a`` of a node that is ``b`` in the other record."""
+        if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+            return type(a)(free(node, *pair) for pair in zip(a, b, strict=True))
+        if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+            return {key: free(node, a[key], b[key]) for key in a}
+        if isinstance(a, slice) and isinstance(b, slice):
+            return slice(*free(node, (a.start, a.stop, a.step), (b.start, b.stop, b.step)))
+        if type(a) is type(b) is int and a != b and a % images == 0 and a // images * more == b:
+            with graph.inserting_before(node):
+                return number if a == images else graph.call_function(operator.mul, (number, a // images))
+        return a
+
     for node, twin in zip(recorded, other.nodes, strict=True):
-        if node.target is ops.guard:
-            continue
-        free = _Freeing(node, number, images, more)
-        node.args, node.kwargs = free(node.args, twin.args), free(node.kwargs, twin.kwargs)
+        if node.target is not ops.guard:
+            node.args, node.kwargs = free(node, node.args, twin.args), free(node, node.kwargs, twin.kwargs)
     drop_dead(graph)
 
 
@@ -61,24 +73,3 @@ class Guards:
             else:
                 node.args = (node.args[0], found)
         drop_dead(self.graph)
-
-
-class _Freeing:
-    """Of the arguments of one node: ``number`` gives the number of images."""
-
-    def __init__(self, node: Node, number: Node, images: int, more: int):
-        self.node, self.number, self.images, self.more = node, number, images, more
-
-    def __call__(self, a: Any, b: Any) -> Any:
-        """An argument ``a`` that is ``b`` in the other record."""
-        if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
-            return type(a)(map(self, a, b))
-        if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
-            return {key: self(a[key], b[key]) for key in a}
-        if isinstance(a, slice) and isinstance(b, slice):
-            return slice(*map(self, (a.start, a.stop, a.step), (b.start, b.stop, b.step)))
-        if type(a) is type(b) is int and a != b and a % self.images == 0 and a // self.images * self.more == b:
-            with self.node.graph.inserting_before(self.node):
-                times = (self.number, a // self.images)
-                return self.number if a == self.images else self.node.graph.call_function(operator.mul, times)
-        return a

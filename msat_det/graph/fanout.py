@@ -5,14 +5,14 @@ linear layers behind them. Where something analog flows into the same position, 
 every timestep, once, and spikes that arrive there too pay nothing more.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import torch.utils._pytree as pytree
-from torch import Tensor, fx
+from torch import Tensor
 from torch.fx.node import Node
 from torch.nn.modules.conv import _ConvNd
 
@@ -155,17 +155,10 @@ def static_nodes(graph: Graph) -> set[Node]:
     return static
 
 
-def _evaluate(graph: Graph, node: Node, values: Mapping[Node, Any]) -> Any:
-    def value(n: Node) -> Any:
-        return values[n] if n in values else graph.attribute(n)
-
-    return graph.call(node, fx.map_arg(node.args, value), fx.map_arg(node.kwargs, value))
-
-
 def _linear_part(graph: Graph, node: Node, values: dict[Node, Value], shapes: dict) -> Value:
     """The node without its affine offset: L(values) − L(0)."""
     zeros = pytree.tree_map(torch.zeros_like, values)
-    at_values, at_zero = (_evaluate(graph, node, shapes | v) for v in (values, zeros))
+    at_values, at_zero = (graph.evaluate(node, shapes | v) for v in (values, zeros))
     return pytree.tree_map(lambda a, z: (a - z).nan_to_num(0.0), at_values, at_zero)
 
 
@@ -208,8 +201,7 @@ def _multiply_adds(graph: Graph, node: Node, source: Node, shapes: dict) -> Tens
         return _convolution(graph, node, known.image_shape, shapes).expand(*full_shape(known))
     if op in ("matmul", "bmm", "mm"):
         other = next(n for n in node.all_input_nodes if n is not source)
-        weight = shapes[other] if other in shapes else graph.attribute(other)
-        rows = weight.shape[-1] if node.args[0] is source else weight.shape[-2]
+        rows = shapes[other].shape[-1 if node.args[0] is source else -2]
         return torch.full(full_shape(known), float(rows))
     if op == "einsum":
         return _vjp(lambda x: _on_ones(graph, node, shapes, {source: x}), source, None)
@@ -260,7 +252,7 @@ def _on_ones(graph: Graph, node: Node, shapes: dict, values: dict[Node, Tensor])
     """A product of tensors with 1 in place of all values but ``values``: each output counts its multiply-adds."""
     ones: dict[Node, Value] = {n: torch.ones(v.shape) for n, v in shapes.items() if isinstance(v, Tensor)}
     ones |= {n: filled(facts(n), 1.0) for n in _data_inputs(node)}
-    return _evaluate(graph, node, shapes | ones | values)
+    return graph.evaluate(node, shapes | ones | values)
 
 
 def _push(graph: Graph, node: Node, reach: Tensor, shapes: dict, static: set[Node], result: FanOut) -> None:
@@ -286,16 +278,16 @@ def _pull(graph: Graph, node: Node, source: Node, reach: Tensor, shapes: dict) -
     if op in _ELEMENTWISE:
         return reach.sum_to_size(full_shape(facts(source)))
     if op in _REDUCING:
-        return _vjp(lambda x: _evaluate(graph, node, shapes | {source: x}), source, reach, unit=True)
+        return _vjp(lambda x: graph.evaluate(node, shapes | {source: x}), source, reach, unit=True)
     if op in _SPATIAL:
         return _pull_spatial(graph, node, source, reach, shapes)
     values = {n: filled(facts(n), 0.0) for n in _data_inputs(node) if n is not source}
-    return _vjp(lambda x: _evaluate(graph, node, shapes | values | {source: x}), source, reach)
+    return _vjp(lambda x: graph.evaluate(node, shapes | values | {source: x}), source, reach)
 
 
 def _pull_part(graph: Graph, node: Node, split: Node, origin: Node, reach: Tensor, shapes: dict) -> Tensor:
     def both(x: Tensor) -> Tensor:
-        return _evaluate(graph, node, shapes | {split: _evaluate(graph, split, shapes | {origin: x})})
+        return graph.evaluate(node, shapes | {split: graph.evaluate(split, shapes | {origin: x})})
 
     return _vjp(both, origin, reach)
 
@@ -326,7 +318,7 @@ def _pull_spatial(graph: Graph, node: Node, source: Node, reach: Tensor, shapes:
         basis = torch.zeros(length, 1, *shape[1:])
         lines = basis.movedim(axis + 1, 1)
         lines[torch.arange(length), torch.arange(length)] = 1.0
-        touched = _evaluate(graph, node, shapes | {source: basis}).movedim(axis + 1, 1).flatten(2) != 0
+        touched = graph.evaluate(node, shapes | {source: basis}).movedim(axis + 1, 1).flatten(2) != 0
         matrix = touched.any(2).to(reach.dtype)  # (input position, output position)
         pulled = torch.tensordot(pulled, matrix, dims=([axis + 1], [1])).movedim(-1, axis + 1)
     return pulled

@@ -5,6 +5,7 @@ What is known of a node says ``facts``.
 
 import copy
 import itertools
+import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -157,7 +158,8 @@ class Graph:
         if node.op == "get_attr":
             return self.attribute(node)
         if node.op == "output":
-            return self.restructure(fx.map_arg(node.args[0], values.__getitem__))
+            leaves = pytree.tree_leaves(fx.map_arg(node.args[0], values.__getitem__))
+            return pytree.tree_unflatten(leaves, self.structure)
         return self.call(node, fx.map_arg(node.args, values.__getitem__), fx.map_arg(node.kwargs, values.__getitem__))
 
     def layer(self, node: Node) -> nn.Module:
@@ -166,14 +168,7 @@ class Graph:
 
     def attribute(self, node: Node) -> Any:
         """The value of a get_attr node."""
-        value: Any = self.module
-        for part in str(node.target).split("."):
-            value = getattr(value, part)
-        return value
-
-    def restructure(self, outputs: Any) -> Any:
-        """Output values in fx's containers → the network's own structure."""
-        return pytree.tree_unflatten(pytree.tree_leaves(outputs), self.structure)
+        return operator.attrgetter(str(node.target))(self.module)
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise InputError(

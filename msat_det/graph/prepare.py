@@ -99,7 +99,9 @@ def copied(net: nn.Module, kept: Iterable[nn.Parameter] = ()) -> nn.Module:
     where there is none."""
     values = [value for module in net.modules() for value in pytree.tree_leaves(vars(module))]
     # PyTorch copies no tensor that a graph has made, as the weight of weight_norm is after a forward
-    memo: dict[int, Any] = {id(value): value.detach().clone() for value in values if _is_made(value)}
+    memo: dict[int, Any] = {
+        id(value): value.detach().clone() for value in values if isinstance(value, Tensor) and not value.is_leaf
+    }
     memo |= {id(value): value for value in values if isinstance(value, torch.jit.ScriptFunction)}  # nor these
     memo |= {id(weight): weight for weight in kept}
     try:
@@ -147,10 +149,6 @@ def part(source: nn.Module, net: nn.Module) -> None:
     for weight in net.parameters():
         if weight.data_ptr() in lent:
             weight.data = weight.data.clone()
-
-
-def _is_made(value: Any) -> bool:
-    return isinstance(value, Tensor) and not value.is_leaf
 
 
 def _bake(module: nn.Module) -> None:

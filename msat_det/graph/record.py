@@ -16,7 +16,7 @@ import math
 import operator
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
-from torch.fx.node import Node
+from torch.fx.node import Node, map_aggregate
 from torch.overrides import TorchFunctionMode
 from torchvision.ops.misc import FrozenBatchNorm2d
 
@@ -173,19 +173,15 @@ class _Recorder(TorchFunctionMode):
 
     def argument(self, value: Any) -> Any:
         """A value as an argument of a node."""
+        return map_aggregate(value, self.leaf)
+
+    def leaf(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             return self.node_of(value) or self.constant(value)
         if isinstance(value, Size):
             return value.node()
         if isinstance(value, torch.device):  # the graph goes where its images go
             return self.once(getattr, next(iter(self.graph.nodes)), "device")
-        if isinstance(value, slice):
-            return slice(*map(self.argument, (value.start, value.stop, value.step)))
-        if isinstance(value, dict):
-            return {key: self.argument(part) for key, part in value.items()}
-        if isinstance(value, list | tuple):
-            parts = [self.argument(part) for part in value]
-            return parts if isinstance(value, list) else tuple(parts)
         return value
 
     def once(self, target: Callable | str, *args: Any) -> Node:
@@ -352,16 +348,11 @@ for _name in ("round", "ceil", "floor", "trunc", "and", "rand", "or", "ror", "xo
     setattr(Size, f"__{_name}__", _plainly(f"__{_name}__"))
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, list | tuple):
-        for part in value:
-            yield from _leaves(part)
-    elif isinstance(value, dict):
-        yield from _leaves(list(value.values()))
-    elif isinstance(value, slice):
-        yield from _leaves((value.start, value.stop, value.step))
-    else:
-        yield value
+def _leaves(value: Any) -> list[Any]:
+    """What is in lists, tuples, dicts and slices."""
+    found: list[Any] = []
+    map_aggregate(value, found.append)
+    return found
 
 
 def is_leaf(module: nn.Module) -> bool:
