@@ -186,13 +186,8 @@ def _unpack(file: Any, name: str, classes: int | None) -> Iterator[Any]:
         return iter(logits)
     boxes, scores, labels, sizes = (file.get_tensor(f"{name}/{key}") for key in ("boxes", "scores", "labels", "sizes"))
     n = len(labels)
-    fits = (
-        boxes.shape == (n, 4)
-        and scores.shape == labels.shape == (n,)
-        and sizes.dim() == 1
-        and labels.dtype == torch.int64
-    )
-    if not (fits and boxes.is_floating_point() and scores.is_floating_point()):
+    fits = boxes.shape == (n, 4) and scores.shape == labels.shape == (n,) and sizes.dim() == 1
+    if not (fits and labels.dtype == torch.int64 and boxes.is_floating_point() and scores.is_floating_point()):
         raise ValueError("its boxes, scores and labels do not fit together")
     if n and not 0 <= labels.min() <= labels.max() < (classes or torch.inf):
         raise ValueError("its labels are not of the network's classes")

@@ -136,29 +136,21 @@ def _describe(entry: Entry, cause: str) -> str:
 
 def mends_for(cause: str, options: Options, t: int) -> list[dict[str, Any]]:
     """Changes of options, or of t, that may help against a cause."""
-    if options.coding == "delta":
-        return _delta_mends(cause, options, t)
     more, finer = _more_and_finer(options)
+    higher = [{"percentile": p} for p in (99.9, 99.99, 100.0) if p > options.percentile]
+    channels = [{"scale": "channel"}] if options.scale == "layer" else []
+    if options.coding == "delta":  # what lies out of reach or is wrong now is mended in later timesteps
+        zone = [{"zone": 0.5}] if max(options.zone) > 0.5 else []
+        return [*(higher if cause == CLIPPED else channels), *zone, more, finer, {"t": 2 * t}]
     signed: list[dict[str, Any]] = [] if options.signed else [{"signed": True}]
     if cause == CLIPPED:
-        higher = [{"percentile": p} for p in (99.9, 99.99, 100.0) if p > options.percentile]
         return [*higher, {"factor": max(1.0, 1.5 * options.factor)}, more]
     if cause == OVER:
         return signed or [{"factor": 1.5 * options.factor}, more, {"t": 2 * t}]
-    channels = [{"scale": "channel"}] if options.scale == "layer" else []
     normal = [{"variant": "normalised"}] if getattr(options, "variant", "normalised") != "normalised" else []
     half = [{"initial": "half"}] if options.initial == "zero" and options.rounds == "fixed" else []
     track = [{"rounding": "track"}] if options.varying and options.rounding == "fixed" else []
     return [*signed, *normal, *channels, *half, *track, more, finer, {"t": 2 * t}]
-
-
-def _delta_mends(cause: str, options: Options, t: int) -> list[dict[str, Any]]:
-    """The same where only corrections are sent: what lies out of reach or is wrong now is mended in later timesteps."""
-    more, finer = _more_and_finer(options)
-    channels = [{"scale": "channel"}] if options.scale == "layer" else []
-    zone = [{"zone": 0.5}] if max(options.zone) > 0.5 else []
-    higher = [{"percentile": p} for p in (99.9, 99.99, 100.0) if p > options.percentile]
-    return [*(higher if cause == CLIPPED else channels), *zone, more, finer, {"t": 2 * t}]
 
 
 def _more_and_finer(options: Options) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -8,39 +8,24 @@ from msat_det.base.config import Config
 from msat_det.base.files import csv_text
 from msat_det.measure.anytime import Rule, exits, fit_rule
 from msat_det.measure.batch_files import Parts
-from msat_det.measure.rows import COSTS, CurveRow
+from msat_det.measure.rows import CurveRow
 from msat_det.methods.convert import Conversion
 from msat_det.methods.observe import Observation
 
 
-@dataclass(frozen=True)
-class ExitRow:
+@dataclass(frozen=True, kw_only=True)
+class ExitRow(CurveRow):
     """A method's figures when each image stops where its change falls to ``tolerance``. fitted: the rule's own
-    tolerance. mean_t: timesteps done, on average over images; metrics and costs as a ``CurveRow``'s."""
+    tolerance. mean_t: timesteps done, on average over images; t: None, for there is no single one."""
 
-    method: str
     tolerance: float
     fitted: bool
     mean_t: float
-    metrics: dict[str, Any]
-    spikes_per_neuron: float
-    sops_per_mac: float
-    energy_ratio: float
-    events_per_neuron: float
-    energy_ratio_int8: float
 
     def figures(self) -> dict[str, Any]:
         """Column → value of exit.csv."""
-        accuracies = CurveRow(self.method, None, self.metrics).accuracies
-        costs = {name: getattr(self, name) for name in COSTS}
-        return {
-            "method": self.method,
-            "tolerance": self.tolerance,
-            "fitted": self.fitted,
-            "mean_t": self.mean_t,
-            **accuracies,
-            **costs,
-        }
+        stops = {"tolerance": self.tolerance, "fitted": self.fitted, "mean_t": self.mean_t}
+        return {"method": self.method} | stops | self.accuracies | self.costs
 
 
 def exit_rows(
@@ -69,8 +54,12 @@ def _curve(label: str, rule: Rule, parts: Parts, evaluator: Callable[[dict], dic
         times = [rule.record[i] for i in exits(change, tolerance).tolist()]
         metrics = evaluator({id: found[t][id] for id, t in zip(ids, times, strict=True)})
         spent: Any = sum(costs[t][i] for i, t in enumerate(times)) / len(ids)
-        mean = sum(times) / len(ids)
-        rows.append(ExitRow(label, tolerance, tolerance == rule.tolerance, mean, metrics, *spent.tolist()))
+        stops: dict[str, Any] = {
+            "tolerance": tolerance,
+            "fitted": tolerance == rule.tolerance,
+            "mean_t": sum(times) / len(ids),
+        }
+        rows.append(ExitRow(label, None, metrics, *spent.tolist(), **stops))
     return rows
 
 

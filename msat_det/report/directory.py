@@ -95,15 +95,6 @@ class RunDirectory:
         self.write("coverage.txt", coverage_text(nodes))
         self.write("coverage.svg", draw_graph(nodes))
 
-    def write_ledger(self, rows: list[dict], findings: dict[str, list[dict]], figures: dict[str, Any]) -> None:
-        """ledger.json: rows of ``measure.ledger.Entry`` with their method. doctor.json: {label: findings, the worst
-        first}. doctor/<name>.png: the figures.
-        """
-        self.write_json("ledger.json", rows)
-        self.write_json("doctor.json", findings)
-        for name, figure in figures.items():
-            self.save(f"doctor/{name}.png", figure)
-
     def write_detections(self, sample: Any, classes: list[str], columns: dict, names: list[str], title: str) -> None:
         """detections/<image id>.png: ground truth, then each of ``columns`` (heading → Detections) side by side.
 

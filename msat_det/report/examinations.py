@@ -11,11 +11,14 @@ from msat_det.report.tensorboard import add_ledgers, events
 
 
 def write_examinations(directory: RunDirectory, examinations: list[Examination]) -> None:
-    """ledger.json, doctor.json, and below doctor/ the pictures and TensorBoard's events."""
+    """ledger.json: the entries with their method. doctor.json: {label: findings, the worst first}. Below doctor/ the
+    pictures and TensorBoard's events."""
     rows = [{"method": one.label} | asdict(entry) for one in examinations for entry in one.entries]
-    findings = {one.label: [asdict(finding) for finding in one.findings] for one in examinations}
+    directory.write_json("ledger.json", rows)
+    directory.write_json("doctor.json", {one.label: list(map(asdict, one.findings)) for one in examinations})
     figures = draw_ledgers(examinations)
-    directory.write_ledger(rows, findings, figures)
+    for name, figure in figures.items():
+        directory.save(f"doctor/{name}.png", figure)
     with events(directory.path / "doctor") as board:
         add_ledgers(board, examinations, figures)
 

@@ -135,7 +135,7 @@ def numbers_below(axes: Axes) -> list[str]:
 
 def test_axes_of_exits_bear_plain_numbers() -> None:
     fixed = [ROWS[0], *(CurveRow("if", t, {"map": 2.0 * t, "map50": 3.0 * t}, t, t, 0.06 * t) for t in (1, 2, 4, 8))]
-    exits = [ExitRow("if", 0.1, True, 3.0, {"map": 5.0, "map50": 6.0}, 3, 3, 0.2, 3, 0.2)]
+    exits = [ExitRow("if", None, {"map": 5.0, "map50": 6.0}, 3, 3, 0.2, 3, 0.2, tolerance=0.1, fitted=True, mean_t=3.0)]
     figure = draw_exits(exits, fixed, "")
     figure.draw_without_rendering()
     assert [numbers_below(axes) for axes in figure.axes] == [["1", "2", "4", "8"], ["0.1", "0.2", "0.5"]]
