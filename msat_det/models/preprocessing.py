@@ -26,17 +26,13 @@ class Geometry:
     scale: tuple[float, float]
     offset: tuple[float, float] = (0.0, 0.0)
 
-    def to_original(self, boxes: Tensor) -> Tensor:
-        """(N, 4) x1 y1 x2 y2 in pixels of the network's input → pixels of the photograph, clipped to its edges."""
-        return to_originals(boxes[None], [self])[0]
-
     def to_input(self, boxes: Tensor) -> Tensor:
         """(N, 4) x1 y1 x2 y2 in pixels of the photograph → pixels of the network's input."""
         return boxes * boxes.new_tensor(self.scale * 2) + boxes.new_tensor(self.offset * 2)
 
 
 def to_originals(boxes: Tensor, metas: Sequence[Geometry]) -> Tensor:
-    """``Geometry.to_original`` for a batch: (B, N, 4) and B geometries."""
+    """(B, N, 4) x1 y1 x2 y2 in pixels of the network's input → pixels of the B photographs, clipped to their edges."""
     ways = torch.tensor([(m.offset * 2, m.scale * 2, (m.width, m.height) * 2) for m in metas], dtype=boxes.dtype)
     offset, scale, edge = brought(ways, boxes)[:, :, None].unbind(1)
     return torch.minimum(((boxes - offset) / scale).clamp(min=0), edge)

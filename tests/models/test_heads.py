@@ -15,7 +15,7 @@ from msat_det.models import build_detector
 from msat_det.models.detector import Detector
 from msat_det.models.headed import HeadDetector
 from msat_det.models.heads import HEADS
-from msat_det.models.preprocessing import Inputs
+from msat_det.models.preprocessing import Inputs, to_originals
 
 NAMES = [name for name in HEADS if name != "raw"]
 
@@ -146,10 +146,10 @@ def test_inputs() -> None:
     pixels, meta = Inputs("corner", 114, bgr=True, mean=(1, 2, 3), std=(1, 1, 2)).ready(image, (32, 32))
     assert pixels[:, 0, 0].tolist() == [-1, -2, (200 - 3) / 2]
     assert pixels[:, 31, 0].tolist() == [113, 112, 111 / 2]
-    assert meta.to_original(torch.tensor([[0.0, 0, 32, 16]])).tolist() == [[0, 0, 40, 20]]
+    assert to_originals(torch.tensor([[[0.0, 0, 32, 16]]]), [meta]).tolist() == [[[0, 0, 40, 20]]]
     pixels, meta = Inputs("letterbox", 114).ready(image, (32, 32))
     assert pixels[:, 0, 0].tolist() == pytest.approx([114 / 255] * 3)
-    assert meta.to_original(torch.tensor([[0.0, 8, 32, 24]])).tolist() == [[0, 0, 40, 20]]
+    assert to_originals(torch.tensor([[[0.0, 8, 32, 24]]]), [meta]).tolist() == [[[0, 0, 40, 20]]]
     for bad, message in (({"resize": "crop"}, "give one of"), ({"std": (0, 1, 1)}, "three numbers above 0")):
         with pytest.raises(InputError, match=message):
             Inputs(**bad)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msat_det.base.errors import InputError
-from msat_det.models.preprocessing import RESIZES, as_size, letterbox, stretch
+from msat_det.models.preprocessing import RESIZES, as_size, letterbox, stretch, to_originals
 
 sides = st.integers(1, 300)
 
@@ -22,8 +22,8 @@ def test_boxes_come_back(name: str, height: int, width: int, size: tuple[int, in
     inside = geometry.to_input(boxes)
     assert (inside >= 0).all()
     assert (inside <= torch.tensor((size[1], size[0]) * 2) + 1e-3).all()
-    torch.testing.assert_close(geometry.to_original(inside), boxes, atol=1e-3, rtol=1e-4)
-    assert geometry.to_original(torch.tensor([[-1e9, -1e9, 1e9, 1e9]])).tolist() == [[0, 0, width, height]]
+    torch.testing.assert_close(to_originals(inside[None], [geometry])[0], boxes, atol=1e-3, rtol=1e-4)
+    assert to_originals(torch.tensor([[[-1e9, -1e9, 1e9, 1e9]]]), [geometry]).tolist() == [[[0, 0, width, height]]]
 
 
 def test_stretch_keeps_the_range_and_smooths() -> None:
