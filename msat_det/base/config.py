@@ -28,8 +28,7 @@ class Data:
     ]
     split: Annotated[str | None, "val2017 (COCO), test or val (VOC) …; null: the reader's default."] = None
     annotations: Annotated[
-        str | None,
-        "JSON file of kind coco, relative to root; null: found where COCO and annotation tools put it.",
+        str | None, "JSON file of kind coco, relative to root; null: found where COCO and annotation tools put it."
     ] = None
     images: Annotated[
         str | None,
@@ -66,8 +65,7 @@ class Model:
     ] = None
     cfg: Annotated[str | None, "Darknet .cfg file; --model.cfg makes the network a Darknet one."] = None
     names: Annotated[
-        str | None,
-        "the network's classes: voc, coco or a file with one name a line. Data of kind voc adopt them.",
+        str | None, "the network's classes: voc, coco or a file with one name a line. Data of kind voc adopt them."
     ] = None
     trust: Annotated[bool, "read an Ultralytics .pt file, which holds code that is run."] = False
     arch: Annotated[str | None, "which network of timm (resnet18d …) or of Ultralytics (yolov8n …)."] = None
@@ -92,10 +90,7 @@ class Model:
     mean: Annotated[list[float] | None, "what is subtracted from the input's three channels, 0 to 255."] = None
     std: Annotated[list[float] | None, "what they are then divided by."] = None
     size: Annotated[int | None, "side of the network's square input, pixels."] = None
-    preprocess: Annotated[
-        str | None,
-        "how a classifier's input is made: cifar, imagenet or caffe.",
-    ] = None
+    preprocess: Annotated[str | None, "how a classifier's input is made: cifar, imagenet or caffe."] = None
     num_classes: Annotated[int | None, "number of classes, for networks built without weights that show it."] = None
     score: Annotated[float | None, "lowest score that is kept, 0 to 1."] = None
     nms_iou: Annotated[float | None, "overlap above which non-maximum suppression drops the weaker box, 0 to 1."] = None
@@ -156,8 +151,7 @@ class Calib:
     annotations: Annotated[str | None, "JSON file as in data.annotations."] = None
     images: Annotated[str | None, "folder as in data.images."] = None
     skip: Annotated[
-        int,
-        "skip the first N of the seeded shuffle, which are evaluated, if both come from the same images.",
+        int, "skip the first N of the seeded shuffle, which are evaluated, if both come from the same images."
     ] = 0
     limit: Annotated[int | None, "only the first N of a seeded shuffle of the sorted ids; null: all."] = None
     augment: Annotated[
@@ -176,8 +170,7 @@ class Sim:
 
     T: Annotated[int | None, "number of timesteps; null: the largest of record."] = None
     record: Annotated[
-        list[int] | None,
-        "timesteps at which the outputs are read and evaluated, 1 to T; null: powers of two up to T.",
+        list[int] | None, "timesteps at which the outputs are read and evaluated, 1 to T; null: powers of two up to T."
     ] = None
     chunk: Annotated[
         int | None,
@@ -220,8 +213,7 @@ class Ledger:
     """The keys of ``ledger``, see ``Config``."""
 
     images: Annotated[
-        int,
-        "calibration images on which each method's error is analysed at the end of a run, the first ones; 0: none.",
+        int, "calibration images on which each method's error is analysed at the end of a run, the first ones; 0: none."
     ] = 0
 
     def __post_init__(self) -> None:
@@ -233,13 +225,11 @@ class Exit:
     """The keys of ``exit``, see ``Config``."""
 
     methods: Annotated[
-        list[str],
-        "labels of the methods that it is measured for; methods that are made anew for each t are excluded.",
+        list[str], "labels of the methods that it is measured for; methods that are made anew for each t are excluded."
     ] = field(default_factory=list)
     images: Annotated[int, "calibration images that the rule is fitted on, the first ones."] = 16
     allowance: Annotated[
-        float,
-        "how much farther from the float outputs than at the last t the rule may stop, as a share.",
+        float, "how much farther from the float outputs than at the last t the rule may stop, as a share."
     ] = 0.05
 
     def __post_init__(self) -> None:
@@ -254,8 +244,7 @@ class Bootstrap:
     """The keys of ``bootstrap``, see ``Config``."""
 
     against: Annotated[
-        str | None,
-        "label of the method that the others are compared with, at the same t; null: no comparison.",
+        str | None, "label of the method that the others are compared with, at the same t; null: no comparison."
     ] = None
     draws: Annotated[int, "how many times the images are resampled."] = 1000
     confidence: Annotated[float, "share of the draws that the interval contains."] = 0.9
@@ -273,8 +262,7 @@ class Config:
 
     data: Annotated[Data, "The images that are evaluated."]
     model: Annotated[
-        Model,
-        "The float network and how its outputs become boxes. null leaves a setting to the network's own default.",
+        Model, "The float network and how its outputs become boxes. null leaves a setting to the network's own default."
     ]
     calib: Annotated[Calib, "The images on which activations are observed."]
     methods: Annotated[
@@ -288,27 +276,19 @@ class Config:
         "Where the error comes from, call site by call site, and how to mend the worst of them (`msat-det doctor`).",
     ] = field(default_factory=Ledger)
     exit: Annotated[
-        Exit,
-        "Anytime exit: an image stops once its outputs have settled, by a rule fitted on calibration images.",
+        Exit, "Anytime exit: an image stops once its outputs have settled, by a rule fitted on calibration images."
     ] = field(default_factory=Exit)
-    bootstrap: Annotated[
-        Bootstrap,
-        "How sure a difference in accuracy is: its interval over resampled images.",
-    ] = field(default_factory=Bootstrap)
+    bootstrap: Annotated[Bootstrap, "How sure a difference in accuracy is: its interval over resampled images."] = (
+        field(default_factory=Bootstrap)
+    )
     energy: Annotated[
         str,
         "what operations cost: 45nm, 45nm-shift, 45nm-int8, or a YAML file like msat_det/spiking/energy_tables.yaml.",
     ] = "45nm"
-    batch: Annotated[
-        int,
-        "images per batch; if it is not given, a GPU evaluates as many as its free memory holds.",
-    ] = 8
+    batch: Annotated[int, "images per batch; if it is not given, a GPU evaluates as many as its free memory holds."] = 8
     seed: Annotated[int, "seed of subsets and of random masks."] = 0
     threads: Annotated[int | None, "CPU threads; null: as PyTorch chooses."] = None
-    device: Annotated[
-        str,
-        "where networks run: auto, cpu, cuda, cuda:N or mps; auto: a GPU if there is one.",
-    ] = "auto"
+    device: Annotated[str, "where networks run: auto, cpu, cuda, cuda:N or mps; auto: a GPU if there is one."] = "auto"
     precision: Annotated[
         str,
         "of the spiking networks' convolutions: float32, tf32x3, tf32, bf16 or fp16; the float network's is float32, "
@@ -321,10 +301,9 @@ class Config:
     resume: Annotated[bool, "continue where an interrupted run in the same directory stopped."] = False
     overwrite: Annotated[bool, "replace the run that the directory holds."] = False
     strict: Annotated[bool, "stop at a corrupt image instead of counting it and continuing."] = False
-    command: Annotated[
-        str | None,
-        "the command line that asked for it, which the report shows; no key.",
-    ] = field(default=None, compare=False, metadata={"key": False})
+    command: Annotated[str | None, "the command line that asked for it, which the report shows; no key."] = field(
+        default=None, compare=False, metadata={"key": False}
+    )
     free_batch: Annotated[bool, "whether nobody has given a batch; no key."] = field(
         default=False, compare=False, metadata={"key": False}
     )

@@ -23,7 +23,8 @@ def find_device(name: str) -> torch.device:
     if name == "auto":
         found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         if found != "cpu" and ranks.rank() == 0:
-            print(f"msat-det: on {_described(found)}; --device cpu for the CPU", file=sys.stderr)
+            called = f"cuda ({torch.cuda.get_device_name()})" if found == "cuda" else found
+            print(f"msat-det: on {called}; --device cpu for the CPU", file=sys.stderr)
         name = found
     kind, _, number = name.partition(":")
     if kind == "mps" and not torch.backends.mps.is_available():
@@ -53,7 +54,3 @@ def brought(x: Tensor, to: Tensor | torch.device) -> Tensor:
 def current(device: torch.device) -> AbstractContextManager:
     """Within it this is PyTorch's current device, where it is a GPU: memory is pinned for it, graphs captured on it."""
     return torch.cuda.device(device) if device.type == "cuda" and torch.cuda.is_available() else nullcontext()
-
-
-def _described(kind: str) -> str:
-    return f"{kind} ({torch.cuda.get_device_name()})" if kind == "cuda" else kind

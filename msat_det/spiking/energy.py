@@ -1,7 +1,7 @@
 """Spikes, operations and energy of a run, call site by call site, beside the float network's."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
@@ -78,10 +78,6 @@ def _tables() -> dict[str, dict]:
     return yaml.safe_load(TABLES.read_text("utf-8"))
 
 
-def _none() -> Tensor:
-    return torch.zeros((), dtype=torch.float64)
-
-
 @dataclass(frozen=True)
 class Cost:
     """What one node has cost up to a recorded t, float64, (B,) for the B images of a batch or () for each of them.
@@ -95,17 +91,17 @@ class Cost:
     float_traffic, bytes of its activations written once and read once.
     """
 
-    spikes: Tensor = field(default_factory=_none)
-    events: Tensor = field(default_factory=_none)
-    sops: Tensor = field(default_factory=_none)
-    accumulations: Tensor = field(default_factory=_none)
-    shifts: Tensor = field(default_factory=_none)
-    graded: Tensor = field(default_factory=_none)
-    updates: Tensor = field(default_factory=_none)
-    analog: Tensor = field(default_factory=_none)
-    traffic: Tensor = field(default_factory=_none)
-    float_macs: Tensor = field(default_factory=_none)
-    float_traffic: Tensor = field(default_factory=_none)
+    spikes: Tensor
+    events: Tensor
+    sops: Tensor
+    accumulations: Tensor
+    shifts: Tensor
+    graded: Tensor
+    updates: Tensor
+    analog: Tensor
+    traffic: Tensor
+    float_macs: Tensor
+    float_traffic: Tensor
 
     @property
     def macs(self) -> Tensor:
@@ -114,7 +110,8 @@ class Cost:
 
 
 def _cost(**parts: Tensor | float) -> Cost:
-    return Cost(**{name: torch.as_tensor(value, dtype=torch.float64) for name, value in parts.items()})
+    """What is not among the parts is 0."""
+    return Cost(*(torch.as_tensor(parts.get(item.name, 0.0), dtype=torch.float64) for item in fields(Cost)))
 
 
 @dataclass(frozen=True, repr=False)
@@ -210,8 +207,8 @@ def count(
     dense = any(neuron.dense for neuron in neurons.values())
     price, price8 = prices(table), prices(INT8)
     costs = _dense_costs(graph, fanout, sites) if dense else _costs(graph, neurons, fanout, sites, pools, t)
-    total = {item.name: sum((getattr(c, item.name) for c in costs.values()), _none()) for item in fields(Cost)}
-    whole = Cost(**total)
+    none = torch.zeros((), dtype=torch.float64)
+    whole = Cost(*(sum((getattr(cost, item.name) for cost in costs.values()), none) for item in fields(Cost)))
     return Counts(
         spikes=whole.spikes,
         sops=whole.sops,

@@ -22,14 +22,7 @@ from msat_det.graph.graph import Graph, elements, mean_inputs, module_of, where
 from msat_det.graph.inputs import Batch
 from msat_det.graph.ops import Kind
 from msat_det.graph.precision import LOW
-from msat_det.spiking.kernels import (
-    Scan,
-    convolution,
-    events,
-    fused_pool,
-    keep_freed_memory,
-    pool_in_triton,
-)
+from msat_det.spiking.kernels import Scan, convolution, events, keep_freed_memory, on_gpu, pool_in_triton
 from msat_det.spiking.kernels.cpu import count_events
 from msat_det.spiking.kernels.window import window_of
 from msat_det.spiking.masks import image_key
@@ -295,7 +288,7 @@ class Differential:
         if self.window is not None and pool_in_triton(values[self.inputs[0]]):
             x = values[self.inputs[0]]
             if values.t0 == 0:
-                self.fused = fused_pool(self.window, x[:images], self.reach)
+                self.fused = present(on_gpu()).pool.FusedPool(self.window, x[:images], self.reach)
             return self.fused.run(x, values.t0, steps)
         d = self._differences(values, steps)
         if self.reach is not None:

@@ -40,11 +40,7 @@ def node_table(graph: Graph, fanout: FanOut, neurons: Mapping[str, Neuron], maxi
 
 
 def _site(node: Node, neuron: Neuron | None, maximum: Tensor | None) -> dict:
-    entry = {
-        "activation": facts(node).pointwise.name,
-        "neurons": elements(node),
-        "channels": facts(node).channels,
-    }
+    entry = {"activation": facts(node).pointwise.name, "neurons": elements(node), "channels": facts(node).channels}
     if facts(node).joined:
         entry["joined"] = list(facts(node).joined)
     if maximum is not None:

@@ -48,7 +48,7 @@ def write_graph(graph: Graph) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "outputs": encode(leaves, "output"),
         "layers": layers,
         "nodes": [_entry(node, names) for node in graph.nodes],
-        "analog": [n.name for n in graph.nodes if _is_kept_analog(n)],
+        "analog": [n.name for n in graph.nodes if facts(n).kind is Kind.DIFFERENTIAL and facts(n).op in ops.POINTWISE],
         "channels_last": [name for name, x in tensors.items() if memory_format(x) is torch.channels_last],
     }
     again = read_graph(document, tensors)
@@ -175,11 +175,8 @@ class _Reading:
         """Run the graph on the meta device: what each node gives for so many images."""
         env: dict[fx.Node, Any] = {}
         given = [str(n.target) for n in graph.nodes if n.op == "placeholder"]
-        if (
-            sorted(given) != sorted(inputs)
-            or not given
-            or [n.op for n in graph.nodes].index("output") != len(graph.nodes) - 1
-        ):
+        ends = [n.op for n in graph.nodes].index("output") == len(graph.nodes) - 1
+        if not given or sorted(given) != sorted(inputs) or not ends:
             raise InputError("the inputs and outputs are not those of its nodes")
         outputs: dict[fx.Node, Output] = {}
         with torch.device("meta"), torch.inference_mode():
@@ -225,11 +222,7 @@ class _Reading:
             own = layer.state_dict()
             for key, wanted in own.items():
                 tensor = self.tensors.get(f"{name}.{key}")
-                if (
-                    tensor is None
-                    or tensor.shape != wanted.shape
-                    or tensor.dtype.is_floating_point != wanted.dtype.is_floating_point
-                ):
+                if tensor is None or _kind(tensor) != _kind(wanted):
                     got = "none" if tensor is None else f"one of shape {tuple(tensor.shape)}"
                     raise InputError(
                         f"{name}.{key}: the layer needs a tensor of shape {tuple(wanted.shape)}, the file has {got}"
@@ -289,9 +282,9 @@ def _check_images(node: fx.Node, several: dict[fx.Node, Output]) -> None:
             raise InputError(f"node '{n.name}' mixes the images of a batch")
 
 
+def _kind(tensor: Tensor) -> tuple[torch.Size, bool]:
+    return tensor.shape, tensor.is_floating_point()
+
+
 def _is_name(name: Any) -> bool:
     return isinstance(name, str) and len(name) < 300 and name.isidentifier() and not keyword.iskeyword(name)
-
-
-def _is_kept_analog(node: fx.Node) -> bool:
-    return facts(node).kind is Kind.DIFFERENTIAL and facts(node).op in ops.POINTWISE

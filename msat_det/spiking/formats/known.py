@@ -51,7 +51,7 @@ LAYERS: dict[str, type[nn.Module]] = {
 _NAME_OF = {function: name for name, function in reversed(FUNCTIONS.items())}
 _ON_NUMBERS = {FUNCTIONS[name] for name in FUNCTIONS if name.startswith("operator.")} - {operator.getitem, operator.add}
 _INPUTS = (fx.Node, type(None))  # what a device may come from
-_CASTS = ("to", "type")
+_CASTS, _SPLITS = ("to", "type"), ("chunk", "split", "tensorsplit", "unbind")
 _MOST_PARTS = 4096  # of a value that is split
 
 
@@ -110,22 +110,16 @@ def check_call(node: fx.Node, op: str, args: tuple, kwargs: dict) -> None:
     op: its canonical name. args, kwargs: the values that the node's arguments stand for.
     """
     values = [*args, *kwargs.values()]
-    wrong = None
+    device, wrong = node.kwargs.get("device"), None
     if node.target in _ON_NUMBERS:
         powers = node.target is operator.pow and not any(isinstance(value, Tensor) for value in values)
         if powers or not all(isinstance(value, Tensor | int | float) for value in values):
             wrong = "calculates with something other than tensors and numbers"
     elif node.target is operator.add and any(isinstance(value, str) for value in values):
         wrong = "adds texts"
-    elif (op in _CASTS and any(isinstance(v, str) for v in values)) or not isinstance(
-        node.kwargs.get("device"), _INPUTS
-    ):
+    elif (op in _CASTS and any(isinstance(v, str) for v in values)) or not isinstance(device, _INPUTS):
         wrong = "names a device: leave it to the network's input"
-    elif (
-        op in ("chunk", "split", "tensorsplit", "unbind")
-        and isinstance(args[0], Tensor)
-        and max(args[0].shape) > _MOST_PARTS
-    ):
+    elif op in _SPLITS and isinstance(args[0], Tensor) and max(args[0].shape) > _MOST_PARTS:
         wrong = f"splits a tensor of shape {tuple(args[0].shape)}, which is too long"
     if wrong:
         raise InputError(f"node '{node.name}' {wrong}")

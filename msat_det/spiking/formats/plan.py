@@ -149,14 +149,8 @@ class _Reader(Reader):
         """The tensor that stands for a field: () or one number a channel; of a bias also such a row for each t."""
         key = f"{_prefix(self.site)}.{name}"
         tensor = self.tensors.get(key)
-        if (
-            tensor is None
-            or list(tensor.shape) != shape
-            or not (tensor.shape in ((), (self.channels,)) or (name == "bias" and self._rows(tensor)))
-        ):
-            found = None if tensor is None else tuple(tensor.shape)
+        found = None if tensor is None else tuple(tensor.shape)
+        over_time = name == "bias" and len(found or ()) == 2 and found[1] == self.channels and 0 < found[0] <= LONGEST
+        if found is None or list(found) != shape or not (found in ((), (self.channels,)) or over_time):
             raise self.wrong(name, found, f"a tensor of shape () or ({self.channels},)")
         return finite(key, tensor)
-
-    def _rows(self, tensor: Tensor) -> bool:
-        return tensor.dim() == 2 and 0 < len(tensor) <= LONGEST and tensor.shape[1] == self.channels

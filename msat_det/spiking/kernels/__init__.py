@@ -17,7 +17,6 @@ from msat_det.base.device import wide
 from msat_det.spiking.kernels import cpu, product, split
 from msat_det.spiking.kernels.build import keep_freed_memory as keep_freed_memory
 from msat_det.spiking.kernels.layout import counted, laid_out, memory_format
-from msat_det.spiking.kernels.window import Window
 from msat_det.spiking.neurons import Chances, Neuron, State, initial_potential, new_state, spikes, step, threshold
 
 
@@ -153,11 +152,6 @@ class Scan:
 def pool_in_triton(x: Tensor) -> bool:
     """Whether Triton's kernel takes the differences of max pooling x (rows, C, H, W)."""
     return x.is_cuda and x.dtype == torch.float32 and on_gpu() is not None
-
-
-def fused_pool(window: Window, like: Tensor, fanout: Tensor | None) -> Any:
-    """A ``triton_pool.FusedPool``."""
-    return present(on_gpu()).pool.FusedPool(window, like, fanout)
 
 
 def convolution(conv: nn.Module, x: Tensor, precision: str) -> Tensor | None:

@@ -18,18 +18,16 @@ def _plain(function: Callable | str) -> Operator:
     return lambda n, *inputs: n.run(function, *inputs)
 
 
-OPERATORS |= {
-    **{"Add": _plain(python.add), "Sub": _plain(python.sub), "Mul": _plain(python.mul), "Neg": _plain(torch.neg)},
-    **{"Abs": _plain(torch.abs), "Exp": _plain(torch.exp), "Log": _plain(torch.log), "Sqrt": _plain(torch.sqrt)},
-    **{"Reciprocal": _plain(torch.reciprocal), "Erf": _plain(torch.erf), "Pow": _plain(python.pow)},
-    **{"Floor": _plain(torch.floor), "Ceil": _plain(torch.ceil), "Round": _plain(torch.round)},
-    **{"Sign": _plain(torch.sign), "Sin": _plain(torch.sin), "Cos": _plain(torch.cos), "Tanh": _plain(torch.tanh)},
-    **{"Relu": _plain(F.relu), "Sigmoid": _plain(torch.sigmoid), "HardSwish": _plain(F.hardswish)},
-    **{"Softplus": _plain(F.softplus), "Softsign": _plain(F.softsign), "Mish": _plain(F.mish)},
-    **{"Equal": _plain(python.eq), "Greater": _plain(python.gt), "GreaterOrEqual": _plain(python.ge)},
-    **{"Less": _plain(python.lt), "LessOrEqual": _plain(python.le), "And": _plain(torch.logical_and)},
-    **{"Or": _plain(torch.logical_or), "Not": _plain(torch.logical_not), "Where": _plain(torch.where)},
+_PLAIN: dict[str, Callable] = {
+    **{"Add": python.add, "Sub": python.sub, "Mul": python.mul, "Neg": torch.neg, "Abs": torch.abs, "Exp": torch.exp},
+    **{"Log": torch.log, "Sqrt": torch.sqrt, "Reciprocal": torch.reciprocal, "Erf": torch.erf, "Pow": python.pow},
+    **{"Floor": torch.floor, "Ceil": torch.ceil, "Round": torch.round, "Sign": torch.sign, "Sin": torch.sin},
+    **{"Cos": torch.cos, "Tanh": torch.tanh, "Relu": F.relu, "Sigmoid": torch.sigmoid, "HardSwish": F.hardswish},
+    **{"Softplus": F.softplus, "Softsign": F.softsign, "Mish": F.mish, "Equal": python.eq, "Greater": python.gt},
+    **{"GreaterOrEqual": python.ge, "Less": python.lt, "LessOrEqual": python.le, "And": torch.logical_and},
+    **{"Or": torch.logical_or, "Not": torch.logical_not, "Where": torch.where},
 }
+OPERATORS |= {name: _plain(function) for name, function in _PLAIN.items()}
 
 
 @operator("Div")
