@@ -30,14 +30,14 @@ class Tabular:
         return html_table(self._headline, self._headings, self._rows())
 
 
-def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns two blanks apart, the first one to the left and the others to the right."""
+def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Columns two blanks apart, the first ``left`` of them to the left and the others to the right."""
     lines = [headings, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
 
     def padded(line: Sequence[str]) -> str:
-        first, *others = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        return "  ".join([line[0].ljust(widths[0]), *others]) if first else ""
+        cells = enumerate(zip(line, widths, strict=True))
+        return "  ".join(cell.ljust(width) if i < left else cell.rjust(width) for i, (cell, width) in cells).rstrip()
 
     return "\n".join(map(padded, lines))
 

@@ -220,13 +220,10 @@ def _convolution(graph: Graph, node: Node, shape: tuple, shapes: dict) -> Tensor
     """(1, 1, …): one channel stands for all: taps of a position, times the output channels of its group."""
     weight = _parameter(graph, node, "weight", 1, shapes)
     transposed = "transpose" in facts(node).op
-    defaults = {"stride": 1, "padding": 0, "dilation": 1} | ({"output_padding": 0} if transposed else {})
     order = ops.GEOMETRY_TRANSPOSED if transposed else ops.GEOMETRY
-    values: dict[str, Any] = {}
-    for name, default in defaults.items():
-        value = _parameter(graph, node, name, 3 + order.index(name), shapes)
-        values[name] = default if value is None else value
-    groups = _parameter(graph, node, "groups", 6, shapes) or 1
+    given = {name: _parameter(graph, node, name, position, shapes) for position, name in enumerate(order, 3)}
+    values = {name: value for name, value in given.items() if value is not None}
+    groups = values.pop("groups", 1)
     module = module_of(graph, node)
     call = getattr(F, "conv" + ("_transpose" if transposed else "") + facts(node).op[-2:])
     x = torch.ones(1, 1, *shape[1:], requires_grad=True)

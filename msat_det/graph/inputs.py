@@ -3,6 +3,7 @@
 import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -201,8 +202,7 @@ class Cached(Sequence):
     """Batches that are made by a function of their index, the last few kept: ``Cached(n, make)``."""
 
     def __init__(self, count: int, make: Callable[[int], Batch], keep: int = 2):
-        self.length, self.make, self.keep = count, make, keep
-        self.kept: dict[int, Batch] = {}
+        self.length, self.make = count, lru_cache(keep)(make)
 
     def __len__(self) -> int:
         return self.length
@@ -210,8 +210,4 @@ class Cached(Sequence):
     def __getitem__(self, index: int) -> Batch:  # type: ignore[override] # no slices
         if not 0 <= index < self.length:
             raise IndexError(index)
-        if index not in self.kept:
-            if len(self.kept) >= self.keep:
-                self.kept.pop(next(iter(self.kept)))
-            self.kept[index] = self.make(index)
-        return self.kept[index]
+        return self.make(index)

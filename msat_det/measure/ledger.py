@@ -110,11 +110,10 @@ def split(neuron: Neuron, a: Tensor, x: Tensor, y: Tensor, reach: Tensor) -> dic
     own = y - driven
     possible = torch.maximum(torch.minimum(driven, reach), -reach)
     silent = a == 0
-    none = torch.zeros_like(own)
     return {
-        "quantisation": torch.where(silent, none, y - possible),
-        "clipping": torch.where(silent, none, possible - driven),
-        "sin": torch.where(silent, own, none),
+        "quantisation": torch.where(silent, 0.0, y - possible),
+        "clipping": torch.where(silent, 0.0, possible - driven),
+        "sin": torch.where(silent, own, 0.0),
         "inherited": driven - a,
     }
 

@@ -267,12 +267,11 @@ def timm_network(model: Any) -> Network:
 
 def find_preprocess(model: Any, enum: WeightsEnum | None = None) -> Preprocess:
     """``model.preprocess`` by name, else as torchvision's ``enum`` says, else its own; of ``model.size``."""
-    name = model.preprocess or _found(model).preprocess
-    if isinstance(name, Preprocess):
-        return name if model.size is None else name.of_size(model.size)
-    if name not in PREPROCESS:
-        raise InputError(f"model.preprocess is {name!r}: give one of {', '.join(PREPROCESS)}")
-    found = PREPROCESS[name]
+    found = model.preprocess or _found(model).preprocess
+    if isinstance(found, str):
+        if found not in PREPROCESS:
+            raise InputError(f"model.preprocess is {found!r}: give one of {', '.join(PREPROCESS)}")
+        found = PREPROCESS[found]
     if enum is not None and model.preprocess is None:
         own = enum.transforms()
         mean, std = tuple(own.mean), tuple(own.std)

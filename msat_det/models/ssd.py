@@ -17,6 +17,8 @@ from msat_det.models.state_dict import load_tensors
 from msat_det.models.suppression import select
 from msat_det.models.weights import read_tensors
 
+PRIORS = 1917  # of SSD-MobileNet at 300 pixels: 19²·3 + (10² + 5² + 3² + 2² + 1)·6
+
 
 class SsdDetector:
     """An SSD network as a ``Detector``. Input: (RGB − mean) / std, both on the scale 0..255.
@@ -192,12 +194,9 @@ def ssd_mobilenet_v1(model: Any) -> SsdDetector:
     net = SsdMobileNetV1(columns=len(names))
     priors = tensors.pop("anchors", torch.empty(0))
     load_tensors(net, {from_tensorflow(name): tensor for name, tensor in tensors.items()}, model.weights)
-    with torch.device("meta"):
-        levels = SsdMobileNetV1()(torch.empty(1, 3, 300, 300))[0]
-    needed = (sum(level[0].numel() for level in levels) // 4, 4)
-    if priors.shape != needed:
+    if priors.shape != (PRIORS, 4):
         raise InputError(
-            f"{model.weights}: 'anchors' has shape {tuple(priors.shape)}, not {needed}; give whole weights"
+            f"{model.weights}: 'anchors' has shape {tuple(priors.shape)}, not {PRIORS, 4}; give whole weights"
         )
     return SsdDetector(
         net,

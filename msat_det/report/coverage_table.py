@@ -4,6 +4,8 @@ import re
 from pathlib import PurePath
 from typing import Any
 
+from msat_det.base.tables import text_table
+
 Rows = list[dict[str, Any]]
 
 
@@ -33,7 +35,8 @@ def coverage_text(rows: Rows, most: int | None = None) -> str:
     parts = []
     for method, own in graphs(rows).items():
         heading = [f"The graph of {method}, whose options change it:"] if method else []
-        parts.append("\n".join([*heading, *_aligned(_cells(own, labels_of(own)[:most])), totals(own)]))
+        heads, *cells = _cells(own, labels_of(own)[:most])
+        parts.append("\n".join([*heading, text_table(heads, cells, left=len(heads) - 3), totals(own)]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -83,14 +86,3 @@ def short_source(source: str) -> str:
     """``/path/to/net.py:12: x = self.conv(x)`` → ``net.py:12``; other text as it is."""
     found = re.match(r"(.+?):(\d+): ", source)
     return f"{PurePath(found[1]).name}:{found[2]}" if found else source
-
-
-def _aligned(table: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    numbers = len(widths) - 3  # the last three columns, right-aligned
-    return [
-        "  ".join(
-            c.ljust(w) if i < numbers else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in table
-    ]

@@ -149,8 +149,11 @@ class _Reader(Reader):
         """The tensor that stands for a field: () or one number a channel; of a bias also such a row for each t."""
         key = f"{_prefix(self.site)}.{name}"
         tensor = self.tensors.get(key)
-        found = None if tensor is None else tuple(tensor.shape)
-        over_time = name == "bias" and len(found or ()) == 2 and found[1] == self.channels and 0 < found[0] <= LONGEST
-        if found is None or list(found) != shape or not (found in ((), (self.channels,)) or over_time):
+        if tensor is None or list(tensor.shape) != shape or not self._fits(name, *tensor.shape):
+            found = None if tensor is None else tuple(tensor.shape)
             raise self.wrong(name, found, f"a tensor of shape () or ({self.channels},)")
         return finite(key, tensor)
+
+    def _fits(self, name: str, *shape: int) -> bool:
+        over_time = name == "bias" and len(shape) == 2 and 0 < shape[0] <= LONGEST
+        return shape in ((), (self.channels,)) or (over_time and shape[1] == self.channels)
