@@ -15,6 +15,7 @@ on what is still to be corrected.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -91,11 +92,7 @@ class _Network:
 
     def within(self, t: int, neurons: dict[str, Neuron], price: float, budget: float | None) -> Priced:
         """Timestep t fitted at ``price``, or at the price that meets ``budget``, on top of the timesteps before."""
-        sent = self._sums(neurons, t)
-
-        def fit(price: float) -> Priced:
-            return self._fit(t, neurons, sent, price)
-
+        fit = partial(self._fit, t, neurons, self._sums(neurons, t))
         found = fit_within(budget, fit, price, CLOSE, PASSES, lambda before, last: before.spent == last.spent)
         for _ in range(PASSES):  # of few call sites what is spent falls in steps, and one may lie on the budget
             if budget is None or found.spent <= budget:

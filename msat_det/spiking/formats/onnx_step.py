@@ -15,7 +15,7 @@ from torch.fx.node import Node
 from msat_det.base.errors import InputError
 from msat_det.base.files import one_line, write_whole
 from msat_det.graph.facts import facts, full_shape, is_mask, is_site
-from msat_det.graph.graph import mean_inputs
+from msat_det.graph.graph import Graph, mean_inputs
 from msat_det.graph.ops import Kind
 from msat_det.spiking.delta import delta_step, resting_output
 from msat_det.spiking.network import SpikingNetwork
@@ -88,13 +88,15 @@ class Step(nn.Module):
         return [torch.zeros(images * slot.shape[0], *slot.shape[1:]) for slot in self.slots]
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
-        inputs, t, states = self.split(values)
-        return self.run(inputs, t, {slot: self.begun(slot, t, s) for slot, s in states.items()})
-
-    def split(self, values: tuple[Tensor, ...]) -> tuple[dict[str, Tensor], Tensor, dict[Slot, Tensor]]:
-        count = len(self.snn.graph.inputs)
-        inputs = dict(zip(self.snn.graph.inputs, values[:count], strict=True))
-        return inputs, values[count], dict(zip(self.slots, values[count + 1 :], strict=True))
+        graph, count = self.snn.graph, len(self.snn.graph.inputs)
+        t, before = values[count], zip(self.slots, values[count + 1 :], strict=True)
+        static = graph.settled(self.schedule.static, dict(zip(graph.inputs, values[:count], strict=True)))
+        now = _Timestep(self, static, t, {slot: self.begun(slot, t, state) for slot, state in before})
+        advance(self.schedule, now)
+        sums = {node: now.coming[self.sum(node)] for node in self.schedule.readout_sites}
+        means = sums if self.delta else {node: total / (t + 1) for node, total in sums.items()}
+        outputs = tensors_of(readout(graph, self.schedule, static, means))
+        return (*outputs, *(now.coming[slot] for slot in self.slots), *(now.sent[node] for node in self.sites))
 
     def begun(self, slot: Slot, t: Tensor, state: Tensor) -> Tensor:
         """The state, or what it is before the first timestep."""
@@ -104,16 +106,6 @@ class Step(nn.Module):
         if slot.field == "o" and self.delta:
             start = resting_output(self.snn.neurons[slot.node.name], state)
         return torch.where(t == 0, start, state)
-
-    def run(self, inputs: dict[str, Tensor], t: Tensor, states: dict[Slot, Tensor]) -> tuple[Tensor, ...]:
-        """The step on states that have begun."""
-        static = self.snn.graph.settled(self.schedule.static, inputs)
-        values = _Timestep(self, static, t, states)
-        advance(self.schedule, values)
-        sums = {node: values.coming[self.sum(node)] for node in self.schedule.readout_sites}
-        means = sums if self.delta else {node: total / (t + 1) for node, total in sums.items()}
-        outputs = tensors_of(readout(self.snn.graph, self.schedule, static, means))
-        return (*outputs, *(values.coming[slot] for slot in self.slots), *(values.sent[node] for node in self.sites))
 
     def sum(self, node: Node) -> Slot:
         """The output sum of a call site."""
@@ -162,10 +154,14 @@ class _Timestep(Values):
 
 def _output_names(snn: SpikingNetwork) -> list[str]:
     """``output`` and the way to it in the network's own nest, output.0.boxes; numbers and None among them have none."""
-    inputs = {name: facts(node) for name, node in snn.graph.placeholders.items()}
-    outputs = snn.graph({name: torch.zeros(1, *of.image_shape, dtype=of.dtype) for name, of in inputs.items()})
+    outputs = snn.graph(_blank_images(snn.graph, 1))
     paths = [path for path, value in pytree.tree_flatten_with_path(outputs)[0] if isinstance(value, Tensor)]
     return [".".join(["output", *(str(getattr(k, "key", getattr(k, "idx", k))) for k in path)]) for path in paths]
+
+
+def _blank_images(graph: Graph, images: int) -> dict[str, Tensor]:
+    inputs = {name: facts(graph.placeholders[name]) for name in graph.inputs}
+    return {name: torch.zeros(images, *of.image_shape, dtype=of.dtype) for name, of in inputs.items()}
 
 
 def tensors_of(outputs: Any) -> list[Tensor]:
@@ -186,9 +182,7 @@ def export_step(module: Step, images: int = 1) -> Any:
     Raises InputError for an operation that has no ONNX form.
     """
     require_packages()
-    graph = module.snn.graph
-    inputs = {name: facts(node) for name, node in graph.placeholders.items()}
-    examples = [torch.zeros(images, *inputs[k].image_shape, dtype=inputs[k].dtype) for k in graph.inputs]
+    examples = _blank_images(module.snn.graph, images)
     states = [slot.name for slot in module.slots]
     sent = [f"{node.name}.sent" for node in module.sites]
     try:
@@ -196,11 +190,11 @@ def export_step(module: Step, images: int = 1) -> Any:
             warnings.simplefilter("ignore")
             program: Any = torch.onnx.export(
                 module,
-                (*examples, torch.zeros((), dtype=torch.int64), *module.blank(images)),
+                (*examples.values(), torch.zeros((), dtype=torch.int64), *module.blank(images)),
                 dynamo=True,
                 verbose=False,
                 optimize=False,  # its rules take 1e-10 for 0, as in x / (norm + 1e-10)
-                input_names=[*graph.inputs, "t", *states],
+                input_names=[*examples, "t", *states],
                 output_names=[*module.outputs, *(f"{name}.next" for name in states), *sent],
             )
     except torch.onnx.errors.OnnxExporterError as error:

@@ -23,6 +23,7 @@ from msat_det.spiking.formats.archive import finite, read_archive, write_archive
 from msat_det.spiking.neurons import Neuron
 
 KIND = "plan"
+_PREFIX = "neurons/"  # of the tensors' names, before the call site's
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def write_neurons(neurons: Mapping[str, Neuron], graph: Graph) -> tuple[dict[str
     tensors: dict[str, Tensor] = {}
     for node in graph.sites:
         if node.name in neurons:
-            fields_ = _plain(neurons[node.name], _prefix(node.name), tensors)
+            fields_ = _plain(neurons[node.name], f"{_PREFIX}{node.name}", tensors)
             size = channels(facts(node).image_shape, neurons[node.name].axis)
             sites[node.name] = {"channels": size, "neuron": fields_}
     read_neurons(sites, tensors, graph)
@@ -109,10 +110,6 @@ def _channels(site: str, shape: tuple[int, ...], neuron: Any) -> int:
     return channels(shape, axis)
 
 
-def _prefix(site: str) -> str:
-    return f"neurons/{site}"
-
-
 def _plain(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """A value as JSON; a tensor as its shape, itself going into ``tensors``; ∞ as the word."""
     if isinstance(value, Tensor):
@@ -147,7 +144,7 @@ class _Reader(Reader):
 
     def _tensor(self, shape: Any, name: str) -> Tensor:
         """The tensor that stands for a field: () or one number a channel; of a bias also such a row for each t."""
-        key = f"{_prefix(self.site)}.{name}"
+        key = f"{_PREFIX}{self.site}.{name}"
         tensor = self.tensors.get(key)
         if tensor is None or list(tensor.shape) != shape or not self._fits(name, *tensor.shape):
             found = None if tensor is None else tuple(tensor.shape)
