@@ -11,7 +11,7 @@ from torch import fx
 from torch.fx.node import Node
 
 from msat_det.graph import ops
-from msat_det.graph.graph import closure
+from msat_det.graph.graph import origins
 
 
 def free_batch_size(graph: fx.Graph, other: fx.Graph, images: int, more: int) -> None:
@@ -68,7 +68,7 @@ class Guards:
         differing: nodes that give another size for another number of images.
         """
         for node, found in self.found.items():
-            if closure([node.args[0]], lambda n: n.all_input_nodes) & differing:
+            if origins([node.args[0]]) & differing:
                 self.graph.erase_node(node)
             else:
                 node.args = (node.args[0], found)

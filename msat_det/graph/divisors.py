@@ -1,13 +1,11 @@
 """What a network divides by, however it is written: rounded to next to nothing, it would blow the quotient up."""
 
-from collections.abc import Iterable
-
 import torch
 from torch.fx.node import Node
 
 from msat_det.graph import ops
 from msat_det.graph.facts import amend, facts
-from msat_det.graph.graph import Graph, closure
+from msat_det.graph.graph import Graph, origins
 from msat_det.graph.ops import Kind
 
 _DIVISOR = {  # of an operation: where its divisor stands among the arguments, and its name
@@ -23,11 +21,10 @@ _POSITIVE = ops.CLAMPS | {"hardtanh", "sigmoid", "softplus"}  # or may be
 def in_divisors(graph: Graph) -> set[Node]:
     """Products of branches that reach a divisor through linear nodes, other products, powers and clamps alone."""
 
-    def before(node: Node) -> Iterable[Node]:
-        passes = facts(node).kind is Kind.LINEAR or multiplies(node) or facts(node).op in _PASSED
-        return node.all_input_nodes if passes else ()
+    def passes(node: Node) -> bool:
+        return facts(node).kind is Kind.LINEAR or multiplies(node) or facts(node).op in _PASSED
 
-    found = closure((n for node in graph.nodes for n in _divisors(graph, node)), before)
+    found = origins((n for node in graph.nodes for n in _divisors(graph, node)), passes)
     return {n for n in found if facts(n).kind is Kind.DIFFERENTIAL and multiplies(n)}
 
 
@@ -37,11 +34,8 @@ def spare_divisors(graph: Graph) -> None:
     Their author may rely on it, with a sigmoid or a clamp by a small number, say, and a neuron rounds it to 0. What
     stands in the numerator as well is rounded alike in both.
     """
-
-    def before(node: Node) -> Iterable[Node]:
-        return node.all_input_nodes if facts(node).kind is Kind.LINEAR and not multiplies(node) else ()
-
-    found = closure((divisor for node in graph.nodes for divisor in _divisors(graph, node)), before)
+    divisors = (divisor for node in graph.nodes for divisor in _divisors(graph, node))
+    found = origins(divisors, lambda node: facts(node).kind is Kind.LINEAR and not multiplies(node))
     for site in filter(_is_positive, found.intersection(graph.sites)):
         if all(user in found or site in _divisors(graph, user) for user in site.users):
             amend(site, kind=Kind.DIFFERENTIAL, activation=None)
@@ -55,11 +49,7 @@ def _is_positive(site: Node) -> bool:
 
 def division_before(site: Node) -> Node | None:
     """A node that divides what images make by what they make, between other call sites and this one."""
-
-    def before(node: Node) -> Iterable[Node]:
-        return node.all_input_nodes if node is site or facts(node).kind is not Kind.SPIKING else ()
-
-    found = closure([site], before)
+    found = origins([site], lambda node: node is site or facts(node).kind is not Kind.SPIKING)
     divides = _DIVISOR.keys() - {"pow"}  # which mostly multiplies
     return next((n for n in found if facts(n).kind is Kind.DIFFERENTIAL and facts(n).op in divides), None)
 

@@ -1,6 +1,5 @@
 """Edits of the graph itself: call sites kept analog, and neurons on linear outputs."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 from torch.fx.node import Node
@@ -12,7 +11,7 @@ from msat_det.graph.divisors import in_divisors, multiplies
 from msat_det.graph.facts import amend, facts, is_mask, state
 from msat_det.graph.fanout import is_event_source, is_pool, static_nodes
 from msat_det.graph.folds import unfold
-from msat_det.graph.graph import Graph, closure
+from msat_det.graph.graph import Graph, origins
 from msat_det.graph.ops import Activation, Kind
 
 
@@ -39,11 +38,8 @@ def linear_carriers(graph: Graph) -> list[Node]:
     def carries(node: Node) -> bool:
         return _is_analog(node) or _is_sum(node, static) or is_pool(node)
 
-    def before(node: Node) -> Iterable[Node]:
-        return node.all_input_nodes if facts(node).kind is Kind.LINEAR and not carries(node) else ()
-
-    entering = closure((n for node in graph.nodes if multiplies(node) for n in node.all_input_nodes), before)
-    found = entering - static - divisors
+    entering = (n for node in graph.nodes if multiplies(node) for n in node.all_input_nodes)
+    found = origins(entering, lambda node: facts(node).kind is Kind.LINEAR and not carries(node)) - static - divisors
     return [n for n in graph.nodes if n in found and carries(n)]
 
 

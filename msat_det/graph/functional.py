@@ -15,7 +15,7 @@ from msat_det.base.errors import InputError
 from msat_det.graph import ops
 from msat_det.graph.batch_size import drop_dead
 from msat_det.graph.facts import Output, full_shape
-from msat_det.graph.graph import Graph, module_of, where
+from msat_det.graph.graph import Graph, called, module_of, where
 from msat_det.graph.prepare import copied
 
 # Nodes whose output may share memory with their input: writing into one in place changes the other.
@@ -152,7 +152,7 @@ def _shape(view: Node) -> Any:
 def single_extrema(graph: Graph) -> None:
     """Put amax for the first of what ``x.max(dim)`` gives where the second, the places, is not used; amin alike."""
     for node in graph.nodes:
-        name = ops.canonical(node, module_of(graph, node)) if node.op.startswith("call") else ""
+        name = called(graph, node)
         given = dict(zip(("input", "dim", "keepdim"), node.args, strict=False)) | node.kwargs
         parts = [user for user in node.users if user.target is operator.getitem and user.args[1] == 0]
         if name not in ("max", "min") or not isinstance(given.get("dim"), int) or len(parts) != len(node.users):
@@ -170,7 +170,7 @@ _UNSET: dict[str, Any] = {"emptylike": torch.zeros_like, "newempty": "new_zeros"
 def drop_neutral(graph: Graph) -> None:
     """Take out what does nothing in evaluation; memory that nobody has written is 0, so that every run has the same."""
     for node in graph.nodes:
-        name = ops.canonical(node, module_of(graph, node)) if node.op.startswith("call") else ""
+        name = called(graph, node)
         if name in _UNSET:
             node.target = _UNSET[name]
         if name in ops.NEUTRAL or (name == "getattr" and node.args[1] == "data"):

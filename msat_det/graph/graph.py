@@ -228,9 +228,14 @@ def closure(start: Iterable[Node], onward: Callable[[Node], Iterable[Node]]) -> 
     return found
 
 
+def origins(start: Iterable[Node], through: Callable[[Node], bool] = lambda node: True) -> set[Node]:
+    """All nodes that ``start``'s values come from, those included, not looking behind what is not gone ``through``."""
+    return closure(start, lambda node: node.all_input_nodes if through(node) else ())
+
+
 def before_output(graph: Graph) -> set[Node]:
     """The output, the last call sites before it, and all that lies between them: no other neuron's spikes do."""
-    return closure([graph.nodes[-1]], lambda n: () if is_site(n) else n.all_input_nodes)
+    return origins([graph.nodes[-1]], lambda node: not is_site(node))
 
 
 def elements(node: Node) -> int:
@@ -255,6 +260,11 @@ def where(node: Node) -> str:
 
 def module_of(graph: Graph, node: Node) -> nn.Module | None:
     return graph.layer(node) if node.op == "call_module" else None
+
+
+def called(graph: Graph, node: Node) -> str:
+    """The canonical name of what a node calls; "" where it calls nothing."""
+    return ops.canonical(node, module_of(graph, node)) if node.op.startswith("call") else ""
 
 
 def mean_inputs(node: Node, moving: set[Node]) -> list[Node]:

@@ -34,7 +34,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
 from msat_det.graph.attention import multi_head, scaled_dot_product
-from msat_det.graph.graph import TORCH, closure
+from msat_det.graph.graph import TORCH, origins
 from msat_det.graph.scripted import run_function
 
 # What turns a tensor into something that Python can decide by.
@@ -249,7 +249,7 @@ class _Recorder(TorchFunctionMode):
 
     def fix_sizes(self, nodes: Iterable[Node]) -> None:
         """Guard the sizes that blank tensors are made of."""
-        for node in closure(nodes, lambda n: () if n in self.found else n.all_input_nodes):
+        for node in origins(nodes, lambda node: node not in self.found):
             if node in self.found and not self.done:
                 self.once(ops.guard, node, self.found[node])
 

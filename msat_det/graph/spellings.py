@@ -16,7 +16,7 @@ from torch.fx.node import Node
 from msat_det.graph import ops
 from msat_det.graph.batch_size import drop_dead
 from msat_det.graph.facts import Output, full_shape
-from msat_det.graph.graph import Graph, module_of
+from msat_det.graph.graph import Graph, called
 
 _MOST = 24  # nodes of one activation
 _TOLERANCE = 2e-6
@@ -43,7 +43,7 @@ def join_activations(graph: Graph, outputs: dict[Node, Output]) -> dict[Node, li
     replaced: set[Node] = set()
     order = {node: position for position, node in enumerate(graph.nodes)}
     for node in reversed(graph.nodes):
-        if node in replaced or not _is_elementwise(graph, node) or _name(graph, node) in _PLAIN:
+        if node in replaced or not _is_elementwise(graph, node) or called(graph, node) in _PLAIN:
             continue
         for source, region in _regions(graph, node, outputs, order):
             named = _named(graph, source, region, outputs)
@@ -71,12 +71,8 @@ def _put(graph: Graph, node: Node, source: Node, function: Callable[..., Tensor]
         return graph.module.graph.call_function(function, (source,), kwargs)
 
 
-def _name(graph: Graph, node: Node) -> str:
-    return ops.canonical(node, module_of(graph, node)) if node.op.startswith("call") else node.op
-
-
 def _is_elementwise(graph: Graph, node: Node) -> bool:
-    name = _name(graph, node)
+    name = called(graph, node)
     if name in ("max", "min"):  # of two tensors, and not over a dimension
         return len(node.args) == 2 and isinstance(node.args[1], Node)
     return name in _ELEMENTWISE

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from msat_det.base.errors import InputError
-from msat_det.graph.graph import Batch, Graph, closure
+from msat_det.graph.graph import Batch, Graph, origins
 from msat_det.measure.effects import output_error
 from msat_det.measure.ledger import Entry, Ledger
 from msat_det.methods import parse_options
@@ -90,7 +90,7 @@ class Patient:
     def _before(self, site: str) -> set[str]:
         """Everything that a call site's input comes from."""
         nodes = {node.name: node for node in self.graph.nodes}
-        return {node.name for node in closure(nodes[site].all_input_nodes, lambda n: n.all_input_nodes)}
+        return {node.name for node in origins(nodes[site].all_input_nodes)}
 
     def _error_with(self, change: dict[str, Any]) -> float:
         """Error of the outputs under changed options; infinite where they cannot be had."""

@@ -7,7 +7,7 @@ from msat_det.base.errors import InputError
 from msat_det.graph import ops
 from msat_det.graph.facts import facts, is_site
 from msat_det.graph.fanout import FanOut, is_pool, static_nodes
-from msat_det.graph.graph import Graph, before_output, closure, last_uses
+from msat_det.graph.graph import Graph, before_output, closure, last_uses, origins
 from msat_det.graph.ops import Kind
 from msat_det.spiking.neurons import Neuron
 
@@ -22,7 +22,7 @@ class Schedule:
         pays = {n for n in nodes if facts(n).op in ops.MULTIPLYING}
         # a max pooling that no neuron follows is simulated only where a paying layer follows: its spikes count
         timed = [n for n in nodes if is_site(n) or (is_pool(n) and closure([n], lambda n: n.users) & pays)]
-        needed = closure(timed, lambda n: n.all_input_nodes)
+        needed = origins(timed)
         sizes = {n for n in nodes if facts(n).kind is Kind.SHAPE and n.op != "get_attr"}  # they differ by chunk
         self.body = [n for n in nodes if n in needed and (n in self.moving or n in sizes)]
         self.static = [n for n in nodes if n not in self.moving and n.op != "output"]
