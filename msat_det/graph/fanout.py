@@ -104,32 +104,159 @@ def fan_out(graph: Graph, batch: Tensor | tuple | list | dict) -> FanOut:
     batch: one image (batch size 1), for the values of shapes. Counted on the CPU, where whole numbers stay whole.
     """
     with graph.on("cpu"):
-        return _fan_out(graph, batch)
+        return _Count(graph, batch).result()
 
 
-def _fan_out(graph: Graph, batch: Tensor | tuple | list | dict) -> FanOut:
-    shapes = {node: value for node, value in graph.walk(batch) if facts(node).kind is Kind.SHAPE}
-    static = static_nodes(graph)
-    analog = _analog_masks(graph, shapes, static)
-    result = FanOut()
-    for node in graph.nodes:
-        if _is_evaluated(node, static):
-            result.evaluations += elements(node)
-        if facts(node).op not in ops.MULTIPLYING or facts(node).kind not in (Kind.LINEAR, Kind.DIFFERENTIAL):
-            continue
-        if facts(node).kind is Kind.DIFFERENTIAL:  # a product of two branches
-            result.macs[node] = _product_macs(graph, node, shapes)
-            result.analog[node] = result.macs[node]
-            continue
-        source = _data_inputs(node)[0]
-        reach, mask = _multiply_adds(graph, node, source, shapes), _tensor(analog[source])
-        result.macs[node] = int(wide(reach).sum())
-        dense = float(wide(reach * mask).sum())
-        if dense:
-            result.analog[node] = dense
-        _push(graph, source, reach * (1 - mask), shapes, static, result)
-    result.spikes = {node: as_spikes_lie(reach) for node, reach in result.spikes.items()}
-    return result
+class _Count:
+    """One graph's count. shapes: values that no image enters. static: see ``static_nodes``. found: what is counted."""
+
+    def __init__(self, graph: Graph, batch: Tensor | tuple | list | dict):
+        self.graph, self.static, self.found = graph, static_nodes(graph), FanOut()
+        self.shapes = {node: value for node, value in graph.walk(batch) if facts(node).kind is Kind.SHAPE}
+
+    def result(self) -> FanOut:
+        found, masks = self.found, self.analog_masks()
+        for node in self.graph.nodes:
+            if _is_evaluated(node, self.static):
+                found.evaluations += elements(node)
+            if facts(node).op not in ops.MULTIPLYING or facts(node).kind not in (Kind.LINEAR, Kind.DIFFERENTIAL):
+                continue
+            if facts(node).kind is Kind.DIFFERENTIAL:  # a product of two branches
+                found.macs[node] = found.analog[node] = self.product_macs(node)
+                continue
+            source = _data_inputs(node)[0]
+            reach, mask = self.multiply_adds(node, source), masks[source]
+            assert isinstance(mask, Tensor)  # no tuple is multiplied
+            found.macs[node] = int(wide(reach).sum())
+            if dense := float(wide(reach * mask).sum()):
+                found.analog[node] = dense
+            self.push(source, reach * (1 - mask))
+        found.spikes = {node: as_spikes_lie(reach) for node, reach in found.spikes.items()}
+        return found
+
+    def value(self, node: Node, inputs: dict[Node, Any]) -> Any:
+        """A node's value for those of its inputs that images enter."""
+        return self.graph.evaluate(node, self.shapes | inputs)
+
+    def linear_part(self, node: Node, inputs: dict[Node, Value]) -> Value:
+        """The node without its affine offset: L(inputs) − L(0)."""
+        at_inputs, at_zero = self.value(node, inputs), self.value(node, pytree.tree_map(torch.zeros_like, inputs))
+        return pytree.tree_map(lambda a, z: (a - z).nan_to_num(0.0), at_inputs, at_zero)
+
+    def analog_masks(self) -> dict[Node, Value]:
+        """For each node, 1 where something analog that changes in time flows through, (1, C, …); spikes leave 0."""
+        generator = torch.Generator().manual_seed(0)
+        masks: dict[Node, Value] = {}
+        for node in self.graph.nodes:
+            kind = facts(node).kind
+            if kind in (Kind.SHAPE, Kind.OUTPUT):
+                continue
+            entering = {n: masks[n] for n in _data_inputs(node)}
+            if node in self.static or is_event_source(node):
+                masks[node] = filled(facts(node), 0.0)
+            elif kind is Kind.DIFFERENTIAL or facts(node).op in ops.MULTIPLYING:
+                masks[node] = filled(facts(node), 1.0)
+            elif not any(mask.any() for mask in pytree.tree_leaves(list(entering.values()))):
+                masks[node] = filled(facts(node), 0.0)
+            else:
+                # positive random values in place of ones, so that no difference of two branches cancels
+                noisy = pytree.tree_map(lambda m: m * (0.5 + torch.rand(m.shape, generator=generator)), entering)
+                masks[node] = pytree.tree_map(lambda m: (m != 0).float(), self.linear_part(node, noisy))
+        return masks
+
+    def multiply_adds(self, node: Node, source: Node) -> Tensor:
+        """(1, C, …) multiply-adds that each element of the node's input takes part in."""
+        shape, op = full_shape(facts(source)), facts(node).op
+        if op == "linear":
+            return torch.full(shape, float(self.parameter(node, "weight", 1).shape[0]))
+        if op.startswith("conv"):
+            return self.convolution(node, facts(source).image_shape).expand(shape)
+        if op in ("matmul", "bmm", "mm"):
+            other = next(n for n in node.all_input_nodes if n is not source)
+            return torch.full(shape, float(self.shapes[other].shape[-1 if node.args[0] is source else -2]))
+        if op == "einsum":
+            return _vjp(lambda x: self.on_ones(node, {source: x}), source, None)
+        raise InputError(f"cannot count the multiply-adds of operation '{op}' at {facts(node).source}")
+
+    def parameter(self, node: Node, name: str, position: int) -> Any:
+        """A tensor or a setting of a layer, or of a function's call."""
+        if node.op == "call_module":
+            return getattr(self.graph.layer(node), name)
+        value = ops.argument(node, position, name)
+        return self.shapes[value] if isinstance(value, Node) else value
+
+    def convolution(self, node: Node, shape: tuple) -> Tensor:
+        """(1, 1, …): one channel stands for all: taps of a position, times the output channels of its group."""
+        weight, module = self.parameter(node, "weight", 1), module_of(self.graph, node)
+        transposed = "transpose" in facts(node).op
+        order = ops.GEOMETRY_TRANSPOSED if transposed else ops.GEOMETRY
+        given = {name: self.parameter(node, name, position) for position, name in enumerate(order, 3)}
+        values = {name: value for name, value in given.items() if value is not None}
+        groups = values.pop("groups", 1)
+        call = getattr(F, "conv" + ("_transpose" if transposed else "") + facts(node).op[-2:])
+        x = padded = torch.ones(1, 1, *shape[1:], requires_grad=True)
+        if isinstance(module, _ConvNd) and module.padding_mode != "zeros":
+            padded = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode)
+            values["padding"] = 0
+        with torch.enable_grad():
+            taps = call(padded, torch.ones(1, 1, *weight.shape[2:]), **values)
+            (reach,) = torch.autograd.grad(taps.sum(), x)
+        per_tap = weight.shape[1] if transposed else weight.shape[0] // groups
+        return reach.round() * per_tap
+
+    def product_macs(self, node: Node) -> int:
+        if facts(node).op == "einsum":
+            return int(wide(self.on_ones(node, {})).sum())
+        return elements(node) * facts(node.all_input_nodes[0]).image_shape[-1]
+
+    def on_ones(self, node: Node, inputs: dict[Node, Tensor]) -> Tensor:
+        """A product of tensors with 1 in place of all values but ``inputs``: each output counts its multiply-adds."""
+        ones: dict[Node, Value] = {n: torch.ones(v.shape) for n, v in self.shapes.items() if isinstance(v, Tensor)}
+        ones |= {n: filled(facts(n), 1.0) for n in _data_inputs(node)}
+        return self.value(node, ones | inputs)
+
+    def push(self, node: Node, reach: Tensor) -> None:
+        """Carry a reach map (1, C, …) back from a node's output to the spikes that enter it."""
+        if node in self.static:
+            self.found.once += float(wide(reach).sum())
+        elif is_event_source(node):
+            known = self.found.spikes.get(node)
+            self.found.spikes[node] = reach[0].clone() if known is None else known + reach[0]
+        elif facts(node).kind is Kind.LINEAR and facts(node).op not in ops.MULTIPLYING:
+            for source in _data_inputs(node):
+                if facts(source).parts:  # an element of a tuple: chunk, split, unbind
+                    origin = _data_inputs(source)[0]
+                    self.push(origin, self.pull_part(node, source, origin, reach))
+                else:
+                    self.push(source, self.pull(node, source, reach))
+
+    def pull(self, node: Node, source: Node, reach: Tensor) -> Tensor:
+        """What each element of ``source`` reaches through a linear node: the sum of ``reach`` over what it touches."""
+        op = facts(node).op
+        if op in _ELEMENTWISE:
+            return reach.sum_to_size(full_shape(facts(source)))
+        if op in _REDUCING:
+            return _vjp(lambda x: self.value(node, {source: x}), source, reach, unit=True)
+        if op in _SPATIAL:
+            return self.pull_spatial(node, source, reach)
+        others = {n: filled(facts(n), 0.0) for n in _data_inputs(node) if n is not source}
+        return _vjp(lambda x: self.value(node, others | {source: x}), source, reach)
+
+    def pull_part(self, node: Node, split: Node, origin: Node, reach: Tensor) -> Tensor:
+        return _vjp(lambda x: self.value(node, {split: self.value(split, {origin: x})}), origin, reach)
+
+    def pull_spatial(self, node: Node, source: Node, reach: Tensor) -> Tensor:
+        """Pooling and interpolation are separable: which outputs each row and each column touches decides."""
+        shape = facts(source).image_shape
+        for axis in range(1, len(shape)):
+            length = shape[axis]
+            basis = torch.zeros(length, 1, *shape[1:])
+            lines = basis.movedim(axis + 1, 1)
+            lines[torch.arange(length), torch.arange(length)] = 1.0
+            touched = self.value(node, {source: basis}).movedim(axis + 1, 1).flatten(2) != 0
+            matrix = touched.any(2).to(reach.dtype)  # (input position, output position)
+            reach = torch.tensordot(reach, matrix, dims=([axis + 1], [1])).movedim(-1, axis + 1)
+        return reach
 
 
 def as_spikes_lie(reach: Tensor) -> Tensor:
@@ -155,140 +282,6 @@ def static_nodes(graph: Graph) -> set[Node]:
     return static
 
 
-def _linear_part(graph: Graph, node: Node, values: dict[Node, Value], shapes: dict) -> Value:
-    """The node without its affine offset: L(values) − L(0)."""
-    zeros = pytree.tree_map(torch.zeros_like, values)
-    at_values, at_zero = (graph.evaluate(node, shapes | v) for v in (values, zeros))
-    return pytree.tree_map(lambda a, z: (a - z).nan_to_num(0.0), at_values, at_zero)
-
-
-def _analog_masks(graph: Graph, shapes: dict, static: set[Node]) -> dict[Node, Value]:
-    """For each node, 1 where something analog that changes in time flows through, (1, C, …); spikes leave 0."""
-    generator = torch.Generator().manual_seed(0)
-    masks: dict[Node, Value] = {}
-    for node in graph.nodes:
-        kind = facts(node).kind
-        if kind in (Kind.SHAPE, Kind.OUTPUT):
-            continue
-        if node in static or is_event_source(node):
-            masks[node] = filled(facts(node), 0.0)
-        elif kind is Kind.DIFFERENTIAL or facts(node).op in ops.MULTIPLYING:
-            masks[node] = filled(facts(node), 1.0)
-        else:
-            inputs = _data_inputs(node)
-            if not any(mask.any() for mask in pytree.tree_leaves([masks[n] for n in inputs])):
-                masks[node] = filled(facts(node), 0.0)
-                continue
-            # positive random values in place of ones, so that no difference of two branches cancels
-            entering = {n: masks[n] for n in inputs}
-            noisy = pytree.tree_map(lambda m: m * (0.5 + torch.rand(m.shape, generator=generator)), entering)
-            masks[node] = pytree.tree_map(lambda m: (m != 0).float(), _linear_part(graph, node, noisy, shapes))
-    return masks
-
-
-def _tensor(value: Value) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise TypeError("a tuple where a tensor is multiplied")
-    return value
-
-
-def _multiply_adds(graph: Graph, node: Node, source: Node, shapes: dict) -> Tensor:
-    """(1, C, …) multiply-adds that each element of the node's input takes part in."""
-    known, op = facts(source), facts(node).op
-    if op == "linear":
-        return torch.full(full_shape(known), float(_parameter(graph, node, "weight", 1, shapes).shape[0]))
-    if op.startswith("conv"):
-        return _convolution(graph, node, known.image_shape, shapes).expand(*full_shape(known))
-    if op in ("matmul", "bmm", "mm"):
-        other = next(n for n in node.all_input_nodes if n is not source)
-        rows = shapes[other].shape[-1 if node.args[0] is source else -2]
-        return torch.full(full_shape(known), float(rows))
-    if op == "einsum":
-        return _vjp(lambda x: _on_ones(graph, node, shapes, {source: x}), source, None)
-    raise InputError(f"cannot count the multiply-adds of operation '{op}' at {facts(node).source}")
-
-
-def _parameter(graph: Graph, node: Node, name: str, position: int, shapes: dict) -> Any:
-    """A tensor or a setting of a layer, or of a function's call."""
-    if node.op == "call_module":
-        return getattr(graph.layer(node), name)
-    value = ops.argument(node, position, name)
-    return shapes[value] if isinstance(value, Node) else value
-
-
-def _convolution(graph: Graph, node: Node, shape: tuple, shapes: dict) -> Tensor:
-    """(1, 1, …): one channel stands for all: taps of a position, times the output channels of its group."""
-    weight = _parameter(graph, node, "weight", 1, shapes)
-    transposed = "transpose" in facts(node).op
-    order = ops.GEOMETRY_TRANSPOSED if transposed else ops.GEOMETRY
-    given = {name: _parameter(graph, node, name, position, shapes) for position, name in enumerate(order, 3)}
-    values = {name: value for name, value in given.items() if value is not None}
-    groups = values.pop("groups", 1)
-    module = module_of(graph, node)
-    call = getattr(F, "conv" + ("_transpose" if transposed else "") + facts(node).op[-2:])
-    x = torch.ones(1, 1, *shape[1:], requires_grad=True)
-    padded = x
-    if isinstance(module, _ConvNd) and module.padding_mode != "zeros":
-        padded = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode)
-        values["padding"] = 0
-    with torch.enable_grad():
-        taps = call(padded, torch.ones(1, 1, *weight.shape[2:]), **values)
-        (reach,) = torch.autograd.grad(taps.sum(), x)
-    per_tap = weight.shape[1] if transposed else weight.shape[0] // groups
-    return reach.round() * per_tap
-
-
-def _product_macs(graph: Graph, node: Node, shapes: dict) -> int:
-    if facts(node).op == "einsum":
-        return int(wide(_on_ones(graph, node, shapes, {})).sum())
-    inner = facts(node.all_input_nodes[0]).image_shape[-1]
-    return elements(node) * inner
-
-
-def _on_ones(graph: Graph, node: Node, shapes: dict, values: dict[Node, Tensor]) -> Tensor:
-    """A product of tensors with 1 in place of all values but ``values``: each output counts its multiply-adds."""
-    ones: dict[Node, Value] = {n: torch.ones(v.shape) for n, v in shapes.items() if isinstance(v, Tensor)}
-    ones |= {n: filled(facts(n), 1.0) for n in _data_inputs(node)}
-    return graph.evaluate(node, shapes | ones | values)
-
-
-def _push(graph: Graph, node: Node, reach: Tensor, shapes: dict, static: set[Node], result: FanOut) -> None:
-    """Carry a reach map (1, C, …) back from a node's output to the spikes that enter it."""
-    if node in static:
-        result.once += float(wide(reach).sum())
-    elif is_event_source(node):
-        known = result.spikes.get(node)
-        result.spikes[node] = reach[0].clone() if known is None else known + reach[0]
-    elif facts(node).kind is Kind.LINEAR and facts(node).op not in ops.MULTIPLYING:
-        for source in _data_inputs(node):
-            if facts(source).parts:  # an element of a tuple: chunk, split, unbind
-                origin = _data_inputs(source)[0]
-                pulled = _pull_part(graph, node, source, origin, reach, shapes)
-                _push(graph, origin, pulled, shapes, static, result)
-            else:
-                _push(graph, source, _pull(graph, node, source, reach, shapes), shapes, static, result)
-
-
-def _pull(graph: Graph, node: Node, source: Node, reach: Tensor, shapes: dict) -> Tensor:
-    """What each element of ``source`` reaches through one linear node: the sum of ``reach`` over what it touches."""
-    op = facts(node).op
-    if op in _ELEMENTWISE:
-        return reach.sum_to_size(full_shape(facts(source)))
-    if op in _REDUCING:
-        return _vjp(lambda x: graph.evaluate(node, shapes | {source: x}), source, reach, unit=True)
-    if op in _SPATIAL:
-        return _pull_spatial(graph, node, source, reach, shapes)
-    values = {n: filled(facts(n), 0.0) for n in _data_inputs(node) if n is not source}
-    return _vjp(lambda x: graph.evaluate(node, shapes | values | {source: x}), source, reach)
-
-
-def _pull_part(graph: Graph, node: Node, split: Node, origin: Node, reach: Tensor, shapes: dict) -> Tensor:
-    def both(x: Tensor) -> Tensor:
-        return graph.evaluate(node, shapes | {split: graph.evaluate(split, shapes | {origin: x})})
-
-    return _vjp(both, origin, reach)
-
-
 def _vjp(fn: Callable[[Tensor], Tensor], source: Node, reach: Tensor | None, unit: bool = False) -> Tensor:
     """Vector-Jacobian product of a map of ``source`` whose weights are ±1, or (unit) one positive one, divided out.
 
@@ -304,18 +297,3 @@ def _vjp(fn: Callable[[Tensor], Tensor], source: Node, reach: Tensor | None, uni
             (weight,) = torch.autograd.grad(fn(x).sum(), x)
             pulled = pulled / weight
     return pulled.abs().round()
-
-
-def _pull_spatial(graph: Graph, node: Node, source: Node, reach: Tensor, shapes: dict) -> Tensor:
-    """Pooling and interpolation are separable: which outputs each row and each column touches decides."""
-    shape = facts(source).image_shape
-    pulled = reach
-    for axis in range(1, len(shape)):
-        length = shape[axis]
-        basis = torch.zeros(length, 1, *shape[1:])
-        lines = basis.movedim(axis + 1, 1)
-        lines[torch.arange(length), torch.arange(length)] = 1.0
-        touched = graph.evaluate(node, shapes | {source: basis}).movedim(axis + 1, 1).flatten(2) != 0
-        matrix = touched.any(2).to(reach.dtype)  # (input position, output position)
-        pulled = torch.tensordot(pulled, matrix, dims=([axis + 1], [1])).movedim(-1, axis + 1)
-    return pulled

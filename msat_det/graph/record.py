@@ -285,15 +285,12 @@ class Size(int):
     """A size of a tensor that an image enters: a plain number, and the node that gives it for other images."""
 
     recorder: _Recorder
-    make: Callable[[], Node]
+    node: Callable[[], Node]
 
-    def __new__(cls, value: int, recorder: _Recorder, make: Callable[[], Node]) -> "Size":
+    def __new__(cls, value: int, recorder: _Recorder, node: Callable[[], Node]) -> "Size":
         size = super().__new__(cls, value)
-        size.recorder, size.make = recorder, make
+        size.recorder, size.node = recorder, node
         return size
-
-    def node(self) -> Node:
-        return self.make()
 
     def plain(self) -> int:
         """The number alone, for good: other images must have the same."""
