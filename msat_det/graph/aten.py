@@ -87,12 +87,22 @@ def _convolution(
     return getattr(F, f"conv{len(stride)}d")(x, weight, bias, stride, padding, dilation, groups)
 
 
-def _resize(mode: str) -> Callable[..., Tensor]:
+def _resize(mode: str, antialias: bool = False) -> Callable[..., Tensor]:
     def resize(x: Tensor, size: Any, *rest: Any) -> Tensor:
         corners = rest[0] if isinstance(rest[0], bool) else None
-        return F.interpolate(x, size, rest[-1] if size is None else None, mode, corners)
+        return F.interpolate(x, size, rest[-1] if size is None else None, mode, corners, antialias=antialias)
 
     return resize
+
+
+def _adaptive_max_pool(n: int) -> Callable[..., tuple[Tensor, None]]:
+    pool = getattr(F, f"adaptive_max_pool{n}d")
+    return lambda x, size: (pool(x, size), None)  # without the places of the maxima
+
+
+def _grid_sample(x: Tensor, grid: Tensor, mode: int, padding: int, corners: bool) -> Tensor:
+    modes, paddings = ("bilinear", "nearest", "bicubic"), ("zeros", "border", "reflection")
+    return F.grid_sample(x, grid, modes[mode], paddings[padding], corners)
 
 
 def _raise(message: Any, *_: Any) -> None:
@@ -130,6 +140,7 @@ _ARITHMETIC: dict[str, Callable] = {
 _NUMBERS: dict[str, Callable] = {
     **{"add_": operator.iadd, "floordiv": operator.floordiv, "rsub": lambda a, b: b - a, "round": round, "abs": abs},
     **{"sqrt": math.sqrt, "log": math.log, "exp": math.exp, "floor": math.floor, "ceil": math.ceil},
+    "to": lambda x, dtype, *_: float(x) if isinstance(dtype, torch.dtype) and dtype.is_floating_point else x,
     **{"__and__": operator.and_, "__or__": operator.or_, "sum": sum, "any": any, "all": all},
 }
 _CALLS: dict[str, Callable] = {
@@ -153,9 +164,14 @@ _CALLS: dict[str, Callable] = {
     "_convolution": _convolution,
     "_convolution_mode": lambda x, weight, *rest: getattr(F, f"conv{weight.dim() - 2}d")(x, weight, *rest),
     "constant_pad_nd": lambda x, sides, value: F.pad(x, sides, "constant", value),
+    **{f"adaptive_max_pool{n}d": _adaptive_max_pool(n) for n in (1, 2, 3)},
     **{f"reflection_pad{n}d": lambda x, sides: F.pad(x, sides, "reflect") for n in "123"},
     **{f"replication_pad{n}d": lambda x, sides: F.pad(x, sides, "replicate") for n in "123"},
     **{f"upsample_{mode}": _resize(mode[:-2]) for mode in ("nearest1d", "nearest2d", "nearest3d", "linear1d")},
     **{f"upsample_{mode}": _resize(mode[:-2]) for mode in ("bilinear2d", "bicubic2d", "trilinear3d")},
     **{f"_upsample_nearest_exact{n}d": _resize("nearest-exact") for n in "123"},
+    **{f"_upsample_{mode}2d_aa": _resize(mode, antialias=True) for mode in ("bilinear", "bicubic")},
+    **{"im2col": F.unfold, "col2im": F.fold, "grid_sampler": _grid_sample},
+    **{name: operator.attrgetter(name) for name in ("mT", "mH")},
+    **{"numpy_T": operator.attrgetter("T"), "matrix_H": operator.attrgetter("H")},
 }

@@ -118,7 +118,7 @@ DIFFERENTIAL = {
     *("normalize", "norm", "vectornorm", "rmsnorm", "std", "var"),
     *("softmax", "softmax2d", "softmin", "logsoftmax", "logsumexp", "glu", "lerp", "addcmul", "addcdiv"),
     *("pow", "square", "sqrt", "rsqrt", "reciprocal", "abs", "exp", "expm1", "log", "log1p"),
-    *("sin", "cos", "atan", "erf", "gridsample"),
+    *("sin", "cos", "atan", "erf", "sign", "gridsample"),
     *LINEAR_IN_ONE,
     *COMPARISONS,
 }

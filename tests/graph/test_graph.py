@@ -374,6 +374,7 @@ DIFFERENTIAL = {
     "deviation": lambda net, x: x.std((2, 3), keepdim=True),
     "square in place": lambda net, x: squared_in_place(x),
     "instance norm": lambda net, x: F.instance_norm(x),
+    "sign, of traced power pooling": lambda net, x: x.sign(),
 }
 
 

@@ -78,6 +78,22 @@ class Attention(nn.Module):
         return self.last(x + self.attention(x, x, x, need_weights=False)[0])
 
 
+class Resampling(nn.Module):
+    """Windows as rows, reading between pixels, transposing by attribute, sizes out of floats, as in CARAFE and CBAM."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(x))
+        rows = F.unfold(x, 2, stride=2).mT
+        x = F.fold(rows.mT, x.shape[2:], 2, stride=2) * F.adaptive_max_pool2d(x, [1, 1])
+        x = F.interpolate(x, scale_factor=0.75, mode="bilinear", recompute_scale_factor=True, antialias=True)
+        at = torch.stack((x[:, 0], x[:, 1]), -1).tanh()
+        return self.last(F.grid_sample(x, at, "nearest", "border", align_corners=False))
+
+
 def loaded(net: nn.Module, x: Tensor) -> nn.Module:
     file = io.BytesIO()
     torch.jit.save(torch.jit.script(net), file)
@@ -93,6 +109,7 @@ FORMS: dict[str, Callable[[nn.Module, Tensor], nn.Module]] = {
 NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     **{name: (make, 12) for name, make in NETWORKS.items()},
     **{"parts": (Parts, 12), "layers": (Layers, 12), "attention": (Attention, 12)},
+    "resampling": (Resampling, 12),
     **{name: (getattr(models, name), 64) for name in ("resnet18", "squeezenet1_1", "mobilenet_v3_small", "swin_t")},
 }
 CASES = [

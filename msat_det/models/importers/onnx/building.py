@@ -74,8 +74,9 @@ class Building:
         """A layer of torch.nn with these tensors, constants all, on x. Raises as ``call``."""
         if not isinstance(x, Moving):
             raise InputError("its input is a constant: export the network with its result")
-        if x.images != 0 and kind not in (nn.Linear, nn.LayerNorm):
-            raise InputError(f"the images lie along dimension {x.images}, not 0: export the network so")
+        if x.images != 0 and (kind not in (nn.Linear, nn.LayerNorm) or x.images == len(x.shape) - 1):
+            mend = "export the network so, or convert the module that it was made of"
+            raise InputError(f"the images lie along dimension {x.images}, not 0: {mend}")
         weights: dict[str, Tensor] = {}
         for name, value in tensors.items():
             if value is None:
@@ -107,10 +108,11 @@ class Building:
         return Moving(node, probes)
 
     def argument(self, value: Value, rank: int) -> Any:
-        """What a call in the graph gets: a node, or a plain number for a constant of one element."""
+        """What a call in the graph gets: a node, or a plain number for a constant of one element, but no plain truth:
+        torch's functions take masks as tensors alone."""
         if isinstance(value, Moving):
             return value.node
-        if value.numel() == 1 and value.dim() <= rank:
+        if value.numel() == 1 and value.dim() <= rank and value.dtype is not torch.bool:
             return value.item()
         if id(value) not in self.names:
             self.names[id(value)] = name = f"constant_{len(self.names)}"

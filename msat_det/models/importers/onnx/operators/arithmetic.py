@@ -36,6 +36,12 @@ def div(n: Call, x: Value, y: Value) -> Value:
     return n.run(torch.div, x, y, rounding_mode="trunc") if whole else n.run(python.truediv, x, y)
 
 
+@operator("Mod")
+def mod(n: Call, x: Value, y: Value) -> Value:
+    """With the sign of y, or (fmod) of x."""
+    return n.run(torch.fmod if n.get("fmod", 0) else torch.remainder, x, y)
+
+
 @operator("Max", "Min", "Sum", "Mean")
 def several(n: Call, *inputs: Value) -> Value:
     """One of as many inputs as there are, two by two."""

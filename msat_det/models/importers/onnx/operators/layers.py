@@ -5,11 +5,12 @@ import operator as python
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msat_det.models.importers.onnx.building import Moving, Value
 from msat_det.models.importers.onnx.operators.call import Call, kind_of, operator
-from msat_det.models.importers.onnx.operators.shapes import cut, padded
+from msat_det.models.importers.onnx.operators.shapes import cut, for_all, padded
 
 MOST_PRODUCTS = 1 << 28  # multiply-adds of a product of constants
 
@@ -206,6 +207,13 @@ def average_pool(n: Call, x: Value) -> Value:
 def global_pool(n: Call, x: Value) -> Value:
     function = torch.mean if n.node.op == "GlobalAveragePool" else torch.amax
     return n.run(function, x, list(range(2, len(x.shape))), True)
+
+
+@operator("GridSample")
+def grid_sample(n: Call, x: Moving, grid: Value) -> Value:
+    mode, corners = n.get("mode", "linear"), bool(n.get("align_corners", 0))
+    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode)
+    return n.run(F.grid_sample, x, for_all(n, grid, x), mode, n.get("padding_mode", "zeros"), corners)
 
 
 def _windows(n: Call, x: Value) -> tuple:

@@ -98,10 +98,10 @@ def concat(n: Call, *inputs: Value) -> Value:
     axis = n.get("axis", 0) % len(moving.shape)
     if axis == moving.images:
         raise n.refuse(MIXED)
-    return n.run(torch.cat, [_for_all(n, x, moving) for x in inputs], axis)
+    return n.run(torch.cat, [for_all(n, x, moving) for x in inputs], axis)
 
 
-def _for_all(n: Call, x: Value, beside: Moving) -> Value:
+def for_all(n: Call, x: Value, beside: Moving) -> Value:
     """A constant for one image, a class token say, once for every image."""
     if isinstance(x, Moving):
         return x
