@@ -18,6 +18,14 @@ def scaled_dot_product(
     """What ``F.scaled_dot_product_attention`` documents: (…, L, E), (…, S, E), (…, S, Ev) → (…, L, Ev)."""
     if enable_gqa:
         key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
+    weights = _weights(query, key, attn_mask, is_causal, scale)
+    return (F.dropout(weights, dropout_p) if dropout_p else weights) @ value
+
+
+def _weights(
+    query: Tensor, key: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float | None = None
+) -> Tensor:
+    """(…, L, S), how much each query takes of each key's value."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     scores = (query * scale) @ key.transpose(-2, -1)
     if is_causal:
@@ -25,8 +33,7 @@ def scaled_dot_product(
     if attn_mask is not None:
         allowed = attn_mask.dtype is torch.bool
         scores = torch.where(attn_mask, scores, float("-inf")) if allowed else scores + attn_mask
-    weights = F.softmax(scores, -1)
-    return (F.dropout(weights, dropout_p) if dropout_p else weights) @ value
+    return F.softmax(scores, -1)
 
 
 def multi_head(
@@ -39,8 +46,8 @@ def multi_head(
     attn_mask: Tensor | None = None,
     average_attn_weights: bool = True,
     is_causal: bool = False,
-) -> tuple[Tensor, None]:
-    """What ``nn.MultiheadAttention`` gives in evaluation, but for the weights, which networks leave aside: None.
+) -> tuple[Tensor, Tensor | None]:
+    """What ``nn.MultiheadAttention`` gives in evaluation: its output and, if they are needed, its weights.
 
     query: (B, L, E), with ``batch_first`` off (L, B, E); key, value alike. Raises NotImplementedError for added biases
     and masks of padding.
@@ -52,9 +59,11 @@ def multi_head(
     if attn_mask is not None:
         attn_mask = attn_mask.logical_not() if attn_mask.dtype is torch.bool else attn_mask
         attn_mask = attn_mask.unflatten(0, (-1, layer.num_heads)) if attn_mask.dim() == 3 else attn_mask
-    y = scaled_dot_product(q, k, v, attn_mask, is_causal=is_causal and attn_mask is None)
-    y = F.linear(y.transpose(1, 2).flatten(2), layer.out_proj.weight, layer.out_proj.bias)
-    return (y if layer.batch_first else y.transpose(0, 1)), None
+    weights = _weights(q, k, attn_mask, is_causal and attn_mask is None)
+    y = F.linear((weights @ v).transpose(1, 2).flatten(2), layer.out_proj.weight, layer.out_proj.bias)
+    y = y if layer.batch_first else y.transpose(0, 1)
+    shown = weights.mean(1) if average_attn_weights else weights
+    return y, shown if need_weights else None
 
 
 def _projected(layer: nn.MultiheadAttention, *inputs: Tensor) -> tuple[Tensor, ...]:

@@ -26,7 +26,7 @@ from msat_det.graph.scripted import in_python
 
 # Old-style reparametrisations: hooks that make the weight anew before every forward.
 _MAKERS = (WeightNorm, SpectralNorm, BasePruningMethod)
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 # Where PyTorch has modules with weights of integers, and those that watch or round activations for them.
 _QUANTISED = tuple(
     f"torch.ao.{room}"
@@ -113,7 +113,7 @@ def copied(net: nn.Module, kept: Iterable[nn.Parameter] = ()) -> nn.Module:
         ) from error
 
     for module in made.modules():
-        for values in (vars(module), *(vars(module).get(name, {}) for name in _HOOKS)):
+        for values in (vars(module), *(vars(module).get(name, {}) for name in HOOKS)):
             for key, value in list(values.items()):
                 if isinstance(value, FunctionType) and value.__closure__:
                     values[key] = _rebound(value, memo)

@@ -11,13 +11,16 @@ images it refuses three of Ultralytics' detectors, which are recorded here, and 
 takes .2 to 1.3. Its graphs have up to five times the nodes, of ATen's operators in place of the layers of a user's.
 """
 
+import copy
 import linecache
 import math
 import operator
 import os
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -35,6 +38,7 @@ from msat_det.base.errors import InputError
 from msat_det.graph import ops
 from msat_det.graph.attention import multi_head, scaled_dot_product
 from msat_det.graph.graph import TORCH, origins
+from msat_det.graph.prepare import HOOKS
 from msat_det.graph.scripted import run_function
 
 # What turns a tensor into something that Python can decide by.
@@ -80,7 +84,20 @@ def record(net: nn.Module, values: tuple | dict[str, Tensor], names: list[str]) 
     _refuse_objects(leaves, net)
     recorder.graph.output([recorder.argument(leaf) for leaf in leaves])
     recorder.done = True
-    return fx.GraphModule(net, recorder.graph), outputs
+    module = fx.GraphModule(net, recorder.graph)
+    for path in {str(node.target) for node in recorder.graph.nodes if node.op == "call_module"}:
+        _without_hooks(module, path)
+    return module, outputs
+
+
+def _without_hooks(net: nn.Module, path: str) -> None:
+    """Put a layer without its hooks, whose calls are nodes of their own, in its place."""
+    layer = net.get_submodule(path)
+    if any(vars(layer)[name] for name in HOOKS):
+        bare = copy.copy(layer)
+        vars(bare).update({name: OrderedDict() for name in HOOKS})
+        parent, _, name = path.rpartition(".")
+        setattr(net.get_submodule(parent), name, bare)
 
 
 def _refuse_objects(outputs: list[Any], net: nn.Module) -> None:
@@ -257,15 +274,17 @@ class _Recorder(TorchFunctionMode):
         """While it is open, modules that the converter knows are single nodes."""
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if isinstance(module, nn.MultiheadAttention):
-                return multi_head(module, *args, **kwargs)
             if not is_leaf(module) or id(module) not in self.paths:
                 return module._call_impl(*args, **kwargs)
-            if not any(self.node_of(value) for value in _leaves((args, kwargs))):
+            with patch.object(module, "forward", partial(single, module, module.forward)):  # its hooks stay around it
                 return module._call_impl(*args, **kwargs)
+
+        def single(module: nn.Module, forward: Callable, *args: Any, **kwargs: Any) -> Any:
+            if not any(self.node_of(value) for value in _leaves((args, kwargs))):
+                return forward(*args, **kwargs)
             before, self.pauses = self.pauses, True  # this recorder alone: the caller may have modes of his own
             try:
-                result = module._call_impl(*args, **kwargs)
+                result = forward(*args, **kwargs)
             finally:
                 self.pauses = before
             self.write("call_module", self.paths[id(module)], args, kwargs, result)
@@ -277,6 +296,7 @@ class _Recorder(TorchFunctionMode):
 
         stack = ExitStack()
         stack.enter_context(patch.object(nn.Module, "__call__", call))
+        stack.enter_context(patch.object(nn.MultiheadAttention, "forward", multi_head))
         stack.enter_context(patch.object(torch.jit.ScriptFunction, "__call__", inline))
         return stack
 
@@ -353,9 +373,9 @@ def _leaves(value: Any) -> list[Any]:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a module becomes a single node."""
+    """Whether a module becomes a single node: one that does what its class says."""
     own = type(module).__module__.startswith("torch.nn.") and ops.canonical_name(type(module).__name__) in ops.KNOWN
-    return own or isinstance(module, FrozenBatchNorm2d)
+    return (own or isinstance(module, FrozenBatchNorm2d)) and "forward" not in vars(module)
 
 
 def _target(func: Callable, name: str, args: tuple, kwargs: dict) -> tuple[str, Any, tuple, dict]:

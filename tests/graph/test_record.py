@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from support.networks import images, randomise
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+import msat_det
 from msat_det.base.errors import InputError
 from msat_det.graph.facts import facts
 from msat_det.graph.graph import Graph
@@ -202,6 +205,68 @@ class Several(nn.Module):
 
     def forward(self, *images: Tensor, **more: Tensor) -> Tensor:
         return sum(self.conv(image).relu() for image in (*images, *more.values()))
+
+
+def hooked(part: int, function: Callable[[Tensor], Tensor], before: bool = False) -> nn.Sequential:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    if before:
+        net[part].register_forward_pre_hook(lambda module, given: (function(given[0]),))
+    else:
+        net[part].register_forward_hook(lambda module, given, found: function(found))
+    return net
+
+
+def replaced(part: int, forward: Callable[[Tensor], Tensor]) -> nn.Sequential:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    net[part].forward = forward
+    return net
+
+
+class Attention(nn.Module):
+    """Gives what its attention looks at beside what it makes of it; a hook, or a class of its own, changes that."""
+
+    def __init__(self, heads: bool, attention: type[nn.MultiheadAttention] = nn.MultiheadAttention):
+        super().__init__()
+        self.conv, self.attention, self.heads = nn.Conv2d(3, 8, 4, 4), attention(8, 2, batch_first=True), heads
+        self.attention.register_forward_hook(lambda module, given, found: (3 * found[0], found[1]))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.conv(x).relu().flatten(2).transpose(1, 2)
+        return self.attention(x, x, x, average_attn_weights=not self.heads)
+
+
+class Doubled(nn.MultiheadAttention):
+    def forward(self, *args: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        y, weights = super().forward(*args, **kwargs)
+        return 2 * y, weights
+
+
+AROUND = {
+    "behind an activation": lambda: hooked(2, lambda x: 2 * x + 1),
+    "before an activation": lambda: hooked(2, lambda x: 2 * x - 0.2, before=True),
+    "an activation behind a layer": lambda: hooked(3, torch.relu),
+    "an activation before a layer": lambda: hooked(3, lambda x: torch.relu(x - 0.3), before=True),
+    "between a layer and its norm": lambda: hooked(0, lambda x: 2 * x + 1),
+    "before a norm": lambda: hooked(1, lambda x: 2 * x + 1, before=True),
+    "in place of an activation": lambda: replaced(2, lambda x: 2 * torch.relu(x) + 0.1),
+    "in place of a layer": lambda: replaced(3, torch.square),
+    "around attention": lambda: Attention(heads=False),
+    "in place of attention": lambda: Attention(heads=True, attention=Doubled),
+}
+
+
+@pytest.mark.parametrize("what", AROUND)
+def test_what_stands_around_a_layer_or_in_its_place_converts_too(what: str, tmp_path: Path) -> None:
+    """Hooks may do anything: a layer with one is not what its class says."""
+    net = randomise(AROUND[what]())
+    wanted = pytree.tree_leaves(net(images(4)))
+    snn = msat_det.convert(net, images(4), "constant", scale="channel", initial="half", signed=True, gamma=7)
+    found = snn.run(images(4), 128)[128]
+    for a, b in zip(wanted, pytree.tree_leaves(found), strict=True):
+        assert (a - b).norm() < 0.02 * a.norm()
+    snn.save(tmp_path / "net")
+    again = msat_det.load(tmp_path / "net").run(images(4), 128)[128]
+    assert all(map(torch.equal, pytree.tree_leaves(again), pytree.tree_leaves(found)))
 
 
 def test_variable_arguments_are_inputs() -> None:
