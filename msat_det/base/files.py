@@ -229,7 +229,7 @@ def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
         part.replace(target)
     except OSError as error:
         reason = error.strerror or error
-        raise InputError(f"cannot write {target}: {reason}; free space or give --out DIR") from None
+        raise InputError(f"cannot write {target}: {reason}; free space or name another place") from None
     finally:
         with suppress(OSError):
             part.unlink()

@@ -3,7 +3,8 @@
 May import: base, data, graph, models, spiking.
 """
 
-from msat_det.methods import adafire, delta, direct, fitted, layerwise  # noqa: F401 - they register their methods
+# they register their methods, in this order
+from msat_det.methods import adafire, delta, by_distribution, direct, fitted, layerwise  # noqa: F401, I001
 from msat_det.methods.presets import DEFAULT
 from msat_det.methods.registry import METHODS, Method, method, parse_options, preset
 

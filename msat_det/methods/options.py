@@ -4,12 +4,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from msat_det.base.checks import check_number, check_numbers, check_percentile
+from msat_det.base.checks import check_number, check_percentile
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
 from msat_det.base.names import hint
 from msat_det.base.reader import Reader, listing
-from msat_det.spiking.levels import MOST_BITS
+from msat_det.spiking.levels import check_sent
 
 Coding = Literal["rate", "delta"]
 STATISTIC = ("scale", "percentile", "values")  # the options that say where a threshold starts from
@@ -66,14 +66,7 @@ class Options:
     def __post_init__(self) -> None:
         check_percentile("option percentile", self.percentile)
         check_number("option factor", self.factor, 0, above=True)
-        check_number("option gamma", self.gamma, 1, whole=True)
-        check_number("option margin", self.margin, 0)
-        if self.bits is not None:
-            check_number("option bits", self.bits, 1, MOST_BITS, whole=True)
-        check_numbers("option terms", self.terms, 0, whole=True)
-        check_numbers("option zone", self.zone, 0.5)
-        if self.stages is not None:
-            check_numbers("option stages", self.stages, 0, above=True)
+        check_sent("option", self)
         if self.confidence not in ("none", "estimate"):
             check_number("option confidence", self.confidence, 0, 1, words="none, estimate or ")
         self._check_coding()

@@ -4,8 +4,8 @@ May import: base, data, graph.
 """
 
 from collections.abc import Callable
-from typing import Any
 
+from msat_det.base.config import Model
 from msat_det.base.names import Names
 from msat_det.models.demo import ssd_demo, yolo_demo
 from msat_det.models.detector import Detections, Detector
@@ -24,7 +24,7 @@ from msat_det.models.ssd import ssd_mobilenet_v1
 
 # Name → builder. A builder takes a model configuration (config.Model) whose fields are None where the detector's own
 # default is to hold.
-DETECTORS: Names[Callable[[Any], Detector]] = Names(
+DETECTORS: Names[Callable[[Model], Detector]] = Names(
     "detector",
     {
         "darknet": darknet,
@@ -38,7 +38,7 @@ DETECTORS: Names[Callable[[Any], Detector]] = Names(
 )
 
 
-def build_detector(model: Any) -> Detector:
+def build_detector(model: Model) -> Detector:
     """The detector that ``model.name`` names, built from the rest of ``model``; one's own, see ``own``, too."""
     if is_own(model.name):
         return own_detector(model)

@@ -21,6 +21,8 @@ from torchvision.models.resnet import BasicBlock
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
+from msat_det.base.checks import present
+from msat_det.base.config import Model
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
 from msat_det.base.names import Names, hint
@@ -207,7 +209,7 @@ CLASSIFIERS: Names[Network] = Names(
 KEYS = ("weights", "names", "preprocess", "size")
 
 
-def build_classifier(model: Any) -> Classifier:
+def build_classifier(model: Model) -> Classifier:
     """The classifier that ``model.name`` names, built from the rest of ``model`` (a ``config.Model``).
 
     model.weights: a file, or a name in torchvision's enum of that network (DEFAULT), which may be downloaded. Without
@@ -227,7 +229,7 @@ def build_classifier(model: Any) -> Classifier:
             )
         if not is_own(model.name):
             print(f"{model.name} has no weights: it runs with random ones", file=sys.stderr)
-        net = network.build(model.num_classes)
+        net = network.build(model.num_classes or network.classes)
     else:
         tensors = download(enum) if enum else read_tensors(weights)
         net = _build_to_fit(network, model.num_classes, tensors, weights)
@@ -241,14 +243,14 @@ def build_classifier(model: Any) -> Classifier:
     return Classifier(net, classes, find_preprocess(model, enum))
 
 
-def _found(model: Any) -> Network:
+def _found(model: Model) -> Network:
     """The network that ``model.name`` names: a registered one, timm's ``model.arch``, or one of the user's own."""
     if is_own(model.name):
         return Network(lambda _: build_own(model, *KEYS), "imagenet")
     return timm_network(model) if model.name == "timm" else CLASSIFIERS.find(model.name)
 
 
-def timm_network(model: Any) -> Network:
+def timm_network(model: Model) -> Network:
     """timm's ``model.arch``, with the preprocessing that timm has for it. Raises InputError."""
     try:
         import timm
@@ -262,10 +264,10 @@ def timm_network(model: Any) -> Network:
     crop, mean, std = own["input_size"][-1], tuple(own["mean"]), tuple(own["std"])
     mode = InterpolationMode(own["interpolation"])
     inputs = Preprocess(round(crop / own["crop_pct"]), crop, mean, std, interpolation=mode)
-    return Network(lambda count: timm.create_model(model.arch, num_classes=count), inputs, 1000)
+    return Network(lambda count: timm.create_model(present(model.arch), num_classes=count), inputs, 1000)
 
 
-def find_preprocess(model: Any, enum: WeightsEnum | None = None) -> Preprocess:
+def find_preprocess(model: Model, enum: WeightsEnum | None = None) -> Preprocess:
     """``model.preprocess`` by name, else as torchvision's ``enum`` says, else its own; of ``model.size``."""
     found = model.preprocess or _found(model).preprocess
     if isinstance(found, str):

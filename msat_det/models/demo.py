@@ -1,10 +1,9 @@
 """The small ReLU networks of the embedded data set: a YOLO and an SSD that train in minutes on two cores."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
+from msat_det.base.config import Model
 from msat_det.base.errors import InputError
 from msat_det.data import VOC_CLASSES
 from msat_det.data.voc_classes import common_name
@@ -115,7 +114,7 @@ def ssd_priors(size: int) -> Tensor:
     return torch.cat(levels)
 
 
-def yolo_demo(model: Any) -> YoloDetector:
+def yolo_demo(model: Model) -> YoloDetector:
     """The project's own small YOLO; ``model.weights`` defaults to the trained ones of data/weights.
 
     model.names: voc (default), coco or a file with the 20 names, one a line. model.size: a multiple of 16, default 160.
@@ -126,7 +125,7 @@ def yolo_demo(model: Any) -> YoloDetector:
     return YoloDetector(net, _names(model.names), size, YOLO_ANCHORS, YOLO_STRIDES, **options)
 
 
-def ssd_demo(model: Any) -> SsdDetector:
+def ssd_demo(model: Model) -> SsdDetector:
     """The project's own small SSD (softmax); its options are those of ``yolo_demo``."""
     size = _size(model)
     net = fill(SsdDemo(len(VOC_CLASSES)), model.weights or OWN_WEIGHTS / "ssd_demo.safetensors")
@@ -134,7 +133,7 @@ def ssd_demo(model: Any) -> SsdDetector:
     return SsdDetector(net, _names(model.names), size, ssd_priors(size), **options)
 
 
-def _size(model: Any) -> int:
+def _size(model: Model) -> int:
     model.refuse_others("weights", "names", "size", "resize", "score", "nms_iou", "top_k")
     size = model.size or SIZE
     if size % 16:  # the stride of the coarse map

@@ -8,6 +8,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from msat_det.base.config import Model
 from msat_det.base.errors import InputError
 from msat_det.data.base import class_names
 from msat_det.models.class_names import read_names
@@ -123,7 +124,7 @@ INPUTS = ("resize", "pad", "bgr", "mean", "std")
 HEAD_KEYS = ("head", "names", "size", *LEVELS, *INPUTS, "score", "nms_iou", "top_k")
 
 
-def head_options(model: Any, otherwise: str | None = None) -> tuple[str, dict[str, Any]]:
+def head_options(model: Model, otherwise: str | None = None) -> tuple[str, dict[str, Any]]:
     """The head's name and ``HeadDetector``'s other options, but for the size, out of a ``config.Model``.
 
     otherwise: the head where none is set. The classes are among the options where names are. Raises InputError for a

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from msat_det.base.config import Model
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
 from msat_det.models.detector import Detector
@@ -31,7 +32,7 @@ def file_of(name: str) -> str | None:
     return spec.origin if spec else None
 
 
-def build_own(model: Any, *keys: str) -> Any:
+def build_own(model: Model, *keys: str) -> Any:
     """What the function, or class, at ``model.name`` gives: called with ``model`` if it takes that, else with nothing.
 
     keys: those of ``model`` that have a meaning beside it; all, where it takes them. Raises InputError where there is
@@ -44,7 +45,7 @@ def build_own(model: Any, *keys: str) -> Any:
     return build()
 
 
-def _function(model: Any) -> Callable:
+def _function(model: Model) -> Callable:
     place, _, name = model.name.partition(":")
     try:
         with _working_directory():
@@ -74,7 +75,7 @@ def _takes_model(build: Callable) -> bool:
         return False
 
 
-def own_detector(model: Any) -> Detector:
+def own_detector(model: Model) -> Detector:
     """The detector that one's own function builds; or a network, to which ``model.weights`` and ``model.head`` belong.
 
     The weights are a state dict, read without running anything of the file. Raises InputError.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from msat_det.base.config import Model
 from msat_det.base.device import brought
 from msat_det.base.errors import InputError
 from msat_det.data.base import class_names
@@ -174,7 +175,7 @@ def from_tensorflow(name: str) -> str:
     return f"layers.{layer}.conv.{parameter}"
 
 
-def ssd_mobilenet_v1(model: Any) -> SsdDetector:
+def ssd_mobilenet_v1(model: Model) -> SsdDetector:
     """The COCO detector SSD-MobileNetV1 x0.75 of ``model.weights`` (safetensors; it holds the priors as ``anchors``).
 
     model.names: a file with a name for each of the network's columns, '???' where there is no class, or "coco", the

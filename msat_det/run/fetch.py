@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from msat_det.base.errors import InputError
-from msat_det.base.files import file_digest, one_line, show
+from msat_det.base.files import file_digest, one_line, show, write_whole
 from msat_det.base.names import hint
 from msat_det.base.progress import Progress
 from msat_det.base.settings import data_root, expanded
@@ -180,9 +180,8 @@ def keep_sums(item: Item, folder: Path, root: Path) -> None:
     """Write the first copies' SHA-256 for ``trust``; nothing where checksums are known or the sums are kept."""
     sums, file = first_sums(item, folder), sums_file(item, root)
     if sums and not file.exists():
-        part = file.with_name(f".{file.name}.part")
-        part.write_text("".join(f"{digits}  {name}\n" for name, digits in sums.items()), "utf-8")
-        part.replace(file)
+        text = "".join(f"{digits}  {name}\n" for name, digits in sums.items())
+        write_whole(file, lambda part: part.write_text(text, "utf-8"))
 
 
 def sums_file(item: Item, root: Path) -> Path:

@@ -5,9 +5,12 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from msat_det.base.checks import check_number, check_numbers
 
 MOST_BITS = 16
 # An error of that many full timesteps (γ·θ each) is not caught up with: the neuron sends it at once. Then what is still
@@ -17,6 +20,19 @@ OVERFLOW = 16
 SLACK = 1e-4
 _EXPONENT, _ONE_UP = 0x7F800000, 1 << 23  # of a float32: the bits of its exponent, and one of it
 NEAREST, BELOW = 1.5, 2.0  # of two neighbouring powers the nearer one, or the largest that is not above the value
+
+
+def check_sent(whose: str, limits: Any) -> None:
+    """Raise InputError for numbers out of their range among those that say what is sent in a timestep: margin, gamma,
+    bits, terms, zone and stages of a ``neurons.Neuron``, or of the options that become one. whose: for the message."""
+    check_number(f"{whose} margin", limits.margin, 0)
+    check_number(f"{whose} gamma", limits.gamma, 1, whole=True)
+    if limits.bits is not None:
+        check_number(f"{whose} bits", limits.bits, 1, MOST_BITS, whole=True)
+    check_numbers(f"{whose} terms", limits.terms, 0, whole=True)
+    check_numbers(f"{whose} zone", limits.zone, 0.5)
+    if limits.stages is not None:
+        check_numbers(f"{whose} stages", limits.stages, 0, above=True)
 
 
 def quantise(

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from msat_det.base.checks import check_number, check_numbers, check_values, present
+from msat_det.base.checks import check_number, check_values, present
 from msat_det.base.errors import InputError
 from msat_det.graph.channels import channels
 from msat_det.graph.ops import Activation
-from msat_det.spiking.levels import MOST_BITS, OVERFLOW, digits, leading
+from msat_det.spiking.levels import OVERFLOW, check_sent, digits, leading
 from msat_det.spiking.masks import bernoulli
 
 DEAD = 1e30  # the threshold of a dead channel: never reached, and finite, so that nothing divides by zero
@@ -116,16 +116,12 @@ class Neuron:
             check_number("a neuron's initial", self.initial)
         if self.bias is not None:
             check_values("a neuron's bias", self.bias, over_time=True)
-        check_number("a neuron's margin", self.margin, 0)
+        check_sent("a neuron's", self)
         check_number("a neuron's confidence", self.confidence, 0, 1)
-        check_numbers("a neuron's stages", self.stages, 0, above=True)
-        check_numbers("a neuron's zone", self.zone, 0.5)
-        check_numbers("a neuron's terms", self.terms, 0, whole=True)
         check_number("a neuron's late", self.late, 0, whole=True)
-        check_number("a neuron's gamma", self.gamma, 1, whole=True)
-        for key, high in (("bits", MOST_BITS), ("window", math.inf), ("axis", math.inf), ("steps", math.inf)):
+        for key in ("window", "axis", "steps"):
             if getattr(self, key) is not None:
-                check_number(f"a neuron's {key}", getattr(self, key), 1, high, whole=True)
+                check_number(f"a neuron's {key}", getattr(self, key), 1, whole=True)
         if self.imbalanced and not 0 < self.activation.slope < math.inf:
             name = self.activation.name
             raise InputError(f"a neuron's imbalanced is True: give False, for {name} has no slope below 0")

@@ -14,8 +14,8 @@ from msat_det.base.checks import check_number, check_numbers, check_percentile, 
 from msat_det.base.errors import InputError
 from msat_det.graph.ops import Activation
 from msat_det.methods.adafire import AdaFire
+from msat_det.methods.by_distribution import Ltb
 from msat_det.methods.convert import spiking_network
-from msat_det.methods.delta import Ltb
 from msat_det.methods.direct import MsatOptions
 from msat_det.methods.fitted import Fitted
 from msat_det.methods.layerwise import Ftbc, SpikeNorm

@@ -19,6 +19,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.ssd import SSD
 
+from msat_det.base.config import Model
 from msat_det.base.device import brought
 from msat_det.base.errors import InputError
 from msat_det.data.base import class_names
@@ -171,7 +172,7 @@ def two_stage(name: str) -> InputError:
     )
 
 
-def torchvision_detector(model: Any) -> TorchvisionDetector:
+def torchvision_detector(model: Model) -> TorchvisionDetector:
     """The detector of ``torchvision.models.detection`` that ``model.name`` names.
 
     model.weights: a name in its torchvision enum (DEFAULT, COCO_V1), downloaded unless torch.hub's cache has it; a file
@@ -196,7 +197,7 @@ def torchvision_detector(model: Any) -> TorchvisionDetector:
     return TorchvisionDetector(net, columns, model.size, model.name)
 
 
-def _columns(model: Any) -> list[str]:
+def _columns(model: Model) -> list[str]:
     if model.names is None and model.num_classes is not None:
         return [BACKGROUND, *map(str, range(1, model.num_classes + 1))]
     names = COCO_COLUMNS if model.names in (None, "coco") else read_names(model.names)

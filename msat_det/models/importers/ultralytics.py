@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from msat_det.base.config import Model
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
 from msat_det.graph.inputs import MISFIT, reason
@@ -82,7 +83,7 @@ def ultralytics_detector(network: Any, size: int | None = None, **options: Any) 
     return HeadDetector(RawMaps(model).float(), own.pop("head", "yolov8"), size=size or trained, **own).check()
 
 
-def ultralytics(model: Any) -> HeadDetector:
+def ultralytics(model: Model) -> HeadDetector:
     """The detector ``model.arch`` (yolov8n, yolo11s …) with ``model.weights``, a state dict under Ultralytics' names.
 
     Or what a ``.pt`` file of theirs holds, which is a program: only with ``model.trust``, and read by their package; it

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from msat_det.base.checks import present
+from msat_det.base.config import Model
 from msat_det.base.errors import InputError
 from msat_det.base.files import bytes_of
 from msat_det.data.catalogue import get_with
@@ -188,7 +190,7 @@ def _without_implicit(net: DarknetNet, missing: float) -> str:
     return f" The {count} values of its implicit layers are missing: YOLOR's own converter leaves them out"
 
 
-def darknet(model: Any) -> YoloDetector:
+def darknet(model: Model) -> YoloDetector:
     """The detector of a Darknet ``model.cfg`` and ``model.weights``, with class names one a line in ``model.names``.
 
     ``size``, ``resize``, ``score``, ``nms_iou`` and ``top_k`` of ``model``, where not None, replace the cfg's size and
@@ -200,9 +202,9 @@ def darknet(model: Any) -> YoloDetector:
         if getattr(model, key) is None and not (random and key == "names"):
             raise InputError(f"model.{key} is not set: detector 'darknet' needs {what}; give --model.{key} FILE")
     with torch.device("cpu" if random else "meta"):  # nothing is allocated for a cfg that its weights don't match
-        net = DarknetNet(parse_cfg(model.cfg), None if model.size is None else as_size(model.size))
+        net = DarknetNet(parse_cfg(present(model.cfg)), None if model.size is None else as_size(model.size))
     if not random:
-        load_weights(net, model.weights)
+        load_weights(net, present(model.weights))
     heads = list(net.heads.values())
     classes = read_names(model.names) if model.names is not None else [str(i) for i in range(heads[0].classes)]
     for wanted, where in ((len(classes), f"{model.names} has"), (model.num_classes, "model.num_classes is")):

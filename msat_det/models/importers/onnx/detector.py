@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from msat_det.base.config import Model
 from msat_det.base.errors import InputError
 from msat_det.models.headed import HEAD_KEYS, HeadDetector, head_options
 from msat_det.models.heads import HEADS
@@ -83,7 +84,7 @@ def _class_names(file: OnnxFile) -> list[str]:
         raise InputError(f"{file.path}: the class names that it notes are not readable: give yours (names)") from None
 
 
-def onnx_detector(model: Any) -> HeadDetector:
+def onnx_detector(model: Model) -> HeadDetector:
     """The detector of ``model.weights``, an ONNX file, with ``model.head``; see ``load_detector``."""
     model.refuse_others("weights", "outputs", *HEAD_KEYS)
     if model.weights is None:
