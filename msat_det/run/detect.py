@@ -1,7 +1,6 @@
 """``msat-det detect``: a converted detector on pictures of your own."""
 
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -147,11 +146,12 @@ def converted(config: Config, method: str | None, T: int | None, files: dict[str
 
 
 def _tell_seen(files: dict[str, Path], calibration: Dataset) -> None:
-    paths = {name: path.resolve() for name, path in files.items()}
-    folder = Path(os.path.commonpath([path.parent for path in paths.values()]))
-    pictures = Dataset(folder, [], {name: path.relative_to(folder).as_posix() for name, path in paths.items()}, {})
-    if seen := overlap(pictures, calibration):
-        told = f"{len(seen)} of the {len(files)} pictures are calibration images: on others it may find less"
+    paths, seen = [path.resolve() for path in files.values()], 0
+    for root in {path.anchor for path in paths}:  # several on Windows
+        below = {str(path): path.relative_to(root).as_posix() for path in paths if path.anchor == root}
+        seen += len(overlap(Dataset(Path(root), [], below, {}), calibration))
+    if seen:
+        told = f"calibration images among the pictures: {seen} of {len(files)}; on others it may find less"
         print(f"warning: {told}", file=sys.stderr)
 
 

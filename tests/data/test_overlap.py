@@ -77,7 +77,7 @@ def test_detect_tells_them(calibration: Path, tmp_path: Path, capsys: pytest.Cap
     for name, told in ((tmp_path / "mine.jpg", True), (images / f"{another}.jpg", False)):
         found = [str(name), str(images / f"{other}.jpg"), *words, "--t", "1", "--out", str(tmp_path / "out")]
         assert cli.main(["detect", *found]) == 0
-        warning = "warning: 1 of the 2 pictures are calibration images: on others it may find less\n"
+        warning = "warning: calibration images among the pictures: 1 of 2; on others it may find less\n"
         assert (warning in capsys.readouterr().err) is told
 
 
