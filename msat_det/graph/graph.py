@@ -164,11 +164,11 @@ class Graph:
 
     def layer(self, node: Node) -> nn.Module:
         """The layer that a call_module node calls."""
-        return self.module.get_submodule(str(node.target))
+        return self.attribute(node)
 
     def attribute(self, node: Node) -> Any:
         """The value of a get_attr node."""
-        return operator.attrgetter(str(node.target))(self.module)
+        return operator.attrgetter(str(node.target))(self.module)  # get_submodule looks each name up three times
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise InputError(

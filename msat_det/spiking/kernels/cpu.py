@@ -5,6 +5,7 @@ activations, on a CPU. ``levels.cpp`` is loaded here, too: its neurons are ``del
 import ctypes
 import functools
 import math
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -141,14 +142,16 @@ class Compiled:
 
     def _digits(self, y: Tensor, stages: Tensor, bits: int) -> Tensor:
         """The counts of bursts that go as binary digits; y (steps·B, C, …)."""
-        c, total = self._struct, torch.zeros_like(self.counts)
-        for each, stage in zip(y.split(c.B), stages.tolist(), strict=True):
-            counts = torch.zeros_like(total)
+        c, first = self._struct, 0
+        counts = torch.empty(len(stages), *self.counts.shape, dtype=self.counts.dtype)
+        for stage, alike in groupby(stages.tolist()):
+            steps = len(list(alike))
             present(levels_library()).count_digits(
-                each.data_ptr(), c.B, c.N, c.period, c.theta, stage, bits, c.fanout, counts.data_ptr()
+                y[first * c.B].data_ptr(),
+                *(steps * c.B, c.N, c.period, c.theta, stage, bits, c.fanout, counts[first].data_ptr()),
             )
-            total += counts
-        return total + 0 * self._partial.sum(1)  # NaN stays
+            first += steps
+        return counts.sum(0) + 0 * self._partial.sum(1)  # NaN stays
 
 
 def count_events(y: Tensor, fanout: Tensor) -> Tensor:
