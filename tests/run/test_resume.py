@@ -45,10 +45,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def complete(out: Path) -> None:
-    """Go on, or begin, in a process of its own, to the end."""
-    process = start(run_quietly, tiny(out, "--resume"))
-    process.join()
-    assert process.exitcode == 0
+    """Go on, or begin, to the end."""
+    run_quietly(tiny(out, "--resume"))
 
 
 def assert_finished_like(out: Path, whole: Path) -> None:
@@ -58,7 +56,7 @@ def assert_finished_like(out: Path, whole: Path) -> None:
 
 def killed_at_random_moments(moments: int, whole: Path, tmp_path: Path) -> None:
     began = time.monotonic()
-    complete(tmp_path / "timed")
+    start(run_quietly, tiny(tmp_path / "timed")).join()
     duration = time.monotonic() - began
     chance = random.Random(0)
     for moment in range(moments):
@@ -82,6 +80,14 @@ def test_killed_at_twenty_random_moments(whole: Path, tmp_path: Path) -> None:
     killed_at_random_moments(20, whole, tmp_path)
 
 
+def states_of(config: Config, folder: Path) -> list[Path]:
+    """What a kill could leave of a run, in order; see ``keep_states``."""
+    process = start(keep_states, folder, config)
+    process.join()
+    assert process.exitcode == 0
+    return sorted(folder.iterdir(), key=lambda state: int(state.name))
+
+
 def killed_at_a_change(step: int, whole: Path, out: Path) -> int | None:
     process = start(die_at, step, tiny(out, "--resume"))
     process.join()
@@ -100,13 +106,10 @@ def test_killed_at_a_change_of_the_directory(step: int, whole: Path, tmp_path: P
 @pytest.mark.timeout(1800)
 def test_killed_at_every_change_of_the_directory(whole: Path, tmp_path: Path) -> None:
     """One run leaves all states that a kill could; that a kill leaves these, the test above shows."""
-    out, states = tmp_path / "run", tmp_path / "states"
-    process = start(keep_states, states, tiny(out))
-    process.join()
-    assert process.exitcode == 0
-    kept = sorted(states.iterdir(), key=lambda state: int(state.name))
-    assert len(kept) > 40
-    for state in kept:
+    out = tmp_path / "run"
+    states = states_of(tiny(out), tmp_path / "states")
+    assert len(states) > 40
+    for state in states:
         shutil.rmtree(out)
         state.rename(out)
         complete(out)
@@ -116,13 +119,15 @@ def test_killed_at_every_change_of_the_directory(whole: Path, tmp_path: Path) ->
 @pytest.mark.slow
 def test_results_of_another_run_do_not_pass_for_this_one(whole: Path, tmp_path: Path) -> None:
     """A new run in a finished one's directory, killed while it takes the directory over."""
-    kept = 0
-    for step in range(20):
-        out = tmp_path / str(step)
-        shutil.copytree(whole, out)
-        file = out / "config.yaml"
-        file.write_text(file.read_text().replace("seed: 0", "seed: 1"))
-        start(die_at, step, tiny(out, "--overwrite")).join()
+    kept, out = 0, tmp_path / "run"
+    shutil.copytree(whole, out)
+    file = out / "config.yaml"
+    file.write_text(file.read_text().replace("seed: 0", "seed: 1"))
+    for state in states_of(tiny(out, "--overwrite"), tmp_path / "states"):
+        if int(state.name) >= 20:
+            break
+        shutil.rmtree(out)
+        state.rename(out)
         if "seed: 1" in file.read_text() and (out / "summary.json").exists():
             assert contents(out)["curve.csv"] == contents(whole)["curve.csv"]
             kept += 1
@@ -162,6 +167,7 @@ def test_too_little_memory_leaves_what_is_done_and_says_how_to_go_on(
     with pytest.raises(InputError, match=rf"^not enough memory{re.escape(told)} for a batch of 3: {mend}$"):
         run_quietly(tiny(out))
     assert Parts(out / "parts").done() == {0, 1}
+    monkeypatch.undo()
     complete(out)
     assert_finished_like(out, whole)
 

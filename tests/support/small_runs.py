@@ -63,11 +63,16 @@ def die_at(step: int, config: Config) -> None:
 
 
 def keep_states(folder: Path, config: Config) -> None:
-    """Run, and copy what a SIGKILL before each change would leave of the run directory to ``folder``/NUMBER."""
+    """Run, and copy what a SIGKILL before each change would leave of the run directory to ``folder``/NUMBER, but for
+    those that find it as the one before: what is opened to be written, say, is not there yet."""
+    last = None
 
     def keep(now: int) -> None:
-        if os.path.isdir(config.out):  # noqa: PTH112 (the first change makes it)
+        nonlocal last
+        state = {path: path.is_file() and path.read_bytes() for path in Path(config.out).rglob("*")}
+        if state != last and os.path.isdir(config.out):  # noqa: PTH112 (the first change makes it)
             shutil.copytree(config.out, folder / str(now))
+            last = state
 
     before_changes(config, keep)
 
