@@ -355,7 +355,9 @@ def test_conversion_in_short(name: str, size: int) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", SINGLE_STAGE)
 def test_conversion(name: str) -> None:
-    """The whole check; the pyramids' at half the side of docs/torchvision.md's table takes a quarter of its time."""
-    result = check(name, (8, 16, 32, 64), 320 if name.startswith("ssd") else 160)
+    """The whole check, up to the first T that is close enough; the pyramids' at half the side of docs/torchvision.md's
+    table takes a quarter of its time."""
+    T = (8, 16, 32, 64) if name.startswith("fcos") else (8, 16, 32)
+    result = check(name, T, 320 if name.startswith("ssd") else 160)
     assert_converted(result, limit=0.03)
     assert result.matched >= 0.9
