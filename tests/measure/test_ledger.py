@@ -30,9 +30,13 @@ CASES = [(m, n, {}) for m in METHODS for n in NETWORKS]
 CASES += [(m, "yolo", options) for m in ("constant", "msat", "channel-norm") for options in OPTIONS]
 CASES += [("msat", "yolo", {"coding": "delta"}), ("delta", "yolo", {"terms": [2, 1], "zone": [1, 0.5], "bits": 5})]
 CASES += [("constant", "bottleneck", BURSTS | {"spiking_linear": True}), ("msat", "residual", {"variant": "paper"})]
-every_case = pytest.mark.parametrize(
-    ("method", "network", "options"), CASES, ids=[f"{m} {n} {'+'.join(o)}" for m, n, o in CASES]
-)
+
+
+@pytest.fixture(scope="module", params=CASES, ids=[f"{m} {n} {'+'.join(o)}" for m, n, o in CASES])
+def snn(request: pytest.FixtureRequest) -> SpikingNetwork:
+    """What a case converts to."""
+    method, network, options = request.param
+    return spiking_network(method, options, observed(network), T, seed=1)
 
 
 def means(snn: SpikingNetwork, batch: Tensor, steps: int) -> dict[str, dict[str, Tensor]]:
@@ -54,9 +58,7 @@ def means(snn: SpikingNetwork, batch: Tensor, steps: int) -> dict[str, dict[str,
     return found
 
 
-@every_case
-def test_the_parts_add_up_on_every_call_site(method: str, network: str, options: dict) -> None:
-    snn = spiking_network(method, options, observed(network), T, seed=1)
+def test_the_parts_add_up_on_every_call_site(snn: SpikingNetwork) -> None:
     found = ledger(snn, [images(3)], T).entries
     window = next(iter(snn.neurons.values())).window or 1
     assert [entry.site for entry in found] == [node.name for node in snn.graph.sites]
@@ -73,15 +75,13 @@ def test_the_parts_add_up_on_every_call_site(method: str, network: str, options:
     assert found[0].inherited_norm < 1e-5  # nothing comes before it
 
 
-@every_case
-def test_costs_of_all_nodes_are_the_whole_runs(method: str, network: str, options: dict) -> None:
-    snn = spiking_network(method, options, observed(network), T, seed=1)
+def test_costs_of_all_nodes_are_the_whole_runs(snn: SpikingNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     book = ledger(snn, [images(2), images(2, seed=7)], T, effects=False)
     totals = dict.fromkeys(("spikes", "sops", "pools"), 0.0)
     for batch, first in ((images(2), 0), (images(2, seed=7), 2)):
-        snn.chunk = 1
+        monkeypatch.setattr(snn, "chunk", 1)
         snn.run(batch, T, images=[first, first + 1])
-        counts, price = snn.counts[T], prices("45nm-int8" if method == "int8" else "45nm")
+        counts, price = snn.counts[T], prices("45nm-int8" if snn.method == "int8" else "45nm")
         totals["spikes"] += counts.spikes.sum().item() / 4
         rest = {name: cost for name, cost in counts.costs.items() if name not in snn.neurons}
         totals["pools"] += sum(cost.sops.sum().item() for cost in rest.values()) / 4

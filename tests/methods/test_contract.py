@@ -21,6 +21,7 @@ from msat_det.methods.observe import Observation, observe
 from msat_det.spiking.network import SpikingNetwork
 
 T = 16
+CHUNK = 128  # timesteps at once in long runs: of networks as small as these a chunk costs as much whatever its length
 
 
 def coding(method: str) -> str:
@@ -37,9 +38,9 @@ every_method = pytest.mark.parametrize("method", METHODS)
 
 
 @functools.cache
-def converted(method: str, network: str, timesteps: int = T) -> SpikingNetwork:
+def converted(method: str, network: str, timesteps: int = T, chunk: int | None = None) -> SpikingNetwork:
     options = {"coding": "delta" if method in OTHER else coding(method)}
-    return spiking_network(OTHER.get(method, method), options, observed(network), timesteps, seed=5)
+    return spiking_network(OTHER.get(method, method), options, observed(network), timesteps, seed=5, chunk=chunk)
 
 
 @functools.cache
@@ -50,8 +51,8 @@ def brute_force(network: str) -> BruteForce:
 def outputs_at(method: str, network: str, times: list[int]) -> dict[int, Any]:
     """Outputs at the times, by one run, or one conversion for each where the method is made for a T."""
     if METHODS[OTHER.get(method, method)].needs_t:
-        return {t: converted(method, network, t).run(images(), t)[t] for t in times}
-    return converted(method, network).run(images(), times[-1], record=times)
+        return {t: converted(method, network, t, CHUNK).run(images(), t)[t] for t in times}
+    return converted(method, network, chunk=CHUNK).run(images(), times[-1], record=times)
 
 
 def error(got: Any, expected: Any) -> float:
@@ -88,7 +89,8 @@ def observed_dimly(network: str) -> Observation:
 
 # Charge that a reset to zero has lost is sent once it makes OVERFLOW thresholds, which takes its time.
 # Of thresholds down to a quarter and bursts of 15 what overflows is sent in fifteens.
-LONGER = {"spike-norm": 8, "staged-4": 4}
+LONGER = {"spike-norm": 16, "staged-4": 4, "msat-fit-anytime": 2}
+FEWER = {"adafire": {"bursts": (2, 7)}}  # each is tried at every call site
 COARSE = {"delta-2": 2}  # its levels lie twice as far apart as delta's
 
 
@@ -102,9 +104,10 @@ def test_what_calibration_has_not_seen_converges(method: str, network: str) -> N
     assert any((site.maximum == 0).any() for site in observation.sites.values())
     name = OTHER.get(method, method)
     options = {"images": 2} if issubclass(METHODS[name].options, LayerByLayer) else {}
-    options |= {"coding": "delta" if method in OTHER else coding(method)}
-    expected, times = build(network)(x), [t * LONGER.get(method, 1) for t in (128, 1024)]
-    made = {t: spiking_network(name, options, observation, t) for t in times}
+    options |= {"coding": "delta" if method in OTHER else coding(method)} | FEWER.get(method, {})
+    expected = build(network)(x)
+    times = [t * LONGER.get(method, 1) for t in ((32, 256) if options["coding"] == "delta" else (64, 512))]
+    made = {t: spiking_network(name, options, observation, t, chunk=CHUNK) for t in times}
     before, after = (error(snn.run(x, t)[t], expected) for t, snn in made.items())
     assert after < 0.05
     assert after < 0.3 * before or after < 0.02 * COARSE.get(method, 1)

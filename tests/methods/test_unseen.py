@@ -131,10 +131,10 @@ def test_a_layer_that_calibration_left_silent_wakes_up(method: str) -> None:
     observation = seen(net, 0.2)
     site = observation.graph.sites[0].name
     assert not observation.sites[site].maximum.any()
-    x, T = 3 * images(2), 2048 if method != "spike-norm" else 8192
+    x, T = 3 * images(2), 1024 if method != "spike-norm" else 8192
     expected = net(x)
     silent = net(0 * x)
-    snn = spiking_network(method, {}, observation, T)
+    snn = spiking_network(method, {}, observation, T, chunk=128)  # of a network as small as this, many at once
     assert (snn.neurons[site].theta > 0).all()
     left = ((snn.run(x, T)[T] - expected).norm() / (silent - expected).norm()).item()
     assert left < 0.03
