@@ -91,13 +91,18 @@ def record(net: nn.Module, values: tuple | dict[str, Tensor], names: list[str]) 
 
 
 def _without_hooks(net: nn.Module, path: str) -> None:
-    """Put a layer without its hooks, whose calls are nodes of their own, in its place."""
+    """Put a layer without its hooks, whose calls are nodes of their own, in its place; the weights that hooks, or
+    people, have made plain tensors of are its parameters."""
     layer = net.get_submodule(path)
-    if any(vars(layer)[name] for name in HOOKS):
-        bare = copy.copy(layer)
-        vars(bare).update({name: OrderedDict() for name in HOOKS})
-        parent, _, name = path.rpartition(".")
-        setattr(net.get_submodule(parent), name, bare)
+    made = {name: nn.Parameter(value, False) for name, value in vars(layer).items() if isinstance(value, Tensor)}
+    if not made and not any(vars(layer)[name] for name in HOOKS):
+        return
+    bare = copy.copy(layer)
+    vars(bare).update({name: OrderedDict() for name in HOOKS}, _parameters=OrderedDict(layer._parameters | made))
+    for name in made:
+        del vars(bare)[name]
+    parent, _, name = path.rpartition(".")
+    setattr(net.get_submodule(parent), name, bare)
 
 
 def _refuse_objects(outputs: list[Any], net: nn.Module) -> None:

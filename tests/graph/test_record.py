@@ -222,6 +222,22 @@ def replaced(part: int, forward: Callable[[Tensor], Tensor]) -> nn.Sequential:
     return net
 
 
+def masked(part: int, hook: bool) -> nn.Sequential:
+    """A layer whose weight a hook makes anew before every forward, as pruning does, or has made for good."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    layer, weight = net[part], net[part].weight
+    del layer.weight
+    layer.original = weight
+
+    def make(module: nn.Conv2d, given: Any = None) -> None:
+        module.weight = module.original.detach() * (module.original > 0)
+
+    make(layer)
+    if hook:
+        layer.register_forward_pre_hook(make)
+    return net
+
+
 class Attention(nn.Module):
     """Gives what its attention looks at beside what it makes of it; a hook, or a class of its own, changes that."""
 
@@ -250,6 +266,9 @@ AROUND = {
     "before a norm": lambda: hooked(1, lambda x: 2 * x + 1, before=True),
     "in place of an activation": lambda: replaced(2, lambda x: 2 * torch.relu(x) + 0.1),
     "in place of a layer": lambda: replaced(3, torch.square),
+    "a layer's weight made anew": lambda: masked(3, hook=True),
+    "a weight that is folded made anew": lambda: masked(0, hook=True),
+    "a weight that is no parameter": lambda: masked(0, hook=False),
     "around attention": lambda: Attention(heads=False),
     "in place of attention": lambda: Attention(heads=True, attention=Doubled),
 }
