@@ -20,7 +20,10 @@ from msat_det.graph.graph import Graph, called
 
 _MOST = 24  # nodes of one activation
 _TOLERANCE = 2e-6
-_GRID = torch.cat((torch.linspace(-12, 12, 193), torch.tensor([-3.0001, -2.9999, -1e-3, 1e-3, 2.9999, 5.9999, 6.0001])))
+_NEAR = 12.0  # beyond it a spelling may overflow, x·tanh(log(1 + eˣ)) say; what is finite there has to agree, too
+_FAR = torch.tensor([14.0, 20.0, 32.0, 50.0, 80.0, 128.0, 1e3, 1e4])
+_FINE = torch.tensor([-3.0001, -2.9999, -1e-3, 1e-3, 2.9999, 5.9999, 6.0001])
+_GRID = torch.cat((torch.linspace(-_NEAR, _NEAR, 193), _FINE, _FAR, -_FAR))
 _ELEMENTWISE = (ops.POINTWISE - {"prelu", "rrelu"}) | ops.COMPARISONS | ops.CHOICES
 _ELEMENTWISE |= {"add", "sub", "rsub", "neg", "pos", "mul", "truediv", "pow", "square", "sqrt", "rsqrt", "reciprocal"}
 _ELEMENTWISE |= {"abs", "exp", "expm1", "log", "log1p", "erf", "maximum", "minimum", "max", "min", "identity", "clone"}
@@ -112,6 +115,8 @@ def _named(
     y = _on_grid(graph, source, region, x)
     if y is None or not y.is_floating_point() or y.dim() != x.dim():
         return None
+    held = (x.abs() <= _NEAR).flatten() | y.isfinite().flatten(1).all(1)
+    x, y = x[held], y[held]
     if y.numel() != x.numel():
         return _prelu(x, y)
     for function, kwargs in _NAMED:

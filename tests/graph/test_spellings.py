@@ -111,6 +111,22 @@ def test_nothing_else_is_taken_for_one(spell: Callable[[Spelled, Tensor], Tensor
     assert all(not facts(node).joined for node in graph.nodes)
 
 
+FAR: dict[str, Callable[[Spelled, Tensor], Tensor]] = {
+    "bounded far up": lambda net, x: x.relu() - (x - 20).relu(),
+    "bounded by a mask": lambda net, x: x * (x > 0) * (x < 20) + 20 * (x >= 20),
+    "cut off far down": lambda net, x: torch.where(x < -15, -1.5, F.leaky_relu(x, 0.1)),
+    "steeper from far on": lambda net, x: x * torch.sigmoid(x) + (x - 600).relu(),
+}
+
+
+@pytest.mark.parametrize("spell", FAR.values(), ids=FAR)
+def test_what_differs_from_an_activation_far_away_is_none(spell: Callable[[Spelled, Tensor], Tensor]) -> None:
+    """The images that it is traced on need not reach that far: others do."""
+    net = randomise(Spelled(spell))
+    far = 3000 * images(5, seed=3)
+    assert torch.allclose(trace(net, images())(far), net(far), rtol=1e-4)
+
+
 def test_what_others_use_stays() -> None:
     def spell(net: Spelled, x: Tensor) -> Tensor:
         gate = torch.sigmoid(x)
