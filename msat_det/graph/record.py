@@ -63,6 +63,7 @@ _OPERATORS: dict[tuple[str, int], Callable] = {
 
 
 HERE = str(Path(__file__).parent) + os.sep  # frames of ours are no part of the network
+CALLING = nn.Module._call_impl.__code__.co_filename  # frames that call a layer, as its hooks have it
 
 
 class DecidesByValues(Exception):
@@ -415,7 +416,7 @@ def _place() -> str:
         path = frame.f_code.co_filename
         if not path.startswith((HERE, TORCH)):
             return _line(frame)
-        if path.startswith(f"{TORCH}nn"):
+        if path.startswith(f"{TORCH}nn") and path != CALLING:
             inner = inner or frame
         frame = frame.f_back
     return "" if inner is None else _line(inner)
