@@ -374,15 +374,18 @@ def test_what_is_no_device_here(device: Any) -> None:
 
 
 @pytest.mark.parametrize("forwards", [1, 2, 3])
-def test_too_little_memory_is_not_told_as_input_that_does_not_fit(forwards: int) -> None:
+def test_too_little_memory_is_not_told_as_input_that_does_not_fit(
+    forwards: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whether it lacks in the first forward pass or later, PyTorch's own error comes out."""
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
-    calls = iter(range(1, 100))
+    calls, convolve = iter(range(1, 100)), nn.Conv2d._conv_forward
 
-    def hook(*_: object) -> None:
-        if next(calls) >= forwards:
+    def lacking(layer: nn.Conv2d, *args: Any) -> torch.Tensor:
+        if layer.out_channels == 2 and next(calls) >= forwards:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+        return convolve(layer, *args)
 
-    net[2].register_forward_pre_hook(hook)
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", lacking)
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         msat_det.convert(net, [torch.rand(2, 3, 8, 8)])
