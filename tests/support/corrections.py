@@ -15,7 +15,7 @@ NEURONS = {
     "terms": dict(bits=6, terms=(2, 1), zone=(1.0, 0.5)),
     "one bit": dict(bits=1, terms=(3,)),
     "as many terms as bits": dict(bits=9, terms=(9, 5, 4), zone=(0.75, 0.5)),
-    "more terms than bits": dict(bits=1, gamma=4, terms=(40,)),
+    "more terms than bits": dict(bits=1, gamma=4, terms=(12,)),
     "bursts": dict(gamma=3, stages=(2.0, 1.0)),
     "overflow": dict(bits=2, terms=(1, 2), stages=(1.0, 0.5, 0.1)),
     "overflow of bursts": dict(stages=(0.3, 0.1, 1.0)),
