@@ -7,25 +7,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import torch
 from support.small_runs import command, contents
 
 from msat_det.base import ranks
 from msat_det.base.settings import PROJECT
+from msat_det.run import batches
 
-TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node")
 # Without a repository every run is of the same commit: None.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "GIT_DIR": "/nowhere"}
 
 
 def launch(count: int, *words: str) -> subprocess.Popen:
     """The comparison in ``count`` processes under torchrun, or alone for 0."""
-    return start(*(["-m", *TORCHRUN, str(count)] if count else []), "-m", "msat_det", "compare", *words)
-
-
-def start(*words: str) -> subprocess.Popen:
-    arguments = [sys.executable, *words]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count else []
+    arguments = [sys.executable, *torchrun, "-m", "msat_det", "compare", *words]
     return subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -85,31 +85,35 @@ def worker(torchrun: int, rank: int) -> int:
     raise AssertionError(f"no rank {rank}")
 
 
-SHARING = """
-import types, torch
-from msat_det.base import ranks
-from msat_det.run import batches
-batches.elements, batches.images_at_once = lambda node: 1000, lambda graph: 64
-config, graph = types.SimpleNamespace(batch=8), types.SimpleNamespace(sites=[0])
-memory = dict.fromkeys("acd", 2 * 64 * 52_000) | {"b": 64 * 52_000}
-ranks.join()
-for gpus, expected in {"abcd": 32, "acdc": 32, "aaaa": 16, "aaac": 16, "ac-d": 8}.items():
-    mine = gpus[ranks.rank()]
-    config.device, config.free_batch = ("cpu", False) if mine == "-" else ("cuda:0", True)
-    torch.cuda.get_device_properties = lambda device: types.SimpleNamespace(uuid=mine)
-    torch.cuda.mem_get_info = lambda device: (memory[mine], 1 << 40)
-    found = batches.batch_size(config, graph)
-    assert found == expected, (gpus, found)
-"""
-
-
-def test_ranks_on_one_gpu_share_its_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("gpus", "expected"), [("abcd", 32), ("acdc", 32), ("aaaa", 16), ("aaac", 16), ("ac-d", 8)], ids=str
+)
+def test_ranks_on_one_gpu_share_its_memory(gpus: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of what is free on each of the cards a, c and d is 64 images of 52,000 bytes, and 32 on b. A rank without a
     card has batches of 8. All take the least."""
-    file = tmp_path / "sharing.py"
-    file.write_text(SHARING)
-    status, told = finished(start("-m", *TORCHRUN, "4", str(file)))
-    assert status == 0, told
+    monkeypatch.setattr(batches, "elements", lambda node: 1000)
+    monkeypatch.setattr(batches, "images_at_once", lambda graph: 64)
+    monkeypatch.setattr(ranks, "count", lambda: len(gpus))
+    memory = dict.fromkeys("acd", 2 * 64 * 52_000) | {"b": 64 * 52_000}
+    handed_in: list[int] = []
+
+    def from_all(mine: str | int) -> list:
+        if isinstance(mine, str):
+            return [gpu.strip("-") for gpu in gpus]
+        handed_in.append(mine)
+        return handed_in
+
+    monkeypatch.setattr(ranks, "from_all", from_all)
+    for gpu in gpus:
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, gpu=gpu: SimpleNamespace(uuid=gpu))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, gpu=gpu: (memory[gpu], 1 << 40))
+        config = SimpleNamespace(batch=8, device="cpu" if gpu == "-" else "cuda:0", free_batch=gpu != "-")
+        least = batches.batch_size(cast(Any, config), cast(Any, SimpleNamespace(sites=[0])))
+    assert least == expected  # what the last one is told, when all have handed theirs in
+    assert len(handed_in) == len(gpus)
+
+
+def test_one_process_alone_hands_in_its_own() -> None:
     assert ranks.from_all("mine") == ["mine"]
 
 
