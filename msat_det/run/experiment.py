@@ -44,6 +44,7 @@ def run(config: Config, task: Task = "detection", then: Callable[[RunDirectory],
     Raises InputError for bad input of any kind; what was computed before is in the run directory, and ``config.resume``
     continues with it.
     """
+    config.require_unseen()
     config = settle(config)
     ranks.join()
     with taken(config) as directory:

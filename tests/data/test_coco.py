@@ -282,8 +282,8 @@ def test_the_keys_name_file_and_folder(tmp_path: Path) -> None:
 def test_calibration_on_the_evaluated_images_is_told_for_the_keys_too(tmp_path: Path) -> None:
     words = ["--cfg", "configs/ssd_coco.yaml", "--calib.split", "val2017", "--calib.skip", "4"]
     with pytest.raises(InputError, match="calibration images would be evaluated"):
-        load_config(words)
-    assert load_config([*words, "--calib.annotations", "other.json"]).calib.skip == 4
+        load_config(words).require_unseen()
+    load_config([*words, "--calib.annotations", "other.json"]).require_unseen()
 
 
 @pytest.mark.parametrize("own", ["photos/1.jpg", "notes.txt", "annotations/instances_default.json", "result.json"])

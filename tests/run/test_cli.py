@@ -298,6 +298,16 @@ def test_an_export_into_a_folder_is_refused_before_it_begins(out: str, capsys: p
     assert capsys.readouterr().err == f"error: cannot write {out}: it is a folder; name a file in it\n"
 
 
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_calibration_images_are_not_evaluated(command: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["--calib.split", "test", "--calib.skip", "4", "--data.limit", "5", "--out", str(tmp_path / "run")]
+    assert cli.main([command, str(PROJECT / "configs/yolo_voc.yaml"), *words]) == 2
+    assert capsys.readouterr().err == (
+        "error: data.limit is 5 and calib.skip 4: calibration images would be evaluated; give a data.limit of at most "
+        "calib.skip\n"
+    )
+
+
 def test_a_year_is_of_voc(capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["inspect", str(PROJECT / "configs/yolo_coco.yaml"), "--data.year", "2012"]) == 2
     assert capsys.readouterr().err == "error: data.year is 2012, which is for kind voc, not coco: leave it out\n"
