@@ -5,6 +5,7 @@ A process that was started alone is rank 0 of 1, for which all of this does noth
 images. All lie in main memory, so that gloo carries them on machines with and without GPUs.
 """
 
+import atexit
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -53,6 +54,15 @@ def join() -> None:
 
         if not dist.is_initialized():
             dist.init_process_group("gloo", timeout=PATIENCE)
+            atexit.register(_leave)
+
+
+def _leave() -> None:
+    """Stop gloo's threads: a process that ends beside them may abort, and its exit status be lost."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def from_first(decide: Callable[[], T]) -> T:
@@ -120,7 +130,10 @@ def is_first_to_tell() -> bool:
 def _peers() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:
+    except BaseException as error:
+        atexit.unregister(_leave)  # which would wait for what the others have not answered
+        if not isinstance(error, RuntimeError):
+            raise
         raise InputError(
             "another process of this run has ended: its own message says why; --resume goes on from here"
         ) from error

@@ -1,20 +1,26 @@
 """torchrun: any number of ranks leaves the files of one process; an error is told once; a dead rank ends the run."""
 
+import atexit
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 from support.small_runs import command, contents
 
 from msat_det.base import ranks
+from msat_det.base.errors import InputError
 from msat_det.base.settings import PROJECT
 from msat_det.run import batches
 
@@ -115,6 +121,30 @@ def test_ranks_on_one_gpu_share_its_memory(gpus: str, expected: int, monkeypatch
 
 def test_one_process_alone_hands_in_its_own() -> None:
     assert ranks.from_all("mine") == ["mine"]
+
+
+@pytest.mark.parametrize("met", [None, RuntimeError("peer closed"), KeyboardInterrupt()], ids=repr)
+def test_a_rank_leaves_the_others_before_it_ends_unless_they_owe_it_an_answer(
+    met: BaseException | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_exit: list[Callable[[], None]] = []
+    group: list[str] = []
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    monkeypatch.setattr(atexit, "register", at_exit.append)
+    monkeypatch.setattr(atexit, "unregister", at_exit.remove)
+    monkeypatch.setattr(dist, "is_initialized", lambda: bool(group))
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: group.append("gloo"))
+    monkeypatch.setattr(dist, "destroy_process_group", group.clear)
+    monkeypatch.setattr(dist, "all_gather_object", mock.Mock(side_effect=met))
+    ranks.join()
+    ranks.join()  # another run of the same process
+    assert len(at_exit) == 1
+    with pytest.raises((InputError, KeyboardInterrupt)) if met else contextlib.nullcontext():
+        ranks.from_all("mine")
+    assert len(at_exit) == (0 if met else 1)
+    for leave in at_exit * 2:  # somebody may have left already
+        leave()
+    assert len(group) == (1 if met else 0)
 
 
 def test_an_error_of_all_ranks_is_told_once(tmp_path: Path) -> None:
