@@ -68,12 +68,12 @@ class Model:
         str | None, "the network's classes: voc, coco or a file with one name a line. Data of kind voc adopt them."
     ] = None
     trust: Annotated[bool, "read an Ultralytics .pt file, which holds code that is run."] = False
-    arch: Annotated[str | None, "which network of timm (resnet18d …) or of Ultralytics (yolov8n …)."] = None
+    arch: Annotated[str | None, "which network of timm (resnet18d …) or of Ultralytics (yolov8n, rtdetr-l …)."] = None
     head: Annotated[
         str | None,
-        "how raw outputs become boxes: yolov5, yolov8, yolox, nanodet, picodet, fastestdet, ssd, retinanet, fcos or "
-        "raw; its usual values are used for keys on heads and inputs that are not given. null: as the file says, which "
-        "Ultralytics' ONNX files do.",
+        "how raw outputs become boxes: yolov5, yolov8, yolox, nanodet, picodet, fastestdet, ssd, retinanet, fcos, "
+        "detr, rtdetr or raw; its usual values are used for keys on heads and inputs that are not given. null: as the "
+        "file says, which Ultralytics' ONNX files do.",
     ] = None
     strides: Annotated[list[int] | None, "input pixels per cell, for each level of the head."] = None
     anchors: Annotated[

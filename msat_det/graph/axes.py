@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from torch.fx.node import Node
 
 from msat_det.graph.channels import Axis, rows_by_channel
-from msat_det.graph.facts import amend, facts, filled, full_shape
+from msat_det.graph.facts import amend, facts, filled, full_shape, is_mask
 from msat_det.graph.graph import Batch, Graph
 from msat_det.graph.ops import JOINING, MOVING, Kind, argument
 
@@ -76,10 +76,16 @@ class _Labels:
         return common if rank == last else _of_reduced(node, common, rank)
 
     def of_moved(self, node: Node, inputs: list[Node]) -> Axis | tuple[Axis, ...]:
-        """By the node's output on inputs that hold the numbers of their channels."""
+        """By the node's output on inputs that hold the numbers of their channels; of places the first one is taken."""
         found, count = {}, 0
+        places = [] if is_mask(facts(node)) else [source for source in inputs if is_mask(facts(source))]
+        if places == inputs:  # of a constant's rows
+            return None
         for source in inputs:
-            found[source], count = self.numbered(source, count)
+            if source in places:
+                found[source] = torch.zeros(full_shape(facts(source)), dtype=facts(source).dtype, device=self.device)
+            else:
+                found[source], count = self.numbered(source, count)
 
         op, args = facts(node).op, node.args
 

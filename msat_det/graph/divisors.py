@@ -1,4 +1,5 @@
-"""What a network divides by, however it is written: rounded to next to nothing, it would blow the quotient up."""
+"""What a network divides by, however it is written: rounded to next to nothing, it would blow the quotient up. So it
+would a logarithm."""
 
 import torch
 from torch.fx.node import Node
@@ -10,7 +11,7 @@ from msat_det.graph.ops import Kind
 
 _DIVISOR = {  # of an operation: where its divisor stands among the arguments, and its name
     **{"truediv": (1, "other"), "addcdiv": (2, "tensor2")},
-    **dict.fromkeys(("reciprocal", "rsqrt", "pow"), (0, "input")),
+    **dict.fromkeys(("reciprocal", "rsqrt", "pow", "log"), (0, "input")),
 }
 # 1 / sqrt(x * x) divides by x too, and so does 1 / x.clamp(min=eps)
 _PASSED = ops.CLAMPS | {"mul", "square", "sqrt", "rsqrt", "reciprocal", "pow", "abs"}
@@ -34,8 +35,12 @@ def spare_divisors(graph: Graph) -> None:
     Their author may rely on it, with a sigmoid or a clamp by a small number, say, and a neuron rounds it to 0. What
     stands in the numerator as well is rounded alike in both.
     """
+
+    def passes(node: Node) -> bool:  # the numerator of what is divided by divides
+        return (facts(node).kind is Kind.LINEAR and not multiplies(node)) or facts(node).op == "truediv"
+
     divisors = (divisor for node in graph.nodes for divisor in _divisors(graph, node))
-    found = origins(divisors, lambda node: facts(node).kind is Kind.LINEAR and not multiplies(node))
+    found = origins(divisors, passes)
     for site in filter(_is_positive, found.intersection(graph.sites)):
         if all(user in found or site in _divisors(graph, user) for user in site.users):
             amend(site, kind=Kind.DIFFERENTIAL, activation=None)
@@ -48,7 +53,7 @@ def _is_positive(site: Node) -> bool:
 
 
 def division_before(site: Node) -> Node | None:
-    """A node that divides what images make by what they make, between other call sites and this one."""
+    """A node that divides by what images make, or takes the logarithm, between other call sites and this one."""
     found = origins([site], lambda node: node is site or facts(node).kind is not Kind.SPIKING)
     divides = _DIVISOR.keys() - {"pow"}  # which mostly multiplies
     return next((n for n in found if facts(n).kind is Kind.DIFFERENTIAL and facts(n).op in divides), None)

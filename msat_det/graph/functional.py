@@ -1,7 +1,7 @@
 """A traced graph made functional: nothing writes in place, no-ops gone, batch norm folded."""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -149,18 +149,33 @@ def _shape(view: Node) -> Any:
     return view.args[1] if len(view.args) > 1 else next(iter(view.kwargs.values()))
 
 
-def single_extrema(graph: Graph) -> None:
-    """Put amax for the first of what ``x.max(dim)`` gives where the second, the places, is not used; amin alike."""
+def values_and_places(graph: Graph) -> None:
+    """Put a node of its own for each of the two tensors that max, min over a dimension and topk give and that is used:
+    the values, and their places, which are whole numbers."""
     for node in graph.nodes:
         name = called(graph, node)
-        given = dict(zip(("input", "dim", "keepdim"), node.args, strict=False)) | node.kwargs
-        parts = [user for user in node.users if user.target is operator.getitem and user.args[1] == 0]
-        if name not in ("max", "min") or not isinstance(given.get("dim"), int) or len(parts) != len(node.users):
+        args, kwargs = node.args, node.kwargs
+        if name == "topk":
+            made: tuple[Callable, Callable] = ops.topk_values, ops.topk_places
+        elif name in ("max", "min"):
+            given = dict(zip(("input", "dim", "keepdim"), args, strict=False)) | kwargs
+            if not isinstance(given.get("dim"), int):
+                continue
+            made = (torch.amax, torch.argmax) if name == "max" else (torch.amin, torch.argmin)
+            args, kwargs = (given["input"], given["dim"], given.get("keepdim", False)), {}
+        else:
             continue
-        node.op, node.target, node.kwargs = "call_function", getattr(torch, f"a{name}"), {}
-        node.args = given["input"], given["dim"], given.get("keepdim", False)
-        for part in parts:
-            part.replace_all_uses_with(node)
+        parts = {user: user.args[1] for user in node.users if user.target is operator.getitem}
+        if len(parts) != len(node.users):
+            continue
+        calls: dict[Any, Node] = {}
+        for index in sorted(set(parts.values())):
+            with graph.module.graph.inserting_after(node):
+                calls[index] = graph.module.graph.call_function(made[index], args, kwargs) if calls else node
+            calls[index].stack_trace = node.stack_trace
+        node.op, node.target, node.args, node.kwargs = "call_function", made[min(calls)], args, kwargs
+        for part, index in parts.items():
+            part.replace_all_uses_with(calls[index])
             graph.module.graph.erase_node(part)
 
 
@@ -188,6 +203,9 @@ def as_layers(graph: Graph, outputs: Mapping[Node, Output]) -> None:
         if not names or "weight" not in parameters or any(n.op != "get_attr" for n in parameters.values()):
             continue
         if outputs[node] == Output():  # no image enters, as into what is made of a detector's queries
+            continue
+        if "linear" in str(node.target) and graph.attribute(parameters["weight"]).dim() == 1 and "bias" not in given:
+            node.target, node.args, node.kwargs = torch.matmul, (given["input"], parameters["weight"]), {}
             continue
         key = str([(name, getattr(value, "target", value)) for name, value in given.items() if name != "input"])
         if key not in made:

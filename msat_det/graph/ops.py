@@ -62,6 +62,16 @@ def assigned(x: Tensor, index: Any, value: Tensor | float) -> Tensor:
     return y
 
 
+def topk_values(x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Tensor:
+    """The first of what ``torch.topk`` gives."""
+    return x.topk(k, dim, largest, sorted)[0]
+
+
+def topk_places(x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Tensor:
+    """The second: where in ``x`` they are."""
+    return x.topk(k, dim, largest, sorted)[1]
+
+
 def guard(found: int, traced: int) -> None:
     """Raise ValueError unless a size, or what was decided by it, is as it was when the network was traced."""
     if found != traced:
@@ -87,7 +97,7 @@ JOINING = {"cat", "concat", "concatenate", "assigned"}
 MOVING = JOINING | {
     *("flatten", "unflatten", "view", "reshape", "permute", "transpose", "t", "movedim", "squeeze", "unsqueeze"),
     *("expand", "broadcastto", "repeat", "tile", "getitem", "chunk", "split", "tensorsplit", "unbind", "select"),
-    *("narrow", "indexselect", "flip", "roll", "stack"),
+    *("narrow", "indexselect", "gather", "takealongdim", "flip", "roll", "stack"),
 }
 
 # Linear or affine in their image input whatever their other arguments are.
@@ -112,7 +122,20 @@ COMPARISONS |= {"logicaland", "logicalor", "logicalxor", "logicalnot"}
 CHOICES = {"where", "maskedfill"}  # linear where their condition does not come from an image
 DIFFERENTIAL = {
     *MAX_POOLINGS,
-    *("amax", "max", "amin", "maximum", "minimum", "lppool1d", "lppool2d", "lppool3d"),
+    *(
+        "amax",
+        "max",
+        "amin",
+        "argmax",
+        "argmin",
+        "topkvalues",
+        "topkplaces",
+        "maximum",
+        "minimum",
+        "lppool1d",
+        "lppool2d",
+        "lppool3d",
+    ),
     *("groupnorm", "layernorm", "instancenorm", "instancenorm1d", "instancenorm2d", "instancenorm3d"),
     "localresponsenorm",
     *("normalize", "norm", "vectornorm", "rmsnorm", "std", "var"),

@@ -163,6 +163,11 @@ class _Recorder(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             with self:
                 return scaled_dot_product(*args, **kwargs)
+        if name == "__getitem__" and self.picks_of_one_row(*args):
+            with (
+                self
+            ):  # what is picked for each image lies in the first dimension, until it is moved behind another one
+                return args[0][0][args[1][1:]][None]
         if name in ("shape", "size", "numel", "__len__"):
             return self.size(args[0], name, args[1] if len(args) > 1 else kwargs.get("dim"))
         result = func(*args, **kwargs)
@@ -173,6 +178,12 @@ class _Recorder(TorchFunctionMode):
             if name in _BLANK or self.blank.issuperset(entering):
                 self.blank |= {node for value in _leaves(result) if (node := self.node_of(value)) is not None}
         return result
+
+    def picks_of_one_row(self, x: Tensor, index: Any) -> bool:
+        """Whether it is ``x[:, places]``, with places that an image enters, of an ``x`` that all images share."""
+        if not isinstance(index, tuple) or index[0] != slice(None) or x.shape[0] != 1:
+            return False
+        return any(isinstance(part, Tensor) and self.node_of(part) is not None for part in index[1:])
 
     def write(self, op: str, target: Any, args: tuple, kwargs: dict, result: Any) -> None:
         """Note a call and the tensors that it has given."""

@@ -29,7 +29,7 @@ from msat_det.graph.functional import (
     free_views,
     functionalise,
     fused,
-    single_extrema,
+    values_and_places,
 )
 from msat_det.graph.graph import TORCH, Graph, device_of, measure, where
 from msat_det.graph.inputs import MISFIT, Batch, as_input, first_images, images_in, mend, name_of, reason, signature
@@ -73,7 +73,7 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     free_views(graph)
     drop_neutral(graph)
     drop_dead(module.graph)
-    single_extrema(graph)
+    values_and_places(graph)
     guards = Guards(module.graph)
     one = first_images(values, 1)
     folds = _judge(graph, one)
@@ -255,7 +255,9 @@ def _check_values(node: Node, value: Any) -> None:
     if any(part.is_floating_point() and _is_broken(node, part) for part in pytree.tree_leaves(value)):
         raise InputError(f"{where(node)} gives NaN or infinite values: check the weights and the calibration images")
     if not isinstance(value, Tensor) and facts(node).kind is Kind.DIFFERENTIAL:
-        raise InputError(f"{where(node)} gives several tensors: take a form that gives one (amax, say, for max)")
+        raise InputError(
+            f"{where(node)} gives several tensors: take a form that gives one (without return_indices, say)"
+        )
 
 
 class _Apart:

@@ -22,10 +22,12 @@ class HeadDetector:
     """A network with a head by name as a ``Detector``.
 
     net: (B, 3, h, w) → the head's raw outputs, see ``heads.parts_of``.
-    head: a name of ``heads.HEADS``: yolov5, yolov8, yolox, nanodet, picodet, fastestdet, ssd, retinanet, fcos, raw.
+    head: a name of ``heads.HEADS``: yolov5, yolov8, yolox, nanodet, picodet, fastestdet, ssd, retinanet, fcos, detr,
+        rtdetr, raw.
     classes: names, or "coco" or "voc".
     size: the input's side, or (height, width), in pixels.
-    strides: input pixels a cell, for each level; None: the head's usual ones. Head raw has no levels.
+    strides: input pixels a cell, for each level; None: the head's usual ones. Heads detr, rtdetr and raw have
+        no levels.
     anchors: for each level the widths and heights of its anchors, one after the other, in input pixels; None: the
         head's usual ones.
     activated: whether the network's scores are already probabilities, after its own sigmoid or softmax.
@@ -57,6 +59,8 @@ class HeadDetector:
         self.activated, self.inputs = activated, self.kind.inputs if inputs is None else inputs
         self.score, self.top_k, self.names = score, top_k, None if names is None else list(names)
         self.nms_iou = self.kind.nms_iou if nms_iou is None else nms_iou
+        if strides and not self.kind.strides:
+            raise InputError(f"head {head} has no strides: leave model.strides out")
         self._check_anchors()
         self.cells, self.rows = cells_of(self.size, self.strides, self.anchors)
         self.each = [len(level) // 2 for level in self.anchors] if self.anchors else [1] * len(self.strides)
@@ -101,13 +105,15 @@ class HeadDetector:
         """Boxes (B, P, 4) in input pixels, and scores (B, P, C). Raises InputError for outputs that do not fit."""
         head, count = self.kind, len(self.classes)
         own = named(outputs, self.names or ())
+        rows, each = (self.rows, self.each) if self.rows else (list(own[0][1].shape[1:2]), [1])  # of queries
         try:
-            parts = raw_parts(own, count) if self.head == "raw" else parts_of(own, head, count, self.rows, self.each)
+            parts = raw_parts(own, count) if self.head == "raw" else parts_of(own, head, count, rows, each)
         except InputError:
             shapes = [tuple(x.shape[1:]) for x in pytree.tree_leaves(outputs)]
+            levels = f", strides {list(self.strides)} and {each} anchors a cell at {self.size}" if self.rows else ""
+            keys = "model.names, model.strides, model.anchors" if self.rows else "model.names"
             raise InputError(
-                f"outputs {shapes} do not fit head {self.head} with {count} classes, strides {list(self.strides)} and "
-                f"{self.each} anchors a cell at {self.size}: give model.names, model.strides, model.anchors or other "
+                f"outputs {shapes} do not fit head {self.head} with {count} classes{levels}: give {keys} or other "
                 "outputs that do"
             ) from None
         by_name = dict(zip(head.parts, parts, strict=True))

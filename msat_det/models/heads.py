@@ -89,6 +89,16 @@ def fcos(cells: Cells, box: Tensor, objectness: Tensor, classes: Tensor) -> Foun
     return _within(cells.centre, box.relu() * cells.stride), (classes * objectness).sqrt()
 
 
+def detr(cells: Cells, box: Tensor, classes: Tensor) -> Found:
+    """Carion et al. 2020: a row is a query's, x y w h of the middle in parts of the image's sides; no class last."""
+    return rtdetr(cells, box, classes[..., :-1])
+
+
+def rtdetr(cells: Cells, box: Tensor, classes: Tensor) -> Found:
+    """Deformable DETR (Zhu et al. 2021), RT-DETR (Zhao et al. 2024), D-FINE: as DETR, but each class by itself."""
+    return _around(box[..., :2] * cells.size, box[..., 2:] * cells.size), classes
+
+
 def raw(cells: Cells, box: Tensor, classes: Tensor) -> Found:
     """The outputs are boxes in input pixels and scores as they are."""
     return box, classes
@@ -115,11 +125,11 @@ def _within(centre: Tensor, sides: Tensor) -> Tensor:
 class Head:
     """A registered head.
 
-    decode: see above. parts: of one map of outputs, in the order of its channels. strides: the usual ones. anchors: the
-    usual ones for some strides, where there are any. bins: whether a box is four distributions. softmax: whether
-    classes are one against the others, not each by itself. background: whether their first is none. inputs: how a
-    photograph is usually made ready. nms_iou: overlap above which the weaker of two boxes is usually dropped.
-    shown: the score from which on boxes are usually looked at.
+    decode: see above. parts: of one map of outputs, in the order of its channels. strides: the usual ones; none where a
+    row is not a cell's. anchors: the usual ones for some strides, where there are any. bins: whether a box is four
+    distributions. softmax: whether classes are one against the others, not each by itself. background: whether one of
+    them is none. inputs: how a photograph is usually made ready. nms_iou: overlap above which the weaker of two boxes
+    is usually dropped. shown: the score from which on boxes are usually looked at.
     """
 
     decode: Callable[..., Found]
@@ -171,6 +181,10 @@ HEADS: Names[Head] = Names(
             retinanet, ("box", "classes"), (8, 16, 32, 64, 128), anchors=_retinanet_anchors, inputs=_IMAGENET
         ),
         "fcos": Head(fcos, ("classes", "box", "objectness"), (8, 16, 32, 64, 128), inputs=_IMAGENET),
+        "detr": Head(
+            detr, ("box", "classes"), (), softmax=True, background=True, inputs=_IMAGENET, nms_iou=1.0, shown=0.7
+        ),
+        "rtdetr": Head(rtdetr, ("box", "classes"), (), nms_iou=1.0),
         "raw": Head(raw, ("box", "classes")),
     },
 )
@@ -189,7 +203,7 @@ def cells_of(size: tuple[int, int], strides: Sequence[int], anchors: Levels | No
         places = torch.stack((x, y), -1).reshape(-1, 1, 2) * stride
         rows = torch.cat((places.expand(-1, len(pairs), -1), pairs.expand(len(places), -1, -1)), -1).flatten(0, 1)
         levels.append(torch.cat((rows, torch.full((len(rows), 1), float(stride))), 1))
-    every = torch.cat(levels)
+    every = torch.cat([torch.empty(0, 5), *levels])
     extent = torch.tensor(size[::-1], dtype=torch.float32)
     return Cells(every[:, :2], every[:, 4:], every[:, 2:4], extent), [len(level) for level in levels]
 

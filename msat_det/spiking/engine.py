@@ -200,9 +200,8 @@ def refuse_nan(node: Node, counts: Tensor, t: int) -> None:
         division = division_before(node)
         mend = "look at its input and the options"
         if division is not None:
-            mend = (
-                f"{where(division)} divides, by 0 as long as no spikes have come; add 1e-6, say, to what it divides by"
-            )
+            does = "takes a logarithm, of" if facts(division).op == "log" else "divides, by"
+            mend = f"{where(division)} {does} 0 as long as no spikes have come; add 1e-6, say, to that"
         raise InputError(f"{where(node)}: the potential is NaN by timestep {t}: {mend}")
 
 

@@ -84,6 +84,9 @@ SITES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], list[str]]] = {
         lambda a, b: a.relu() / (F.conv2d(b.sigmoid(), torch.ones(4, 4, 1, 1)) + 1),
         ["relu", "sigmoid"],
     ),
+    "a logarithm": (lambda a, b: a.relu() + b.sigmoid().log(), ["relu"]),
+    "a logit": (lambda a, b: (y := b.sigmoid()).clamp(min=1e-5).log() - (1 - y).clamp(min=1e-5).log(), ["sigmoid"]),
+    "a divisor's numerator": (lambda a, b: torch.log(a.relu().clamp(min=1e-5) / b.relu().clamp(1e-5)), ["relu"] * 2),
     "not above 0": (lambda a, b: a.relu() / (1 + b.relu()), ["relu", "relu"]),
     "no division by it": (lambda a, b: b.sigmoid() ** 2 / 3, ["sigmoid"]),
 }
@@ -102,6 +105,19 @@ def test_a_clamp_keeps_a_divisor_above_zero() -> None:
     net = randomise(Branches(lambda a, b: a.relu() / b.clamp(min=0.01)))
     for method in ("delta-3", "constant"):
         out = msat_det.convert(net, images(4), method=method).run(images(), 32)[32]
+        assert ((out - net(images())).norm() / net(images()).norm()).item() < 0.1
+
+
+def test_a_clamp_keeps_a_logarithm_finite() -> None:
+    """The inverse sigmoid by which DETRs refine boxes came to infinity, and to NaN in the next neuron."""
+
+    def refined(a: Tensor, b: Tensor) -> Tensor:
+        y = b.sigmoid().clamp(0, 1)
+        return (0.1 * a + torch.log(y.clamp(min=1e-3) / (1 - y).clamp(min=1e-3))).sigmoid()
+
+    net = randomise(Branches(refined))
+    for method in ("delta-3", "constant"):
+        out = msat_det.convert(net, images(4), method=method).run(images(), 64, (1, 64))[64]
         assert ((out - net(images())).norm() / net(images()).norm()).item() < 0.1
 
 

@@ -285,6 +285,8 @@ LINEAR = {
     "to the size of another": lambda net, x: F.interpolate(x[:, :, ::2], size=x.shape[-2:]) + x,
     "bilinear": lambda net, x: F.interpolate(x, (7, 9), mode="bilinear"),
     "upsample": lambda net, x: net.module(x),
+    "to one number": lambda net, x: F.linear(x, net.vector)[..., None],
+    "picked by a constant": lambda net, x: x.take_along_dim(net.mask.long()[None, None], 2),
     "pad": lambda net, x: F.pad(x, (1, 0, 2, 1), value=0.5),
     "average": lambda net, x: F.avg_pool2d(x, 2) + F.adaptive_avg_pool2d(x, 1),
     "mean": lambda net, x: x.mean((2, 3), keepdim=True) + x.mean(1, keepdim=True),
@@ -336,6 +338,7 @@ def test_linear_operations_are_linear(body: Callable) -> None:
         scale=parameter(4),
         mask=nn.Buffer(torch.arange(144).reshape(12, 12) % 3 > 0),
         square=nn.Parameter(torch.arange(16.0).reshape(4, 4) / 8 - 1),
+        vector=nn.Parameter(torch.arange(12.0) / 6 - 1),
     )
     kinds = {facts(node).kind for node in graph.nodes}
     assert kinds <= {Kind.INPUT, Kind.LINEAR, Kind.SPIKING, Kind.SHAPE, Kind.OUTPUT}
@@ -367,6 +370,8 @@ DIFFERENTIAL = {
     "amax": lambda net, x: x.amax(2, keepdim=True),
     "first of a maximum": lambda net, x: x.max(2, keepdim=True)[0],
     "values of a minimum": lambda net, x: torch.min(input=x, dim=-1).values[..., None],
+    "largest": lambda net, x: x.topk(4, 2).values,
+    "smallest of them": lambda net, x: torch.topk(input=x, k=4, dim=2, largest=False)[0],
     "larger of two": lambda net, x: torch.maximum(x, x.flip(1)),
     "gated linear unit": lambda net, x: F.glu(x, 1).repeat(1, 2, 1, 1),
     "einsum of branches": lambda net, x: torch.einsum("bchw,bdhw->bcd", x, x)[:, :, :1, None],
@@ -390,6 +395,10 @@ def test_the_rest_is_differential(body: Callable) -> None:
     assert [facts(node).kind for node in graph.nodes].count(Kind.DIFFERENTIAL) == 1
 
 
+def marked(values: Tensor, places: Tensor) -> Tensor:
+    return values * (places > 1)
+
+
 MASKS = {
     "choice": (lambda x: torch.where(x > 0.5, x, 0.1 * x), ["gt", "where"]),
     "choice by method": (lambda x: x.where(x.ge(0.5), 0.1 * x), ["ge", "where"]),
@@ -402,6 +411,9 @@ MASKS = {
     ),
     "reshaped": (lambda x: torch.where((x.flatten(2) > 0.5).view(x.shape), x, -x), ["gt", "reshape", "where"]),
     "counted": (lambda x: x / (1 + (x > 0.5).sum(1, keepdim=True)), ["gt", "sum", "add", "truediv"]),
+    "places of the largest": (lambda x: x.gather(3, x.topk(9)[1]), ["topkplaces", "gather"]),
+    "place of the largest": (lambda x: x.take_along_dim(x.argmax(2, True), 2), ["argmax", "takealongdim"]),
+    "the largest and its place": (lambda x: marked(*x.max(2, keepdim=True)), ["amax", "argmax", "gt", "mul"]),
     "whole numbers": (lambda x: (10 * x).to(torch.int32).float(), ["to", "float"]),
 }
 
@@ -641,8 +653,8 @@ def branch(net: Layer, x: Tensor) -> Tensor:
     return x.relu() if x.mean() > 0 else x
 
 
-def largest(x: Tensor) -> Tensor:
-    values, places = x.max(2, keepdim=True)
+def largest(net: Layer, x: Tensor) -> Tensor:
+    values, places = net.pool(x.relu())
     return values * (places > 1)
 
 
@@ -660,7 +672,7 @@ REFUSED = {
     "integer division": (lambda net, x: x.relu() // 2, "'floordiv'", "ops.py"),
     "remainder": (lambda net, x: x.relu() % 2, "'mod'", "ops.py"),
     "rounded quotient": (lambda net, x: torch.div(x.relu(), 2, rounding_mode="floor"), "'div'", "ops.py"),
-    "two outputs": (lambda net, x: largest(x.relu()), "'max_1'", "amax"),
+    "two outputs": (largest, "'pool'", "return_indices"),
     "bounds from data": (lambda net, x: torch.clamp(x, max=x.mean((2, 3), keepdim=True)), "'clamp'", "parameters"),
     "mean over images": (lambda net, x: x.relu() - x.mean(0, keepdim=True), "'mean'", "dimension 0"),
     "maximum of all": (lambda net, x: x.relu() / x.max(), "'max_1'", "dimension 0"),
@@ -676,7 +688,7 @@ REFUSED = {
 def test_refusals_name_node_line_and_mend(case: tuple) -> None:
     body, *parts = case
     net = Layer(body, state=nn.Buffer(torch.zeros(1)), norm=nn.BatchNorm2d(4, track_running_stats=False))
-    net.gru = nn.GRU(144, 144)
+    net.gru, net.pool = nn.GRU(144, 144), nn.MaxPool2d(3, 1, 1, return_indices=True)
     where = [] if parts == ["randomness"] else ["test_graph.py:"]
     assert_input_error(lambda: trace(net, images()), *parts, *where)
 

@@ -4,7 +4,20 @@ import importlib.util
 
 import pytest
 import torch
-from make_zoo_table import LARGER, RATE, ZOO, build, detr, error, features, rt_detr, timm, ultralytics
+from make_zoo_table import (
+    LARGER,
+    PICKING,
+    RATE,
+    ZOO,
+    build,
+    detr,
+    error,
+    features,
+    in_order,
+    rt_detr,
+    timm,
+    ultralytics,
+)
 from torchvision import models
 from torchvision.models import list_models
 
@@ -12,7 +25,7 @@ import msat_det
 
 PACKAGES = {ultralytics: "ultralytics", timm: "timm", features: "timm"}
 PACKAGES |= dict.fromkeys((rt_detr, detr), "transformers")
-QUICK = ("deformable_detr", "rt_detr", "shufflenet_v2_x0_5", "vit_tiny_patch16_224", "yolov8n")
+QUICK = ("deformable_detr", "shufflenet_v2_x0_5", "vit_tiny_patch16_224", "yolov8n")
 
 
 def needed(name: str) -> str | None:
@@ -43,7 +56,8 @@ def test_it_converts_and_converges_as_it_is(name: str) -> None:
         wanted = net(images[4:])
     assert error(observed.graph(images[4:]), wanted) < 1e-4
     snn = msat_det.convert(observed, method="delta", bits=12, terms=6, spiking_linear=True)
-    assert error(snn.run(images[4:], 8)[8], wanted) < 0.05
+    got = snn.run(images[4:], 8)[8]
+    assert error(in_order(got, wanted) if name in PICKING else got, wanted) < 0.05
     assert snn.fanout.analog_share < 0.1  # attention's products stay
     if name in QUICK:
         snn = msat_det.convert(observed, method="constant", T=48, **RATE)

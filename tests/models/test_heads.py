@@ -1,5 +1,6 @@
 """Heads by name against their meaning box by box, every form of outputs, and detectors around them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,8 @@ from msat_det.models.headed import HeadDetector
 from msat_det.models.heads import HEADS
 from msat_det.models.preprocessing import Inputs, to_originals
 
-NAMES = [name for name in HEADS if name != "raw"]
+QUERIES = ["detr", "rtdetr"]
+NAMES = [name for name in HEADS if name not in (*QUERIES, "raw")]
 
 
 def detector(head: str, **options) -> HeadDetector:
@@ -95,6 +97,31 @@ def test_scores_that_are_probabilities() -> None:
     done = [torch.cat((x[:, :4], x[:, 4:].sigmoid()), 1) for x in levels]
     for a, b in zip(detector("yolox", activated=True).found(done), (boxes, scores), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("head", QUERIES)
+def test_queries_are_parts_of_the_input_and_need_no_suppression(head: str) -> None:
+    """A DETR's classes are one against the others, the last is none; the later ones' are each by itself."""
+    boxes, logits = torch.rand(2, 7, 4), torch.randn(2, 7, 3 + (head == "detr"))
+    one = HeadDetector(nn.Identity(), head, ["cat", "dog", "bus"], (64, 32))
+    probable = logits.softmax(-1)[..., :3] if head == "detr" else logits.sigmoid()
+    x, y, w, h = (boxes * torch.tensor([32, 64, 32, 64])).unbind(-1)
+    expected = torch.stack((x - w / 2, y - h / 2, x + w / 2, y + h / 2), -1), probable
+    every = {
+        "by name": {"logits": logits, "pred_boxes": boxes},
+        "in order": (boxes, logits),
+        "in one": torch.cat((boxes, logits), -1),
+    }
+    for form, outputs in every.items():
+        for found, wanted in zip(one.found(outputs), expected, strict=True):
+            torch.testing.assert_close(found, wanted, msg=form)
+    assert one.nms_iou == 1.0
+    with pytest.raises(
+        InputError, match=rf"outputs \[\(7, 5\)\] do not fit head {head} with 3 classes: give model.names "
+    ):
+        one.found(torch.rand(2, 7, 5))
+    with pytest.raises(InputError, match=f"head {head} has no strides: leave model.strides out"):
+        HeadDetector(nn.Identity(), head, strides=[8])
 
 
 def test_raw_boxes_and_scores() -> None:
@@ -207,10 +234,16 @@ def test_own_networks_by_name(tmp_path: Path) -> None:
             build_detector(wrong)
 
 
-def test_saved_with_its_head(tmp_path: Path) -> None:
+def of_queries() -> HeadDetector:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4 * 7))
+    return HeadDetector(nn.Sequential(*net, nn.Unflatten(1, (4, 7))), "rtdetr", ["cat", "dog", "bus"], SIZE)
+
+
+@pytest.mark.parametrize("make", [lambda: build(SimpleNamespace(score=0.01)), of_queries], ids=["cells", "queries"])
+def test_saved_with_its_head(make: Callable[[], HeadDetector], tmp_path: Path) -> None:
     random = torch.Generator().manual_seed(0)
     images = [torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8, generator=random) for _ in range(3)]
-    own = build(SimpleNamespace(score=0.01))
+    own = make()
     snn = msat_det.convert(own, [images], "delta")
     snn.save(tmp_path / "net.msat")
     twin = msat_det.load(tmp_path / "net.msat")

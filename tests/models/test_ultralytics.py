@@ -42,6 +42,29 @@ def test_boxes_are_those_of_their_own_head(name: str) -> None:
     assert (one.nms_iou == 1.0) == head.end2end
 
 
+def test_queries_of_rtdetr_are_those_that_it_chooses_from(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = tasks.RTDETRDetectionModel("rtdetr-resnet50.yaml", nc=3, verbose=False).eval()
+    one = ultralytics_detector(net, 64)
+    with torch.inference_mode():
+        batch = torch.rand(2, 3, 64, 64)
+        boxes, scores = one.found(one.net(batch))
+        theirs = net(batch)[0]
+    best = scores.flatten(1).topk(theirs.shape[1])
+    chosen = boxes.gather(1, (best.indices // 3)[..., None].expand(-1, -1, 4))
+    torch.testing.assert_close(best.values, theirs[..., 4])
+    torch.testing.assert_close((best.indices % 3).float(), theirs[..., 5])
+    torch.testing.assert_close((chosen[..., :2] + chosen[..., 2:]) / 2, 64 * theirs[..., :2])
+    torch.testing.assert_close(chosen[..., 2:] - chosen[..., :2], 64 * theirs[..., 2:4])
+    assert (one.head, one.nms_iou) == ("rtdetr", 1.0)
+    save_file(net.state_dict(), tmp_path / "net.safetensors")
+    (tmp_path / "names.txt").write_text("a\nb\nc\n")
+    words = {"arch": "rtdetr-resnet50", "weights": str(tmp_path / "net.safetensors"), "size": 64}
+    again = build_detector(Model("ultralytics", names=str(tmp_path / "names.txt"), **words))
+    with torch.inference_mode():
+        assert all(map(torch.equal, again.found(again.net(batch)), (boxes, scores)))
+
+
 def test_convert_takes_them_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [torch.randint(0, 256, (3, 60, 90), dtype=torch.uint8) for _ in range(4)]
     net = network("yolov8n")

@@ -1,4 +1,4 @@
-"""Ultralytics' detectors (YOLOv3 to YOLO26) as their own package builds them: all up to the head's raw maps.
+"""Ultralytics' detectors (YOLOv3 to YOLO26, RT-DETR) as their own package builds them, up to the head's raw outputs.
 
 The package is an extra, under a licence of its own (AGPL-3.0). Nothing of it is imported unless one of its networks is
 asked for by name, or given.
@@ -50,6 +50,18 @@ class RawMaps(nn.Module):
         return [x if index == -1 else outputs[index] for index in source]
 
 
+class Queries(nn.Module):
+    """An RT-DETR of theirs without what chooses the best: (B, 3, h, w) → boxes (B, Q, 4) and logits (B, Q, C)."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        _, (boxes, logits, *_) = self.model(x)
+        return boxes.squeeze(0), logits.squeeze(0)  # of the last layer alone
+
+
 def is_ultralytics(network: Any) -> bool:
     return type(network).__module__.partition(".")[0] == "ultralytics"
 
@@ -59,7 +71,7 @@ def as_detection_model(network: Any) -> Any:
     inner = getattr(network, "model", None)
     model = network if inner is None or isinstance(inner, nn.Sequential) else inner  # a YOLO has its model's attributes
     head = model.model[-1] if isinstance(getattr(model, "model", None), nn.Sequential) else model
-    if type(head).__name__ not in ("Detect", "v10Detect"):
+    if type(head).__name__ not in ("Detect", "v10Detect", "RTDETRDecoder"):
         raise InputError(
             f"{type(network).__name__} ends in {type(head).__name__}: of Ultralytics' networks those for detection "
             "convert; others from Python, as any nn.Module without its decoding"
@@ -68,7 +80,8 @@ def as_detection_model(network: Any) -> Any:
 
 
 def ultralytics_detector(network: Any, size: int | None = None, **options: Any) -> HeadDetector:
-    """Ultralytics' ``YOLO("yolov8n.pt")``, or its ``DetectionModel``, as a detector with head yolov8.
+    """Ultralytics' ``YOLO("yolov8n.pt")`` or ``RTDETR(...)``, or its ``DetectionModel``, as a detector with head yolov8
+    or rtdetr.
 
     size: of the input; by default the one that the network was trained with. options: of ``HeadDetector``.
     """
@@ -79,8 +92,22 @@ def ultralytics_detector(network: Any, size: int | None = None, **options: Any) 
         options = {"nms_iou": 1.0} | options
     trained = getattr(model, "args", None)
     trained = trained.get("imgsz", 640) if isinstance(trained, dict) else 640
-    own = {"classes": list(names), "strides": [int(s) for s in head.stride]} | options
-    return HeadDetector(RawMaps(model).float(), own.pop("head", "yolov8"), size=size or trained, **own).check()
+    usual = _usual_head(model)
+    own: dict[str, Any] = {"head": usual, "classes": list(names)}
+    own |= {} if usual == "rtdetr" else {"strides": [int(s) for s in head.stride]}
+    own |= options
+    net = (Queries if usual == "rtdetr" else RawMaps)(model.eval()).float()
+    return HeadDetector(net, own.pop("head"), size=size or trained, **own).check()
+
+
+def _usual_head(model: Any) -> str:
+    return "rtdetr" if type(model.model[-1]).__name__ == "RTDETRDecoder" else "yolov8"
+
+
+def _options(model: Model, network: Any) -> dict[str, Any]:
+    """What a configuration says of the head, as options of ``ultralytics_detector``."""
+    head, options = head_options(model, _usual_head(network))
+    return options | {"head": head}
 
 
 def ultralytics(model: Model) -> HeadDetector:
@@ -91,12 +118,10 @@ def ultralytics(model: Model) -> HeadDetector:
     """
     try:
         from ultralytics import YOLO
-        from ultralytics.nn.tasks import DetectionModel
+        from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
     except ModuleNotFoundError:
         raise InputError(_NEEDED) from None
     model.refuse_others("weights", "trust", "arch", "num_classes", *HEAD_KEYS)
-    head, options = head_options(model, "yolov8")
-    options["head"] = head
     weights = None if model.weights is None else Path(model.weights)
     if model.trust and (weights is None or weights.suffix != ".pt"):
         raise InputError(
@@ -110,14 +135,17 @@ def ultralytics(model: Model) -> HeadDetector:
             )
         if not weights.is_file():  # their package would go and fetch one of that name
             raise InputError(f"{weights}: no such file; give --model.weights a whole file")
-        return ultralytics_detector(_called(weights, YOLO, str(weights)), model.size, **options)
+        network = _called(weights, YOLO, str(weights))
+        return ultralytics_detector(network, model.size, **_options(model, as_detection_model(network)))
     if model.arch is None or not re.fullmatch(r"[\w.-]+", model.arch):
         raise InputError(f"model.arch is {show(model.arch)}: give the network's name, yolov8n say")
     tensors = None if weights is None else _in_float32(_state_in(weights))
     count = model.num_classes or (None if tensors is None else _classes_of(tensors))
     if count is None:
         raise InputError(f"{model.arch} has no weights: give --model.weights FILE, or --model.num_classes N")
-    network = _called(model.arch, DetectionModel, f"{model.arch.removesuffix('.yaml')}.yaml", nc=count, verbose=False)
+    build = RTDETRDetectionModel if "rtdetr" in model.arch else DetectionModel
+    network = _called(model.arch, build, f"{model.arch.removesuffix('.yaml')}.yaml", nc=count, verbose=False)
+    options = _options(model, network)
     if tensors is not None and weights is not None:
         if not any(".bn." in name for name in tensors):
             network.fuse(verbose=False)
@@ -143,8 +171,9 @@ def _in_float32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _classes_of(tensors: dict[str, Tensor]) -> int | None:
-    """The class scores of the head's first level: the last convolution of ``cv3.0``."""
-    found = [tensor for name, tensor in sorted(tensors.items()) if re.search(r"\.cv3\.0\.2\.weight$", name)]
+    """By the class scores of the head's first level, the last convolution of ``cv3.0``, or of RT-DETR's encoder."""
+    scores = re.compile(r"\.(cv3\.0\.2|enc_score_head)\.weight$")
+    found = [tensor for name, tensor in sorted(tensors.items()) if scores.search(name)]
     return len(found[-1]) if found else None
 
 

@@ -132,7 +132,7 @@ class Headed:
     classes: list[str]
     size: tuple[int, int]
     head: Head
-    strides: list[int]
+    strides: list[int] | None
     anchors: list[list[float]] | None
     activated: bool
     resize: Resize
@@ -147,7 +147,8 @@ class Headed:
 
     @classmethod
     def of(cls, detector: HeadDetector) -> "Headed":
-        return cls(**_fields(cls, vars(detector) | vars(detector.inputs)))
+        own = vars(detector) | {"strides": detector.strides or None}
+        return cls(**_fields(cls, own | vars(detector.inputs)))
 
     def build(self, net: nn.Module, tensors: dict[str, Tensor]) -> HeadDetector:
         values = dict(vars(self))

@@ -37,6 +37,8 @@ FUNCTIONS: dict[str, Callable] = {
     "getattr": getattr,
     "guard": ops.guard,
     "assigned": ops.assigned,
+    "topk_values": ops.topk_values,
+    "topk_places": ops.topk_places,
     **_functions(operator, "operator"),
     **_functions(torch, "torch"),
     **_functions(F, "functional"),
