@@ -165,8 +165,8 @@ def values_and_places(graph: Graph) -> None:
             args, kwargs = (given["input"], given["dim"], given.get("keepdim", False)), {}
         else:
             continue
-        parts = {user: user.args[1] for user in node.users if user.target is operator.getitem}
-        if len(parts) != len(node.users):
+        parts: dict[Node, Any] = {user: user.args[1] for user in node.users if user.target is operator.getitem}
+        if not parts or len(parts) != len(node.users):
             continue
         calls: dict[Any, Node] = {}
         for index in sorted(set(parts.values())):
