@@ -63,12 +63,13 @@ what its energy under rate coding is.
 
 Of the detectors the dense part is converted, up to the maps that boxes are decoded from; of a two-stage detector of
 torchvision's that is its first stage, since the second one runs on regions that differ from image to image. DETR,
-Conditional DETR, Deformable DETR, RT-DETR, D-FINE, Table Transformer and YOLOS convert whole, up to logits and boxes.
-RT-DETR and D-FINE pick their queries by their scores. Where two have next to the same one, a conversion may give them
-in another order, or pick the other: each query is compared with the nearest one here. With random weights most scores
-are next to the same. DAB-DETR, which puts the images of all its layers into one dimension, and YOLO-World, which has
-words beside them, are refused. Of torchvision's 80 classifiers all are here but regnet_y_128gf, whose weights take 2.6
-GB, and vgg11_bn, which is timm's here; tests convert both. The page is made by `python tools/make_zoo_table.py`.
+Conditional DETR, Deformable DETR, RT-DETR, D-FINE, LW-DETR, RF-DETR, Table Transformer and YOLOS convert whole, up to
+logits and boxes. RT-DETR and those of its kind pick their queries by their scores. Where two have next to the same one,
+a conversion may give them in another order, or pick the other: each query is compared with the nearest one here. With
+random weights most scores are next to the same. DAB-DETR, which puts the images of all its layers into one dimension,
+and YOLO-World, which has words beside them, are refused. Of torchvision's 80 classifiers all are here but
+regnet_y_128gf, whose weights take 2.6 GB, and vgg11_bn, which is timm's here; tests convert both. The page is made by
+`python tools/make_zoo_table.py`.
 
 """
 
@@ -120,26 +121,27 @@ def ultralytics(name: str) -> nn.Module:
     return Maps(kind(f"{name}.yaml", verbose=False))
 
 
-def rt_detr(name: str) -> nn.Module:
+def picking(name: str) -> nn.Module:
     """A DETR of transformers that picks its queries by their scores, from pixels to logits and boxes."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     import transformers
 
-    kind = {"rt_detr": "RTDetr", "rt_detr_v2": "RTDetrV2", "d_fine": "DFine"}[name]
-    levels = ["stage2", "stage3", "stage4"]
-    sizes = dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 64)
-    sizes |= dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4)
-    config = getattr(transformers, f"{kind}Config")(
-        backbone_config=transformers.RTDetrResNetConfig(**STAGES | {"out_features": levels}),
-        encoder_hidden_dim=32,
-        encoder_in_channels=[32, 64, 128],
-        decoder_in_channels=[32, 32, 32],
-        decoder_layers=2,
-        d_model=32,
-        num_queries=20,
-        **sizes,
-    )
-    return Boxes(getattr(transformers, f"{kind}ForObjectDetection")(config))
+    small: dict[str, Any] = {"d_model": 32, "num_queries": 20, "decoder_layers": 2, "decoder_ffn_dim": 64}
+    if name in ("rt_detr", "rt_detr_v2", "d_fine"):
+        levels = {"out_features": ["stage2", "stage3", "stage4"]}
+        small |= {"backbone_config": transformers.RTDetrResNetConfig(**STAGES | levels), "encoder_hidden_dim": 32}
+        small |= {"encoder_in_channels": [32, 64, 128], "decoder_in_channels": [32, 32, 32], "encoder_ffn_dim": 64}
+        small |= dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4)
+    elif name == "lw_detr":
+        sides = dict.fromkeys(("image_size", "pretrain_image_size"), 64) | {"num_windows": 4}
+        layers = {"num_hidden_layers": 3, "window_block_indices": [0, 2], "out_indices": [1, 3]}
+        vit = transformers.LwDetrViTConfig(hidden_size=32, num_attention_heads=4, mlp_ratio=2, **sides, **layers)
+        small |= {"backbone_config": vit, "projector_scale_factors": [1.0], "num_queries": 10, "group_detr": 1}
+        small |= dict.fromkeys(("decoder_self_attention_heads", "decoder_cross_attention_heads"), 4)
+    kind = {"rt_detr": "RTDetr", "rt_detr_v2": "RTDetrV2", "d_fine": "DFine", "lw_detr": "LwDetr", "rf_detr": "RfDetr"}
+    small |= {"num_queries": 10} if name == "rf_detr" else {}
+    config = getattr(transformers, f"{kind[name]}Config")(**small)
+    return Boxes(getattr(transformers, f"{kind[name]}ForObjectDetection")(config))
 
 
 def detr(name: str) -> nn.Module:
@@ -204,7 +206,7 @@ yolov5nu yolov8n yolov9t yolov10n yolo11n yolo12n yolo26n yolov3-tiny yolov5su y
 yolo12s yolo26s yolov8n-p2 yolov8n-p6 yolov8n-seg yolov8n-pose yolov8n-obb yolo11n-seg yolo11n-pose yolo11n-obb
 yolo26n-seg yolo26n-pose yolo26n-obb rtdetr-l rtdetr-resnet50
 """
-PICKING = "rtdetr-l", "rtdetr-resnet50", "rt_detr", "rt_detr_v2", "d_fine"  # their queries
+PICKING = "rtdetr-l", "rtdetr-resnet50", "rt_detr", "rt_detr_v2", "d_fine", "lw_detr", "rf_detr"  # queries
 DETRS = "detr conditional_detr deformable_detr table_transformer yolos"
 DENSE = """
 ssdlite320_mobilenet_v3_large retinanet_resnet50_fpn retinanet_resnet50_fpn_v2 fcos_resnet50_fpn fasterrcnn_resnet50_fpn
@@ -236,7 +238,7 @@ shufflenet_v2_x2_0 squeezenet1_1 vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn wi
 """
 ZOO: dict[str, tuple[Make, int]] = {  # how it is made, and the side of its images
     **dict.fromkeys(ULTRALYTICS.split(), (ultralytics, 64)),
-    **dict.fromkeys(PICKING[2:], (rt_detr, 64)),
+    **dict.fromkeys(PICKING[2:], (picking, 64)),
     **dict.fromkeys(DETRS.split(), (detr, 64)),
     **dict.fromkeys(DENSE.split(), (dense, 64)),
     "ssd300_vgg16": (dense, 304),

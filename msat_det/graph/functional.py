@@ -179,7 +179,7 @@ def values_and_places(graph: Graph) -> None:
             graph.module.graph.erase_node(part)
 
 
-_UNSET: dict[str, Any] = {"emptylike": torch.zeros_like, "newempty": "new_zeros"}
+_UNSET: dict[str, Any] = {"empty": torch.zeros, "emptylike": torch.zeros_like, "newempty": "new_zeros"}
 
 
 def drop_neutral(graph: Graph) -> None:

@@ -45,7 +45,9 @@ from msat_det.graph.scripted import run_function
 _VALUES = {"__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__", "item", "tolist", "numpy"}
 _VALUES |= {"__array__", "is_nonzero", "equal", "allclose", "nonzero", "argwhere", "unique", "masked_select"}
 _MADE = {"new_zeros": torch.zeros, "new_ones": torch.ones, "new_full": torch.full}
-_BLANK = {*_MADE, "zeros", "ones", "full", "zeros_like", "ones_like", "full_like"}  # of an image they take sizes alone
+_BLANK = {*_MADE, "zeros", "ones", "full", "empty"}  # of an image they take sizes alone
+_BLANK |= {"zeros_like", "ones_like", "full_like"}
+_OF_SIZES = ops.KNOWN | ops.SIZED | {"empty"}
 _FILLING = {"__setitem__", "fill_", "zero_", "copy_"}
 _REFLECTED = {"__rsub__": operator.sub, "__rdiv__": operator.truediv, "__rtruediv__": operator.truediv}
 _REFLECTED |= {"__rpow__": operator.pow, "__rfloordiv__": operator.floordiv, "__rmatmul__": operator.matmul}
@@ -152,7 +154,7 @@ class _Recorder(TorchFunctionMode):
                 raise DecidesByValues(f"'{name}' of a tensor that an image enters")
             self.fix_sizes(entering)
             return func(*self.settle(args), **self.settle(kwargs))
-        if not entering and ops.canonical_name(name) not in ops.KNOWN | ops.SIZED:
+        if not entering and ops.canonical_name(name) not in _OF_SIZES:
             return func(*self.settle(args), **self.settle(kwargs))
         if name in _FILLING and self.node_of(args[0]) in self.blank and self.blank.issuperset(entering):
             self.forget(args[0])

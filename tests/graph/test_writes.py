@@ -90,6 +90,12 @@ def blank(net: Net, x: Tensor) -> Tensor:
     return y * 2
 
 
+def unset(net: Net, x: Tensor) -> Tensor:
+    y = torch.empty((x.shape[0], 8, *x.shape[2:]), dtype=x.dtype, device=x.device)
+    y[:, ::2], y[:, 1::2] = x, 2 * x
+    return y - 1
+
+
 def interleaved(net: Net, x: Tensor) -> Tensor:
     y, z = torch.empty_like(x), x.new_empty(x.shape)
     y[:, ::2], y[:, 1::2] = x[:, :2], net.part(x[:, 2:])
@@ -109,6 +115,7 @@ BODIES = [
     picked,
     mask,
     blank,
+    unset,
 ]
 
 

@@ -14,7 +14,7 @@ from make_zoo_table import (
     error,
     features,
     in_order,
-    rt_detr,
+    picking,
     timm,
     ultralytics,
 )
@@ -24,7 +24,7 @@ from torchvision.models import list_models
 import msat_det
 
 PACKAGES = {ultralytics: "ultralytics", timm: "timm", features: "timm"}
-PACKAGES |= dict.fromkeys((rt_detr, detr), "transformers")
+PACKAGES |= dict.fromkeys((picking, detr), "transformers")
 QUICK = ("deformable_detr", "shufflenet_v2_x0_5", "vit_tiny_patch16_224", "yolov8n")
 
 
