@@ -6,6 +6,7 @@ from msat_det.base.errors import CalibrationWarning
 from msat_det.graph.facts import facts
 from msat_det.graph.fanout import static_nodes
 from msat_det.graph.graph import Graph, where
+from msat_det.graph.ops import Kind
 from msat_det.methods.observe import Observation
 from msat_det.methods.unseen import unseen_note
 
@@ -19,7 +20,8 @@ def notes(observation: Observation) -> list[Warning]:
 def equality_note(graph: Graph) -> str:
     """One line on a node that compares two activations for equality, as CenterNet's peaks do, or nothing."""
     static = static_nodes(graph)
-    asking = [n for n in graph.nodes if facts(n).op in ("eq", "ne") and len(set(n.all_input_nodes) - static) > 1]
+    compared = [n for n in graph.nodes if facts(n).op in ("eq", "ne") and facts(n).kind is not Kind.SHAPE]
+    asking = [n for n in compared if len(set(n.all_input_nodes) - static) > 1]
     if not asking:
         return ""
     return (

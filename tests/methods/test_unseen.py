@@ -15,7 +15,7 @@ from msat_det.base.errors import CalibrationWarning
 from msat_det.methods import METHODS
 from msat_det.methods.convert import spiking_network
 from msat_det.methods.layerwise import LayerByLayer
-from msat_det.methods.notes import tell
+from msat_det.methods.notes import equality_note, tell
 from msat_det.methods.observe import Observation, observe
 from msat_det.methods.unseen import LEAST, SHARE, dead_channels, unseen_channels, unseen_note
 from msat_det.run.experiment import run
@@ -229,6 +229,23 @@ class Peaks(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         heat = self.conv(x).sigmoid()
         return heat * (F.max_pool2d(heat, 3, 1, 1) == heat).float() * (heat > 0.1)
+
+
+class Sizes(nn.Module):
+    """It makes sure that two maps are as large."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 2, 3, padding=1), nn.Conv2d(3, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.left(x).relu(), self.right(x).relu()
+        assert left.shape[2] * left.shape[3] == right.flatten(2).shape[2]
+        return left + right
+
+
+def test_sizes_that_are_equal_are_no_activations() -> None:
+    assert equality_note(observe(randomise(Sizes()), [images()]).graph) == ""
 
 
 def test_activations_asked_to_be_equal_are_told(capsys: pytest.CaptureFixture) -> None:
