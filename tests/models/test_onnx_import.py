@@ -32,6 +32,9 @@ def one(op: str, **attributes: Any) -> list[onnx.NodeProto]:
 VECTOR = {"s": weights(4), "b": weights(4), "m": weights(4), "v": RANDOM.random(4) + 0.5}
 CONV = {"w": weights(6, 4, 3, 3), "b": weights(6)}
 EMPTY = np.zeros(0)
+# the places, i of (1, 5), of the rows with the largest values
+BEST = [node("ReduceMax", "x", "m", axes=[3], keepdims=0), node("Reshape", "m flat", "n"), node("TopK", "n k", "v i")]
+ROWS = {"rows": np.array([24, 8]), "flat": np.array([1, 24]), "k": np.array([5])}
 # what, opsets, nodes, constants: each file is run on three images at once
 CASES: list[tuple[str, tuple[int, ...], list[onnx.NodeProto], dict[str, Any]]] = [
     *((op, (9, 13, 21), one(op), {}) for op in "Relu Sigmoid Tanh Abs Neg Exp Softplus Softsign Erf Sin Cos".split()),
@@ -161,6 +164,64 @@ CASES: list[tuple[str, tuple[int, ...], list[onnx.NodeProto], dict[str, Any]]] =
     ("And", (16,), [node("LessOrEqual", "x c", "a"), node("GreaterOrEqual", "x d", "b"), node("And", "a b", "m"),
                     node("Equal", "x x", "e"), node("And", "m e", "k"), node("Where", "k x c", "y")],
      {"c": 1.0, "d": 0.0}),
+    ("Xor", (13,), [node("Less", "x c", "a"), node("Greater", "x d", "b"), node("Xor", "a b", "m"),
+                    node("Where", "m x c", "y")], {"c": 0.5, "d": 0.0}),
+    ("TopK", (9,), [node("TopK", "x", "v i", k=3), node("Cast", "i", "f", to=1), node("Mul", "v f", "y")], {}),
+    *((f"TopK, {axis} {largest}", (11, 23), [node("TopK", "x k", "v i", axis=axis, largest=largest),
+       node("GatherElements", "x i", "g", axis=axis), node("Cast", "i", "f", to=1), node("Mul", "g f", "h"),
+       node("Add", "v h", "y")], {"k": np.array([4])}) for axis in (1, -1) for largest in (0, 1)),
+    ("ArgMax", (11, 13), [node("ArgMax", "x", "i", axis=2), node("GatherElements", "x i", "y", axis=2)], {}),
+    ("ArgMin", (9, 13), [node("ArgMin", "x", "i", axis=-1, keepdims=0), node("Mul", "i k", "j"),
+                         node("Cast", "j", "y", to=1)], {"k": np.array([3])}),
+    ("GatherElements, constant places", (13,), [node("GatherElements", "x i", "y", axis=3)],
+     {"i": RANDOM.integers(0, 8, (1, 3, 6, 2))}),
+    ("places in a constant", (13,), [node("ArgMax", "x", "i", axis=3), node("GatherElements", "c i", "a", axis=3),
+                                     node("Add", "a x", "y")], {"c": weights(1, 4, 6, 8)}),
+    ("places in another order", (13,), [node("Transpose", "x", "t", perm=[2, 0, 1, 3]),
+                                        node("ArgMax", "t", "i", axis=3), node("GatherElements", "t i", "g", axis=3),
+                                        node("Transpose", "g", "y", perm=[1, 2, 0, 3])], {}),
+    ("Gather, places in another order", (13,), [node("ArgMax", "x", "i", axis=1, keepdims=0),
+                                                node("Transpose", "i", "j", perm=[1, 0, 2]),
+                                                node("Gather", "c j", "g", axis=2),
+                                                node("Transpose", "g", "y", perm=[3, 0, 1, 4, 2])],
+     {"c": weights(2, 3, 4)}),
+    # rows of all images in one dimension, and a constant's: as Ultralytics' RT-DETR picks its queries
+    ("rows of places", (13, 17), [node("Reshape", "x rows", "r"), *BEST, node("Reshape", "i all", "j"),
+                                  node("Add", "j zeros", "p"), node("Gather", "r p", "g", axis=0),
+                                  node("Gather", "c j", "h", axis=1), node("Reshape", "g back", "a"),
+                                  node("Reshape", "h back", "b"), node("Add", "a b", "y")],
+     {**ROWS, "all": np.array([-1]), "zeros": np.zeros(5, int), "c": weights(1, 24, 8), "back": np.array([1, 5, 8])}),
+    ("Gather, places of each image", (13,), [node("Reshape", "x rows", "r"), *BEST, node("Gather", "r i", "y", axis=0)],
+     ROWS),
+    ("GatherND", (13,), [node("Reshape", "x all", "r"), *BEST, node("Unsqueeze", "i last", "j"),
+                         node("Concat", "zero j", "p", axis=-1), node("GatherND", "r p", "y")],
+     {**ROWS, "all": np.array([1, 24, 8]), "last": np.array([2]), "zero": np.zeros((1, 5, 1), int)}),
+    ("GatherND, rows", (13,), [node("Reshape", "x all", "r"), *BEST, node("Reshape", "i column", "j"),
+                               node("Concat", "zero j", "p", axis=-1), node("GatherND", "r p", "a"),
+                               node("Reshape", "a back", "y")],
+     {**ROWS, "all": np.array([1, 24, 8]), "column": np.array([-1, 1]), "zero": np.zeros((5, 1), int),
+      "back": np.array([1, 5, 8])}),
+    ("GatherND, batch_dims", (13,), [node("Reshape", "x all", "r"), *BEST, node("Unsqueeze", "i last", "j"),
+                                     node("GatherND", "r j", "y", batch_dims=1)],
+     {**ROWS, "all": np.array([1, 24, 8]), "last": np.array([2])}),
+    ("GatherND, two dimensions", (13,), [node("ArgMin", "x", "a", axis=2), node("ArgMax", "x", "b", axis=3),
+                                         node("Slice", "a zero four three", "c"), node("Slice", "b zero four two", "d"),
+                                         node("Reshape", "c flat", "i"), node("Reshape", "d flat", "j"),
+                                         node("Concat", "i j", "p", axis=3),
+                                         node("GatherND", "x p", "y", batch_dims=2)],
+     {"zero": np.array([0]), "four": np.array([4]), "two": np.array([2]), "three": np.array([3]),
+      "flat": np.array([1, 4, 4, 1])}),
+    ("ScatterND", (11, 18), [node("ScatterND", "c i u", "s"), node("Add", "x s", "y")],
+     {"c": weights(4, 6, 8), "i": np.array([[1, 2], [3, -1]]), "u": weights(2, 8)}),
+    ("places' arithmetic", (13,), [node("ArgMax", "x", "i", axis=1), node("Div", "i two", "d"),
+                                   node("Mod", "i two", "m"), node("Sub", "d m", "s"), node("Equal", "s zero", "e"),
+                                   node("Where", "e i two", "w"), node("Cast", "w", "f", to=1),
+                                   node("Mul", "x f", "y")],
+     {"two": np.array(2), "zero": np.array(0)}),
+    ("attention's rows", (13,), [node("Transpose", "x", "a", perm=[2, 0, 1, 3]), node("MatMul", "a v", "b"),
+                                 node("Reshape", "b s", "c"), node("Gemm", "c w b0", "d"), node("Reshape", "d t", "e"),
+                                 node("Transpose", "e", "y", perm=[1, 0, 2])],
+     {"v": weights(8, 3), "s": np.array([6, 12]), "w": weights(12, 5), "b0": weights(5), "t": np.array([6, 1, 5])}),
 ]  # fmt: skip
 FILES = [
     pytest.param(nodes, constants, opset, id=f"{what}, {opset}")
@@ -306,9 +367,12 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
     "mixes the images of a batch: export the network": ([node("Tile", "x s", "y")], {"s": np.array([2, 1, 1, 1])}),
     "the images lie along dimension 2, not 0": (
         [node("Transpose", "x", "a", perm=[1, 2, 0, 3]), node("MaxPool", "a", "y", kernel_shape=[1, 1])], {}),
-    "the images lie along dimension 1, not 0: export the network so, or convert the module": (
-        [node("Transpose", "x", "a", perm=[2, 0, 1, 3]), node("Reshape", "a s", "b"), node("MatMul", "b w", "y")],
-        {"s": np.array([6, 32]), "w": weights(32, 5)}),
+    "ArgMax_of_y.* it mixes the images of a batch": (one("ArgMax"), {}),
+    "of equal ones it takes the last": (one("ArgMin", axis=1, select_last_index=1), {}),
+    "its input must be a constant": ([node("ScatterND", "x i u", "y")], {"i": np.array([[0]]), "u": weights(4, 6, 8)}),
+    "does not write values, but joins them": (
+        [node("ScatterND", "c i u", "y", reduction="add")], {"c": weights(2), "i": np.array([[0]]), "u": weights(1)}),
+    "calculates with whole numbers: cast it to float": ([node("ArgMax", "x", "a", axis=1), node("Relu", "a", "y")], {}),
     "calculates with what is true or false": ([node("Greater", "x x", "a"), node("Relu", "a", "y")], {}),
     "its strides are not 2 sensible": ([node("Conv", "x w", "y", strides=[1, 1, 1])], CONV),
     "has the images along dimension 1": (one("Transpose", perm=[1, 0, 2, 3]), {}),
@@ -364,7 +428,11 @@ NOTED = {"author": "Ultralytics", "task": "detect", "names": "{0: 'cat', 1: 'dog
 UNSAID = {
     "no notes": ({}, "does not say what head it has: give one of yolov5"),
     "another task": (NOTED | {"task": "segment"}, "does not say what head it has"),
-    "another head": (NOTED | {"head": "RTDETRDecoder"}, "does not say what head it has"),
+    "another head": (NOTED | {"head": "Segment"}, "does not say what head it has"),
+    "queries that are none": (
+        NOTED | {"head": "RTDETRDecoder"},
+        "do not fit head rtdetr with 2 classes: give model.nam",
+    ),
     "names of another form": (NOTED | {"names": "cat, dog"}, "class names that it notes are not readable: give yours"),
     "names that leave one out": (NOTED | {"names": "{0: 'cat', 2: 'dog'}"}, "not readable"),
     "a tower of brackets": (NOTED | {"names": "[" * 60000}, "not readable"),
@@ -398,3 +466,52 @@ def test_what_it_does_not_say_is_asked_for(notes: dict[str, str], message: str, 
     with pytest.raises(InputError, match=message) as caught:
         msat_det.load_detector(detecting(tmp_path / "a.onnx", notes))
     assert "\n" not in str(caught.value)
+
+
+def of_queries(path: Path, nodes: list[onnx.NodeProto], outputs: str, **constants: Any) -> Path:
+    """Six queries of three classes, ``logits`` and ``pred_boxes``, and what an exporter puts behind them."""
+    rows = [node("Conv", "x w", "a", strides=[16, 16]), node("Reshape", "a flat", "r"),
+            node("Gemm", "r v", "c"), node("Reshape", "c parts", "d"), node("Split", "d lengths", "logits e", axis=2),
+            node("Sigmoid", "e", "pred_boxes")]  # fmt: skip
+    constants |= {"w": weights(8, 3, 16, 16), "flat": np.array([1, 128]), "v": weights(128, 42)}
+    constants |= {"parts": np.array([1, 6, 7]), "lengths": np.array([3, 4])}
+    return write_onnx(path, rows + nodes, constants=constants, outputs=outputs, shape=(1, 3, 64, 64))
+
+
+# the best of all queries' classes, each a class and a query
+CHOICE = [node("Sigmoid", "logits", "p"), node("Reshape", "p all", "q"), node("TopK", "q k", "scores i"),
+          node("Mod", "i count", "labels"), node("Div", "i count", "j"), node("Unsqueeze", "j last", "m"),
+          node("Tile", "m four", "n"), node("GatherElements", "pred_boxes n", "boxes", axis=1)]  # fmt: skip
+CHOSEN = {"all": np.array([1, 18]), "k": np.array([4]), "count": np.array(3), "last": np.array([2])}
+CHOSEN |= {"four": np.array([1, 1, 4])}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "outputs", "found"),
+    [
+        ([], "logits pred_boxes", ["logits", "pred_boxes"]),
+        ([node("Relu", "d", "hidden")], "hidden pred_boxes logits", ["pred_boxes", "logits"]),
+        ([node("Concat", "pred_boxes logits", "y", axis=2)], "y", ["y"]),
+        (CHOICE, "labels boxes scores", ["pred_boxes", "logits"]),
+    ],
+)
+def test_queries_are_taken_before_the_best_are_chosen(
+    nodes: list[onnx.NodeProto], outputs: str, found: list[str], tmp_path: Path
+) -> None:
+    path = of_queries(tmp_path / "net.onnx", nodes, outputs, **(CHOSEN if nodes is CHOICE else {}))
+    one = msat_det.load_detector(path, "rtdetr", ["cat", "dog", "hen"])
+    assert one.names == found
+    batch = torch.rand(2, 3, 64, 64)
+    boxes, logits = load_onnx(path, outputs=["pred_boxes", "logits"])(batch)
+    around, scores = one.found(one.net(batch))
+    torch.testing.assert_close(scores, logits.sigmoid())
+    torch.testing.assert_close((around[..., 2:] - around[..., :2]) / 64, boxes[..., 2:])
+
+
+def test_queries_chosen_in_another_way_are_refused(tmp_path: Path) -> None:
+    nodes = [node("ReduceMax", "logits", "m", axes=[2], keepdims=0), node("TopK", "m k", "scores i")]
+    path = of_queries(tmp_path / "net.onnx", nodes, "scores pred_boxes", k=np.array([4]))
+    with pytest.raises(InputError, match=r"its queries are chosen in an unknown way: name the raw ones \(outputs\)"):
+        msat_det.load_detector(path, "rtdetr", ["cat", "dog", "hen"])
+    found = msat_det.load_detector(path, "rtdetr", ["cat", "dog", "hen"], outputs=["logits", "pred_boxes"])
+    assert found.names == ["logits", "pred_boxes"]

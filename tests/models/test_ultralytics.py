@@ -14,7 +14,7 @@ from msat_det.models.headed import HeadDetector
 from msat_det.models.importers.ultralytics import as_detection_model, ultralytics_detector
 
 tasks = pytest.importorskip("ultralytics.nn.tasks")
-YOLO = pytest.importorskip("ultralytics").YOLO
+YOLO, RTDETR = (getattr(pytest.importorskip("ultralytics"), name) for name in ("YOLO", "RTDETR"))
 
 
 def network(name: str, classes: int = 3) -> torch.nn.Module:
@@ -100,6 +100,40 @@ def test_what_they_export_says_its_head_and_classes(name: str, tmp_path: Path, m
     with torch.inference_mode():
         for ours, theirs in zip(found.found(found.net(batch)), expected.found(expected.net(batch)), strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-2, rtol=1e-4)
+
+
+SMALL_RTDETR = {
+    "nc": 3,
+    "backbone": [[-1, 1, "Conv", [16, 3, 4]], [-1, 1, "Conv", [16, 3, 2]], [-1, 1, "Conv", [32, 3, 2]]],
+    "head": [[-1, 1, "AIFI", [64, 4]], [[1, 3], 1, "RTDETRDecoder", ["nc", 32, 24, 4, 4, 2]]],
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's exporter
+def test_rtdetr_of_an_onnx_file_gives_the_same_queries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them, with nothing chosen yet, from a file that says its head; and nearly the same when converted."""
+    pytest.importorskip("onnx")
+    monkeypatch.setenv("YOLO_AUTOINSTALL", "false")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    net = tasks.RTDETRDetectionModel(SMALL_RTDETR, nc=3, verbose=False).eval()
+    net.names = {0: "cat", 1: "dog", 2: "hen"}
+    for layer in net.modules():
+        if isinstance(layer, torch.nn.Linear):  # scores that are not all next to the same
+            torch.nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+    torch.save({"model": net, "train_args": {"imgsz": 64}, "ema": None}, "mine.pt")
+    RTDETR("mine.pt").export(format="onnx", imgsz=64, simplify=False)
+    found, expected = msat_det.load_detector("mine.onnx"), ultralytics_detector(net, 64)
+    assert (found.head, found.classes, found.size) == ("rtdetr", ["cat", "dog", "hen"], (64, 64))
+    batch = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        ours, theirs = found.net(batch), expected.net(batch)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    snn = msat_det.convert(found, [batch[:4]], "delta-3")
+    goal, got = torch.cat(ours, -1)[4:], torch.cat(snn.run(batch[4:], 4)[4], -1)
+    nearest = got.take_along_dim(torch.cdist(goal, got).argmin(-1, keepdim=True), 1)
+    assert (nearest - goal).norm() < 0.05 * goal.norm()
 
 
 def test_state_dicts_need_no_trust(tmp_path: Path) -> None:

@@ -74,9 +74,12 @@ class Building:
         """A layer of torch.nn with these tensors, constants all, on x. Raises as ``call``."""
         if not isinstance(x, Moving):
             raise InputError("its input is a constant: export the network with its result")
-        if x.images != 0 and (kind not in (nn.Linear, nn.LayerNorm) or x.images == len(x.shape) - 1):
-            mend = "export the network so, or convert the module that it was made of"
-            raise InputError(f"the images lie along dimension {x.images}, not 0: {mend}")
+        if x.images != 0:
+            if kind not in (nn.Linear, nn.LayerNorm) or x.images == len(x.shape) - 1:
+                mend = "export the network so, or convert the module that it was made of"
+                raise InputError(f"the images lie along dimension {x.images}, not 0: {mend}")
+            first = self.call(torch.movedim, x, x.images, 0)  # where layers of a traced network need them
+            return self.call(torch.movedim, self.layer(kind, first, tensors, **arguments), 0, x.images)
         weights: dict[str, Tensor] = {}
         for name, value in tensors.items():
             if value is None:

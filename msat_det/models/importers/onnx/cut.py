@@ -1,10 +1,18 @@
-"""Where an ONNX network's raw outputs are: before the decoding of boxes that exporters put behind them."""
+"""Where an ONNX network's raw outputs are: before the decoding of boxes, or the choice of queries, that
+exporters put behind them."""
+
+from collections.abc import Sequence
 
 from msat_det.models.importers.onnx.file import OnnxFile, OnnxNode
 
 _AFFINE = {"Add", "Mul", "BatchNormalization"}  # with a constant: still the convolution's raw outputs
 _SIZES = {"Shape", "Size"}  # what they give is no part of the outputs
 _MOVING = {"Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Flatten", "Concat", "Identity"}
+_PICKING = {"Gather", "GatherElements", "GatherND"}
+# what makes classes and queries of places, and puts what is picked side by side
+_CHOOSING = (
+    _MOVING | _PICKING | set("Cast Div Floor Mod Mul Sub Add Where Less Equal Not And Or Xor Expand Tile".split())
+)
 
 
 def raw_outputs(file: OnnxFile) -> list[str]:
@@ -12,7 +20,7 @@ def raw_outputs(file: OnnxFile) -> list[str]:
 
     A convolution of what a softmax gives takes the mean of a distribution: it belongs to the decoding.
     """
-    makers = {name: node for node in file.nodes for name in node.outputs if name}
+    makers = _makers(file)
     found: dict[str, None] = {}
     seen: set[str] = set()
     waiting = file.outputs[::-1]
@@ -27,6 +35,50 @@ def raw_outputs(file: OnnxFile) -> list[str]:
         else:
             waiting += node.inputs[::-1]
     return list(found)
+
+
+def raw_queries(file: OnnxFile) -> list[str]:
+    """The tensors of all queries' boxes and logits: the outputs, or what the best queries are chosen from before them.
+
+    Empty where something is chosen in a way that is not known here.
+    """
+    makers = _makers(file)
+    choosing = _before(file.outputs, makers)
+    scores = {node.inputs[0] for node in choosing if node.op == "TopK"}
+    if not scores:
+        named = [name for name in file.outputs if name in ("logits", "pred_logits", "pred_boxes")]
+        return named if len(named) == 2 else file.outputs
+    boxes = [node.inputs[0] for node in choosing if node.op in _PICKING and _chosen(node, makers) == (False, True)]
+    return [boxes[0], _logits(scores.pop(), makers)] if boxes and len(scores) == 1 else []
+
+
+def _makers(file: OnnxFile) -> dict[str, OnnxNode]:
+    return {name: node for node in file.nodes for name in node.outputs if name}
+
+
+def _before(names: Sequence[str], makers: dict[str, OnnxNode]) -> list[OnnxNode]:
+    """The nodes of a choice that lead to these tensors, and those before it, whose results it uses."""
+    found: dict[OnnxNode, None] = {}
+    waiting = list(names)
+    while waiting:
+        node = makers.get(waiting.pop())
+        if node is not None and node not in found:
+            found[node] = None
+            waiting += node.inputs if node.op in _CHOOSING else []
+    return list(found)
+
+
+def _chosen(node: OnnxNode, makers: dict[str, OnnxNode]) -> tuple[bool, ...]:
+    """Of each of its inputs, whether it is a choice's."""
+    return tuple(any(before.op == "TopK" for before in _before([name], makers)) for name in node.inputs)
+
+
+def _logits(name: str, makers: dict[str, OnnxNode]) -> str:
+    """Before the sigmoid that scores come from."""
+    node = makers.get(name)
+    while node is not None and node.op in _MOVING:
+        node = makers.get(node.inputs[0])
+    return node.inputs[0] if node is not None and node.op == "Sigmoid" else name
 
 
 def _is_raw(node: OnnxNode, makers: dict[str, OnnxNode]) -> bool:

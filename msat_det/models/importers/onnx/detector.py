@@ -1,4 +1,4 @@
-"""A detector out of an ONNX file: cut before the decoding, a head by name behind it."""
+"""A detector out of an ONNX file: cut before the decoding or the choice of queries, a head by name behind it."""
 
 import ast
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from msat_det.base.config import Model
 from msat_det.base.errors import InputError
 from msat_det.models.headed import HEAD_KEYS, HeadDetector, head_options
 from msat_det.models.heads import HEADS
-from msat_det.models.importers.onnx.cut import raw_outputs
+from msat_det.models.importers.onnx.cut import raw_outputs, raw_queries
 from msat_det.models.importers.onnx.file import OnnxFile, read_onnx
 from msat_det.models.importers.onnx.network import network_of
 from msat_det.models.preprocessing import as_size
@@ -51,9 +51,7 @@ def _detector(
     head, classes = head or usual, classes or named
     if head is None:
         raise InputError(f"{file.path} does not say what head it has: give one of {', '.join(HEADS)}")
-    names = list(outputs) if outputs else None if head == "raw" else raw_outputs(file)
-    if names == []:
-        raise InputError(f"{file.path}: no convolution leads to its outputs: name the raw ones (outputs)")
+    names = list(outputs) if outputs else None if head == "raw" else _raw(file, head)
     net = network_of(file, None if size is None else as_size(size), names)
     try:
         said = {"names": net.meta["outputs"]} | said
@@ -62,13 +60,22 @@ def _detector(
         raise InputError(f"{file.path}: {error}; its raw outputs: {', '.join(net.meta['outputs'])}") from error
 
 
+def _raw(file: OnnxFile, head: str) -> list[str]:
+    of_queries = not HEADS.find(head).strides
+    names = raw_queries(file) if of_queries else raw_outputs(file)
+    if not names:
+        why = "its queries are chosen in an unknown way" if of_queries else "no convolution leads to its outputs"
+        raise InputError(f"{file.path}: {why}: name the raw ones (outputs)")
+    return names
+
+
 def noted(file: OnnxFile) -> dict[str, Any]:
     """Head, classes and options that Ultralytics' package notes in what it exports: a text each. Raises InputError."""
     notes = file.notes
-    known = notes.get("author") == "Ultralytics" and notes.get("task") == "detect"
-    if not known or notes.get("head", "Detect") not in ("Detect", "v10Detect"):
+    head = {"Detect": "yolov8", "v10Detect": "yolov8", "RTDETRDecoder": "rtdetr"}.get(notes.get("head", "Detect"))
+    if notes.get("author") != "Ultralytics" or notes.get("task") != "detect" or head is None:
         return {}
-    found: dict[str, Any] = {"head": "yolov8"} | ({"nms_iou": 1.0} if notes.get("end2end") == "True" else {})
+    found: dict[str, Any] = {"head": head} | ({"nms_iou": 1.0} if notes.get("end2end") == "True" else {})
     if "names" in notes:
         found["classes"] = _class_names(file)
     return found

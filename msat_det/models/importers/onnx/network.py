@@ -13,9 +13,12 @@ from msat_det.graph.inputs import MISFIT, reason
 from msat_det.models.importers.onnx.building import Building, Moving, Value
 from msat_det.models.importers.onnx.file import OnnxFile, OnnxNode, needed, read_onnx
 from msat_det.models.importers.onnx.operators import OPERATORS, Call
+from msat_det.models.importers.onnx.operators.call import kind_of
 
 _QUANTISED = ("QuantizeLinear", "QLinear", "Integer")  # as QDQ, operator by operator, or dynamically
-OF_MASKS = set("Where And Or Not Equal Cast CastLike Identity Shape Reshape Squeeze Unsqueeze Expand Slice".split())
+OF_MASKS = set("Where And Or Xor Not Equal Cast CastLike Identity Shape Reshape Squeeze Unsqueeze Expand Slice".split())
+OF_PLACES = OF_MASKS | set("Flatten Transpose Concat Tile Split Add Sub Mul Div Mod Less Greater".split())
+OF_PLACES |= {"Gather", "GatherElements", "GatherND"}
 
 
 def load_onnx(
@@ -79,8 +82,10 @@ def _outputs(file: OnnxFile, node: OnnxNode, values: dict[str, Value], building:
     if missing:
         raise InputError(f"{file.path}: {node} reads {show(missing[0])}, which nothing before it gives")
     inputs = [values[name] if name else None for name in node.inputs]
-    if node.op not in OF_MASKS and any(isinstance(v, Moving) and v.probes[0].dtype != torch.float32 for v in inputs):
-        raise InputError(f"{file.path}: {node} calculates with what is true or false: cast it to float before")
+    kinds = {kind_of(value) for value in inputs if isinstance(value, Moving)}
+    for kind, able, what in ((bool, OF_MASKS, "what is true or false"), (int, OF_PLACES, "whole numbers")):
+        if kind in kinds and node.op not in able:
+            raise InputError(f"{file.path}: {node} calculates with {what}: cast it to float before")
     try:
         found = OPERATORS[node.op](Call(node, file.opset, building), *inputs)
     except InputError as error:

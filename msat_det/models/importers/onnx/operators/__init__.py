@@ -4,7 +4,13 @@ A function gets the node (``Call``) and its inputs, constants or values that ima
 list of them. What a constant must be (weights, shapes, axes) is asked for by ``Call.ints`` and ``Call.constant``.
 """
 
-from msat_det.models.importers.onnx.operators import arithmetic, layers, resizing, shapes  # noqa: F401 - they register
+from msat_det.models.importers.onnx.operators import (  # noqa: F401 - they register
+    arithmetic,
+    layers,
+    picking,
+    resizing,
+    shapes,
+)
 from msat_det.models.importers.onnx.operators.call import OPERATORS, Call
 
 __all__ = ["OPERATORS", "Call"]

@@ -2,20 +2,35 @@
 
 import math
 import operator as python
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msat_det.models.importers.onnx.building import Moving, Value
-from msat_det.models.importers.onnx.operators.call import MIXED, OPERATORS, Call, Operator, operator
-from msat_det.models.importers.onnx.operators.shapes import reshaped
+from msat_det.models.importers.onnx.operators.call import MIXED, OPERATORS, Call, Operator, kind_of, operator
+from msat_det.models.importers.onnx.operators.shapes import for_all, reshaped
 
 
 def _plain(function: Callable | str) -> Operator:
     """An operator that is one of torch's functions of its inputs."""
-    return lambda n, *inputs: n.run(function, *inputs)
+    return lambda n, *inputs: n.run(function, *_for_rows(n, inputs))
+
+
+def _for_rows(n: Call, inputs: Sequence[Value]) -> list[Value]:
+    """Inputs where a constant for all rows of an image, which the images are folded into, is there for every image."""
+    beside = max((x for x in inputs if isinstance(x, Moving)), key=lambda x: len(x.shape), default=None)
+    if beside is None or beside.shape[beside.images] == 1:
+        return list(inputs)
+    rank = len(beside.shape)
+
+    def own(x: Value) -> Value:
+        if isinstance(x, Moving) or x.dim() < rank - beside.images or x.shape[beside.images - rank] == 1:
+            return x
+        return for_all(n, x.reshape([1] * (rank - x.dim()) + list(x.shape)), beside)
+
+    return [own(x) for x in inputs]
 
 
 _PLAIN: dict[str, Callable] = {
@@ -25,14 +40,14 @@ _PLAIN: dict[str, Callable] = {
     **{"Cos": torch.cos, "Tanh": torch.tanh, "Relu": F.relu, "Sigmoid": torch.sigmoid, "HardSwish": F.hardswish},
     **{"Softplus": F.softplus, "Softsign": F.softsign, "Mish": F.mish, "Equal": python.eq, "Greater": python.gt},
     **{"GreaterOrEqual": python.ge, "Less": python.lt, "LessOrEqual": python.le, "And": torch.logical_and},
-    **{"Or": torch.logical_or, "Not": torch.logical_not, "Where": torch.where},
+    **{"Or": torch.logical_or, "Xor": torch.logical_xor, "Not": torch.logical_not, "Where": torch.where},
 }
 OPERATORS |= {name: _plain(function) for name, function in _PLAIN.items()}
 
 
 @operator("Div")
 def div(n: Call, x: Value, y: Value) -> Value:
-    whole = isinstance(x, Tensor) and isinstance(y, Tensor) and not x.is_floating_point()
+    whole = kind_of(x) is int
     return n.run(torch.div, x, y, rounding_mode="trunc") if whole else n.run(python.truediv, x, y)
 
 

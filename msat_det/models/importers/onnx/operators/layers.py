@@ -112,7 +112,10 @@ def _bound(n: Call, products: int) -> None:
 def _linear(n: Call, x: Moving, weight: Tensor, bias: Tensor | None) -> Value:
     tensors = {"weight": weight.contiguous(), "bias": bias}
     sizes = {"in_features": weight.shape[1], "out_features": weight.shape[0]}
-    return n.building.layer(nn.Linear, x, tensors, **sizes, bias=bias is not None)
+    folded = x.images == len(x.shape) - 1  # (L, 1, C), attention's rows, made (L, C)
+    rows = n.run(torch.reshape, x, [*x.shape[:-1], -1, x.shape[-1]]) if folded else x
+    y = n.building.layer(nn.Linear, rows, tensors, **sizes, bias=bias is not None)
+    return n.run(torch.reshape, y, [*x.shape[:-1], -1]) if folded else y
 
 
 def _by_dimension(n: Call, dims: int, *kinds: type[nn.Module]) -> type[nn.Module]:

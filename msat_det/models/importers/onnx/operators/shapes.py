@@ -105,8 +105,13 @@ def for_all(n: Call, x: Value, beside: Moving) -> Value:
     """A constant for one image, a class token say, once for every image."""
     if isinstance(x, Moving):
         return x
-    first = {d: slice(0, 1) for d in range(len(beside.shape)) if d != beside.images}
-    return n.run(python.add, n.run(python.mul, cut(n, beside, first), 0.0), x)
+    d = beside.images
+    first = {other: slice(0, 1) for other in range(len(beside.shape)) if other != d}
+    zero = n.run(python.mul, cut(n, beside, first), kind_of(beside)(0))
+    if x.shape[d] == 1:
+        return n.run(python.add, zero, x)
+    apart = n.run(torch.reshape, zero, [*zero.shape[:d], -1, *zero.shape[d:]])
+    return n.run(torch.reshape, n.run(python.add, apart, x.unsqueeze(d)), [*x.shape[:d], -1, *x.shape[d + 1 :]])
 
 
 @operator("Split")
@@ -166,21 +171,6 @@ def picked(n: Call, x: Value, axis: int, index: Tensor) -> Value:
     if torch.equal(index, torch.arange(x.shape[axis]).flip(0)):
         return n.run(torch.flip, x, [axis])
     return n.run(torch.index_select, x, axis, index)
-
-
-@operator("Gather")
-def gather(n: Call, x: Value, indices: Value) -> Value:
-    axis, indices = n.get("axis", 0) % len(x.shape), n.constant(indices, "indices")
-    size = x.shape[axis]
-    if indices.numel() and not (-size <= indices.min() and indices.max() < size):
-        raise n.refuse("its indices lead out of what it gathers from")
-    indices = torch.where(indices < 0, indices + size, indices)
-    if indices.dim() == 0:
-        if isinstance(x, Moving) and axis == x.images:
-            raise n.refuse("it picks one image of a batch", FREE)
-        return n.run(torch.select, x, axis, int(indices))
-    y = picked(n, x, axis, indices.flatten())
-    return y if indices.dim() == 1 else reshaped(n, y, [*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
 
 
 @operator("Pad")
