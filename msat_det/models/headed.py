@@ -88,7 +88,7 @@ class HeadDetector:
     def check(self) -> "HeadDetector":
         """This detector, if its network's outputs fit the head; else InputError. One blank image goes through it."""
         device = next((p.device for p in self.net.parameters()), None)
-        with torch.inference_mode():
+        with torch.no_grad():
             self.found(self.net(torch.zeros(1, 3, *self.size, device=device)))
         return self
 

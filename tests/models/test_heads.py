@@ -234,6 +234,24 @@ def test_own_networks_by_name(tmp_path: Path) -> None:
             build_detector(wrong)
 
 
+class Keeping(nn.Module):
+    """It keeps what it has made for images of a size, as RT-DETR its anchors."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.kept = nn.LazyLinear(4 * 7), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = torch.ones(4, 7) if self.kept is None else self.kept
+        return self.kept * self.rows(x.flatten(1)).unflatten(1, (4, 7))
+
+
+def test_a_network_that_is_looked_at_may_be_trained_on() -> None:
+    net = Keeping()
+    HeadDetector(net, "rtdetr", ["cat", "dog", "bus"], SIZE).check()
+    net(torch.rand(1, 3, *SIZE)).sum().backward()
+
+
 def of_queries() -> HeadDetector:
     net = nn.Sequential(nn.Conv2d(3, 8, 3, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4 * 7))
     return HeadDetector(nn.Sequential(*net, nn.Unflatten(1, (4, 7))), "rtdetr", ["cat", "dog", "bus"], SIZE)
