@@ -1,5 +1,6 @@
 """Boxes drawn on images, ground truth and detections side by side."""
 
+import functools
 import math
 
 from matplotlib.axes import Axes
@@ -67,10 +68,16 @@ def draw_detections(
 def _write_captions(axes: Axes, boxes: list, texts: list[str], colours: list[str], pixels_per_point: float) -> None:
     """Each box's text on its colour, where ``caption_places`` finds room."""
     line = 10 * pixels_per_point
-    lengths = [(TextPath((0, 0), text, size=CAPTION).get_extents().width + 4) * pixels_per_point for text in texts]
+    lengths = [(_width(text) + 4) * pixels_per_point for text in texts]
     places = caption_places(boxes, lengths, line, axes.get_xlim()[1], axes.get_ylim()[0])
     for place, length, text, colour in zip(places, lengths, texts, colours, strict=True):
         if place:
             axes.add_patch(Rectangle(place, length, line, facecolor=colour, edgecolor="none", zorder=2))
             x, y = place[0] + length / 2, place[1] + line / 2
             axes.text(x, y, text, color=text_on(colour), fontsize=CAPTION, ha="center", va="center_baseline", zorder=3)
+
+
+@functools.lru_cache(4096)
+def _width(text: str) -> float:
+    """Of a caption, in points. It takes milliseconds, and captions come again: at the next timesteps, say."""
+    return TextPath((0, 0), text, size=CAPTION).get_extents().width
