@@ -40,6 +40,7 @@ ROWS: list[tuple[str, str | None, str]] = [
     (r"--resume", None, "a hundred images; test_resume.py does"),
     (r"detect|doctor|inspect|export|report|list", "", "small as it stands"),
     (r"--data.limit 8", "--draw.images 1", "but for the pictures small as it stands"),
+    (r"budget", "--data.limit 2 --calib.limit 1 --sim.record 1 --draw.images 0", "a search"),
     (r".", "--data.limit 2 --calib.limit 4 --sim.record 2 --draw.images 0", "longer than a test should, on all images"),
 ]
 # What the commands call, replaced where a command is only read.
@@ -94,16 +95,12 @@ def drawn(weights: WeightsEnum, *_: Any, **__: Any) -> dict[str, Any]:
     return get_model(name, weights=None, **backbone).state_dict()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_page_runs(page: Path, checkout: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_blocks(blocks(page), page, capsys, monkeypatch)
+SLOW = ("howto.md", "tutorial.md")
+BY_TIME = [pytest.param(page, marks=pytest.mark.slow if page.name in SLOW else ()) for page in PAGES]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if "```python" in page.read_text()], ids=lambda page: page.name
-)
-def test_cells_may_be_run_again(
+@pytest.mark.parametrize("page", BY_TIME, ids=lambda page: page.name)
+def test_page_runs_and_cells_may_be_run_again(
     page: Path, checkout: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     again = ("python", "sh") if page.name == "tutorial.md" else ("python",)
