@@ -17,21 +17,21 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-from support.small_runs import command, contents
+from support.small_runs import DRAWN, as_ranks, command, contents
 
 from msat_det.base import ranks
 from msat_det.base.errors import InputError
 from msat_det.base.settings import PROJECT
-from msat_det.run import batches
+from msat_det.run import batches, cli
 
 # Without a repository every run is of the same commit: None.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "GIT_DIR": "/nowhere"}
 
 
-def launch(count: int, *words: str) -> subprocess.Popen:
-    """The comparison in ``count`` processes under torchrun, or alone for 0."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count else []
-    arguments = [sys.executable, *torchrun, "-m", "msat_det", "compare", *words]
+def torchrun(count: int, *words: str) -> subprocess.Popen:
+    """The comparison in ``count`` processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    arguments = [*launcher, "-m", "msat_det", "compare", *words]
     return subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -44,33 +44,35 @@ def finished(process: subprocess.Popen) -> tuple[int, str]:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of one process."""
     out = tmp_path_factory.mktemp("alone") / "run"
-    status, told = finished(launch(0, *command(out)))
-    assert status == 0, told
+    with mock.patch.dict(os.environ, ENVIRONMENT):
+        assert cli.main(["compare", *command(out, *DRAWN)]) == 0
     return contents(out)
 
 
-def same_files(count: int, out: Path, alone: dict[str, bytes]) -> None:
-    status, told = finished(launch(count, *command(out)))
-    assert status == 0, told
-    assert contents(out) == alone
-    # One bar for all; another rank may have finished a batch before it was drawn.
-    assert len(re.findall(r"\d/10 \[[\d:]+<\?, \?image/s\]", told)) == 1
+def bars(told: str) -> int:
+    """How many there are; another rank may have finished a batch before one was drawn."""
+    return len(re.findall(r"\d/10 \[[\d:]+<\?, \?image/s\]", told))
 
 
 def test_two_ranks_leave_the_files_of_one_process(tmp_path: Path, alone: dict[str, bytes]) -> None:
-    same_files(2, tmp_path / "run", alone)
+    status, told = finished(torchrun(2, *command(tmp_path / "run", *DRAWN)))
+    assert status == 0, told
+    assert contents(tmp_path / "run") == alone
+    assert bars(told) == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 3, 5])  # four batches of ten images: one rank has nothing to do
+@pytest.mark.parametrize("count", [3, 5])  # four batches of ten images: one rank has two of them, or nothing to do
 def test_any_number_of_ranks_does(count: int, tmp_path: Path, alone: dict[str, bytes]) -> None:
-    same_files(count, tmp_path / "run", alone)
+    statuses, told = as_ranks(count, "compare", *command(tmp_path / "run", *DRAWN))
+    assert statuses == [0] * count, told
+    assert contents(tmp_path / "run") == alone
+    assert bars(told) == 1
 
 
 @pytest.mark.slow
 def test_a_dead_rank_ends_the_run_and_any_number_goes_on(tmp_path: Path, alone: dict[str, bytes]) -> None:
     out = tmp_path / "run"
-    process = launch(2, *command(out))
+    process = torchrun(2, *command(out, *DRAWN))
     while process.poll() is None and not (out / "parts/00000001.safetensors").exists():
         time.sleep(0.01)
     os.kill(worker(process.pid, 1), signal.SIGKILL)
@@ -78,14 +80,14 @@ def test_a_dead_rank_ends_the_run_and_any_number_goes_on(tmp_path: Path, alone: 
     assert status == 1
     assert "SIGKILL" in told
     assert not (out / "summary.json").exists()
-    status, told = finished(launch(0, *command(out, "--resume")))
+    status, told = finished(torchrun(1, *command(out, *DRAWN, "--resume")))
     assert status == 0, told
     assert contents(out) == alone
 
 
-def worker(torchrun: int, rank: int) -> int:
+def worker(launcher: int, rank: int) -> int:
     """The process of a rank."""
-    for child in Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split():
+    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
         if f"RANK={rank}" in Path(f"/proc/{child}/environ").read_text().split("\0"):
             return int(child)
     raise AssertionError(f"no rank {rank}")
@@ -148,19 +150,19 @@ def test_a_rank_leaves_the_others_before_it_ends_unless_they_owe_it_an_answer(
 
 
 def test_an_error_of_all_ranks_is_told_once(tmp_path: Path) -> None:
-    status, told = finished(launch(2, *command(tmp_path, "--data.rot", "x")))
+    status, told = finished(torchrun(2, *command(tmp_path, "--data.rot", "x")))
     assert status == 1
     assert [line for line in told.splitlines() if line.startswith("error:")] == [
         "error: unknown key data.rot on the command line: did you mean data.root?"
     ]
 
 
-@pytest.mark.slow
 def test_an_error_of_one_rank_is_told_by_it(voc_root: Path, tmp_path: Path) -> None:
     (voc_root / "VOCdevkit/VOC2007/JPEGImages/000003.jpg").write_bytes(b"no JPEG")  # of the second batch
     words = ["--data.root", str(voc_root), "--calib.root", str(PROJECT / "data/voc"), "--data.limit", "none"]
-    status, told = finished(launch(2, *command(tmp_path / "run", *words, "--batch", "2", "--strict")))
-    assert status == 1
+    statuses, told = as_ranks(2, "compare", *command(tmp_path / "run", *words, "--batch", "2", "--strict"))
+    assert statuses[1] == 2
+    assert statuses[0] != 0
     lines = [line for line in told.splitlines() if line.startswith("error:")]
     assert len(lines) == 1
     assert "000003.jpg" in lines[0]

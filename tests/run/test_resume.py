@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support.small_runs import command, contents, die_at, keep_states, run_quietly, start, tiny
+from support.small_runs import DRAWN, command, contents, die_at, keep_states, run_quietly, start, tiny
 from torch import OutOfMemoryError
 
 from msat_det.base import ranks
@@ -44,9 +44,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def complete(out: Path) -> None:
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with pictures."""
+    out = tmp_path_factory.mktemp("drawn") / "run"
+    complete(out, *DRAWN)
+    return out
+
+
+def complete(out: Path, *words: str) -> None:
     """Go on, or begin, to the end."""
-    run_quietly(tiny(out, "--resume"))
+    run_quietly(tiny(out, "--resume", *words))
 
 
 def assert_finished_like(out: Path, whole: Path) -> None:
@@ -88,52 +96,52 @@ def states_of(config: Config, folder: Path) -> list[Path]:
     return sorted(folder.iterdir(), key=lambda state: int(state.name))
 
 
-def killed_at_a_change(step: int, whole: Path, out: Path) -> int | None:
-    process = start(die_at, step, tiny(out, "--resume"))
+def killed_at_a_change(step: int, drawn: Path, out: Path) -> int | None:
+    process = start(die_at, step, tiny(out, "--resume", *DRAWN))
     process.join()
-    complete(out)
-    assert_finished_like(out, whole)
+    complete(out, *DRAWN)
+    assert_finished_like(out, drawn)
     return process.exitcode
 
 
 # a part, summary.json, report.html lie beside their places; begun.safetensors has gone from parts/
 @pytest.mark.parametrize("step", [33, 85, 89, 92])
-def test_killed_at_a_change_of_the_directory(step: int, whole: Path, tmp_path: Path) -> None:
-    assert killed_at_a_change(step, whole, tmp_path / "run") == -signal.SIGKILL
+def test_killed_at_a_change_of_the_directory(step: int, drawn: Path, tmp_path: Path) -> None:
+    assert killed_at_a_change(step, drawn, tmp_path / "run") == -signal.SIGKILL
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_killed_at_every_change_of_the_directory(whole: Path, tmp_path: Path) -> None:
+def test_killed_at_every_change_of_the_directory(drawn: Path, tmp_path: Path) -> None:
     """One run leaves all states that a kill could; that a kill leaves these, the test above shows."""
     out = tmp_path / "run"
-    states = states_of(tiny(out), tmp_path / "states")
+    states = states_of(tiny(out, *DRAWN), tmp_path / "states")
     assert len(states) > 40
     for state in states:
         shutil.rmtree(out)
         state.rename(out)
-        complete(out)
-        assert_finished_like(out, whole)
+        complete(out, *DRAWN)
+        assert_finished_like(out, drawn)
 
 
 @pytest.mark.slow
-def test_results_of_another_run_do_not_pass_for_this_one(whole: Path, tmp_path: Path) -> None:
+def test_results_of_another_run_do_not_pass_for_this_one(drawn: Path, tmp_path: Path) -> None:
     """A new run in a finished one's directory, killed while it takes the directory over."""
     kept, out = 0, tmp_path / "run"
-    shutil.copytree(whole, out)
+    shutil.copytree(drawn, out)
     file = out / "config.yaml"
     file.write_text(file.read_text().replace("seed: 0", "seed: 1"))
-    for state in states_of(tiny(out, "--overwrite"), tmp_path / "states"):
+    for state in states_of(tiny(out, "--overwrite", *DRAWN), tmp_path / "states"):
         if int(state.name) >= 20:
             break
         shutil.rmtree(out)
         state.rename(out)
         if "seed: 1" in file.read_text() and (out / "summary.json").exists():
-            assert contents(out)["curve.csv"] == contents(whole)["curve.csv"]
+            assert contents(out)["curve.csv"] == contents(drawn)["curve.csv"]
             kept += 1
         else:
-            complete(out)
-            assert_finished_like(out, whole)
+            complete(out, *DRAWN)
+            assert_finished_like(out, drawn)
     assert 0 < kept < 10  # the first steps only take the lock
 
 
@@ -175,7 +183,7 @@ def test_too_little_memory_leaves_what_is_done_and_says_how_to_go_on(
 def test_ctrl_c_leaves_what_is_done_and_says_how_to_go_on(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     script = str(PROJECT / "tools/convert_det.py")
-    process = subprocess.Popen([sys.executable, script, *command(out)], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, script, *command(out, *DRAWN)], stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not (out / "parts/00000000.safetensors").exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
@@ -185,8 +193,8 @@ def test_ctrl_c_leaves_what_is_done_and_says_how_to_go_on(whole: Path, tmp_path:
     assert "Traceback" not in told
     assert not (out / "summary.json").exists()
     with pytest.raises(InputError, match=r"\d batches of an unfinished run: add --resume"):
-        run_quietly(tiny(out))
-    complete(out)
+        run_quietly(tiny(out, *DRAWN))
+    complete(out, *DRAWN)
     assert contents(out)["curve.csv"] == contents(whole)["curve.csv"]
 
 

@@ -8,21 +8,25 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from unittest import mock
 
+from torch.distributed import TCPStore
+
 from msat_det.base.config import Config
 from msat_det.base.settings import PROJECT
 from msat_det.measure.rows import CurveRow
-from msat_det.run import resume
+from msat_det.run import cli, resume
 from msat_det.run.arguments import load_config
 from msat_det.run.experiment import run
 
 WORDS = (
-    "--data.limit 10 --calib.limit 4 --sim.record 1,4 --methods signed,staged-4 --batch 3 --threads 1 --draw.images 1"
+    "--data.limit 10 --calib.limit 4 --sim.record 1,4 --methods signed,staged-4 --batch 3 --threads 1 --draw.images 0"
 )
+DRAWN = ("--draw.images", "1")  # that takes as long as all the rest
 CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
 
 
@@ -84,6 +88,29 @@ def start(target: object, *arguments: object) -> BaseProcess:
     process = context.Process(target=target, args=arguments, daemon=True)
     process.start()
     return process
+
+
+def as_ranks(count: int, *words: str) -> tuple[list[int | None], str]:
+    """``msat-det`` with these words in ``count`` processes as torchrun starts them, but that no other is ended with one
+    of them: their exit statuses, and all that they print."""
+    meeting = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as the one of torchrun's agent
+    told = {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_USE_AGENT_STORE": "True", "WORLD_SIZE": str(count)}
+    told |= {"GIT_DIR": "/nowhere"}  # without a repository every run is of the same commit: None
+    told |= {"LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(meeting.port)}
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, str(rank)) for rank in range(count)]
+        own = [told | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+        processes = [start(_be, environment, file, words) for environment, file in zip(own, files, strict=True)]
+        for process in processes:
+            process.join()
+        return [process.exitcode for process in processes], "".join(file.read_text() for file in files)
+
+
+def _be(environment: dict[str, str], file: Path, words: tuple[str, ...]) -> None:
+    os.environ.update(environment)
+    with file.open("w") as stream, contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+        status = cli.main([*words])
+    sys.exit(status)
 
 
 def contents(out: Path) -> dict[str, bytes]:
