@@ -484,6 +484,34 @@ CHOICE = [node("Sigmoid", "logits", "p"), node("Reshape", "p all", "q"), node("T
           node("Tile", "m four", "n"), node("GatherElements", "pred_boxes n", "boxes", axis=1)]  # fmt: skip
 CHOSEN = {"all": np.array([1, 18]), "k": np.array([4]), "count": np.array(3), "last": np.array([2])}
 CHOSEN |= {"four": np.array([1, 1, 4])}
+# as the authors of RT-DETR and D-FINE export theirs: corners in a photograph's pixels, whose sides are another input
+CORNERS = [node("Split", "pred_boxes ones", "cx cy w h", axis=2), node("Mul", "w half", "w2"),
+           node("Mul", "h half", "h2"), node("Sub", "cx w2", "left"), node("Sub", "cy h2", "top"),
+           node("Add", "cx w2", "right"), node("Add", "cy h2", "bottom"),
+           node("Concat", "left top right bottom", "corners", axis=2), node("Tile", "sides two", "t"),
+           node("Unsqueeze", "t one", "u"), node("Cast", "u", "f", to=1), node("Mul", "corners f", "pixels"),
+           *CHOICE[:-1], node("GatherElements", "pixels n", "boxes", axis=1)]  # fmt: skip
+SIDES = CHOSEN | {"ones": np.ones(4, int), "half": 0.5, "two": np.array([1, 2]), "one": np.array([1])}
+
+
+def with_sides(path: Path) -> Path:
+    model = onnx.load(path)
+    model.graph.input.append(onnx.helper.make_tensor_value_info("sides", onnx.TensorProto.INT64, (1, 2)))
+    onnx.save(model, path)
+    return path
+
+
+def test_photographs_sizes_are_no_part_of_the_network(tmp_path: Path) -> None:
+    path = with_sides(of_queries(tmp_path / "net.onnx", CORNERS, "labels boxes scores", **SIDES))
+    one = msat_det.load_detector(path, "rtdetr", ["cat", "dog", "hen"])
+    assert (one.names, list(one.net.meta["inputs"])) == (["pred_boxes", "logits"], ["x"])
+    with pytest.raises(InputError, match="its input 'sides' is no float tensor; only those can be read"):
+        load_onnx(path)
+    for other in ([*CORNERS[:6], node("Mul", "cy h2", "bottom")], [*CORNERS[:3], node("Add", "cx w2", "left")]):
+        nodes = [*other, *CORNERS[len(other) :]]
+        path = with_sides(of_queries(tmp_path / "net.onnx", nodes, "labels boxes scores", **SIDES))
+        with pytest.raises(InputError, match="its queries are chosen in an unknown way"):
+            msat_det.load_detector(path, "rtdetr", ["cat", "dog", "hen"])
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,11 @@ def raw_queries(file: OnnxFile) -> list[str]:
         named = [name for name in file.outputs if name in ("logits", "pred_logits", "pred_boxes")]
         return named if len(named) == 2 else file.outputs
     boxes = [node.inputs[0] for node in choosing if node.op in _PICKING and _chosen(node, makers) == (False, True)]
-    return [boxes[0], _logits(scores.pop(), makers)] if boxes and len(scores) == 1 else []
+    if not boxes or len(scores) > 1:
+        return []
+    images = {name for name, sizes in file.inputs.items() if sizes is not None and len(sizes) == 4}
+    found = [_centred(boxes[0], makers, images), _logits(scores.pop(), makers)]
+    return found if all(found) else []
 
 
 def _makers(file: OnnxFile) -> dict[str, OnnxNode]:
@@ -71,6 +75,47 @@ def _before(names: Sequence[str], makers: dict[str, OnnxNode]) -> list[OnnxNode]
 def _chosen(node: OnnxNode, makers: dict[str, OnnxNode]) -> tuple[bool, ...]:
     """Of each of its inputs, whether it is a choice's."""
     return tuple(any(before.op == "TopK" for before in _before([name], makers)) for name in node.inputs)
+
+
+def _centred(name: str, makers: dict[str, OnnxNode], images: set[str]) -> str:
+    """Boxes before they were corners of a photograph's pixels, as the authors of RT-DETR and D-FINE export them.
+
+    Empty where they are pixels, but not of corners that are known as such.
+    """
+    node = makers[name]
+    factors = [found for found in node.inputs if not images & _leading(found, makers)] if node.op == "Mul" else []
+    if factors:
+        name = next((found for found in node.inputs if found not in factors), "")
+        node = makers.get(name, node)
+    ends = [makers.get(_unmoved(found, makers)) for found in node.inputs] if node.op == "Concat" else []
+    if [end.op for end in ends if end is not None] != ["Sub", "Sub", "Add", "Add"]:
+        return "" if factors else name
+    waiting, sources = [found for end in ends if end is not None for found in end.inputs], set()
+    while waiting:
+        before = makers.get(_unmoved(waiting.pop(), makers))
+        if before is not None and before.op in ("Mul", "Div"):  # half of the sides
+            waiting += before.inputs
+        elif before is not None and before.op in ("Slice", "Gather", "Split"):
+            sources.add(before.inputs[0])
+    return sources.pop() if len(sources) == 1 else ""
+
+
+def _unmoved(name: str, makers: dict[str, OnnxNode]) -> str:
+    """Before a dimension was added to it, or taken away."""
+    while name in makers and makers[name].op in ("Squeeze", "Unsqueeze", "Identity"):
+        name = makers[name].inputs[0]
+    return name
+
+
+def _leading(name: str, makers: dict[str, OnnxNode]) -> set[str]:
+    """All tensors that lead to one, itself among them."""
+    found, waiting = {name}, [name]
+    while waiting:
+        node = makers.get(waiting.pop())
+        others = set(node.inputs) - found if node is not None else set()
+        found |= others
+        waiting += others
+    return found
 
 
 def _logits(name: str, makers: dict[str, OnnxNode]) -> str:

@@ -37,12 +37,12 @@ class OnnxNode:
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """A file's graph. inputs: {name: size of each dimension, None where it is free}. tensors: weights and constants.
-    notes: what its exporter says of it."""
+    """A file's graph. inputs: {name: size of each dimension, None where it is free}, None for what is no float.
+    tensors: weights and constants. notes: what its exporter says of it."""
 
     path: Path
     opset: int
-    inputs: dict[str, list[int | None]]
+    inputs: dict[str, list[int | None] | None]
     outputs: list[str]
     nodes: list[OnnxNode]
     tensors: dict[str, Tensor]
@@ -102,12 +102,10 @@ class _Reading:
             raise InputError(f"{self.path}: has no input or no output; give a whole .onnx file")
         return OnnxFile(self.path, self.opset, inputs, outputs, nodes, tensors)
 
-    def sizes(self, entry: Any) -> list[int | None]:
+    def sizes(self, entry: Any) -> list[int | None] | None:
         kind = entry.type.tensor_type
         if kind.elem_type not in (1, 10, 11, 16):  # float, float16, double, bfloat16
-            raise InputError(
-                f"{self.path}: its input {show(_text(entry.name))} is no float tensor; only those can be read"
-            )
+            return None
         return [size.dim_value if size.dim_value > 0 else None for size in kind.shape.dim]
 
     def node(self, entry: Any) -> OnnxNode:

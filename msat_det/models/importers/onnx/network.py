@@ -41,16 +41,17 @@ def network_of(
 ) -> fx.GraphModule:
     """``load_onnx`` of a file that has been read."""
     outputs = list(file.outputs if outputs is None else outputs)
-    building = Building()
-    sizes = {name: _sizes(file, name, size) for name in file.inputs}
+    building, nodes = Building(), needed(file, outputs)
+    used = {name for node in nodes for name in node.inputs}
+    sizes = {name: _sizes(file, name, size) for name in file.inputs if name in used}
     values: dict[str, Value] = dict(file.tensors)
     values |= {name: building.input(f"input_{i}", own) for i, (name, own) in enumerate(sizes.items())}
-    for node in needed(file, outputs):
+    for node in nodes:
         for name, value in zip(node.outputs, _outputs(file, node, values, building), strict=False):
             values[name] = value
     found = [_output(file, name, values, building) for name in outputs]
-    nodes = tuple(value.node for value in found)
-    building.graph.output(nodes[0] if len(nodes) == 1 else nodes)
+    results = tuple(value.node for value in found)
+    building.graph.output(results[0] if len(results) == 1 else results)
     module = fx.GraphModule(building.root, building.graph, "OnnxNetwork")
     module.graph.eliminate_dead_code()
     module.recompile()
@@ -61,7 +62,10 @@ def network_of(
 
 def _sizes(file: OnnxFile, name: str, size: tuple[int, int] | None) -> list[int]:
     """One image's sizes at an input."""
-    batch, *own = file.inputs[name] or [None]
+    found = file.inputs[name]
+    if found is None:
+        raise InputError(f"{file.path}: its input {show(name)} is no float tensor; only those can be read")
+    batch, *own = found or [None]
     if batch not in (1, None):
         raise InputError(f"{file.path}: its input {show(name)} is for {batch} images at once: export it for one")
     if size is not None and len(own) == 3:
