@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from support.networks import images, observed
 from support.rows import ROWS, picture
-from support.small_runs import DRAWN, run_quietly, tiny
+from support.small_runs import run_quietly, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
@@ -128,7 +128,7 @@ def test_boxes_are_drawn_on_their_own_pixels(tmp_path: Path) -> None:
 
 def test_a_run_shows_everything(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    run_quietly(tiny(out, *DRAWN))
+    run_quietly(tiny(out, "--draw.images", "1"))
     board = read(out)
     names = {"signed": [1, 4], "staged-4": [4]}
     tags = board.Tags()
