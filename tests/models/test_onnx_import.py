@@ -34,6 +34,7 @@ CONV = {"w": weights(6, 4, 3, 3), "b": weights(6)}
 EMPTY = np.zeros(0)
 # the places, i of (1, 5), of the rows with the largest values
 BEST = [node("ReduceMax", "x", "m", axes=[3], keepdims=0), node("Reshape", "m flat", "n"), node("TopK", "n k", "v i")]
+BLOCK = np.stack(np.meshgrid(*map(np.arange, (1, 4, 6, 2)), indexing="ij"), -1)  # of x, two wide
 ROWS = {"rows": np.array([24, 8]), "flat": np.array([1, 24]), "k": np.array([5])}
 # what, opsets, nodes, constants: each file is run on three images at once
 CASES: list[tuple[str, tuple[int, ...], list[onnx.NodeProto], dict[str, Any]]] = [
@@ -108,6 +109,7 @@ CASES: list[tuple[str, tuple[int, ...], list[onnx.NodeProto], dict[str, Any]]] =
     ("Expand", (9, 13), [node("GlobalAveragePool", "x", "a"), node("Expand", "a s", "y")],
      {"s": np.array([1, 4, 5, 7])}),
     ("Tile", (13,), [node("Tile", "x s", "y")], {"s": np.array([1, 2, 1, 3])}),
+    ("Tile, an image's rows", (13,), [node("Tile", "x s", "y")], {"s": np.array([3, 1, 1, 2])}),
     ("Concat", (9, 13), [node("Concat", "x x x", "y", axis=-3)], {}),
     ("Concat, token", (13,), [node("Concat", "c x", "y", axis=2)], {"c": weights(1, 4, 1, 8)}),
     ("Split", (9, 11), [node("Split", "x", "a b", axis=1, split=[1, 3]), node("Concat", "b a", "y", axis=1)], {}),
@@ -164,6 +166,13 @@ CASES: list[tuple[str, tuple[int, ...], list[onnx.NodeProto], dict[str, Any]]] =
     ("And", (16,), [node("LessOrEqual", "x c", "a"), node("GreaterOrEqual", "x d", "b"), node("And", "a b", "m"),
                     node("Equal", "x x", "e"), node("And", "m e", "k"), node("Where", "k x c", "y")],
      {"c": 1.0, "d": 0.0}),
+    ("IsNaN", (13, 20), [node("Log", "x", "l"), node("IsNaN", "l", "m"), node("Where", "m c l", "y")], {"c": 0.5}),
+    ("CumSum", (11, 14), [node("CumSum", "c a", "s"), node("Add", "x s", "b"), node("CumSum", "b d", "y")],
+     {"c": weights(6, 8), "a": np.array(0), "d": np.array(-1)}),
+    ("LayerNormalization of a constant", (17,), [node("LayerNormalization", "c w b", "n"), node("Add", "x n", "y")],
+     {"c": weights(6, 8), "w": weights(8), "b": weights(8)}),
+    *((f"Resize {mode}, smooth", (18,), [node("Resize", "x _ _ s", "y", mode=mode, antialias=1, exclude_outside=1,
+       cubic_coeff_a=-0.5)], {"s": np.array([1, 4, 3, 5])}) for mode in ("linear", "cubic")),
     ("Xor", (13,), [node("Less", "x c", "a"), node("Greater", "x d", "b"), node("Xor", "a b", "m"),
                     node("Where", "m x c", "y")], {"c": 0.5, "d": 0.0}),
     ("TopK", (9,), [node("TopK", "x", "v i", k=3), node("Cast", "i", "f", to=1), node("Mul", "v f", "y")], {}),
@@ -213,6 +222,11 @@ CASES: list[tuple[str, tuple[int, ...], list[onnx.NodeProto], dict[str, Any]]] =
       "flat": np.array([1, 4, 4, 1])}),
     ("ScatterND", (11, 18), [node("ScatterND", "c i u", "s"), node("Add", "x s", "y")],
      {"c": weights(4, 6, 8), "i": np.array([[1, 2], [3, -1]]), "u": weights(2, 8)}),
+    ("ScatterND, a block", (18,), [node("Slice", "x zero two three", "u"), node("ScatterND", "x i u", "s"),
+                                   node("Slice", "s zero two three", "v"), node("Neg", "v", "m"),
+                                   node("ScatterND", "s j m", "y")],
+     {"zero": np.array([0]), "two": np.array([2]), "three": np.array([3]), "i": np.add(BLOCK, [0, 0, 0, 5]),
+      "j": np.add(BLOCK, [0, 0, 0, 3])}),
     ("places' arithmetic", (13,), [node("ArgMax", "x", "i", axis=1), node("Div", "i two", "d"),
                                    node("Mod", "i two", "m"), node("Sub", "d m", "s"), node("Equal", "s zero", "e"),
                                    node("Where", "e i two", "w"), node("Cast", "w", "f", to=1),
@@ -364,12 +378,13 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
                                 {"s": np.array([2, 96])}),
     "it mixes the images of a batch: export": (one("Softmax", axis=0), {}),
     "mixes the images of a batch: export the": ([node("Concat", "x x", "y", axis=0)], {}),
-    "mixes the images of a batch: export the network": ([node("Tile", "x s", "y")], {"s": np.array([2, 1, 1, 1])}),
     "the images lie along dimension 2, not 0": (
         [node("Transpose", "x", "a", perm=[1, 2, 0, 3]), node("MaxPool", "a", "y", kernel_shape=[1, 1])], {}),
     "ArgMax_of_y.* it mixes the images of a batch": (one("ArgMax"), {}),
+    "it sums up backwards, or what comes before": ([node("CumSum", "x a", "y", reverse=1)], {"a": np.array(1)}),
     "of equal ones it takes the last": (one("ArgMin", axis=1, select_last_index=1), {}),
-    "its input must be a constant": ([node("ScatterND", "x i u", "y")], {"i": np.array([[0]]), "u": weights(4, 6, 8)}),
+    "it writes to places that are no block": (
+        [node("ScatterND", "x i u", "y")], {"i": np.array([[0, 1], [0, 3]]), "u": weights(2, 6, 8)}),
     "does not write values, but joins them": (
         [node("ScatterND", "c i u", "y", reduction="add")], {"c": weights(2), "i": np.array([[0]]), "u": weights(1)}),
     "calculates with whole numbers: cast it to float": ([node("ArgMax", "x", "a", axis=1), node("Relu", "a", "y")], {}),

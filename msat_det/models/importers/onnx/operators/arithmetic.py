@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msat_det.models.importers.onnx.building import Moving, Value
-from msat_det.models.importers.onnx.operators.call import MIXED, OPERATORS, Call, Operator, kind_of, operator
+from msat_det.models.importers.onnx.operators.call import MIXED, OPERATORS, Call, Operator, along, kind_of, operator
 from msat_det.models.importers.onnx.operators.shapes import for_all, reshaped
 
 
@@ -55,6 +55,18 @@ def div(n: Call, x: Value, y: Value) -> Value:
 def mod(n: Call, x: Value, y: Value) -> Value:
     """With the sign of y, or (fmod) of x."""
     return n.run(torch.fmod if n.get("fmod", 0) else torch.remainder, x, y)
+
+
+@operator("IsNaN")
+def is_nan(n: Call, x: Value) -> Value:
+    return n.run(python.ne, x, x)
+
+
+@operator("CumSum")
+def cumulative_sum(n: Call, x: Value, axis: Value) -> Value:
+    if n.get("exclusive", 0) or n.get("reverse", 0):
+        raise n.refuse("it sums up backwards, or what comes before")
+    return n.run(torch.cumsum, x, along(n, x, n.ints(axis, "axis")[0]))
 
 
 @operator("Max", "Min", "Sum", "Mean")

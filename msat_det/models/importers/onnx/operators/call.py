@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from msat_det.base.errors import InputError
-from msat_det.models.importers.onnx.building import Building, Value
+from msat_det.models.importers.onnx.building import Building, Moving, Value
 from msat_det.models.importers.onnx.file import OnnxNode
 
 MOST_PARTS = 4096
@@ -73,3 +73,11 @@ def operator(*names: str) -> Callable[[Operator], Operator]:
 def kind_of(x: Value) -> type:
     dtype = x.dtype if isinstance(x, Tensor) else x.probes[0].dtype
     return float if dtype.is_floating_point else bool if dtype is torch.bool else int
+
+
+def along(n: Call, x: Value, axis: int) -> int:
+    """A dimension of x, counted from the first one. Raises InputError for that of the images."""
+    axis %= len(x.shape)
+    if isinstance(x, Moving) and axis == x.images:
+        raise n.refuse(MIXED)
+    return axis

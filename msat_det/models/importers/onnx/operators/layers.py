@@ -155,8 +155,10 @@ def group_norm(n: Call, x: Moving, scale: Value, bias: Value) -> Value:
 
 
 @operator("LayerNormalization")
-def layer_norm(n: Call, x: Moving, scale: Value, bias: Value | None = None) -> Value:
+def layer_norm(n: Call, x: Value, scale: Value, bias: Value | None = None) -> Value:
     shape = x.shape[n.get("axis", -1) :]
+    if isinstance(x, Tensor):
+        return n.run(F.layer_norm, x, shape, scale, bias, n.get("epsilon", 1e-5))
     tensors = {"weight": n.constant(scale, "scale").expand(shape), "bias": bias}
     sizes = {"normalized_shape": shape, "eps": n.get("epsilon", 1e-5), "bias": bias is not None}
     return n.building.layer(nn.LayerNorm, x, tensors, **sizes)

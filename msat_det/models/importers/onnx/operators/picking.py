@@ -10,14 +10,14 @@ from torch import Tensor
 
 from msat_det.graph import ops
 from msat_det.models.importers.onnx.building import Moving, Value
-from msat_det.models.importers.onnx.operators.call import FREE, MIXED, Call, operator
-from msat_det.models.importers.onnx.operators.shapes import cut, picked, reshaped
+from msat_det.models.importers.onnx.operators.call import FREE, Call, along, operator
+from msat_det.models.importers.onnx.operators.shapes import cut, for_all, picked, reshaped
 
 
 @operator("TopK")
 def top_k(n: Call, x: Value, count: Value | None = None) -> list[Value]:
     k = n.get("k") if n.version < 10 else n.ints(count, "K")[0]
-    axis, largest = _axis(n, x, -1), bool(n.get("largest", 1))
+    axis, largest = along(n, x, n.get("axis", -1)), bool(n.get("largest", 1))
     return [n.run(function, x, k, axis, largest, True) for function in (ops.topk_values, ops.topk_places)]
 
 
@@ -25,7 +25,12 @@ def top_k(n: Call, x: Value, count: Value | None = None) -> list[Value]:
 def extreme(n: Call, x: Value) -> Value:
     if n.get("select_last_index", 0):
         raise n.refuse("of equal ones it takes the last")
-    return n.run(torch.argmax if n.node.op == "ArgMax" else torch.argmin, x, _axis(n, x, 0), bool(n.get("keepdims", 1)))
+    return n.run(
+        torch.argmax if n.node.op == "ArgMax" else torch.argmin,
+        x,
+        along(n, x, n.get("axis", 0)),
+        bool(n.get("keepdims", 1)),
+    )
 
 
 @operator("Gather")
@@ -76,15 +81,19 @@ def gather_nd(n: Call, x: Value, indices: Value) -> Value:
 def scatter_nd(n: Call, x: Value, indices: Value, updates: Value) -> Value:
     if n.get("reduction", "none") != "none":
         raise n.refuse("it does not write values, but joins them")
-    x, indices, updates = (n.constant(v, "input") for v in (x, indices, updates))
-    return n.run(torch.index_put, x, indices.unbind(-1), updates)
-
-
-def _axis(n: Call, x: Value, default: int) -> int:
-    axis = n.get("axis", default) % len(x.shape)
-    if isinstance(x, Moving) and axis == x.images:
-        raise n.refuse(MIXED)
-    return axis
+    indices = n.constant(indices, "indices")
+    if isinstance(x, Tensor) and isinstance(updates, Tensor):
+        return n.run(torch.index_put, x, indices.unbind(-1), updates)
+    each = [places.unique() for places in indices.unbind(-1)]
+    slices = [slice(int(places[0]), int(places[0]) + len(places)) for places in each]
+    ranges = [torch.arange(size)[kept] for size, kept in zip(x.shape, slices, strict=False)]
+    if not torch.equal(torch.cartesian_prod(*ranges).reshape(-1, len(each)), indices.reshape(-1, len(each))):
+        raise n.refuse("it writes to places that are no block")
+    if isinstance(x, Moving) and x.images < len(slices):
+        slices[x.images] = slice(None) if len(ranges[x.images]) == x.shape[x.images] else slices[x.images]
+    block = reshaped(n, updates, [*map(len, ranges), *x.shape[len(each) :]])
+    whole = for_all(n, x, block) if isinstance(block, Moving) else x
+    return n.run(ops.assigned, whole, tuple(slices), block)
 
 
 def _taken(

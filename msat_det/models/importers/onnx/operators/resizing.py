@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from msat_det.models.importers.onnx.building import Moving, Value
+from msat_det.models.importers.onnx.building import Value
 from msat_det.models.importers.onnx.operators.call import Call, operator
 from msat_det.models.importers.onnx.operators.shapes import picked
 
 
 @operator("Upsample", "Resize")
-def resize(n: Call, x: Moving, *inputs: Value | None) -> Value:
+def resize(n: Call, x: Value, *inputs: Value | None) -> Value:
     """To a size that is known. Nearest positions that are torch's own run as ``interpolate``, others as an index."""
     sizes, ratios = _resized(n, x, inputs)
     rank, mode = len(x.shape), n.get("mode", "nearest")
@@ -26,19 +26,22 @@ def resize(n: Call, x: Moving, *inputs: Value | None) -> Value:
         raise n.refuse(f"it resizes dimension {min(changed)}")
     if mode == "nearest":
         return _nearest(n, x, sizes, ratios, way)
-    if mode not in ("linear", "cubic") or n.get("antialias", 0) or n.get("exclude_outside", 0):
+    smooth = bool(n.get("antialias", 0))  # torch's own then leaves out what is beyond the edges
+    if mode not in ("linear", "cubic") or smooth != bool(n.get("exclude_outside", 0)):
         raise n.refuse(f"it resizes by {mode} in a form that torch does not have")
     exact = all(math.isclose(sizes[d], x.shape[d] * ratios[d]) for d in changed)
     own = way == "align_corners" or (exact and way == "half_pixel")
-    if mode == "linear" and not (own and rank in (3, 4, 5)):
+    if mode == "linear" and not smooth and not (own and rank in (3, 4, 5)):
         return _between(n, x, sizes, ratios, way)
-    if mode == "cubic" and (rank != 4 or not own or not math.isclose(n.get("cubic_coeff_a", -0.75), -0.75)):
-        raise n.refuse("it resizes by cubic in a form that torch does not have")
+    bent = mode == "cubic" and not math.isclose(n.get("cubic_coeff_a", -0.75), -0.5 if smooth else -0.75)
+    if ((mode == "cubic" or smooth) and (rank != 4 or not own)) or bent:
+        raise n.refuse(f"it resizes by {mode} in a form that torch does not have")
     name = "bicubic" if mode == "cubic" else {3: "linear", 4: "bilinear", 5: "trilinear"}[rank]
-    return n.run(F.interpolate, x, size=tuple(sizes[2:]), mode=name, align_corners=way == "align_corners")
+    options = {"size": tuple(sizes[2:]), "mode": name, "align_corners": way == "align_corners"}
+    return n.run(F.interpolate, x, **options | ({"antialias": True} if smooth else {}))
 
 
-def _resized(n: Call, x: Moving, inputs: Sequence[Value | None]) -> tuple[list[int], list[float]]:
+def _resized(n: Call, x: Value, inputs: Sequence[Value | None]) -> tuple[list[int], list[float]]:
     """The new size of every dimension, and by how much it is larger."""
     inputs = [*inputs, None, None, None]
     scales, wanted = (inputs[0], None) if n.version < 11 else (inputs[1], inputs[2])
@@ -67,7 +70,7 @@ def _nearest(n: Call, x: Value, sizes: list[int], ratios: list[float], way: str)
     return x
 
 
-def _between(n: Call, x: Moving, sizes: list[int], ratios: list[float], way: str) -> Value:
+def _between(n: Call, x: Value, sizes: list[int], ratios: list[float], way: str) -> Value:
     """Linear between the two nearest positions, dimension after dimension."""
     for d in range(2, len(sizes)):
         if sizes[d] == x.shape[d]:

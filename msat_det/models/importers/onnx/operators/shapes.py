@@ -85,9 +85,12 @@ def expand(n: Call, x: Value, shape: Value) -> Value:
 @operator("Tile")
 def tile(n: Call, x: Value, repeats: Value) -> Value:
     times = n.ints(repeats, "repeats")
-    if isinstance(x, Moving) and len(times) == len(x.shape) and times[x.images] != 1:
-        raise n.refuse(MIXED)
-    return n.run("repeat", x, *times)
+    if not isinstance(x, Moving) or len(times) != len(x.shape) or times[x.images] == 1:
+        return n.run("repeat", x, *times)
+    d = x.images  # of which each has its rows several times, one after the other
+    sizes = [size * count for size, count in zip(x.shape, times, strict=True)]
+    y = n.run("repeat", n.run(torch.reshape, x, [*x.shape[:d], -1, *x.shape[d:]]), *times[:d], 1, *times[d:])
+    return n.run(torch.reshape, y, [*sizes[:d], -1, *sizes[d + 1 :]])
 
 
 @operator("Concat")
