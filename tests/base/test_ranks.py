@@ -54,6 +54,7 @@ def bars(told: str) -> int:
     return len(re.findall(r"\d/10 \[[\d:]+<\?, \?image/s\]", told))
 
 
+@pytest.mark.slow
 def test_two_ranks_leave_the_files_of_one_process(tmp_path: Path, alone: dict[str, bytes]) -> None:
     status, told = finished(torchrun(2, *command(tmp_path / "run", *DRAWN)))
     assert status == 0, told

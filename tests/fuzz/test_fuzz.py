@@ -33,6 +33,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     return json.loads(file.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_reader_ends_well_or_with_an_input_error(name: str, table: dict[str, dict]) -> None:
     found = table[name]

@@ -12,6 +12,7 @@ import pytest
 
 from msat_det.base.settings import PROJECT
 
+pytestmark = pytest.mark.slow  # building and installing
 PARTS = ("msat_det", "configs", "data", "tools", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
 
 
