@@ -500,8 +500,8 @@ CHOICE = [node("Sigmoid", "logits", "p"), node("Reshape", "p all", "q"), node("T
 CHOSEN = {"all": np.array([1, 18]), "k": np.array([4]), "count": np.array(3), "last": np.array([2])}
 CHOSEN |= {"four": np.array([1, 1, 4])}
 # as the authors of RT-DETR and D-FINE export theirs: corners in a photograph's pixels, whose sides are another input
-CORNERS = [node("Split", "pred_boxes ones", "cx cy w h", axis=2), node("Mul", "w half", "w2"),
-           node("Mul", "h half", "h2"), node("Sub", "cx w2", "left"), node("Sub", "cy h2", "top"),
+CORNERS = [node("Split", "pred_boxes ones", "cx cy wide high", axis=2), node("Mul", "wide half", "w2"),
+           node("Mul", "high half", "h2"), node("Sub", "cx w2", "left"), node("Sub", "cy h2", "top"),
            node("Add", "cx w2", "right"), node("Add", "cy h2", "bottom"),
            node("Concat", "left top right bottom", "corners", axis=2), node("Tile", "sides two", "t"),
            node("Unsqueeze", "t one", "u"), node("Cast", "u", "f", to=1), node("Mul", "corners f", "pixels"),
@@ -553,8 +553,19 @@ def test_queries_are_taken_before_the_best_are_chosen(
 
 def test_queries_chosen_in_another_way_are_refused(tmp_path: Path) -> None:
     nodes = [node("ReduceMax", "logits", "m", axes=[2], keepdims=0), node("TopK", "m k", "scores i")]
-    path = of_queries(tmp_path / "net.onnx", nodes, "scores pred_boxes", k=np.array([4]))
+    path = of_queries(tmp_path / "net.onnx", nodes, "scores i", k=np.array([4]))
     with pytest.raises(InputError, match=r"its queries are chosen in an unknown way: name the raw ones \(outputs\)"):
         msat_det.load_detector(path, "rtdetr", ["cat", "dog", "hen"])
     found = msat_det.load_detector(path, "rtdetr", ["cat", "dog", "hen"], outputs=["logits", "pred_boxes"])
     assert found.names == ["logits", "pred_boxes"]
+
+
+@pytest.mark.parametrize("head", ["rtdetr", "yolov8"])
+def test_tensors_made_of_themselves_are_refused(head: str, tmp_path: Path) -> None:
+    nodes = [node("Reshape", "a s", "b"), node("Identity", "b", "a"), node("TopK", "a s", "v i"),
+             node("Mul", "v v", "y"), node("Conv", "a w", "z")]  # fmt: skip
+    path = write_onnx(
+        tmp_path / "net.onnx", nodes, constants={"s": np.array([4]), "w": weights(4, 4, 1, 1)}, outputs="y z"
+    )
+    with pytest.raises(InputError, match=r"no convolution leads|reads 'a', which nothing before it gives"):
+        msat_det.load_detector(path, head, ["cat"])

@@ -8,6 +8,7 @@ from msat_det.models.importers.onnx.file import OnnxFile, OnnxNode
 _AFFINE = {"Add", "Mul", "BatchNormalization"}  # with a constant: still the convolution's raw outputs
 _SIZES = {"Shape", "Size"}  # what they give is no part of the outputs
 _MOVING = {"Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Flatten", "Concat", "Identity"}
+_ADDED = {"Squeeze", "Unsqueeze", "Identity"}  # a dimension of one element
 _PICKING = {"Gather", "GatherElements", "GatherND"}
 # what makes classes and queries of places, and puts what is picked side by side
 _CHOOSING = (
@@ -43,12 +44,17 @@ def raw_queries(file: OnnxFile) -> list[str]:
     Empty where something is chosen in a way that is not known here.
     """
     makers = _makers(file)
-    choosing = _before(file.outputs, makers)
-    scores = {node.inputs[0] for node in choosing if node.op == "TopK"}
-    if not scores:
+    chosen: set[str] = set()  # what comes from a choice
+    for node in makers.values():
+        if node.op == "TopK" or (node.op in _CHOOSING and chosen.intersection(node.inputs)):
+            chosen.update(node.outputs)
+    if not chosen.issuperset(file.outputs):
         named = [name for name in file.outputs if name in ("logits", "pred_logits", "pred_boxes")]
         return named if len(named) == 2 else file.outputs
-    boxes = [node.inputs[0] for node in choosing if node.op in _PICKING and _chosen(node, makers) == (False, True)]
+    choosing = _before(file.outputs, makers, _CHOOSING)
+    scores = {node.inputs[0] for node in choosing if node.op == "TopK"}
+    picks = [[name in chosen for name in node.inputs] == [False, True] and node.op in _PICKING for node in choosing]
+    boxes = [node.inputs[0] for node, picked in zip(choosing, picks, strict=True) if picked]
     if not boxes or len(scores) > 1:
         return []
     images = {name for name, sizes in file.inputs.items() if sizes is not None and len(sizes) == 4}
@@ -57,24 +63,26 @@ def raw_queries(file: OnnxFile) -> list[str]:
 
 
 def _makers(file: OnnxFile) -> dict[str, OnnxNode]:
-    return {name: node for node in file.nodes for name in node.outputs if name}
+    """The node that gives each tensor; none that reads what only it or a later one gives, in a damaged file."""
+    given = {name for node in file.nodes for name in node.outputs if name}
+    makers: dict[str, OnnxNode] = {}
+    for node in file.nodes:
+        if (node.inputs or node.op == "Constant") and all(name in makers or name not in given for name in node.inputs):
+            for name in filter(None, node.outputs):
+                makers.setdefault(name, node)
+    return makers
 
 
-def _before(names: Sequence[str], makers: dict[str, OnnxNode]) -> list[OnnxNode]:
-    """The nodes of a choice that lead to these tensors, and those before it, whose results it uses."""
+def _before(names: Sequence[str], makers: dict[str, OnnxNode], through: set[str] | None = None) -> list[OnnxNode]:
+    """The nodes that lead to these tensors through some operators, or any, and those whose results these use first."""
     found: dict[OnnxNode, None] = {}
     waiting = list(names)
     while waiting:
         node = makers.get(waiting.pop())
         if node is not None and node not in found:
             found[node] = None
-            waiting += node.inputs if node.op in _CHOOSING else []
+            waiting += node.inputs if through is None or node.op in through else []
     return list(found)
-
-
-def _chosen(node: OnnxNode, makers: dict[str, OnnxNode]) -> tuple[bool, ...]:
-    """Of each of its inputs, whether it is a choice's."""
-    return tuple(any(before.op == "TopK" for before in _before([name], makers)) for name in node.inputs)
 
 
 def _centred(name: str, makers: dict[str, OnnxNode], images: set[str]) -> str:
@@ -82,40 +90,30 @@ def _centred(name: str, makers: dict[str, OnnxNode], images: set[str]) -> str:
 
     Empty where they are pixels, but not of corners that are known as such.
     """
-    node = makers[name]
-    factors = [found for found in node.inputs if not images & _leading(found, makers)] if node.op == "Mul" else []
+    node = makers.get(name)
+    if node is None:
+        return name
+    entered = [
+        found in images or any(images.intersection(before.inputs) for before in _before([found], makers))
+        for found in node.inputs
+    ]
+    factors = [found for found, image in zip(node.inputs, entered, strict=True) if not image and node.op == "Mul"]
     if factors:
         name = next((found for found in node.inputs if found not in factors), "")
         node = makers.get(name, node)
     ends = [makers.get(_unmoved(found, makers)) for found in node.inputs] if node.op == "Concat" else []
     if [end.op for end in ends if end is not None] != ["Sub", "Sub", "Add", "Add"]:
         return "" if factors else name
-    waiting, sources = [found for end in ends if end is not None for found in end.inputs], set()
-    while waiting:
-        before = makers.get(_unmoved(waiting.pop(), makers))
-        if before is not None and before.op in ("Mul", "Div"):  # half of the sides
-            waiting += before.inputs
-        elif before is not None and before.op in ("Slice", "Gather", "Split"):
-            sources.add(before.inputs[0])
+    corners = [found for end in ends if end is not None for found in end.inputs]
+    parts = _before(corners, makers, _ADDED | {"Mul", "Div"})  # by half of the sides
+    sources = {part.inputs[0] for part in parts if part.op in ("Slice", "Gather", "Split")}
     return sources.pop() if len(sources) == 1 else ""
 
 
 def _unmoved(name: str, makers: dict[str, OnnxNode]) -> str:
-    """Before a dimension was added to it, or taken away."""
-    while name in makers and makers[name].op in ("Squeeze", "Unsqueeze", "Identity"):
+    while name in makers and makers[name].op in _ADDED:
         name = makers[name].inputs[0]
     return name
-
-
-def _leading(name: str, makers: dict[str, OnnxNode]) -> set[str]:
-    """All tensors that lead to one, itself among them."""
-    found, waiting = {name}, [name]
-    while waiting:
-        node = makers.get(waiting.pop())
-        others = set(node.inputs) - found if node is not None else set()
-        found |= others
-        waiting += others
-    return found
 
 
 def _logits(name: str, makers: dict[str, OnnxNode]) -> str:
