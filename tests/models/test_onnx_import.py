@@ -551,6 +551,12 @@ def test_queries_are_taken_before_the_best_are_chosen(
     torch.testing.assert_close((around[..., 2:] - around[..., :2]) / 64, boxes[..., 2:])
 
 
+def test_a_choice_inside_the_network_is_part_of_it(tmp_path: Path) -> None:
+    """As LW-DETR's, whose boxes are those of the queries that it has picked, and something added."""
+    path = of_queries(tmp_path / "net.onnx", CHOICE, "logits boxes", **CHOSEN | {"k": np.array([6])})
+    assert msat_det.load_detector(path, "rtdetr", ["cat", "dog", "hen"]).names == ["logits", "boxes"]
+
+
 def test_queries_chosen_in_another_way_are_refused(tmp_path: Path) -> None:
     nodes = [node("ReduceMax", "logits", "m", axes=[2], keepdims=0), node("TopK", "m k", "scores i")]
     path = of_queries(tmp_path / "net.onnx", nodes, "scores i", k=np.array([4]))
