@@ -693,6 +693,12 @@ def test_refusals_name_node_line_and_mend(case: tuple) -> None:
     assert_input_error(lambda: trace(net, images()), *parts, *where)
 
 
+def test_code_that_fx_has_made_is_no_source() -> None:
+    """Its file's name counts the graphs made before it, so equal runs left different files."""
+    net = torch.fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()).eval())
+    assert {facts(node).source for node in trace(net, images()).nodes} == {"no source line"}
+
+
 def test_nan_in_weights_is_named() -> None:
     net = build("plain")
     net.features[1][0].weight[2, 3, 1, 1] = float("nan")
