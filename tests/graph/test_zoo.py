@@ -35,7 +35,7 @@ def needed(name: str) -> str | None:
 
 
 def cases() -> list:
-    """The larger convolutional networks of torchvision, of which test_torchvision_classifiers has some, are left out."""
+    """The larger ones of torchvision are left out, of which test_torchvision_classifiers has some."""
     names = [name for name in ZOO if name not in LARGER.split()]
     return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
 
