@@ -427,7 +427,9 @@ def _place() -> str:
     inner = None
     while frame is not None and frame.f_code is not record.__code__:
         path = frame.f_code.co_filename
-        if not path.startswith((HERE, TORCH, "<eval_with_key>")):  # the last is code of fx, numbered as it is made
+        if path.startswith("<eval_with_key>"):  # code that fx has made, numbered as it is: what calls that says more
+            inner = None
+        elif not path.startswith((HERE, TORCH)):
             return _line(frame)
         if path.startswith(f"{TORCH}nn") and path != CALLING:
             inner = inner or frame

@@ -695,8 +695,15 @@ def test_refusals_name_node_line_and_mend(case: tuple) -> None:
 
 def test_code_that_fx_has_made_is_no_source() -> None:
     """Its file's name counts the graphs made before it, so equal runs left different files."""
-    net = torch.fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()).eval())
+
+    class Inner(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.max_pool2d(F.relu(x), 2)
+
+    net = torch.fx.symbolic_trace(Inner())
     assert {facts(node).source for node in trace(net, images()).nodes} == {"no source line"}
+    (site,) = trace(Layer(lambda layer, x: net(x)), images()).sites
+    assert "test_graph.py" in facts(site).source
 
 
 def test_nan_in_weights_is_named() -> None:
