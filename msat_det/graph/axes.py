@@ -60,8 +60,8 @@ class _Labels:
         inputs = [n for n in node.all_input_nodes if facts(n).kind is not Kind.SHAPE]
         if node.op == "placeholder" or op in _FIRST or op.startswith("conv"):
             return 1 if last else None
-        if op == "linear":
-            return last
+        if op == "linear":  # to one number there are no channels
+            return last if len(facts(inputs[0]).image_shape) == last else None
         if op == "einsum":
             return None
         if op in _PRODUCTS:

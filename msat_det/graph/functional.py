@@ -204,9 +204,6 @@ def as_layers(graph: Graph, outputs: Mapping[Node, Output]) -> None:
             continue
         if outputs[node] == Output():  # no image enters, as into what is made of a detector's queries
             continue
-        if "linear" in str(node.target) and graph.attribute(parameters["weight"]).dim() == 1 and "bias" not in given:
-            node.target, node.args, node.kwargs = torch.matmul, (given["input"], parameters["weight"]), {}
-            continue
         key = str([(name, getattr(value, "target", value)) for name, value in given.items() if name != "input"])
         if key not in made:
             tensors = {key: graph.attribute(n) for key, n in parameters.items()}
@@ -225,6 +222,8 @@ def _layer(name: str, given: dict[str, Any], rank: int) -> nn.Module | None:
     weight, bias = given["weight"], given.get("bias")
     with torch.device("meta"):
         if name == "linear":
+            if weight.dim() == 1:  # to one number, which a layer has a dimension for
+                return None
             layer: nn.Module = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
         elif name == "batchnorm":
             if given.get("training") or "running_mean" not in given or bias is None or rank > 4:

@@ -47,6 +47,8 @@ def attend(x: Tensor) -> Tensor:
 
 CARRIED = {
     "as they are": (lambda x: x, 1),
+    "to one number": (lambda x: F.linear(x, torch.ones(6)), None),
+    "all to one number": (lambda x: F.linear(x.flatten(1), torch.ones(360))[:, None], None),
     "NHWC": (lambda x: x.permute(0, 2, 3, 1), 3),
     "transposed": (lambda x: x.transpose(1, 3), 3),
     "moved": (lambda x: torch.movedim(x, 1, 2), 2),

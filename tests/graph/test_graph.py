@@ -286,6 +286,7 @@ LINEAR = {
     "bilinear": lambda net, x: F.interpolate(x, (7, 9), mode="bilinear"),
     "upsample": lambda net, x: net.module(x),
     "to one number": lambda net, x: F.linear(x, net.vector)[..., None],
+    "to one number and a bias": lambda net, x: F.linear(x, net.vector, net.vector[0])[..., None],
     "picked by a constant": lambda net, x: x.take_along_dim(net.mask.long()[None, None], 2),
     "pad": lambda net, x: F.pad(x, (1, 0, 2, 1), value=0.5),
     "average": lambda net, x: F.avg_pool2d(x, 2) + F.adaptive_avg_pool2d(x, 1),
