@@ -18,6 +18,8 @@ from msat_det.models.headed import HEAD_KEYS, HeadDetector, head_options
 from msat_det.models.state_dict import load_tensors, without_prefix
 from msat_det.models.weights import read_tensors
 
+# The usual head, by the name of their class
+HEADS_BY_CLASS = {"Detect": "yolov8", "v10Detect": "yolov8", "RTDETRDecoder": "rtdetr"}
 _NEEDED = "Ultralytics' networks need their package: pip install 'msat-det[ultralytics]'"
 
 
@@ -71,7 +73,7 @@ def as_detection_model(network: Any) -> Any:
     inner = getattr(network, "model", None)
     model = network if inner is None or isinstance(inner, nn.Sequential) else inner  # a YOLO has its model's attributes
     head = model.model[-1] if isinstance(getattr(model, "model", None), nn.Sequential) else model
-    if type(head).__name__ not in ("Detect", "v10Detect", "RTDETRDecoder"):
+    if type(head).__name__ not in HEADS_BY_CLASS:
         raise InputError(
             f"{type(network).__name__} ends in {type(head).__name__}: of Ultralytics' networks those for detection "
             "convert; others from Python, as any nn.Module without its decoding"
@@ -93,15 +95,17 @@ def ultralytics_detector(network: Any, size: int | None = None, **options: Any) 
     trained = getattr(model, "args", None)
     trained = trained.get("imgsz", 640) if isinstance(trained, dict) else 640
     usual = _usual_head(model)
-    own: dict[str, Any] = {"head": usual, "classes": list(names)}
-    own |= {} if usual == "rtdetr" else {"strides": [int(s) for s in head.stride]}
+    own: dict[str, Any] = {"classes": list(names)}
+    if usual == "rtdetr":
+        net: nn.Module = Queries(model)
+    else:
+        net, own["strides"] = RawMaps(model), [int(s) for s in head.stride]
     own |= options
-    net = (Queries if usual == "rtdetr" else RawMaps)(model.eval()).float()
-    return HeadDetector(net, own.pop("head"), size=size or trained, **own).check()
+    return HeadDetector(net.float(), own.pop("head", usual), size=size or trained, **own).check()
 
 
 def _usual_head(model: Any) -> str:
-    return "rtdetr" if type(model.model[-1]).__name__ == "RTDETRDecoder" else "yolov8"
+    return HEADS_BY_CLASS[type(model.model[-1]).__name__]
 
 
 def _options(model: Model, network: Any) -> dict[str, Any]:

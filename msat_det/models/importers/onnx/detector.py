@@ -12,6 +12,7 @@ from msat_det.models.heads import HEADS
 from msat_det.models.importers.onnx.cut import raw_outputs, raw_queries
 from msat_det.models.importers.onnx.file import OnnxFile, read_onnx
 from msat_det.models.importers.onnx.network import network_of
+from msat_det.models.importers.ultralytics import HEADS_BY_CLASS
 from msat_det.models.preprocessing import as_size
 
 _LONGEST = 1 << 16  # of the class names that a file notes, in letters
@@ -72,7 +73,7 @@ def _raw(file: OnnxFile, head: str) -> list[str]:
 def noted(file: OnnxFile) -> dict[str, Any]:
     """Head, classes and options that Ultralytics' package notes in what it exports: a text each. Raises InputError."""
     notes = file.notes
-    head = {"Detect": "yolov8", "v10Detect": "yolov8", "RTDETRDecoder": "rtdetr"}.get(notes.get("head", "Detect"))
+    head = HEADS_BY_CLASS.get(notes.get("head", "Detect"))
     if notes.get("author") != "Ultralytics" or notes.get("task") != "detect" or head is None:
         return {}
     found: dict[str, Any] = {"head": head} | ({"nms_iou": 1.0} if notes.get("end2end") == "True" else {})
