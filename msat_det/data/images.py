@@ -13,7 +13,7 @@ import torch
 from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, PpmImagePlugin, WebPImagePlugin  # noqa: F401
 from torch import Tensor
 
-from msat_det.base.errors import InputError
+from msat_det.base.errors import InputError, lack_of_memory
 from msat_det.base.files import absent, bytes_of, is_file
 
 # Named, because Pillow knows formats that start other programs (EPS) or need far more trust than a photograph does.
@@ -55,6 +55,8 @@ def read_image(path: Path, size: Size | None = None) -> Tensor:
             turn = _turn(image, size)
             pixels = _decode(image)
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
+        if lack_of_memory(error):
+            raise
         raise CorruptImage(f"can't read image {path} ({error}): restore, convert or remove it") from error
     return _upright(pixels, turn)
 
@@ -79,7 +81,9 @@ def _of_header(path: Path, read: Callable[[ImageFile.ImageFile], T], otherwise: 
     try:
         with path.open("rb") if is_file(path) else io.BytesIO() as file, _open(file) as image:
             return read(image)
-    except Exception:  # noqa: BLE001 (who reads the whole image tells what is wrong)
+    except Exception as error:  # who reads the whole image tells what is wrong
+        if lack_of_memory(error):
+            raise
         return otherwise
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from msat_det.base.errors import InputError
+from msat_det.base.errors import InputError, lack_of_memory
 from msat_det.base.files import is_file, write_whole
 from msat_det.models.detector import Detections
 
@@ -136,6 +136,8 @@ class Parts:
                 with safe_open(path, "pt") as file:
                     taken = take(self._ids(int(path.stem), file.metadata()["ids"]), file)
             except (SafetensorError, OSError, LookupError, ValueError, TypeError, RuntimeError) as error:
+                if lack_of_memory(error):
+                    raise
                 raise InputError(f"{path} is damaged ({error}): delete it, --resume computes it again") from error
             yield taken
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model_weights, list_models
 
-from msat_det.base.errors import InputError
+from msat_det.base.errors import InputError, lack_of_memory
 from msat_det.base.files import is_file, show
 from msat_det.base.settings import SHARE
 from msat_det.data.catalogue import get_with
@@ -88,6 +88,8 @@ def _read_checkpoint(path: str | Path) -> dict[str, Tensor]:
                     raise _not_plain(path, name, value.kind)
             return {name: file.tensor(value) for name, value in weights.items() if isinstance(value, Stored)}
     except FAULTS as error:
+        if lack_of_memory(error):
+            raise
         told = isinstance(error, ValueError | RuntimeError | OSError | zipfile.BadZipFile) and str(error)
         reason = told or f"it is damaged: {type(error).__name__}"
         raise InputError(f"{path}: not readable as weights ({reason}); give --model.weights a whole file") from error

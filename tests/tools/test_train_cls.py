@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -119,13 +120,17 @@ def test_a_folder_has_one_training_on_the_same_pictures(recipe: Recipe) -> None:
         train(recipe)
 
 
-def test_a_folder_keeps_its_training(recipe: Recipe) -> None:
+def test_a_folder_keeps_its_training(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = replace(recipe, epochs=2)
     train(recipe)
     with pytest.raises(InputError, match="holds a training: add --resume"):
         train(recipe)
     with pytest.raises(InputError, match=r"was trained with --rate 0.05, not 0.1"):
         train(replace(recipe, rate=0.1, resume=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", Mock(side_effect=MemoryError))
+        with pytest.raises(MemoryError):  # nothing is wrong with the file
+            train(replace(recipe, resume=True))
     Path(recipe.out, "checkpoint.pt").write_bytes(b"x" * 50)
     with pytest.raises(InputError, match=r"checkpoint.pt is damaged \(UnpicklingError\)"):
         train(replace(recipe, resume=True))

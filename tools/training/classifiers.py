@@ -21,7 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import v2
 
 from msat_det.base.config import Model
-from msat_det.base.errors import InputError
+from msat_det.base.errors import InputError, lack_of_memory
 from msat_det.base.progress import Progress
 from msat_det.base.reader import Reader
 from msat_det.base.settings import described, expanded
@@ -177,6 +177,8 @@ class TrainingDirectory(RunDirectory):
         except InputError:
             raise
         except Exception as error:  # the unpickler raises a dozen types on damaged files
+            if lack_of_memory(error):
+                raise
             raise InputError(f"{file} is damaged ({type(error).__name__}): remove it to start anew") from error
 
 

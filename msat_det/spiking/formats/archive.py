@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from msat_det.base.errors import InputError
+from msat_det.base.errors import InputError, lack_of_memory
 from msat_det.base.files import is_file, one_line, show, write_whole
 
 MAX_HEADER = 8 << 20  # bytes of names, shapes and document: a parsed document stays below half a gigabyte
@@ -46,6 +46,8 @@ def read_archive(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str,
             # clones: PyTorch's own alignment, on which the last bits of a convolution may depend
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError, RuntimeError) as error:
+        if lack_of_memory(error):
+            raise
         reason = one_line(error)[:100]
         raise InputError(f"{path} is no saved {kind} of msat-det, or damaged ({reason}): save it again") from error
     if not isinstance(document, dict) or document.pop("kind", None) != kind:
