@@ -21,7 +21,9 @@ from msat_det.data import ImageFiles
 from msat_det.models.detector import Detector
 from msat_det.run.batches import on_cpu
 from msat_det.run.loader import load_batches
+from msat_det.run.pipeline import Pipeline
 from msat_det.spiking.network import SpikingNetwork
+from msat_det.spiking.simulate import Result
 
 IMAGES = {"ssd-mobilenet": (64, 4), "retinanet-r50": (16, 8)}  # batch, T, from JPEG files to boxes
 SYNCHRONIZING = "called a synchronizing CUDA operation"  # PyTorch's warning of it; of the mode itself it warns, too
@@ -46,7 +48,7 @@ def image_rows(clock: Clock, name: str, bench: Bench) -> Iterator[dict]:
             yield from ({"network": name} | row for row in rows(clock, model, dataset, batches))
         for neuron, kind in RUNS:
             row = {"network": name, "neuron": neuron, "precision": kind, "batch": batch, "T": T}
-            if clock.left < 2 * LONGEST:
+            if clock.left < 3 * LONGEST:
                 yield row | {"left_out": "no time left"}
                 continue
             yield row | from_files(clock, bench.network(neuron, T, kind), T, model, dataset, batches)
@@ -58,9 +60,10 @@ def from_files(
     clock: Clock, snn: SpikingNetwork, T: int, model: Detector, dataset: ImageFiles, batches: list[list[str]]
 ) -> dict[str, float | None]:
     """Images a second from JPEG files to boxes on the CPU, the readers' start counted and, since the first batch came,
-    not; the milliseconds of a batch in which the main process waits for images, simulates (until counts have come),
-    decodes (until boxes have come); then simulation and decoding of one batch again and again, decoding of outputs in
-    which every box is as good as any, and how often decoding waits for the device."""
+    not; the same where each batch is read while the next one runs, as in ``msat-det run``; the milliseconds of a batch
+    in which the main process waits for images, simulates (until counts have come), decodes (until boxes have come);
+    then simulation and decoding of one batch again and again, decoding of outputs in which every box is as good as any,
+    and how often launching and decoding wait for the device."""
     first = through(snn, T, model, dataset, batches[:3], clock.device)  # what is compiled and found out once
     most = max(min(len(batches), int(LONGEST / max(first["simulate"] / 2, 1e-3))), 3)
     spent = through(snn, T, model, dataset, batches[:most], clock.device)
@@ -69,6 +72,7 @@ def from_files(
     found: dict[str, float | None] = {
         "images_per_s_from_jpeg": images / whole,
         "images_per_s_since_the_first": (images - len(batches[0])) / (whole - spent["first"]),
+        "images_per_s_read_behind": (images - len(batches[0])) / behind(snn, T, model, dataset, batches[:most], clock),
         "start_ms": 1e3 * spent["first"],
     }
     found |= {f"{stage}_ms_a_batch": 1e3 * spent[stage] / (most - 1) for stage in ("wait", "simulate", "decode")}
@@ -80,6 +84,7 @@ def from_files(
         "simulate_alone_ms": 1e3 * clock.median(clock.waiting(partial(snn.run, loaded.inputs, T)), 0.3),
         "decode_alone_ms": 1e3 * clock.median(decode, 0.3),
         "decode_noise_ms": 1e3 * clock.median(decode_noise, 0.3),
+        "launch_waits": waits(clock, partial(snn.simulate, loaded.inputs, T)),
         "decode_waits": waits(clock, decode),
         "boxes_of_a_batch": sum(map(len, decode())),
     }
@@ -105,6 +110,22 @@ def through(
             for stage, start, end in zip(("wait", "simulate", "decode"), marks, marks[1:], strict=False):
                 spent[stage] += end - start
     return spent
+
+
+def behind(
+    snn: SpikingNetwork, T: int, model: Detector, dataset: ImageFiles, batches: list[list[str]], clock: Clock
+) -> float:
+    """Seconds from the first batch's boxes and counts to the last one's, each read while the next one is simulated."""
+    ends, found = list[float](), list[Any]()
+
+    def read(result: Result, metas: list) -> None:
+        found.append((boxes_of(model, result.outputs[T], metas), result.counts))
+        ends.append(time.perf_counter())
+
+    with torch.inference_mode(), Pipeline(clock.device) as pipeline:
+        for loaded in load_batches(model, dataset, batches, clock.device, strict=True):
+            pipeline.read(partial(read, snn.simulate(loaded.inputs, T), loaded.metas))
+    return ends[-1] - ends[0]
 
 
 def boxes_of(model: Detector, outputs: Any, metas: list) -> list:

@@ -18,7 +18,6 @@ from msat_det.graph.facts import facts
 from msat_det.graph.graph import Batch, Graph, before_output
 from msat_det.graph.inputs import first_images, images_in
 from msat_det.spiking.network import SpikingNetwork
-from msat_det.spiking.simulate import Watchers
 
 IMAGES = 2  # of each batch: every float activation of theirs is in memory at once
 
@@ -78,7 +77,7 @@ def residuals(snn: SpikingNetwork, batch: Batch, T: int) -> dict[str, Tensor]:
     def tap(site: str, output: Tensor) -> None:
         sent[site] = sent.get(site, 0) + output.sum(0)
 
-    snn.simulate(batch, T, watchers=Watchers(tap))
+    snn.run(batch, T, tap=tap)
     count = 1 if snn.coding == "delta" else T
     with torch.inference_mode():
         floats = {node.name: value for node, value in snn.graph.walk(batch) if node.name in sent}

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,9 @@ from msat_det.methods.convert import Conversion
 from msat_det.methods.observe import Observation
 from msat_det.models.detector import Detections
 from msat_det.run.loader import Loaded, load_batches
+from msat_det.run.pipeline import Pipeline
 from msat_det.spiking.engine import images_at_once
+from msat_det.spiking.simulate import Result
 
 
 def batch_size(config: Config, graph: Graph) -> int:
@@ -60,18 +63,25 @@ def simulate(
 
     bar = Progress(total=len(dataset), initial=images(), desc="simulating", unit="image", disable=ranks.rank() > 0)
     wanted, device = [batches[number] for number in todo], torch.device(config.device)
-    with bar, torch.inference_mode(), ThreadPoolExecutor(1) as disk, _enough_memory(config.batch):
-        written: Future[None] | None = None
+    written: Future[None] | None = None
+
+    def write(number: int, part: Part) -> None:
+        nonlocal written
+        if written:
+            written.result()
+        written = disk.submit(parts.write, number, part)
+        bar.update(images(number) - bar.n)
+
+    inference, memory = torch.inference_mode(), _enough_memory(config.batch)
+    with bar, inference, ThreadPoolExecutor(1) as disk, memory, Pipeline(device) as pipeline:
         for number, loaded in zip(todo, load_batches(model, dataset, wanted, device, config.strict), strict=True):
             for message in loaded.corrupt:
                 bar.write(f"skipped: {message}", file=sys.stderr)
             part = Part(loaded.ids, loaded.corrupt, misfit=loaded.misfit)
             if loaded.ids:
-                simulate_batch(model, observation, conversions, loaded, part, bar, config.exit.methods)
-            if written:
-                written.result()
-            written = disk.submit(parts.write, number, part)
-            bar.update(images(number) - bar.n)
+                simulate_batch(model, observation, conversions, loaded, part, bar, config.exit.methods, pipeline)
+            pipeline.after(partial(write, number, part))
+        pipeline.catch_up()
         if written:
             written.result()
         bar.set_postfix_str("")
@@ -100,20 +110,31 @@ def simulate_batch(
     part: Part,
     bar: Progress,
     exits: list[str],
+    pipeline: Pipeline,
 ) -> None:
-    """Fill ``part`` with what every network finds on one batch and what that costs, the labels ``exits`` per image."""
-    part.found["float", None] = on_cpu(model.decode(observation.graph(loaded.inputs), loaded.metas))
+    """Launch every network on one batch; ``pipeline`` fills ``part`` with what they find and what that costs, the
+    labels ``exits`` per image."""
+    metas = loaded.metas
+
+    def boxes(label: str, outputs: dict[Any, Any]) -> None:
+        for t, output in outputs.items():
+            part.found[label, t] = on_cpu(model.decode(output, metas))
+
+    def boxes_and_costs(label: str, result: Result) -> None:
+        for t, counts in result.counts.items():
+            each = counts.figures
+            part.costs[label, t] = each.sum(0)
+            if label in exits:
+                part.each[label, t] = each
+        boxes(label, result.outputs)
+        if label in exits:
+            part.changes[label] = changes(result.outputs).T.contiguous()
+
+    pipeline.read(partial(boxes, "float", {None: observation.graph(loaded.inputs)}))
     for conversion in conversions:
         bar.set_postfix_str(conversion.label)
         result = conversion.snn.simulate(loaded.inputs, conversion.record[-1], conversion.record, loaded.ids)
-        for t, output in result.outputs.items():
-            part.found[conversion.label, t] = on_cpu(model.decode(output, loaded.metas))
-            each = result.counts[t].figures
-            part.costs[conversion.label, t] = each.sum(0)
-            if conversion.label in exits:
-                part.each[conversion.label, t] = each
-        if conversion.label in exits:
-            part.changes[conversion.label] = changes(result.outputs).T.contiguous()
+        pipeline.read(partial(boxes_and_costs, conversion.label, result))
 
 
 def on_cpu(found: list) -> list:

@@ -46,6 +46,9 @@ def images_at_once(graph: Graph) -> int:
     return max(min(CHUNK_BYTES_GPU // (4 * largest), IMAGES_AT_ONCE_GPU), 1)
 
 
+Columns = tuple[list[Node], list[Node]]  # call sites, four columns of counts each, and max poolings, two
+
+
 class Counting:
     """What runs of either coding have in common: their counts. scans: the populations of its call sites."""
 
@@ -63,26 +66,39 @@ class Counting:
         """Leave what has been sent by t out of the outputs, where they are means."""
         raise NotImplementedError
 
+    def readout(self, t: int) -> Any:
+        """The network's outputs by t."""
+        raise NotImplementedError
+
     def counted(self) -> Tensor:
         """What every call site and every max pooling has counted so far, side by side (B, …), to be fetched at once."""
         counts = [*(scan.counts for scan in self.scans.values()), *map(self.pool_counts, self.counted_pools())]
         return torch.cat(counts, 1) if counts else torch.zeros(1, 0)
 
-    def apart(self, counted: Tensor, t: int) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
-        """What every call site, by name, and every max pooling has counted in t timesteps, on the CPU.
+    def reading(self, t: int) -> tuple[Any, Tensor]:
+        """The network's outputs by t, and what is counted by then."""
+        return self.readout(t), self.counted()
 
-        Raises InputError, naming the call site, where a potential is NaN.
-        """
-        pools = self.counted_pools()
-        found = iter(counted.cpu().split([4] * len(self.scans) + [2] * len(pools), 1))
-        counts = {node: next(found) for node in self.scans}
-        for node, each in counts.items():
-            refuse_nan(node, each, t)
-        return {node.name: each for node, each in counts.items()}, {node: next(found) for node in pools}
+    def columns(self) -> Columns:
+        """What ``counted`` has side by side."""
+        return list(self.scans), self.counted_pools()
 
     def spikes(self, t: int) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
         """``apart`` of what is counted by t."""
-        return self.apart(self.counted(), t)
+        return apart(self.columns(), self.counted(), t)
+
+
+def apart(columns: Columns, counted: Tensor, t: int) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
+    """What every call site, by name, and every max pooling has counted in t timesteps, on the CPU.
+
+    Raises InputError, naming the call site, where a potential is NaN.
+    """
+    sites, pools = columns
+    found = iter(counted.cpu().split([4] * len(sites) + [2] * len(pools), 1))
+    counts = {node: next(found) for node in sites}
+    for node, each in counts.items():
+        refuse_nan(node, each, t)
+    return {node.name: each for node, each in counts.items()}, {node: next(found) for node in pools}
 
 
 class Run(Counting):

@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.node import Node
 
 from msat_det.base.errors import InputError
 from msat_det.graph.inputs import Batch
 from msat_det.spiking.delta_engine import DeltaRun
-from msat_det.spiking.engine import Run
+from msat_det.spiking.engine import Columns, Run
 from msat_det.spiking.kernels.layout import version
 from msat_det.spiking.schedule import Setup
 
@@ -83,11 +82,11 @@ class Replay:
     def forget(self, t: int) -> None:
         self._done("forget", lambda: self.run.forget(t))
 
-    def readout(self, t: int) -> Any:
-        return self._done(("readout", t), lambda: self.run.readout(t))
+    def reading(self, t: int) -> tuple[Any, Tensor]:
+        return self._done(("readout", t), lambda: self.run.readout(t)), self._done(("counted", t), self.run.counted)
 
-    def spikes(self, t: int) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
-        return self.run.apart(self._done(("spikes", t), self.run.counted), t)
+    def columns(self) -> Columns:
+        return self.run.columns()
 
     def rest(self) -> None:
         if self.pool is None:  # else that memory is the graphs'

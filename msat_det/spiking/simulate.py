@@ -1,7 +1,8 @@
 """A simulation from rest to T, on plain values: outputs and counts at every recorded t."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from msat_det.base.errors import InputError
 from msat_det.graph.inputs import Batch, recorded
 from msat_det.spiking.delta_engine import DeltaRun
 from msat_det.spiking.energy import Counts, count
-from msat_det.spiking.engine import Run
+from msat_det.spiking.engine import Columns, Run, apart
 from msat_det.spiking.kernels import Scan
 from msat_det.spiking.replay import Replay, Replays, key_of
 from msat_det.spiking.schedule import Setup
@@ -21,10 +22,29 @@ from msat_det.spiking.schedule import Setup
 
 @dataclass(frozen=True)
 class Result:
-    """outputs: {t: the outputs in the network's own structure}. counts: {t: spikes and operations up to t}."""
+    """What a simulation gives: on a GPU it has been launched then, and may be running.
 
-    outputs: dict[int, Any] = field(default_factory=dict)
-    counts: dict[int, Counts] = field(default_factory=dict)
+    outputs: {t: the outputs in the network's own structure}. counted: {t: ``Run.counted``}, columns: what it has side
+    by side.
+    """
+
+    outputs: dict[int, Any]
+    counted: dict[int, Tensor]
+    columns: Columns
+    setup: Setup
+
+    @cached_property
+    def counts(self) -> dict[int, Counts]:
+        """{t: spikes and operations up to t}; a GPU is waited for.
+
+        Raises InputError, naming the call site, where a potential is NaN.
+        """
+        setup = self.setup
+        about = setup.graph, setup.neurons, setup.fanout
+        return {
+            t: count(*about, *apart(self.columns, counted, t // setup.window), t, setup.energy)
+            for t, counted in self.counted.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -48,7 +68,7 @@ def simulate(
     """Run T timesteps of one batch of the images that ``setup.graph`` is measured for.
 
     record, images: see ``SpikingNetwork.run``. replays: what the last simulation has left for the next one, on a GPU.
-    Raises InputError as ``SpikingNetwork.run`` does.
+    Raises InputError as ``SpikingNetwork.run`` does; a potential that is NaN a GPU tells with ``Result.counts`` alone.
     """
     times, on = recorded(T, record), watchers or Watchers()
     if times[0] % setup.window:
@@ -82,7 +102,8 @@ def _begun(setup: Setup, batch: Batch, times: list[int], images: list | None, on
 
 def _read(run: Run | Replay | DeltaRun, setup: Setup, times: list[int], stop: Callable | None) -> Result:
     """Run to each recorded timestep: the outputs and the counts there."""
-    result, t, window, late = Result(), 0, setup.window, setup.late
+    outputs, counted = dict[int, Any](), dict[int, Tensor]()
+    t, window, late = 0, setup.window, setup.late
     for until in times:
         while t < until // window:
             left = (late if t < late < until else until // window) - t
@@ -91,10 +112,9 @@ def _read(run: Run | Replay | DeltaRun, setup: Setup, times: list[int], stop: Ca
                 run.forget(t)
             run.advance(t, steps)
             t += steps
-        outputs = run.readout(t)
+        reading = run.reading(t)
         with torch.inference_mode(False):  # copies that the caller may write into: a neuron's state goes on
-            result.outputs[until] = pytree.tree_map_only(Tensor, torch.clone, outputs)
-        result.counts[until] = count(setup.graph, setup.neurons, setup.fanout, *run.spikes(t), until, setup.energy)
-        if stop and stop(result.outputs):
+            outputs[until], counted[until] = pytree.tree_map_only(Tensor, torch.clone, reading)
+        if stop and stop(outputs):
             break
-    return result
+    return Result(outputs, counted, run.columns(), setup)

@@ -35,7 +35,8 @@ def test_stages_are_told_and_add_up(bench: Bench, monkeypatch: pytest.MonkeyPatc
         stages = sum(row[f"{stage}_ms_a_batch"] for stage in ("wait", "simulate", "decode"))
         assert 32 / row["images_per_s_from_jpeg"] == pytest.approx((row["start_ms"] + 15 * stages) / 1000)
         assert 30 / row["images_per_s_since_the_first"] == pytest.approx(15 * stages / 1000)
-        assert row["decode_waits"] is None
+        assert row["images_per_s_read_behind"] > 0
+        assert row["launch_waits"] is row["decode_waits"] is None
 
 
 def test_a_slow_network_sees_three_batches_and_one_without_time_none(

@@ -161,6 +161,24 @@ def test_delta_coding_waits_once_a_timestep_and_rests(triton: bool, monkeypatch:
     assert steps == [0, 0, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("method", "waits"), [*((name, 0) for name in ("signed bursts", "msat", "calibration")), ("delta", 3)]
+)
+def test_a_simulation_is_launched_without_waiting_for_it(method: str, waits: int) -> None:
+    """Its counts wait, and what is read of the one before; delta coding once a timestep but the first."""
+    name, options = METHODS[method]
+    with standing_in(CUDA) as there:
+        snn = msat_det.convert(observe(network().to("cuda"), [images()]), method=name, T=4, **options)
+        x = images().to("cuda")
+        snn.run(x, 1)  # the multiply-adds behind each neuron are brought there
+        there.waits.clear()
+        result = snn.simulate(x, 4, [1, 2, 4])
+        assert there.waits == ["tolist"] * waits
+        there.waits.clear()
+        assert result.counts.keys() == {1, 2, 4}
+        assert there.waits == ["cpu"] * 3
+
+
 @pytest.mark.parametrize("method", ["signed bursts", "confidence", "msat", "binary levels", "delta", "delta, msat"])
 def test_the_first_batch_of_a_shape_uploads_nothing_but_its_images(method: str) -> None:
     """Each call site's thresholds lie there already, and what is one number for all neurons is filled in there."""

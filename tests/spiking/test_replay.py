@@ -148,6 +148,16 @@ def test_a_graph_of_it_is_replayed(make: Callable[[], nn.Module], method: str, c
     assert [one.replays for one in captured] == [2] * 9
 
 
+@pytest.mark.parametrize("method", [*METHODS, *DELTA])
+def test_results_are_still_there_when_the_next_batch_has_run(method: str, captured: list[Again]) -> None:
+    """On a GPU they are read then: outputs and counts of a graph lie in memory that its next replay writes."""
+    snn = converted(plain, method)
+    results = [snn.simulate(images(seed), 6, (3, 6)) for seed in (1, 2, 3, 4)]
+    for seed, result in enumerate(results, 1):
+        found = [*pytree.tree_leaves(result.outputs), *(result.counts[t].figures for t in (3, 6))]
+        assert same(found, numbers(converted(plain, method), seed))
+
+
 def test_another_record_or_shape_is_captured_anew(captured: list[Again]) -> None:
     snn = converted()
     for record, captures in [((6,), 0), ((6,), 6), ((3, 6), 6), ((3, 6), 15), ((6,), 15)]:
