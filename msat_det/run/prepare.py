@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from msat_det.base import ranks
-from msat_det.base.config import Config, Data, method_options
+from msat_det.base.config import Config, Data, Draw, method_options
 from msat_det.base.device import find_device
 from msat_det.base.errors import InputError
 from msat_det.base.progress import Progress
@@ -44,6 +44,9 @@ def settle(config: Config) -> Config:
         raise InputError(
             f"data.year is {config.data.year}, which is for kind voc, not {config.data.kind}: leave it out"
         )
+    if task_of(config) == "classification" and (config.draw.t or config.draw.images not in (0, Draw.images)):
+        key = "t" if config.draw.t else "images"
+        raise InputError(f"draw.{key} is {getattr(config.draw, key)}, and a classifier has no boxes: leave it out")
     if config.data.corrupt:
         corrupt.parse(config.data.corrupt)
     for entry in config.methods:

@@ -188,6 +188,17 @@ def test_a_run_that_never_began_leaves_nothing_behind(case: str, command: Callab
     assert [path.name for path in (tmp_path / "runs").iterdir() if path.name != ".lock"] == ["notes.txt"]
 
 
+@pytest.mark.parametrize(("key", "value", "said"), [("images", "8", "8"), ("t", "2,4", "[2, 4]")])
+def test_pictures_of_a_classifiers_boxes_are_refused(
+    key: str, value: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--cfg", str(PROJECT / "configs/vgg_demo.yaml"), "--out", str(tmp_path / "out"), "--sim.record", "2,4"]
+    assert cli.run([*words, f"--draw.{key}", value]) == 2
+    told = f"error: draw.{key} is {said}, and a classifier has no boxes: leave it out\n"
+    assert capsys.readouterr().err.endswith(told)
+    assert not (tmp_path / "out").exists()
+
+
 def test_truncated_darknet_weights(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = "MobileNetV2-YOLOv3-Nano-voc"
     cut = tmp_path / "cut.weights"
