@@ -1,6 +1,8 @@
 """The one error that a user is meant to see, and the one warning."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 LONGEST = 1500  # characters of a message
 
@@ -30,6 +32,18 @@ def lack_of_memory(error: BaseException) -> str | None:
         return None
     where, amount = re.search(r"GPU \d+", text), re.search(r"[Tt](ried to allocate [\d.]+ \w+)", text)
     return "not enough memory" + (f" on {where[0]}" if where else "") + (f" (t{amount[1]})" if amount else "")
+
+
+@contextmanager
+def enough_memory(*mends: str) -> Iterator[None]:
+    """Raise InputError where memory runs out within it. mends: what to do besides, ``--device …`` where a GPU's did."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not (lack := lack_of_memory(error)):
+            raise
+        fitting = [mend for mend in ("free some", *mends) if "GPU" in lack or "--device" not in mend]
+        raise InputError(f"{lack}: {', or '.join(fitting)}") from error
 
 
 class CalibrationWarning(UserWarning):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from msat_det.base import __version__, ranks
 from msat_det.base.config import MOST_TIMESTEPS
-from msat_det.base.errors import InputError
+from msat_det.base.errors import InputError, enough_memory
 from msat_det.base.names import hint
 from msat_det.base.settings import SHARE, keys_of, known_configs
 from msat_det.run.arguments import Parser, load_config, whole
@@ -174,8 +174,12 @@ EVALUATION += ["resume", "strict"]
 IDLE = {"inspect": [*EVALUATION, "ledger"], "doctor": EVALUATION}
 IDLE["export"] = IDLE["detect"] = [*EVALUATION, "ledger", "overwrite"]
 
+ELSEWHERE = "give --device cpu"
+configured = functools.partial(enough_memory, "give a smaller --batch, --sim.chunk or --model.size", ELSEWHERE)
+
 
 @guarded
+@configured()
 def run(argv: list[str]) -> None:
     """``msat-det run``: accuracy over time of a network's conversions."""
     config = load_config(argv, "msat-det run", ABOUT_RUN, EXAMPLES_RUN)
@@ -187,6 +191,7 @@ def run(argv: list[str]) -> None:
 
 
 @guarded
+@configured()
 def compare(argv: list[str]) -> None:
     """``msat-det compare``: the methods of a configuration side by side."""
     config = load_config(argv, "msat-det compare", ABOUT_COMPARE, EXAMPLES_COMPARE)
@@ -196,6 +201,7 @@ def compare(argv: list[str]) -> None:
 
 
 @once
+@configured()
 def inspect(argv: list[str]) -> None:
     """``msat-det inspect``: what every node of a configuration's network becomes."""
     config = load_config(argv, "msat-det inspect", ABOUT_INSPECT, EXAMPLES_INSPECT, IDLE["inspect"])
@@ -205,6 +211,7 @@ def inspect(argv: list[str]) -> None:
 
 
 @once
+@configured()
 def doctor(argv: list[str]) -> None:
     """``msat-det doctor``: where the error of a configuration's methods comes from."""
     words = [re.sub(r"^--images(?==|$)", "--ledger.images", word) for word in argv]
@@ -228,6 +235,7 @@ def report(argv: list[str]) -> None:
 
 
 @once
+@configured()
 def export(argv: list[str]) -> None:
     """``msat-det export``: one method of a configuration as a file."""
     usage = "CONFIG --method LABEL --out FILE [option …]"
@@ -283,13 +291,15 @@ def detect(argv: list[str]) -> None:
     if given.cfg is not None:
         refuse_unused(words, {"sim.T": "give --t", "sim.record": "give --t", "methods": "give --method"})
         words += ["--device", given.device] if given.device else []
-        words = ["--cfg", given.cfg, *words, "--out", str(given.out)]
+        # a T of sim, which a file may lack: --t is what counts
+        words = ["--cfg", given.cfg, *words, "--out", str(given.out), "--sim.T", str(given.t or 1)]
         network = load_config(words, "msat-det detect", idle=IDLE["detect"])
     from msat_det.run.detect import Wanted, detect
 
     classes = tuple(name.strip() for name in given.classes.split(",") if name.strip())
     wanted = Wanted(given.out, given.t, classes, given.score, given.compare, given.device or "auto")
-    folder = detect(given.sources, network, given.method, wanted)
+    with configured() if given.cfg else enough_memory(ELSEWHERE):
+        folder = detect(given.sources, network, given.method, wanted)
     print(f"pictures and detections.json are in {folder}")
 
 
@@ -327,6 +337,7 @@ def fetch(argv: list[str]) -> None:
 
 
 @functools.partial(guarded, again="the same command with --resume goes on after the last finished epoch")
+@enough_memory("give a smaller --batch")
 def train(argv: list[str]) -> None:
     """``msat-det train``: a float classifier from scratch, by tools/training/, which comes along."""
     sys.path.append(str(SHARE / "tools"))

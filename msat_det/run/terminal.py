@@ -130,8 +130,7 @@ def _ended(error: BaseException) -> int | None:
     if isinstance(error, OSError):
         error = InputError(_of_system(error))
     elif lack := lack_of_memory(error):
-        elsewhere = ", or --device cpu" if "GPU" in lack else ""
-        error = InputError(f"{lack}: free some, or give a smaller --batch, --sim.chunk or --model.size{elsewhere}")
+        error = InputError(f"{lack}: free some")
     if not isinstance(error, InputError):
         return None
     if ranks.is_first_to_tell():

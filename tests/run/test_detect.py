@@ -291,6 +291,18 @@ BAD = {
 }
 
 
+def test_a_configuration_needs_no_timesteps_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """It was refused for want of --sim.T, which the command refuses as well: --t is what counts."""
+    start, sim = Path(CFG).read_text().split("\nsim:")
+    assert sim.count("\n") < 4  # nothing else is left out
+    (tmp_path / "own.yaml").write_text(start.replace("../data", str(PROJECT / "data")) + "\n")
+    words = [PHOTOGRAPHS[0], "--method", "signed", "--t", "8", "--calib.limit", "2"]
+    assert run(*words, "--cfg", tmp_path / "own.yaml", "--out", tmp_path / "own") == 0
+    assert run(*words, "--cfg", CFG, "--out", tmp_path / "out") == 0
+    own, whole = ((tmp_path / name / "detections.json").read_bytes() for name in ("own", "out"))
+    assert own == whole
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_status_2(
     case: str, saved: str, tmp_path: Path, capsys: pytest.CaptureFixture

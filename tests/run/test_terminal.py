@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from torch import OutOfMemoryError
@@ -299,7 +300,6 @@ CPU_MEMORY = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tri
 
 
 GPU_MEMORY = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 1 has a total capacity of 79.10 GiB of which 1.9 GiB"
-LESS = "free some, or give a smaller --batch, --sim.chunk or --model.size"
 
 
 @pytest.mark.parametrize(
@@ -307,12 +307,9 @@ LESS = "free some, or give a smaller --batch, --sim.chunk or --model.size"
     [
         (PermissionError(errno.EACCES, "Permission denied", "/a/b"), "/a/b: Permission denied: free space, mend its"),
         (OSError(errno.EIO, "Input/output error"), "Input/output error"),
-        (MemoryError(), f"not enough memory: {LESS}\n"),
-        (RuntimeError(CPU_MEMORY), f"not enough memory (tried to allocate 12 bytes): {LESS}\n"),
-        (
-            OutOfMemoryError(GPU_MEMORY),
-            f"not enough memory on GPU 1 (tried to allocate 2.50 GiB): {LESS}, or --device cpu\n",
-        ),
+        (MemoryError(), "not enough memory: free some\n"),
+        (RuntimeError(CPU_MEMORY), "not enough memory (tried to allocate 12 bytes): free some\n"),
+        (OutOfMemoryError(GPU_MEMORY), "not enough memory on GPU 1 (tried to allocate 2.50 GiB): free some\n"),
         (
             RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
             "not enough memory",
@@ -328,6 +325,39 @@ def test_what_the_system_refuses_is_one_line(error: Exception, line: str, capsys
     told = capsys.readouterr().err
     assert told.startswith(f"error: {line}")
     assert told.count("\n") == 1
+
+
+LESS = ", or give a smaller --batch, --sim.chunk or --model.size"
+CPU = ", or give --device cpu"
+HEAVY = {  # what a command calls, and what it offers where memory runs out
+    "run yolo_voc": ("msat_det.run.experiment.run", LESS, CPU),
+    "compare yolo_voc": ("msat_det.run.compare.compare", LESS, CPU),
+    "inspect yolo_voc": ("msat_det.run.inspect.inspect_network", LESS, CPU),
+    "doctor yolo_voc": ("msat_det.run.doctor.doctor", LESS, CPU),
+    "export yolo_voc --method signed --out x": ("msat_det.run.export.export", LESS, CPU),
+    "detect x.jpg --cfg yolo_voc": ("msat_det.run.detect.detect", LESS, CPU),
+    "detect x.jpg --model x.safetensors": ("msat_det.run.detect.detect", "", CPU),
+    "train --model resnet20 --root x --out y": ("training.classifiers.main", ", or give a smaller --batch", ""),
+    "report x": ("msat_det.report.page.page.write_report", "", ""),
+}
+
+
+@pytest.mark.parametrize("words", HEAVY)
+def test_where_memory_runs_out_a_command_names_what_it_has(
+    words: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, less, elsewhere = HEAVY[words]
+    flags = re.findall(r"--[\w.]+", less + elsewhere)
+    for error, told in (
+        (MemoryError(), f"error: not enough memory: free some{less}\n"),
+        (OutOfMemoryError(GPU_MEMORY), f"on GPU 1 (tried to allocate 2.50 GiB): free some{less}{elsewhere}\n"),
+    ):
+        monkeypatch.setattr(place, Mock(side_effect=error))
+        assert cli.main(words.split()) == 2
+        assert capsys.readouterr().err.endswith(told)
+    monkeypatch.setattr(place, Mock())
+    given = [word for flag in flags for word in (flag, "cpu" if flag == "--device" else "4")]
+    assert cli.main([*words.split(), *given]) == 0
 
 
 def test_a_fault_of_ours_keeps_its_traceback() -> None:
