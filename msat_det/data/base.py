@@ -19,7 +19,7 @@ MAX_COORDINATE = 1e9
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # UTF-16 read as UTF-8, or what a terminal would obey
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Target:
     """The objects of one image.
 
@@ -34,7 +34,7 @@ class Target:
     ignore: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
     """One image: uint8 (3, H, W) RGB, and its ``Target`` (detection), class index (classification) or None."""
 

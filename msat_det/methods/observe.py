@@ -35,7 +35,7 @@ _BINS = _OCTAVES * 64 + 1  # bin 0 holds the zeros
 FLOOR = 0.05  # a percentile over all values is at least this share of the maximum
 
 
-@dataclass
+@dataclass(eq=False)
 class Site:
     """Statistics of one call site. maximum: (C,) of |f(x)|, exact. histogram: (C, bins) counts. axis: the dimension of
     a batch that the channels lie along, see ``channels.Axis``; None: C is 1."""
@@ -101,7 +101,7 @@ def _edge(index: Tensor) -> Tensor:
     return ((index.to(torch.int32) + (_FIRST - 1)) << _SHIFT).view(torch.float32)
 
 
-@dataclass(repr=False)
+@dataclass(repr=False, eq=False)
 class Observation(Tabular):
     """What the methods know: the traced network, its multiply-adds, the calibration images and the activations on them.
 

@@ -15,7 +15,7 @@ from msat_det.models.drawing import draw_boxes
 from msat_det.models.pictures import picture
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Detections(Tabular):
     """The boxes found on one image, best first.
 

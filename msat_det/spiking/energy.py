@@ -78,7 +78,7 @@ def _tables() -> dict[str, dict]:
     return yaml.safe_load(TABLES.read_text("utf-8"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cost:
     """What one node has cost up to a recorded t, float64, (B,) for the B images of a batch or () for each of them.
 
@@ -114,7 +114,7 @@ def _cost(**parts: Tensor | float) -> Cost:
     return Cost(*(torch.as_tensor(parts.get(item.name, 0.0), dtype=torch.float64) for item in fields(Cost)))
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Counts(Tabular):
     """Sums over the first t timesteps, for each of the B images of a batch, float64.
 

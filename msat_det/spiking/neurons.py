@@ -55,7 +55,7 @@ class Msat:
             check_number(f"MSAT's {key}", getattr(self, key), 0, above=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Neuron:
     """What a method makes of one call site.
 
