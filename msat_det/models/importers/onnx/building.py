@@ -74,10 +74,9 @@ class Building:
         """A layer of torch.nn with these tensors, constants all, on x. Raises as ``call``."""
         if not isinstance(x, Moving):
             raise InputError("its input is a constant: export the network with its result")
+        if kind not in (nn.Linear, nn.LayerNorm) or x.images == len(x.shape) - 1:
+            x = self.in_front(x)
         if x.images != 0:
-            if kind not in (nn.Linear, nn.LayerNorm) or x.images == len(x.shape) - 1:
-                mend = "export the network so, or convert the module that it was made of"
-                raise InputError(f"the images lie along dimension {x.images}, not 0: {mend}")
             first = self.call(torch.movedim, x, x.images, 0)  # where layers of a traced network need them
             return self.call(torch.movedim, self.layer(kind, first, tensors, **arguments), 0, x.images)
         weights: dict[str, Tensor] = {}
@@ -98,6 +97,13 @@ class Building:
         name = f"{kind.__name__.lower()}_{len(self.root._modules)}"
         self.root.add_module(name, layer)
         return self.moving(self.graph.call_module(name, (x.node,)), lambda i: probed(x.probes[i]))
+
+    def in_front(self, x: Moving) -> Moving:
+        """x with the images as the outermost factor of dimension 0, where each has its rows one after the other."""
+        if x.images == 0:
+            return x
+        apart = self.call(torch.reshape, x, [*x.shape[: x.images], -1, *x.shape[x.images :]])
+        return self.call(torch.reshape, self.call(torch.movedim, apart, x.images, 0), [-1, *x.shape[1:]])
 
     def moving(self, node: fx.Node, probe: Callable[[int], Any]) -> Moving:
         probes = tuple(probe(i) for i in range(len(BATCHES)))

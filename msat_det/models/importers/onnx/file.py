@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ class _Reading:
         outputs = [_text(entry.name) for entry in self.graph.output]
         if not inputs or not outputs:
             raise InputError(f"{self.path}: has no input or no output; give a whole .onnx file")
-        return OnnxFile(self.path, self.opset, inputs, outputs, nodes, tensors)
+        return OnnxFile(self.path, self.opset, inputs, outputs, in_order(nodes), tensors)
 
     def sizes(self, entry: Any) -> list[int | None] | None:
         kind = entry.type.tensor_type
@@ -169,6 +170,24 @@ def as_tensor(values: np.ndarray) -> Tensor:
     if values.dtype.kind == "f" or values.dtype.name == "bfloat16":
         return torch.from_numpy(values.astype(np.float32))
     raise ValueError(f"its type is {values.dtype}: only floats and whole numbers can be read")
+
+
+def in_order(nodes: list[OnnxNode]) -> list[OnnxNode]:
+    """Every node behind those that it reads, which float16 converters put last; in a damaged file as many as can be."""
+    makers = {name: i for i, node in enumerate(nodes) for name in node.outputs if name}
+    left = [{makers[name] for name in node.inputs if name in makers} for node in nodes]
+    readers: dict[int, list[int]] = {}
+    for i, found in enumerate(left):
+        for maker in found:
+            readers.setdefault(maker, []).append(i)
+    ready, order = [i for i, found in enumerate(left) if not found], []
+    while ready:  # the first in the file that can be
+        order.append(first := heappop(ready))
+        for i in readers.get(first, ()):
+            left[i].discard(first)
+            if not left[i]:
+                heappush(ready, i)
+    return [nodes[i] for i in order] + [nodes[i] for i, found in enumerate(left) if found]
 
 
 def needed(file: OnnxFile, outputs: Iterable[str]) -> list[OnnxNode]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -91,12 +92,28 @@ def _outputs(file: OnnxFile, node: OnnxNode, values: dict[str, Value], building:
         if kind in kinds and node.op not in able:
             raise InputError(f"{file.path}: {node} calculates with {what}: cast it to float before")
     try:
-        found = OPERATORS[node.op](Call(node, file.opset, building), *inputs)
+        found = _called(Call(node, file.opset, building), inputs)
     except InputError as error:
         raise InputError(f"{file.path}: {node}: {error}") from error
     except MISFIT as error:
         raise InputError(f"{file.path}: {node} does not fit its inputs ({reason(error)})") from error
     return found if isinstance(found, list) else [found]
+
+
+def _called(call: Call, inputs: list[Value | None]) -> Any:
+    """An operator's outputs: where its inputs' images do not fit each other, or it, with all of them in front."""
+    function = OPERATORS[call.node.op]
+    try:
+        return function(call, *inputs)
+    except (InputError, *MISFIT):
+        in_front = [call.building.in_front(x) if isinstance(x, Moving) else x for x in inputs]
+        if in_front == inputs:
+            raise
+        try:
+            return function(call, *in_front)
+        except (InputError, *MISFIT):
+            pass
+        raise
 
 
 def _output(file: OnnxFile, name: str, values: dict[str, Value], building: Building) -> Moving:
@@ -105,10 +122,9 @@ def _output(file: OnnxFile, name: str, values: dict[str, Value], building: Build
     value = values[name]
     if isinstance(value, Tensor):
         raise InputError(f"{file.path}: output {show(name)} is a constant, whatever the image: choose other outputs")
-    if value.images != 0:
-        raise InputError(f"{file.path}: output {show(name)} has the images along dimension {value.images}, not 0")
     if not value.probes[0].numel():
         raise InputError(f"{file.path}: output {show(name)} is empty, of shape {value.shape}: choose other outputs")
+    value = building.in_front(value)
     if value.shape[0] != 1:  # rows of one image behind those of the other
         return building.call(torch.reshape, value, [-1, *value.shape])
     return value
