@@ -208,6 +208,20 @@ def cells_of(size: tuple[int, int], strides: Sequence[int], anchors: Levels | No
     return Cells(every[:, :2], every[:, 4:], every[:, 2:4], extent), [len(level) for level in levels]
 
 
+def strides_of(shapes: Sequence[tuple[int, ...]], size: tuple[int, int], usual: Sequence[int]) -> list[int] | None:
+    """The strides by which maps, (n, h, w) or (A, h, w, n), divide an input of (height, width), powers of two.
+
+    None where they are the usual ones, there are no maps, or one could be of several strides.
+    """
+    maps = {shape[1:3] for shape in shapes if len(shape) > 2}
+    if not usual or not maps or maps == {tuple(-(-side // stride) for side in size) for stride in usual}:
+        return None
+    fitting = [
+        [2**k for k in range(12) if cells == tuple(-(-side // 2**k) for side in size)] for cells in maps
+    ]  # of each map
+    return sorted(found[0] for found in fitting) if all(len(found) == 1 for found in fitting) else None
+
+
 Named = tuple[str, Tensor]  # an output, and what it is called
 
 

@@ -465,8 +465,13 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 NOTED = {"author": "Ultralytics", "task": "detect", "names": "{0: 'cat', 1: 'dog'}"}
 UNSAID = {
     "no notes": ({}, "does not say what head it has: give one of yolov5"),
-    "another task": (NOTED | {"task": "segment"}, "does not say what head it has"),
-    "another head": (NOTED | {"head": "Segment"}, "does not say what head it has"),
+    "another task": (
+        NOTED | {"task": "segment"},
+        "is for task 'segment', its head is 'of its own': of it boxes and cla",
+    ),
+    "another head": (NOTED | {"head": "WorldDetect"}, r"'WorldDetect': .* name their raw outputs \(outputs\), and the"),
+    "rotated boxes": (NOTED | {"task": "obb"}, "its boxes are rotated, which no head reads"),
+    "of a size that it does not say": (NOTED | {"imgsz": "640"}, "leaves sizes free: give size="),
     "queries that are none": (
         NOTED | {"head": "RTDETRDecoder"},
         "do not fit head rtdetr with 2 classes: give model.nam",
@@ -480,12 +485,16 @@ UNSAID = {
 }
 
 
-def detecting(path: Path, notes: dict[str, str]) -> Path:
-    """The maps of head yolov8 with two classes, at 64 pixels, and what the exporter notes."""
-    levels = [(f"v{s}", f"y{s}") for s in (8, 16, 32)]
-    nodes = [node("Conv", f"x {w}", y, strides=[int(w[1:])] * 2) for w, y in levels]
-    constants = {w: weights(18, 3, int(w[1:]), int(w[1:])) for w, _ in levels}
-    write_onnx(path, nodes, constants=constants, outputs="y8 y16 y32", shape=(1, 3, 64, 64))
+def detecting(path: Path, notes: dict[str, str], strides: tuple[int, ...] = (8, 16, 32), after: str = "") -> Path:
+    """The maps of head yolov8 with two classes, at 64 pixels unless ``imgsz`` is noted, and what the exporter notes.
+
+    after: an operator on each map.
+    """
+    nodes = [node("Conv", f"x v{s}", f"c{s}", strides=[s, s]) for s in strides]
+    nodes += [node(after or "Identity", f"c{s}", f"y{s}") for s in strides]
+    constants = {f"v{s}": weights(18, 3, s, s) for s in strides}
+    sides = ("h", "w") if "imgsz" in notes else (64, 64)
+    write_onnx(path, nodes, constants=constants, outputs=" ".join(f"y{s}" for s in strides), shape=(1, 3, *sides))
     model = onnx.load(path)
     onnx.helper.set_model_props(model, notes)
     onnx.save(model, path)
@@ -497,6 +506,38 @@ def test_what_a_file_says_of_its_head_is_taken(tmp_path: Path) -> None:
     assert (found.head, found.classes, found.nms_iou) == ("yolov8", ["cat", "dog"], 0.7)
     found = msat_det.load_detector(detecting(tmp_path / "a.onnx", NOTED | {"end2end": "True"}), classes=["a", "b"])
     assert (found.head, found.classes, found.nms_iou) == ("yolov8", ["a", "b"], 1.0)
+    found = msat_det.load_detector(detecting(tmp_path / "a.onnx", NOTED | {"imgsz": "[64, 96]"}))
+    assert found.size == (64, 96)
+    given = msat_det.load_detector(tmp_path / "a.onnx", size=32)
+    assert given.size == (32, 32)
+
+
+def test_names_count_whoever_noted_them(tmp_path: Path) -> None:
+    path = detecting(tmp_path / "a.onnx", {"stride": "32", "names": "['cat', 'dog']"})  # as YOLOv5's exporter does
+    assert msat_det.load_detector(path, "yolov8").classes == ["cat", "dog"]
+    path = detecting(tmp_path / "a.onnx", {"names": "cat dog"})
+    assert msat_det.load_detector(path, "yolov8", ["cat", "dog"]).classes == ["cat", "dog"]
+
+
+def test_files_from_before_it_was_noted(tmp_path: Path) -> None:
+    """Heads that need no suppression, and RT-DETR's, are known by what their decoding is made of."""
+    for after, least in (("Identity", 0.7), ("TopK", 1.0)):
+        path = detecting(tmp_path / "a.onnx", NOTED, after=after)
+        found = msat_det.load_detector(path)
+        assert (found.nms_iou, found.names) == (least, ["c8", "c16", "c32"])
+    path = detecting(tmp_path / "a.onnx", NOTED, after="GridSample")
+    with pytest.raises(InputError, match="do not fit head rtdetr"):
+        msat_det.load_detector(path, outputs=["c8", "c16"])
+
+
+@pytest.mark.parametrize("strides", [(16, 32), (4, 8, 16), (2, 4, 8, 16)])
+def test_maps_say_their_strides(strides: tuple[int, ...], tmp_path: Path) -> None:
+    """Of networks with other levels than usual, P2 or P6 say; a map of one cell could be of many."""
+    found = msat_det.load_detector(detecting(tmp_path / "a.onnx", NOTED, strides))
+    assert found.strides == strides
+    assert msat_det.load_detector(tmp_path / "a.onnx", size=(64, 160)).strides == strides
+    with pytest.raises(InputError, match=r"strides \[8, 16, 32\] and .* give model\.names, model\.strides"):
+        msat_det.load_detector(detecting(tmp_path / "a.onnx", NOTED, (*strides, 64)))
 
 
 @pytest.mark.parametrize(("notes", "message"), UNSAID.values(), ids=UNSAID)

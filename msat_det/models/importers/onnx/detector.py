@@ -1,14 +1,16 @@
 """A detector out of an ONNX file: cut before the decoding or the choice of queries, a head by name behind it."""
 
 import ast
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from msat_det.base.config import Model
 from msat_det.base.errors import InputError
+from msat_det.base.files import show
 from msat_det.models.headed import HEAD_KEYS, HeadDetector, head_options
-from msat_det.models.heads import HEADS
+from msat_det.models.heads import HEADS, strides_of
 from msat_det.models.importers.onnx.cut import raw_outputs, raw_queries
 from msat_det.models.importers.onnx.file import OnnxFile, read_onnx
 from msat_det.models.importers.onnx.network import network_of
@@ -30,9 +32,9 @@ def load_detector(
 
     head, classes: see ``HeadDetector``, as for ``options`` (strides, anchors, activated, inputs, score, nms_iou,
         top_k). Head raw keeps the file's own outputs: boxes and scores. None: as the file says, which those exported by
-        Ultralytics' package do; if it does not, classes are COCO's.
-    size: the images' size if the file leaves it free, or another one. outputs: names of the tensors that are the raw
-        outputs, if they are not those of the last convolutions.
+        Ultralytics' package do; if it does not, classes are COCO's. Without strides they are those of its maps.
+    size: the images' size if the file leaves it free and does not note it, or another one. outputs: names of the
+        tensors that are the raw outputs, if they are not those of the last convolutions.
     Raises InputError as ``load_onnx``, for a head that neither you nor the file names, and for outputs that do not fit
     the head.
     """
@@ -47,16 +49,20 @@ def _detector(
     outputs: Sequence[str] | None,
     options: dict[str, Any],
 ) -> HeadDetector:
-    said = {"head": None, "classes": "coco"} | noted(file)
-    usual, named = said.pop("head"), said.pop("classes")
-    head, classes = head or usual, classes or named
+    if file.notes.get("task") == "obb":
+        raise InputError(f"{file.path}: its boxes are rotated, which no head reads: convert what load_onnx gives of it")
+    said = noted(file)
+    head, classes = head or said.get("head"), classes or _class_names(file)
     if head is None:
-        raise InputError(f"{file.path} does not say what head it has: give one of {', '.join(HEADS)}")
+        raise InputError(f"{file.path} {_unsaid(file)}: give one of {', '.join(HEADS)}")
     names = list(outputs) if outputs else None if head == "raw" else _raw(file, head)
+    if size is None and any(None in sizes[1:] for sizes in file.inputs.values() if sizes):
+        size = _noted_size(file)
     net = network_of(file, None if size is None else as_size(size), names)
+    own: dict[str, Any] = {"names": net.meta["outputs"], "nms_iou": said.get("nms_iou")}
+    own["strides"] = strides_of(net.meta["shapes"], net.meta["size"], HEADS.find(head).strides)
     try:
-        said = {"names": net.meta["outputs"]} | said
-        return HeadDetector(net, head, classes, net.meta["size"], **said | options).check()
+        return HeadDetector(net, head, classes or "coco", net.meta["size"], **own | options).check()
     except InputError as error:
         raise InputError(f"{file.path}: {error}; its raw outputs: {', '.join(net.meta['outputs'])}") from error
 
@@ -71,20 +77,36 @@ def _raw(file: OnnxFile, head: str) -> list[str]:
 
 
 def noted(file: OnnxFile) -> dict[str, Any]:
-    """Head, classes and options that Ultralytics' package notes in what it exports: a text each. Raises InputError."""
-    notes = file.notes
-    head = HEADS_BY_CLASS.get(notes.get("head", "Detect"))
+    """Head and nms_iou of a detector that Ultralytics' package exported: by its notes, or what those of before say."""
+    notes, operators = file.notes, {node.op for node in file.nodes}
+    head = HEADS_BY_CLASS.get(notes.get("head", "RTDETRDecoder" if "GridSample" in operators else "Detect"))
     if notes.get("author") != "Ultralytics" or notes.get("task") != "detect" or head is None:
         return {}
-    found: dict[str, Any] = {"head": head} | ({"nms_iou": 1.0} if notes.get("end2end") == "True" else {})
-    if "names" in notes:
-        found["classes"] = _class_names(file)
-    return found
+    # as before they noted it: only heads that need no suppression choose the best of all boxes
+    chosen = "end2end" not in notes and "TopK" in operators and "NonMaxSuppression" not in operators
+    return {"head": head} | ({"nms_iou": 1.0} if chosen or notes.get("end2end") == "True" else {})
 
 
-def _class_names(file: OnnxFile) -> list[str]:
-    """Out of {0: 'person', 1: 'bicycle', …}, as Python writes it down."""
-    text = file.notes["names"]
+def _unsaid(file: OnnxFile) -> str:
+    """Why a file's head is not known."""
+    task, head = file.notes.get("task"), file.notes.get("head", "of its own")
+    if file.notes.get("author") != "Ultralytics" or task is None:
+        return "does not say what head it has"
+    of = "boxes and classes alone convert: name their raw outputs (outputs), and the head they are of"
+    return f"is for task {show(task)}, its head is {show(head)}: of it {of}"
+
+
+def _noted_size(file: OnnxFile) -> tuple[int, int] | None:
+    """[640, 640], height and width, as Ultralytics' package notes them; None where they are not there."""
+    found = re.fullmatch(r"\[(\d{1,5}), (\d{1,5})\]", file.notes.get("imgsz", ""))
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def _class_names(file: OnnxFile) -> list[str] | None:
+    """Out of {0: 'person', 1: 'bicycle', …} or a list, as Ultralytics' and YOLOv5's exporters note them."""
+    text = file.notes.get("names")
+    if text is None:
+        return None
     try:
         names: Any = ast.literal_eval(text) if len(text) <= _LONGEST else None
         return [names[i] for i in range(len(names))]

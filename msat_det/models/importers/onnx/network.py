@@ -30,7 +30,7 @@ def load_onnx(
     size: (height, width) of the images where the file leaves them free, or another size for a network that takes any.
     outputs: names of tensors to give in place of the file's outputs; what follows them is left out, and need not be
         supported. An output (N, …) of one image's rows becomes (B, N, …).
-    The module's ``meta`` holds ``size``, ``inputs`` ({name: one image's sizes}) and ``outputs``.
+    The module's ``meta`` holds ``size``, ``inputs`` ({name: one image's sizes}), ``outputs`` and their ``shapes``.
     No code is run from the file, and of its folder only the weights that it names are read. Raises InputError that
     names the node for an operator that is not known, and for whatever does not treat all images of a batch alike.
     """
@@ -58,6 +58,7 @@ def network_of(
     module.recompile()
     module.delete_all_unused_submodules()
     module.meta = {"size": tuple(sizes[next(iter(sizes))][1:]), "inputs": sizes, "outputs": outputs}
+    module.meta["shapes"] = [value.shape[1:] for value in found]
     return module.eval()
 
 
