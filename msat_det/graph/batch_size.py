@@ -11,7 +11,7 @@ from torch import fx
 from torch.fx.node import Node
 
 from msat_det.graph import ops
-from msat_det.graph.graph import origins
+from msat_det.graph.graph import origins, where
 
 
 def free_batch_size(graph: fx.Graph, other: fx.Graph, images: int, more: int) -> None:
@@ -62,14 +62,19 @@ class Guards:
         for node in self.found:
             node.args = (node.args[0], node.args[0])
 
-    def stand(self, differing: set[Node]) -> None:
-        """Let them ask again, but for those that depend on the number of images: there the outputs have told.
+    def stand(self, differing: set[Node]) -> list[str]:
+        """Let them ask again, but for those that depend on the number of images: there the outputs have to tell.
 
-        differing: nodes that give another size for another number of images.
+        differing: nodes that give another size for another number of images. Returns where the network asks for it,
+        what it decides by it first.
         """
+        freed = [node for node in self.found if origins([node.args[0]]) & differing]
+        freed.sort(key=lambda node: node.args[0] in differing)
+        places = list(map(where, freed))
         for node, found in self.found.items():
-            if origins([node.args[0]]) & differing:
+            if node in freed:
                 self.graph.erase_node(node)
             else:
                 node.args = (node.args[0], found)
         drop_dead(self.graph)
+        return places

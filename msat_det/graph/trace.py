@@ -61,7 +61,8 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     inputs, values = _named(net, given, (batch,) if isinstance(batch, Tensor) else batch)
     # other images behind these ones: neither a statistic over the batch nor another order of it leaves these alone
     more = pytree.tree_map(lambda x: torch.cat((x, (x / 2).to(x.dtype))), values)
-    again = copied(net, net.parameters())
+    one = first_images(values, 1)
+    alone, again = _of_one(copied(net, net.parameters()), one), copied(net, net.parameters())
     graph, expected = _recorded(net, values, inputs)
     other, expected_more = _recorded(again, more, inputs)
     _check_scripted(net, values, expected)
@@ -75,10 +76,11 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     drop_dead(module.graph)
     values_and_places(graph)
     guards = Guards(module.graph)
-    one = first_images(values, 1)
     folds = _judge(graph, one)
     with torch.inference_mode():
-        guards.stand(_check(graph, folds, net, (values, more), (expected, expected_more)))
+        places = guards.stand(_check(graph, folds, net, (values, more), (expected, expected_more)))
+        if alone is not None and images_in(values) > 1:
+            _check_one(graph, folds, net, (one, values), (alone, expected), places)
         for site in graph.sites:
             unfold(graph, site)
         label_channels(graph, one)
@@ -229,6 +231,34 @@ def _check(
         return {node for node in graph.nodes if node.name in found}
 
 
+def _of_one(net: nn.Module, one: Any) -> Any:
+    """The outputs for a single image; None where the network takes none."""
+    try:
+        with torch.no_grad(), arithmetic("float32", device_of(net)):
+            return _called(net, one)
+    except MISFIT:
+        return None
+
+
+def _check_one(
+    graph: Graph, folds: Folds, net: nn.Module, batches: tuple[Any, Any], expected: tuple[Any, Any], places: list[str]
+) -> None:
+    """Make sure that a single image goes the way that several go.
+
+    batches: of one image and of several. places: where the network asks for their number.
+    """
+    try:
+        _check_outputs(graph(batches[0]), expected[0], "")
+    except _Different:
+        try:
+            _check(graph, folds, net, batches, expected)
+        except _Different as error:
+            raise InputError(
+                f"{(places or [type(net).__name__])[0]}: the network does otherwise for one image than for several: "
+                "let it go the same way for any number"
+            ) from error
+
+
 def _check_batch(graph: Graph, batches: tuple[Any, Any], expected: tuple[Any, Any]) -> set[Node]:
     """Make sure that the graph gives the network's outputs for a batch and for one of twice as many images, each of
     which goes its own way through every node, and that none comes to NaN.
@@ -299,7 +329,10 @@ def _is_broken(node: Node, value: Tensor) -> bool:
 
 
 def _check_outputs(outputs: Any, expected: Any, mend: str) -> None:
-    for a, b in zip(pytree.tree_leaves(expected), pytree.tree_leaves(outputs), strict=True):
+    leaves, found = pytree.tree_leaves(expected), pytree.tree_leaves(outputs)
+    if len(found) != len(leaves):
+        raise _Different(f"the traced graph gives {len(found)} outputs, where the network gives {len(leaves)}: {mend}")
+    for a, b in zip(leaves, found, strict=True):
         if isinstance(a, Tensor) and not _difference(a, b) <= _TOLERANCE:
             raise _Different(
                 f"the traced graph's outputs differ from the network's by {_difference(a, b):.1e} of their magnitude "

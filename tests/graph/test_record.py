@@ -355,6 +355,42 @@ def test_the_number_of_images_may_not_decide(body: Callable, what: str) -> None:
         trace(Net(body), images())
 
 
+ALONE: dict[str, tuple[Callable[[Net, Tensor], Any], str]] = {
+    "by a size": (lambda net, x: x if x.shape[0] == 1 else x.relu(), r"node 'guard.*test_record.py:\d+: "),
+    "by its truth": (lambda net, x: x.relu() if x.size(0) - 1 else x, r"node 'guard.*test_record.py:\d+: "),
+    "by len": (lambda net, x: x if len(x) < 2 else x.relu(), "Net"),
+}
+
+
+@pytest.mark.parametrize(("body", "place"), ALONE.values(), ids=ALONE)
+def test_a_single_image_goes_no_way_of_its_own(body: Callable, place: str) -> None:
+    """Batches of several images alone were compared: a single one was answered as one of them, in silence."""
+    with pytest.raises(InputError, match=rf"^{place}.* the network does otherwise for one image than for several: let"):
+        trace(Net(body), images())
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_other_outputs_for_other_numbers_of_images_are_told(count: int) -> None:
+    """It was a ValueError of zip's."""
+
+    class Giving(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            y = x.relu()
+            return y if len(x) > 1 else (y, y)
+
+    with pytest.raises(InputError, match=r"for another number of images|for one image than for several"):
+        trace(Giving(), images()[:count])
+
+
+def test_a_network_that_takes_no_single_image_is_traced() -> None:
+    def several(net: Net, x: Tensor) -> Tensor:
+        assert x.shape[0] > 1
+        return x.relu()
+
+    net, fresh = Net(several).eval(), images(seed=4)
+    torch.testing.assert_close(trace(net, images())(fresh), net(fresh))
+
+
 def filled(net: Net, x: Tensor) -> Tensor:
     """A mask as Swin's first authors made it for the windows: parts of zeros filled in place."""
     mask = x.new_zeros((12, 12))
