@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from msat_det.models.headed import HeadDetector
     from msat_det.models.importers.onnx.detector import load_detector
     from msat_det.models.importers.onnx.network import load_onnx
-    from msat_det.models.importers.torchvision import TorchvisionDetector
+    from msat_det.models.importers.torchvision.detector import TorchvisionDetector
     from msat_det.models.importers.ultralytics import ultralytics_detector
     from msat_det.spiking.network import SpikingNetwork, load, save
 
@@ -30,7 +30,7 @@ _MODULES = {
     **dict.fromkeys(("convert", "describe", "observe"), "msat_det.methods.api"),
     **dict.fromkeys(("Detections", "Detector"), "msat_det.models.detector"),
     "METHODS": "msat_det.methods",
-    "TorchvisionDetector": "msat_det.models.importers.torchvision",
+    "TorchvisionDetector": "msat_det.models.importers.torchvision.detector",
     "fit_rule": "msat_det.measure.anytime",
     "HeadDetector": "msat_det.models.headed",
     "load_detector": "msat_det.models.importers.onnx.detector",

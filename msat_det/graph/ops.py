@@ -119,6 +119,7 @@ NEUTRAL = {
 # Their result is true or false: a mask, which acts on what it meets at once and is never summed up.
 COMPARISONS = {"gt", "ge", "lt", "le", "eq", "ne", "and", "or", "xor", "invert"}
 COMPARISONS |= {"logicaland", "logicalor", "logicalxor", "logicalnot"}
+REGIONS = {"regionproposals", "pooledregions"}  # of ``regions``: how many there are differs by image
 CHOICES = {"where", "maskedfill"}  # linear where their condition does not come from an image
 DIFFERENTIAL = {
     *MAX_POOLINGS,
@@ -142,6 +143,7 @@ DIFFERENTIAL = {
     *("softmax", "softmax2d", "softmin", "logsoftmax", "logsumexp", "glu", "lerp", "addcmul", "addcdiv"),
     *("pow", "square", "sqrt", "rsqrt", "reciprocal", "abs", "exp", "expm1", "log", "log1p"),
     *("sin", "cos", "atan", "erf", "sign", "gridsample"),
+    *REGIONS,
     *LINEAR_IN_ONE,
     *COMPARISONS,
 }

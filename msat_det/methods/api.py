@@ -18,7 +18,7 @@ from msat_det.methods.notes import notes
 from msat_det.methods.observe import Observation
 from msat_det.models.calibration import detector_batches
 from msat_det.models.detector import Detector
-from msat_det.models.importers.torchvision import as_detector
+from msat_det.models.importers.torchvision.building import as_detector
 from msat_det.models.importers.ultralytics import is_ultralytics, ultralytics_detector
 from msat_det.spiking.network import SpikingNetwork
 

@@ -11,13 +11,8 @@ from msat_det.models.demo import ssd_demo, yolo_demo
 from msat_det.models.detector import Detections, Detector
 from msat_det.models.importers.darknet.network import darknet
 from msat_det.models.importers.onnx.detector import onnx_detector
-from msat_det.models.importers.torchvision import (
-    SINGLE_STAGE,
-    TWO_STAGE,
-    TorchvisionDetector,
-    torchvision_detector,
-    two_stage,
-)
+from msat_det.models.importers.torchvision.building import SINGLE_STAGE, TWO_STAGE, torchvision_detector
+from msat_det.models.importers.torchvision.detector import TorchvisionDetector
 from msat_det.models.importers.ultralytics import ultralytics
 from msat_det.models.own import is_own, own_detector
 from msat_det.models.ssd import ssd_mobilenet_v1
@@ -33,7 +28,7 @@ DETECTORS: Names[Callable[[Model], Detector]] = Names(
         "ssd_mobilenet_v1": ssd_mobilenet_v1,
         "yolo_demo": yolo_demo,
         "ssd_demo": ssd_demo,
-        **dict.fromkeys(SINGLE_STAGE, torchvision_detector),
+        **dict.fromkeys(SINGLE_STAGE + TWO_STAGE, torchvision_detector),
     },
 )
 
@@ -42,8 +37,6 @@ def build_detector(model: Model) -> Detector:
     """The detector that ``model.name`` names, built from the rest of ``model``; one's own, see ``own``, too."""
     if is_own(model.name):
         return own_detector(model)
-    if model.name in TWO_STAGE:
-        raise two_stage(model.name)
     return DETECTORS.find(model.name)(model)
 
 

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from msat_det.base.errors import InputError
+from msat_det.graph.facts import facts
 from msat_det.graph.inputs import Batch
+from msat_det.graph.ops import REGIONS
 from msat_det.spiking.delta_engine import DeltaRun
 from msat_det.spiking.engine import Columns, Run
 from msat_det.spiking.kernels.layout import version
@@ -65,8 +67,9 @@ class Replay:
 
     def __init__(self, run: Run | DeltaRun, batch: Batch):
         self.run, self.chunk = run, run.chunk
-        rate = isinstance(run, Run)  # what a timestep of delta coding runs depends on what the one before has sent
-        self.pool = torch.cuda.graph_pool_handle() if captures() and rate else None
+        alike = isinstance(run, Run)  # what a timestep of delta coding runs depends on what the one before has sent
+        alike &= not any(facts(node).op in REGIONS for node in run.graph.nodes)
+        self.pool = torch.cuda.graph_pool_handle() if captures() and alike else None
         self.inputs = {name: value.clone() for name, value in run.graph.bind(batch).items()} if self.pool else {}
         self.graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Any]] = {}
         run.rest()

@@ -28,7 +28,7 @@ from msat_det.graph.facts import facts
 from msat_det.methods.convert import spiking_network
 from msat_det.models import build_detector
 from msat_det.models.detector import Detections
-from msat_det.models.importers.torchvision import torchvision_detector
+from msat_det.models.importers.torchvision.building import torchvision_detector
 from msat_det.run.cli import main
 from msat_det.spiking.formats.archive import read_archive, write_archive
 from msat_det.spiking.formats.detector import read_detector, write_detector

@@ -15,7 +15,8 @@ from msat_det.base.reader import LARGEST, Reader
 from msat_det.models.classifiers import Classifier, Preprocess
 from msat_det.models.headed import HeadDetector
 from msat_det.models.heads import HEADS
-from msat_det.models.importers.torchvision import SINGLE_STAGE, TorchvisionDetector
+from msat_det.models.importers.torchvision.building import SINGLE_STAGE, TWO_STAGE
+from msat_det.models.importers.torchvision.detector import TorchvisionDetector
 from msat_det.models.preprocessing import RESIZES, Inputs
 from msat_det.models.ssd import SsdDetector
 from msat_det.models.yolo import FORMS, YoloDetector
@@ -31,7 +32,7 @@ if TYPE_CHECKING:  # the names of tables, which ``Reader`` checks, are text to a
     Name: TypeAlias = str
     Resize: TypeAlias = str
 else:
-    Form, Head, Name, Resize = (Literal[tuple(names)] for names in (FORMS, HEADS, SINGLE_STAGE, RESIZES))
+    Form, Head, Name, Resize = (Literal[tuple(names)] for names in (FORMS, HEADS, SINGLE_STAGE + TWO_STAGE, RESIZES))
     Interpolation = Literal[tuple(mode.name for mode in InterpolationMode)]
 
 
@@ -107,21 +108,26 @@ class Torchvision:
     nms_iou: float
     top_k: int
 
+    @property
+    def channels(self) -> int:
+        return 4 if self.name in TWO_STAGE else 3
+
     @classmethod
     def of(cls, detector: TorchvisionDetector) -> "Torchvision":
-        model, transform = detector.model, detector.transform
+        limits, transform = detector.stages.limits, detector.transform
         longer = None if transform.fixed_size is not None else transform.max_size
-        limits = model.score_thresh, model.nms_thresh, model.detections_per_img
+        limits = limits.score_thresh, limits.nms_thresh, limits.detections_per_img
         return cls(present(detector.name), detector.columns, detector.size, longer, *limits)
 
     def build(self, net: nn.Module, tensors: dict[str, Tensor]) -> TorchvisionDetector:
         limits = {"score_thresh": self.score, "nms_thresh": self.nms_iou, "detections_per_img": self.top_k}
         with torch.random.fork_rng(devices=[]):  # its weights are drawn, and given up at once
             model = get_model(self.name, weights=None, weights_backbone=None, num_classes=len(self.columns))
-        for key, value in limits.items():
-            setattr(model, key, value)
         detector = TorchvisionDetector(model, self.columns, self.longer, self.name)
-        detector.net, model.backbone, model.head = net, nn.Identity(), nn.Identity()
+        for key, value in limits.items():
+            setattr(detector.stages.limits, key, value)
+        detector.stages.strip()
+        detector.net = net
         return detector
 
 

@@ -13,7 +13,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
-from msat_det.graph import ops
+from msat_det.graph import ops, regions
 
 _OPERATIONS = ops.KNOWN - ops.NEUTRAL
 _LOGIC = ("and_", "or_")  # Python's keywords, of the module operator
@@ -39,6 +39,8 @@ FUNCTIONS: dict[str, Callable] = {
     "assigned": ops.assigned,
     "topk_values": ops.topk_values,
     "topk_places": ops.topk_places,
+    "region_proposals": regions.region_proposals,
+    "pooled_regions": regions.pooled_regions,
     **_functions(operator, "operator"),
     **_functions(torch, "torch"),
     **_functions(F, "functional"),
@@ -54,6 +56,7 @@ _NAME_OF = {function: name for name, function in reversed(FUNCTIONS.items())}
 _ON_NUMBERS = {FUNCTIONS[name] for name in FUNCTIONS if name.startswith("operator.")} - {operator.getitem, operator.add}
 _INPUTS = (fx.Node, type(None))  # what a device may come from
 _CASTS, _SPLITS = ("to", "type"), ("chunk", "split", "tensorsplit", "unbind")
+_MOST_SAMPLES = 64  # points in which a region's cell is looked at, in each direction
 _MOST_PARTS = 4096  # of a value that is split
 
 
@@ -123,5 +126,10 @@ def check_call(node: fx.Node, op: str, args: tuple, kwargs: dict) -> None:
         wrong = "names a device: leave it to the network's input"
     elif op in _SPLITS and isinstance(args[0], Tensor) and max(args[0].shape) > _MOST_PARTS:
         wrong = f"splits a tensor of shape {tuple(args[0].shape)}, which is too long"
+    elif node.target is regions.pooled_regions:
+        scales, sampling = (ops.argument(node, *place) for place in ((2, "scales"), (4, "sampling")))
+        fits = type(sampling) is int and 1 <= sampling <= _MOST_SAMPLES
+        if not fits or not all(type(scale) is float and 0 < scale <= 1 for scale in scales):
+            wrong = f"pools regions at {show(sampling)} points a cell: 1 to {_MOST_SAMPLES} can be saved"
     if wrong:
         raise InputError(f"node '{node.name}' {wrong}")

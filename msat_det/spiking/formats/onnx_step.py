@@ -16,7 +16,7 @@ from msat_det.base.errors import InputError
 from msat_det.base.files import one_line, write_whole
 from msat_det.graph.facts import facts, full_shape, is_mask, is_site
 from msat_det.graph.graph import Graph, mean_inputs
-from msat_det.graph.ops import Kind
+from msat_det.graph.ops import REGIONS, Kind
 from msat_det.spiking.delta import delta_step, resting_output
 from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.neurons import State, initial_potential, step
@@ -52,8 +52,8 @@ class Slot:
 class Step(nn.Module):
     """The step as a module: (*inputs, t, *states) → (*outputs, *next states, *what each call site sends).
 
-    Raises InputError for spike confidence, whose random masks no runtime can draw alike, and for outputs that start
-    late.
+    Raises InputError for spike confidence, whose random masks no runtime can draw alike, for outputs that start late,
+    and for two stages.
     """
 
     def __init__(self, snn: SpikingNetwork):
@@ -67,6 +67,11 @@ class Step(nn.Module):
                 raise InputError(f"call site {node.name} counts from a later timestep on: export with option late off")
             if neuron.confidence < 1:
                 raise InputError(f"call site {node.name} drops spikes at random: export without option confidence")
+        if any(facts(node).op in REGIONS for node in snn.graph.nodes):
+            raise InputError(
+                "the network picks regions by non-maximum suppression, how many differs by image, and that is not "
+                "written as ONNX: export a detector of one stage, or save it without --onnx"
+            )
         self.slots = [slot for node in self.schedule.body for slot in self.slots_of(node)]
         self.outputs = _output_names(snn)
 
