@@ -62,11 +62,11 @@ layer's others then, and each is sent as a burst of up to 4,096 spikes where a l
 what its energy under rate coding is.
 
 Of the detectors the dense part is converted, up to the maps that boxes are decoded from; of a two-stage detector of
-torchvision's that is its first stage, since the second one runs on regions that differ from image to image. DETR,
-Conditional DETR, Deformable DETR, RT-DETR, D-FINE, LW-DETR, RF-DETR, Table Transformer and YOLOS convert whole, up to
-logits and boxes. RT-DETR and those of its kind pick their queries by their scores. Where two have next to the same one,
-a conversion may give them in another order, or pick the other: each query is compared with the nearest one here. With
-random weights most scores are next to the same. DAB-DETR, which puts the images of all its layers into one dimension,
+torchvision's (rcnn) both stages, with 100 regions. DETR, Conditional DETR, Deformable DETR, RT-DETR, D-FINE, LW-DETR,
+RF-DETR, Table Transformer and YOLOS convert whole, up to logits and boxes. Two stages, and RT-DETR and those of its
+kind, pick their regions and queries by their scores. Where two have next to the same one, a conversion may give them in
+another order, or pick the other: each is compared with the nearest one here. With random weights most scores are next
+to the same. DAB-DETR, which puts the images of all its layers into one dimension,
 and YOLO-World, which has words beside them, are refused. Of torchvision's 80 classifiers all are here but
 regnet_y_128gf, whose weights take 2.6 GB, and vgg11_bn, which is timm's here; tests convert both. The page is made by
 `python tools/make_zoo_table.py`.
@@ -91,15 +91,12 @@ class Maps(Around):
         return {"boxes": maps["boxes"], "scores": maps["scores"]}
 
 
-class FirstStage(nn.Module):
-    """A two-stage detector of torchvision's as far as its regions are proposed from."""
+class BothStages(Around):
+    """A two-stage detector of torchvision's on images without padding, its regions in sides of the image."""
 
-    def __init__(self, net: Any):
-        super().__init__()
-        self.backbone, self.head = net.backbone, net.rpn.head
-
-    def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        return self.head(list(self.backbone(x).values()))
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        found = self.net(torch.cat((x, torch.ones_like(x[:, :1])), 1))
+        return found | {"proposals": found["proposals"] / x.shape[-1]}
 
 
 class Boxes(Around):
@@ -175,9 +172,10 @@ def dense(name: str) -> nn.Module:
     from torchvision.models import get_model
 
     net = get_model(name, weights=None, weights_backbone=None, num_classes=5)
-    if "rcnn" in name:
-        return FirstStage(net)
-    return msat_det.TorchvisionDetector(net, columns=list("abcde")).net
+    if "rcnn" not in name:
+        return msat_det.TorchvisionDetector(net, columns=list("abcde")).net
+    net.rpn._post_nms_top_n["testing"] = 100
+    return BothStages(msat_det.TorchvisionDetector(net, columns=list("abcde"), size=64).net)
 
 
 def timm(name: str, **options: Any) -> nn.Module:
@@ -210,7 +208,8 @@ PICKING = "rtdetr-l", "rtdetr-resnet50", "rt_detr", "rt_detr_v2", "d_fine", "lw_
 DETRS = "detr conditional_detr deformable_detr table_transformer yolos"
 DENSE = """
 ssdlite320_mobilenet_v3_large retinanet_resnet50_fpn retinanet_resnet50_fpn_v2 fcos_resnet50_fpn fasterrcnn_resnet50_fpn
-fasterrcnn_resnet50_fpn_v2 fasterrcnn_mobilenet_v3_large_fpn maskrcnn_resnet50_fpn keypointrcnn_resnet50_fpn
+fasterrcnn_resnet50_fpn_v2 fasterrcnn_mobilenet_v3_large_fpn maskrcnn_resnet50_fpn maskrcnn_resnet50_fpn_v2
+keypointrcnn_resnet50_fpn
 """
 FEATURES = """
 resnet50 mobilenetv2_100 mobilenetv3_large_100 mobilenetv4_conv_small efficientnet_b0 convnext_tiny hrnet_w18_small
@@ -315,7 +314,7 @@ def row(name: str) -> str:
         snn = msat_det.convert(observed, method=method, T=T, **options)
         try:
             got = snn.run(images[4:], T)[T]
-            found = error(in_order(got, wanted) if name in PICKING else got, wanted)
+            found = error(in_order(got, wanted) if name in PICKING or "rcnn" in name else got, wanted)
             cells += [f"{found:.3f}", f"{snn.counts[T].energy_ratio:.2f}"]
         except InputError as refusal:
             cells += [told(refusal), ""]

@@ -30,6 +30,7 @@ import msat_det
 from msat_det.base.config import Model
 from msat_det.base.errors import InputError
 from msat_det.graph.facts import facts
+from msat_det.methods import METHODS
 from msat_det.methods.observe import observe
 from msat_det.models import Detections, build_detector
 from msat_det.models.class_names import COCO_CLASSES
@@ -328,6 +329,16 @@ def test_two_stages_of_torchvisions_are_saved_with_what_surrounds_them(tmp_path:
         assert len(one) == 7
         assert torch.equal(one.boxes, other.boxes)
         assert one.names == other.names
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_takes_two_stages(method: str) -> None:
+    detector, images, pixels, wanted = of_two_stages()
+    snn = msat_det.convert(detector, [images], method, T=4)
+    outputs = snn.run(pixels, 4)[4]
+    assert {key: value.shape for key, value in outputs.items()} == {key: value.shape for key, value in wanted.items()}
+    assert all(value.isfinite().all() for value in outputs.values())
+    assert snn.counts[4].energy.min() > 0
 
 
 def test_a_file_cannot_make_regions_cost_what_it_likes() -> None:

@@ -100,10 +100,9 @@ class TwoStage:
 
     def one_by_one(self, outputs: dict[str, Tensor], sizes: list[Size]) -> list[dict[str, Tensor]]:
         """The boxes by torchvision's own code. sizes: (h, w) of each image."""
-        regions = outputs["proposals"]
-        valid = _has_area(regions)
+        valid = _has_area(outputs["proposals"])
         given = outputs["cls_logits"][valid], outputs["bbox_regression"][valid]
-        regions = [boxes[known] for boxes, known in zip(regions, valid, strict=True)]
+        regions = [boxes[known] for boxes, known in zip(outputs["proposals"], valid, strict=True)]
         found = self.limits.postprocess_detections(*given, regions, sizes)
         return [dict(zip(("boxes", "scores", "labels"), image, strict=True)) for image in zip(*found, strict=True)]
 
