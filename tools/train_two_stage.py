@@ -8,6 +8,7 @@ the pictures that it is measured on those of data/voc. Needs the emoji font: apt
 import sys
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -30,7 +31,16 @@ from msat_det.run.arguments import Parser, whole
 from msat_det.run.terminal import once
 
 SIDE, BATCH = 192, 16
-METHODS = ("delta-2", "delta-3", "signed-b3", "msat-signed-b3")
+METHODS: dict[str, dict[str, Any]] = {  # labels, and options
+    "delta-3": {},
+    "delta-3-linear": {"method": "delta-3", "spiking_linear": True},
+    "delta-2-linear": {"method": "delta-2", "spiking_linear": True},
+    "signed-b3": {},
+    "signed-b7": {},
+    "staged-4": {},
+    "msat-signed-b3": {},
+    "msat": {},
+}
 RECORD = (1, 2, 4, 8, 16, 32)
 
 
@@ -87,14 +97,15 @@ def train(model: FasterRCNN, pictures: int, steps: int) -> None:
     model.eval()
 
 
-def measure(detector: msat_det.TorchvisionDetector, method: str) -> None:
+def measure(detector: msat_det.TorchvisionDetector, label: str) -> None:
     """Print what a conversion keeps at each recorded timestep: mAP, mAP50, and energy over the float network's."""
+    options = {"method": label} | METHODS[label]
     calibration = build_dataset("voc", PROJECT / "data" / "voc", "trainval")
-    snn = msat_det.convert(detector, [[calibration[i].image for i in range(48)]], method)
+    snn = msat_det.convert(detector, [[calibration[i].image for i in range(48)]], **options)
     dataset, last = build_dataset("voc", PROJECT / "data" / "voc", "test"), RECORD[-1]
     found: dict[int, dict] = {t: {} for t in RECORD}
     energy: dict[int, list[float]] = {t: [] for t in RECORD}
-    for first in Progress(range(0, len(dataset), BATCH), desc=method, unit="batch"):
+    for first in Progress(range(0, len(dataset), BATCH), desc=label, unit="batch"):
         samples = [dataset[i] for i in range(first, min(first + BATCH, len(dataset)))]
         for t, boxes in snn.detect([sample.image for sample in samples], last, RECORD).items():
             found[t] |= {sample.id: one for sample, one in zip(samples, boxes, strict=True)}
@@ -102,7 +113,7 @@ def measure(detector: msat_det.TorchvisionDetector, method: str) -> None:
     for t in RECORD:
         scores = evaluate(dataset, found[t], detector.classes)
         ratio = sum(energy[t]) / len(energy[t])
-        print(f"{method} t = {t}: mAP {scores['mAP']:.2f}, mAP50 {scores['mAP50']:.2f}, energy {ratio:.2f}", flush=True)
+        print(f"{label} t = {t}: mAP {scores['map']:.2f}, mAP50 {scores['map50']:.2f}, energy {ratio:.2f}", flush=True)
 
 
 @once
@@ -113,7 +124,6 @@ def main(argv: list[str]) -> None:
         parser.add_argument(
             f"--{name}", type=whole(1, 2**31 - 1), default=number, metavar="N", help=f"default: {number}"
         )
-    parser.add_argument("--methods", nargs="+", default=METHODS, help=f"default: {' '.join(METHODS)}")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     model = small_rcnn()
@@ -124,9 +134,9 @@ def main(argv: list[str]) -> None:
         save_file(model.state_dict(), options.file)
     detector = msat_det.TorchvisionDetector(model, ["__background__", *VOC_CLASSES], SIDE)
     floated = score(detector, build_dataset("voc", PROJECT / "data" / "voc", "test"))
-    print(f"float: mAP {floated['mAP']:.2f}, mAP50 {floated['mAP50']:.2f}")
-    for method in options.methods:
-        measure(detector, method)
+    print(f"float: mAP {floated['map']:.2f}, mAP50 {floated['map50']:.2f}")
+    for label in METHODS:
+        measure(detector, label)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from torch.fx.node import Node
 
 from msat_det.base.checks import present
 from msat_det.graph.channels import Axis, channels
-from msat_det.graph.ops import Activation, Kind
+from msat_det.graph.ops import PROPOSALS, Activation, Kind
 
 _KEY = "facts"  # of Node.meta, which goes along when a graph is copied
 Shape = tuple[int, ...]
@@ -95,6 +95,11 @@ def is_site(node: Node) -> bool:
 def is_mask(known: Output | Facts) -> bool:
     """Whether a node gives no real numbers: in a simulation that is a value by itself, never a part of a sum."""
     return known.dtype is not None and not known.dtype.is_floating_point
+
+
+def stands_alone(known: Facts) -> bool:
+    """Whether what a node gives is taken as it is, and no running mean of it: masks, and the regions of two stages."""
+    return is_mask(known) or known.op == PROPOSALS
 
 
 def output_of(value: Any) -> Output:

@@ -20,7 +20,7 @@ from torch.fx.node import Node
 
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
-from msat_det.graph.facts import Output, amend, facts, full_shape, is_judged, is_mask, is_site, output_of
+from msat_det.graph.facts import Output, amend, facts, full_shape, is_judged, is_site, output_of, stands_alone
 from msat_det.graph.inputs import AS_IT_TAKES, MISFIT, Batch, as_input, kind, mend, name_of, reason
 from msat_det.graph.ops import Kind
 from msat_det.graph.precision import arithmetic
@@ -268,9 +268,10 @@ def called(graph: Graph, node: Node) -> str:
 
 
 def mean_inputs(node: Node, moving: set[Node]) -> list[Node]:
-    """The inputs on whose running means a differential node acts: those that change in time, masks apart."""
+    """The inputs on whose running means a differential node acts: those that change in time, but for what stands
+    alone."""
     known = ((n, facts(n)) for n in node.all_input_nodes if n in moving)
-    return [n for n, it in known if it.kind is not Kind.SHAPE and not is_mask(it)]
+    return [n for n, it in known if it.kind is not Kind.SHAPE and not stands_alone(it)]
 
 
 def measure(graph: Graph, batch: Batch) -> dict[Node, Output]:

@@ -119,7 +119,8 @@ NEUTRAL = {
 # Their result is true or false: a mask, which acts on what it meets at once and is never summed up.
 COMPARISONS = {"gt", "ge", "lt", "le", "eq", "ne", "and", "or", "xor", "invert"}
 COMPARISONS |= {"logicaland", "logicalor", "logicalxor", "logicalnot"}
-REGIONS = {"regionproposals", "pooledregions"}  # of ``regions``: how many there are differs by image
+PROPOSALS = "regionproposals"
+REGIONS = {PROPOSALS, "pooledregions"}  # of ``regions``: how many there are differs by image
 CHOICES = {"where", "maskedfill"}  # linear where their condition does not come from an image
 DIFFERENTIAL = {
     *MAX_POOLINGS,

@@ -12,8 +12,6 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 from torchvision.ops import batched_nms, roi_align
 
-ROUNDS = 32
-RANGE, FACTORS = 1 << 31, (40503, 2654435761, 2246822519)  # odd ones: no two numbers come to the same
 LARGEST_GROWTH = math.log(1000 / 16)  # of a box over its anchor, in exponents: torchvision's bound
 EPSILON = 1e-6  # of a level, as torchvision has it
 
@@ -35,9 +33,8 @@ def region_proposals(
     of all levels, the A of a cell side by side. edges: (B, 4) w h w h of each image, which boxes are clipped to.
     Of each level the best ``before`` boxes enter suppression above ``iou``, but for those with a score below ``score``
     or a side below ``smallest``; of what it leaves in all levels the best ``after`` are taken.
-    Returns (B, K, 4), K being ``after`` or, where there are fewer, the boxes that enter. Each lies in a row of its
-    anchor's own as far as that can be (``_rows``), for the neurons behind it remember what was there before; rows left
-    over are 0, boxes without an area.
+    Returns (B, K, 4), K being ``after`` or, where there are fewer, the boxes that enter, in the order of their anchors:
+    a change of scores alone moves none of them. Rows left over are 0, boxes without an area.
     """
     given = (*objectness, *offsets, edges)
     if has_torch_function(given):
@@ -64,31 +61,7 @@ def region_proposals(
         row[batched_nms(inside, score_of, levels, iou)[:after]] = True
     kept &= valid
     order = places.where(kept, len(anchors)).argsort(1)[:, :count]
-    boxes = boxes.where(kept[..., None], 0.0).take_along_dim(order[..., None], 1)
-    rows = _rows(places.gather(1, order), kept.gather(1, order))
-    return torch.zeros_like(boxes).scatter(1, rows[..., None].expand_as(boxes), boxes)
-
-
-def _rows(anchors: Tensor, kept: Tensor) -> Tensor:
-    """For each of K anchors one of K rows, (B, K): a row that it shares with few, so that it mostly stays there when
-    others come and go.
-
-    kept: which of them there are. Each asks for rows in an order of its own, drawn by its number, and gives way to
-    those that go before it, in an order drawn once for all: deferred acceptance (Gale & Shapley 1962). After ``ROUNDS``
-    the few that have none take what is left.
-    """
-    count = anchors.shape[1]
-    rank, first, step = ((anchors * factor) % RANGE for factor in FACTORS)
-    tries = torch.zeros_like(anchors)
-    for _ in range(ROUNDS):
-        row = ((first + tries * step) % count).where(kept, count)
-        best = torch.full_like(row[:, :1], RANGE).repeat(1, count + 1).scatter_reduce(1, row, rank, "amin")
-        has = kept & (best.gather(1, row) == rank)
-        tries += ~has
-    free = torch.ones_like(best).scatter_(1, row.where(has, count), 0)[:, :count]
-    last = free.argsort(dim=1, descending=True, stable=True)  # the free ones first
-    homeless = has.byte().argsort(dim=1, stable=True)
-    return row.where(has, torch.zeros_like(row).scatter(1, homeless, last))
+    return boxes.where(kept[..., None], 0.0).take_along_dim(order[..., None], 1)
 
 
 def _moved(anchors: Tensor, offsets: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from msat_det.base.checks import present
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
 from msat_det.graph.divisors import division_before
-from msat_det.graph.facts import facts, is_mask, is_site
+from msat_det.graph.facts import facts, is_site, stands_alone
 from msat_det.graph.fanout import is_pool
 from msat_det.graph.graph import Graph, elements, mean_inputs, module_of, where
 from msat_det.graph.inputs import Batch
@@ -188,7 +188,8 @@ class Run(Counting):
         """A differential node over a chunk."""
         if node not in self.sums:
             reach = self.fanout.reach(node, self.device) if is_pool(node) and node in self.fanout.spikes else None
-            self.sums[node] = Differential(node, self.graph, self.schedule.moving, reach)
+            kind = Proposals if facts(node).op == ops.PROPOSALS else Differential
+            self.sums[node] = kind(node, self.graph, self.schedule.moving, reach)
         return self.sums[node].run(values)
 
     def counted_pools(self) -> list[Node]:
@@ -207,7 +208,8 @@ class Run(Counting):
             means = {node: (o - self.early[node]) / (t - self.late) for node, o in sums.items()}
         else:
             means = {node: o / t for node, o in sums.items()}
-        return readout(self.graph, self.schedule, self.static, means)
+        held = {node: each.held for node, each in self.sums.items() if isinstance(each, Proposals)}
+        return readout(self.graph, self.schedule, self.static, means | held)
 
 
 def refuse_nan(node: Node, counts: Tensor, t: int) -> None:
@@ -279,7 +281,7 @@ class ShapeValues(dict):
 class Differential:
     """A node g that acts on running means: d(t) = n·g(X̄(t)) − (n−1)·g(X̄(t−1)), n = t + 1, X̄ the running
     means of its inputs; the second term is 0 at the first timestep. The running mean of d is g of the running mean. Of
-    a mask there is no difference: it is g(X̄(t)) itself, and taken as it is by the nodes behind it.
+    what stands alone there is no difference: it is g(X̄(t)) itself, and taken as it is by the nodes behind it.
 
     reach: (C, …) fan-out of its differences, which are counted then: (B, 2) of each image, Σ[d≠0] and times fan-out.
     """
@@ -322,7 +324,7 @@ class Differential:
             self.sums[source] = _alone(sums)
             running[source] = sums.flatten(0, 1)
         total = weighed(self.graph, self.node, values, running, n)
-        if is_mask(facts(self.node)):
+        if stands_alone(facts(self.node)):
             return total
         rows = total.unflatten(0, (steps, -1))
         difference = torch.empty_like(rows)
@@ -330,6 +332,26 @@ class Differential:
         torch.sub(rows[1:], rows[:-1], out=difference[1:])
         self.last = _alone(rows)
         return difference.flatten(0, 1)
+
+
+class Proposals(Differential):
+    """The regions of a two-stage detector, (steps·B, K, 4): those of the running means at timestep 1, 2, 3, 5, 9, 17,
+    …, each held up to the next of these.
+
+    What a neuron of the second stage has sent by t is the sum over t timesteps. When it is shown another region, it has
+    all of that to make good, and is given as much time again for it.
+    """
+
+    held: Tensor
+
+    def run(self, values: Chunk) -> Tensor:
+        rows = super().run(values).unflatten(0, (values.steps, -1))
+        for k, before in enumerate(range(values.t0, values.t0 + values.steps)):
+            if before & (before - 1):  # no power of two, and not 0
+                rows[k] = self.held
+            self.held = rows[k]
+        self.held = _alone(rows)
+        return rows.flatten(0, 1)
 
 
 def _alone(rows: Tensor) -> Tensor:

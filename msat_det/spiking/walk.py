@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from msat_det.graph.facts import facts, is_mask
+from msat_det.graph.facts import facts, stands_alone
 from msat_det.graph.fanout import HOMOGENEOUS
 from msat_det.graph.graph import Graph
 from msat_det.graph.inputs import Batch
@@ -60,15 +60,17 @@ def advance(schedule: Schedule, values: Values) -> None:
 
 
 def readout(graph: Graph, schedule: Schedule, static: Mapping[Node, Any], sites: Mapping[Node, Tensor]) -> Any:
-    """The network's outputs. sites: of each of ``schedule.readout_sites`` what stands for its activation."""
+    """The network's outputs. sites: of each of ``schedule.readout_sites`` what stands for its activation, and values
+    of other nodes that are not to be evaluated."""
     values = {**static, **sites}
     for node in schedule.readout:
-        values[node] = graph.evaluate(node, values)
+        if node not in values:
+            values[node] = graph.evaluate(node, values)
     return graph.evaluate(graph.nodes[-1], values)
 
 
 def weighed(graph: Graph, node: Node, values: Any, sums: dict[Node, Tensor], n: Tensor) -> Any:
-    """n·g(X̄) of a differential node g, whose differences in time are what it gives; of a mask g(X̄).
+    """n·g(X̄) of a differential node g, whose differences in time are what it gives; of what stands alone g(X̄).
 
     sums: running sums X of its ``mean_inputs``, X̄ = X / n. values: of its other inputs, by ``[node]``. n: timesteps, ()
     or one for as many rows each. Where g commutes with a positive factor, n cancels.
@@ -76,7 +78,7 @@ def weighed(graph: Graph, node: Node, values: Any, sums: dict[Node, Tensor], n: 
     homogeneous = facts(node).op in HOMOGENEOUS
     means = sums if homogeneous else {source: total / _column(n, total) for source, total in sums.items()}
     g = graph.evaluate(node, ChainMap(means, values))
-    return g if homogeneous or is_mask(facts(node)) else g * _column(n, g)
+    return g if homogeneous or stands_alone(facts(node)) else g * _column(n, g)
 
 
 def _column(n: Tensor, like: Tensor) -> Tensor:

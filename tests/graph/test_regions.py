@@ -10,7 +10,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
 from torchvision.ops import MultiScaleRoIAlign
 
-from msat_det.graph.regions import _rows, pooled_regions, region_proposals
+from msat_det.graph.regions import pooled_regions, region_proposals
 
 SIZES = [(64, 64), (40, 56)]  # h, w of the images in a batch of 64 × 64
 LEVELS = ((16, 16), (8, 8), (4, 4))
@@ -68,22 +68,3 @@ def test_what_is_pooled_is_torchvisions(levels: tuple, canonical: tuple[int, int
     expected = pool(named, list(boxes), [(64, 64)] * 2)
     found = pooled_regions(features, boxes, [level[0] / 64 for level in levels], (7, 7), 2, canonical)
     torch.testing.assert_close(found, expected, atol=0, rtol=0)
-
-
-@pytest.mark.parametrize("count", [1, 2, 150, 1000])
-def test_a_region_mostly_keeps_its_row_when_others_come_and_go(count: int) -> None:
-    random = torch.Generator().manual_seed(3)
-    before = torch.stack([torch.randperm(50_000, generator=random)[:count].sort().values for _ in range(2)])
-    kept = torch.rand(2, count, generator=random) > 0.05
-    after = before.clone()
-    after[:, :: max(count // 10, 1)] += 50_000  # ten of them make room for others
-    after, order = after.sort(1)
-    rows, then = _rows(before, kept), _rows(after, kept.gather(1, order))
-    for image in range(2):
-        assert sorted(rows[image].tolist()) == list(range(count))
-        was = dict(zip(before[image][kept[image]].tolist(), rows[image][kept[image]].tolist(), strict=True))
-        now = dict(zip(after[image].tolist(), then[image].tolist(), strict=True))
-        stay = [was[anchor] == now[anchor] for anchor in was if anchor in now]
-        assert sum(stay) >= 0.7 * len(stay)
-    alone = _rows(before[1:], kept[1:])
-    assert torch.equal(alone, rows[1:])

@@ -362,17 +362,28 @@ def test_a_step_of_two_stages_is_no_onnx() -> None:
         Step(msat_det.convert(detector, [images], "delta-3"))
 
 
-def test_rate_coding_comes_closer_with_time_for_regions_keep_their_neurons() -> None:
+def test_rate_coding_comes_closer_with_time() -> None:
     detector, images, pixels, wanted = of_two_stages()
     snn = msat_det.convert(detector, [images], "signed-b7")
     found = snn.run(pixels, 256, (4, 16, 64, 256))
     lost, errors = zip(*(apart(found[t], wanted) for t in (4, 64, 256)), strict=True)
     assert lost[2] < lost[1] < lost[0]
     assert errors[2] < errors[1] < errors[0]
-    assert errors[2] < 0.02
-    snn.chunk = 3
-    for t, outputs in snn.run(pixels, 16, (4, 16)).items():
-        assert max(apart(outputs, found[t])) < 1e-3
+    assert errors[1] < 0.04  # of regions that are another choice in every timestep .14
+    assert errors[2] < 0.01
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8])
+def test_regions_are_held_for_as_long_as_they_have_been_looked_for(chunk: int) -> None:
+    detector, images, pixels, _ = of_two_stages()
+    snn = msat_det.convert(detector, [images], "signed-b3")
+    snn.chunk = chunk
+    regions = {t: outputs["proposals"] for t, outputs in snn.run(pixels, 10, range(1, 11)).items()}
+    for picked, until in ((1, 1), (2, 2), (3, 4), (5, 8), (9, 10)):
+        assert all(torch.equal(regions[t], regions[picked]) for t in range(picked, until + 1))
+        assert picked == 1 or not torch.equal(regions[picked], regions[picked - 1])
+    alone = snn.run(pixels[1:], 10)[10]
+    torch.testing.assert_close(alone["proposals"], regions[10][1:], atol=1e-3, rtol=1e-4)
 
 
 def test_stages_of_ones_own_are_refused_in_a_sentence() -> None:
