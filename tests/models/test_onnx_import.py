@@ -233,6 +233,10 @@ CASES: list[tuple[str, tuple[int, ...], list[onnx.NodeProto], dict[str, Any]]] =
                                    node("Mul", "x f", "y")],
      {"two": np.array(2), "zero": np.array(0)}),
     ("rows of images", (13,), one("Transpose", perm=[1, 0, 2, 3]), {}),
+    *(("DequantizeLinear", (opset,), [node("DequantizeLinear", "q s z", "w", **axis), node("Conv", "x w", "y")],
+       {"q": RANDOM.integers(-128, 128, (6, 4, 3, 3)).astype(np.int8), "s": np.abs(weights(*sizes)),
+        "z": RANDOM.integers(-9, 9, sizes).astype(np.int8)})
+      for opset, axis, sizes in ((10, {}, ()), (13, {"axis": 0}, (6,)), (19, {"axis": -4}, (6,)), (13, {}, (4,)))),
     ("images inside", (13,), [node("Transpose", "x", "a", perm=[1, 2, 0, 3]),
                               node("MaxPool", "a", "b", kernel_shape=[1, 2]),
                               node("Transpose", "b", "y", perm=[2, 0, 1, 3])],
@@ -393,6 +397,11 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
         [node("DynamicQuantizeLinear", "x", "y scale zero")],
         {},
     ),
+    r"'QuantizeLinear' is not known: the file is quantised": (
+        [node("QuantizeLinear", "x s", "q"), node("DequantizeLinear", "q s", "y")], {"s": 0.1}),
+    "it is quantised in blocks": (
+        [node("DequantizeLinear", "q s", "w", block_size=2), node("Add", "x w", "y")],
+        {"q": np.ones((6, 8), np.int8), "s": np.ones((3, 8))}),
     r"operator 'com.microsoft::FusedConv' is not known": (
         [onnx.helper.make_node("FusedConv", ["x"], ["y"], domain="com.microsoft")],
         {},
@@ -530,6 +539,53 @@ def test_files_from_before_it_was_noted(tmp_path: Path) -> None:
         msat_det.load_detector(path, outputs=["c8", "c16"])
 
 
+class Decoding(nn.Module):
+    """A YOLOv5 that decodes its boxes, as its own exporter leaves it, with one class. anchors: (levels, 3, 2)."""
+
+    def __init__(self, anchors: Tensor, strides: tuple[int, ...]):
+        super().__init__()
+        self.anchors, self.strides = anchors, strides
+        self.maps = nn.ModuleList(nn.Conv2d(3, 18, stride, stride) for stride in strides)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = []
+        for conv, anchors, stride in zip(self.maps, self.anchors, self.strides, strict=True):
+            maps = conv(x).unflatten(1, (3, 6)).movedim(2, -1).sigmoid()  # (B, 3, h, w, 6)
+            h, w = maps.shape[2:4]
+            rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+            places = torch.stack((columns, rows), -1)
+            centre = (2 * maps[..., :2] - 0.5 + places) * stride
+            sides = (2 * maps[..., 2:4]) ** 2 * anchors.reshape(1, 3, 1, 1, 2)
+            found.append(torch.cat((centre, sides, maps[..., 4:]), -1).flatten(1, 3))
+        return torch.cat(found, 1)
+
+
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's exporter
+@pytest.mark.parametrize("strides", [(8, 16, 32), (8, 16, 32, 64)])
+def test_a_yolov5s_anchors_are_those_of_its_file(strides: tuple[int, ...], tmp_path: Path) -> None:
+    """YOLOv7's, say, or those that its training fitted: its boxes are the file's own."""
+    path, size = tmp_path / "net.onnx", (64, 128)
+    anchors = torch.rand(len(strides), 3, 2) * 100 + 5
+    torch.onnx.export(
+        Decoding(anchors, strides).eval(), (torch.rand(1, 3, *size),), path, dynamo=False, opset_version=17
+    )
+    one = msat_det.load_detector(path, "yolov5", ["cat"])
+    assert one.strides == strides
+    torch.testing.assert_close(torch.tensor(one.anchors).reshape(-1, 3, 2), anchors)
+    batch = torch.rand(2, 3, *size)
+    with torch.no_grad():
+        boxes, scores = one.found(one.net(batch))
+    own = onnxruntime_outputs(path, batch)[0].split([3 * size[0] * size[1] // s**2 for s in strides], 1)
+    own = torch.cat([rows.unflatten(1, (3, -1)).transpose(1, 2).flatten(1, 2) for rows in own], 1)
+    centre, sides, objectness, classes = own.split((2, 2, 1, 1), -1)
+    torch.testing.assert_close(boxes, torch.cat((centre - sides / 2, centre + sides / 2), -1), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(scores, objectness * classes)
+    given = msat_det.load_detector(path, "yolov5", ["cat"], anchors=[[8] * 6] * len(strides))
+    assert set(sum(given.anchors, ())) == {8}
+    raw = msat_det.load_detector(path, "yolov5", ["cat"], size=size, outputs=one.names)
+    assert raw.anchors == one.anchors
+
+
 @pytest.mark.parametrize("strides", [(16, 32), (4, 8, 16), (2, 4, 8, 16)])
 def test_maps_say_their_strides(strides: tuple[int, ...], tmp_path: Path) -> None:
     """Of networks with other levels than usual, P2 or P6 say; a map of one cell could be of many."""
@@ -628,6 +684,18 @@ def test_queries_chosen_in_another_way_are_refused(tmp_path: Path) -> None:
         msat_det.load_detector(path, "rtdetr", ["cat", "dog", "hen"])
     found = msat_det.load_detector(path, "rtdetr", ["cat", "dog", "hen"], outputs=["logits", "pred_boxes"])
     assert found.names == ["logits", "pred_boxes"]
+
+
+def test_quantised_files_are_named_so(tmp_path: Path) -> None:
+    """Also where no convolution is left, as onnxruntime's dynamic quantisation leaves it."""
+    nodes = [
+        node("DynamicQuantizeLinear", "x", "q s z"),
+        node("ConvInteger", "q w z", "i"),
+        node("Cast", "i", "y", to=1),
+    ]
+    path = write_onnx(tmp_path / "net.onnx", nodes, constants={"w": np.ones((1, 4, 3, 3), np.uint8)})
+    with pytest.raises(InputError, match="its convolutions are quantised: give the float file that it was made of"):
+        msat_det.load_detector(path, "yolov8", ["cat"])
 
 
 @pytest.mark.parametrize("head", ["rtdetr", "yolov8"])

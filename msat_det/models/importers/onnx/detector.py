@@ -11,6 +11,7 @@ from msat_det.base.errors import InputError
 from msat_det.base.files import show
 from msat_det.models.headed import HEAD_KEYS, HeadDetector, head_options
 from msat_det.models.heads import HEADS, strides_of
+from msat_det.models.importers.onnx.anchors import decoded_anchors
 from msat_det.models.importers.onnx.cut import raw_outputs, raw_queries
 from msat_det.models.importers.onnx.file import OnnxFile, read_onnx
 from msat_det.models.importers.onnx.network import network_of
@@ -61,6 +62,8 @@ def _detector(
     net = network_of(file, None if size is None else as_size(size), names)
     own: dict[str, Any] = {"names": net.meta["outputs"], "nms_iou": said.get("nms_iou")}
     own["strides"] = strides_of(net.meta["shapes"], net.meta["size"], HEADS.find(head).strides)
+    if head == "yolov5" and options.get("anchors") is None and (anchors := decoded_anchors(file, net)):
+        own |= {"strides": list(anchors), "anchors": list(anchors.values())}
     try:
         return HeadDetector(net, head, classes or "coco", net.meta["size"], **own | options).check()
     except InputError as error:
@@ -70,6 +73,8 @@ def _detector(
 def _raw(file: OnnxFile, head: str) -> list[str]:
     of_queries = not HEADS.find(head).strides
     names = raw_queries(file) if of_queries else raw_outputs(file)
+    if not names and any("Integer" in node.op or "QLinear" in node.op for node in file.nodes):
+        raise InputError(f"{file.path}: its convolutions are quantised: give the float file that it was made of")
     if not names:
         why = "its queries are chosen in an unknown way" if of_queries else "no convolution leads to its outputs"
         raise InputError(f"{file.path}: {why}: name the raw ones (outputs)")

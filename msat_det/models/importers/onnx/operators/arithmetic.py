@@ -57,6 +57,19 @@ def mod(n: Call, x: Value, y: Value) -> Value:
     return n.run(torch.fmod if n.get("fmod", 0) else torch.remainder, x, y)
 
 
+@operator("DequantizeLinear")
+def dequantize(n: Call, x: Value, scale: Value, zero: Value | None = None) -> Value:
+    """Weights that lie in the file as whole numbers, with one scale, or one for each place along ``axis``."""
+    values, factor = n.constant(x, "input"), n.constant(scale, "scale")
+    middle = torch.zeros_like(factor) if zero is None else n.constant(zero, "zero point")
+    if n.get("block_size", 0) or factor.dim() > 1:
+        raise n.refuse("it is quantised in blocks", "give the float file that it was made of")
+    if factor.numel() > 1:
+        each = [-1] + [1] * (values.dim() - 1 - n.get("axis", 1) % values.dim())
+        factor, middle = factor.reshape(each), middle.reshape(each)
+    return (values - middle) * factor
+
+
 @operator("IsNaN")
 def is_nan(n: Call, x: Value) -> Value:
     return n.run(python.ne, x, x)

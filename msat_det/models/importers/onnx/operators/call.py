@@ -13,7 +13,7 @@ from msat_det.models.importers.onnx.file import OnnxNode
 
 MOST_PARTS = 4096
 MIXED = "it mixes the images of a batch"
-FREE = "export the network for a batch that stays free"
+FREE = "export the network for a batch that stays free, or convert the module that it was made of"
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,4 @@ def _by_image(n: Call, x: Value, sizes: Sequence[int]) -> Value:
     """The images (1 for a constant) in a dimension of their own before all others, which become these."""
     if isinstance(x, Tensor):
         return n.run(torch.reshape, x, [1, *sizes])
-    if x.images:
-        apart = n.run(torch.reshape, x, [*x.shape[: x.images], -1, *x.shape[x.images :]])
-        x = n.run(torch.movedim, apart, x.images, 0)
-    return n.run(torch.reshape, x, [-1, *sizes])
+    return n.run(torch.reshape, n.building.in_front(x), [-1, *sizes])
