@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -198,6 +199,33 @@ def test_odd_operations(tmp_path: Path) -> None:
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
+class Pair(NamedTuple):
+    scores: Tensor
+    maps: Any
+
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        x = self.conv(x).relu()
+        return {"found": Pair(x.mean((2, 3)), [x, Pair(x.amax((2, 3)), None)])}
+
+
+def test_named_tuples_keep_their_names(tmp_path: Path) -> None:
+    """Of fields and type; the class is a new one, for none of the file's code is run."""
+    snn = msat_det.convert(randomise(Named()), [images()], "constant", signed=True)
+    snn.save(tmp_path / "a")
+    expected, got = (one.run(images(), 4)[4]["found"] for one in (snn, msat_det.load(tmp_path / "a")))
+    assert (type(got).__name__, got._fields) == ("Pair", ("scores", "maps"))
+    assert type(got.maps[1]) is type(got) is not type(expected)
+    assert got.maps[1].maps is None
+    pairs = zip(pytree.tree_leaves(got), pytree.tree_leaves(expected), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs if isinstance(a, Tensor))
+
+
 class Placed(nn.Module):
     """What transformers and heads make of sizes: grids, positions along a mask, triangles."""
 
@@ -375,6 +403,11 @@ CHANGES = {
     "huge input": lambda d: d["graph"]["inputs"][0].__setitem__(1, [3, 2**20, 2**20]),
     "negative input": lambda d: d["graph"]["inputs"][0].__setitem__(1, [3, -1, 96]),
     "outputs": lambda d: d["graph"].update(outputs={"tuple": [0, 2]}),
+    "named": lambda d: d["graph"].update(outputs={"named": ["Pair", ["a, b=print()", 0]]}),
+    "named twice": lambda d: d["graph"].update(outputs={"named": ["Pair", ["a", 0], ["a", 1]]}),
+    "named by a word of Python": lambda d: d["graph"].update(outputs={"named": ["class", ["a", 0]]}),
+    "named by a list": lambda d: d["graph"].update(outputs={"named": [[], ["a", 0]]}),
+    "named by nothing": lambda d: d["graph"].update(outputs={"named": []}),
     "deep": lambda d: d["graph"].update(outputs=json.loads("[" * 900 + "]" * 900)),
     "analog": lambda d: d["graph"].update(analog=["nowhere"]),
     "graph": lambda d: d.update(graph=[]),

@@ -1,6 +1,8 @@
 """The arguments of a graph's nodes and layers as JSON and back: what JSON does not know stands as {kind: content}."""
 
-from collections import OrderedDict
+from collections import OrderedDict, namedtuple
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -24,7 +26,10 @@ def encode(value: Any, node: str) -> Any:
     """A value as JSON. Raises InputError, naming the node that has it, for what can't be saved."""
     if isinstance(value, fx.Node):
         return {"node": value.name}
-    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+    if isinstance(value, tuple) and (keys := getattr(value, "_fields", ())):
+        items = [[key, encode(item, node)] for key, item in zip(keys, value, strict=True)]
+        return {"named": [type(value).__name__, *items]}
+    if isinstance(value, tuple):
         return {"tuple": [encode(item, node) for item in value]}
     if isinstance(value, list):
         return [encode(item, node) for item in value]
@@ -59,11 +64,22 @@ def decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
         return nodes[content]
     if tag == "tuple":
         return tuple(decode(item, nodes) for item in content)
+    if tag == "named":
+        (name, *items) = content
+        return _named(name, tuple(key for key, _ in items))(*(decode(item, nodes) for _, item in items))
     if tag == "slice":
         return slice(*(decode(item, nodes) for item in content))
     if tag in _DICTS:
         return _DICTS[tag]((_key(k), decode(v, nodes)) for k, v in content)
     return _TABLES[tag][1][content]
+
+
+@lru_cache(64)
+def _named(name: str, fields: tuple[str, ...]) -> Callable[..., tuple]:
+    """The class of a named tuple, the same one for all that are alike. Raises InputError for what are no names."""
+    if not all(isinstance(word, str) and word.isidentifier() and len(word) < 300 for word in (name, *fields)):
+        raise InputError(f"a named tuple {show(name)} of {show(fields)}: names must be identifiers")
+    return namedtuple(name, fields)
 
 
 def _key(key: Any) -> str | int:
