@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -247,6 +248,26 @@ class Beside(nn.Module):
         places = torch.stack(torch.meshgrid(torch.arange(w) + 0.5, torch.arange(h) + 0.5, indexing="xy"), -1)
         maps = torch.div(input=self.head(x), other=2.0) + torch.mul(input=x.mean(1, True), other=x.mean(1, True))
         return {"maps": maps.view(size=(-1, 6, h * w)), "places": places, "size": (h, w), "masks": None, "n": 6}
+
+
+class Parts(NamedTuple):
+    maps: Tensor
+    scores: Tensor
+
+
+class InFields(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> tuple[None, Parts]:
+        x = self.conv(x).relu()
+        return None, Parts(x, x.mean((2, 3)))
+
+
+def test_fields_name_outputs() -> None:
+    """They were called output.1..maps."""
+    assert Step(msat_det.convert(randomise(InFields()), [images()])).outputs == ["output.1.maps", "output.1.scores"]
 
 
 def test_outputs_that_are_no_tensors(tmp_path: Path) -> None:

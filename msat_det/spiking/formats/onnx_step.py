@@ -159,9 +159,14 @@ class _Timestep(Values):
 
 def _output_names(snn: SpikingNetwork) -> list[str]:
     """``output`` and the way to it in the network's own nest, output.0.boxes; numbers and None among them have none."""
+
+    def word(step: Any) -> str:
+        """Of a way: a dict's key, a place in a list, or a field's name."""
+        return str(next(getattr(step, kind) for kind in ("key", "idx", "name") if hasattr(step, kind)))
+
     outputs = snn.graph(_blank_images(snn.graph, 1))
     paths = [path for path, value in pytree.tree_flatten_with_path(outputs)[0] if isinstance(value, Tensor)]
-    return [".".join(["output", *(str(getattr(k, "key", getattr(k, "idx", k))) for k in path)]) for path in paths]
+    return [".".join(["output", *map(word, path)]) for path in paths]
 
 
 def _blank_images(graph: Graph, images: int) -> dict[str, Tensor]:
