@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from msat_det.base.config import Model
 from msat_det.base.errors import InputError
 from msat_det.data.base import class_names
+from msat_det.graph.inputs import MISFIT, reason
 from msat_det.models.class_names import read_names
 from msat_det.models.detector import Detections
 from msat_det.models.heads import HEADS, Levels, cells_of, named, parts_of, raw_parts
@@ -89,7 +90,15 @@ class HeadDetector:
         """This detector, if its network's outputs fit the head; else InputError. One blank image goes through it."""
         device = next((p.device for p in self.net.parameters()), None)
         with torch.no_grad():
-            self.found(self.net(torch.zeros(1, 3, *self.size, device=device)))
+            try:
+                outputs = self.net(torch.zeros(1, 3, *self.size, device=device))
+            except MISFIT as error:
+                height, width = self.size
+                mend = "give a network of one image of three channels, or a size that it takes"
+                raise InputError(
+                    f"an image (1, 3, {height}, {width}) does not fit it ({reason(error)}): {mend}"
+                ) from error
+            self.found(outputs)
         return self
 
     def preprocess(self, image: Tensor) -> tuple[Tensor, Geometry]:

@@ -3,6 +3,7 @@
 import copy
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ from torch import Tensor, nn
 
 import msat_det
 from msat_det import load_onnx
+from msat_det.base.config import Model
 from msat_det.base.errors import InputError
+from msat_det.models import build_detector
+from msat_det.models.heads import HEADS
 from msat_det.models.importers.onnx.operators import OPERATORS
+from msat_det.models.preprocessing import Inputs
 
 RANDOM = np.random.default_rng(0)
 
@@ -584,6 +589,70 @@ def test_a_yolov5s_anchors_are_those_of_its_file(strides: tuple[int, ...], tmp_p
     assert set(sum(given.anchors, ())) == {8}
     raw = msat_det.load_detector(path, "yolov5", ["cat"], size=size, outputs=one.names)
     assert raw.anchors == one.anchors
+
+
+@pytest.mark.parametrize("sizes", [(1, 64, 96, 3), ("n", "h", "w", 3)])
+def test_files_made_from_tensorflow(sizes: tuple[int | str, ...], tmp_path: Path) -> None:
+    """Images with their channels last, which the network itself brings from 0..255 to -1..1: heads ask for 0..1."""
+    strides = (8, 16, 32)
+    nodes = [node("Transpose", "x", "t", perm=[0, 3, 1, 2]), node("Sub", "t mean", "u"), node("Div", "u half", "v")]
+    for s in strides:
+        nodes.append(node("Conv", f"v v{s}", f"c{s}", strides=[s, s]))
+        nodes += [node("Transpose", f"c{s}", f"l{s}", perm=[0, 2, 3, 1]), node("Reshape", f"l{s} rows", f"r{s}")]
+    nodes.append(node("Concat", " ".join(f"r{s}" for s in strides), "y", axis=1))
+    constants = {"mean": np.full((1, 3, 1, 1), 127.5), "half": 127.5, "rows": np.array([1, -1, 18])}
+    constants |= {f"v{s}": weights(18, 3, s, s) for s in strides}
+    path = write_onnx(tmp_path / "net.onnx", nodes, 13, constants, shape=sizes)
+    one = msat_det.load_detector(path, "yolov8", ["cat", "dog"], size=(64, 96))
+    assert (one.size, one.inputs) == ((64, 96), Inputs("letterbox", 114, std=(1.0,) * 3))
+    image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
+    x = one.preprocess(image)[0]
+    assert torch.equal(x, image.float())
+    with torch.no_grad():
+        maps = one.net(x[None])
+    rows = torch.cat([level.flatten(2) for level in maps], 2).transpose(1, 2)
+    (own,) = onnxruntime_outputs(path, image.float().movedim(0, -1)[None])
+    torch.testing.assert_close(rows, own, atol=1e-3, rtol=1e-4)
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    names = str(tmp_path / "names.txt")
+    by_name = build_detector(Model("onnx", str(path), head="yolov8", names=names, size=64))
+    assert by_name.inputs == one.inputs
+    given = msat_det.load_detector(path, "yolov8", ["cat", "dog"], (64, 96), inputs=Inputs())
+    assert given.inputs == Inputs()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "std"),
+    [
+        ([node("Sub", "x mean", "a"), node("Div", "a deviation", "v")], 255.0),  # as torchvision's do
+        ([node("Mul", "x share", "a"), node("Sub", "a mean", "b"), node("Div", "b deviation", "v")], 1.0),
+        ([node("Sub", "x middle", "v")], 1.0),
+        ([node("Identity", "x", "v")], None),
+    ],
+)
+def test_what_a_file_does_to_its_images_is_not_done_twice(nodes: list, std: float | None, tmp_path: Path) -> None:
+    constants = {"mean": np.full((3, 1, 1), 0.45), "deviation": np.full((3, 1, 1), 0.22), "middle": 127.0}
+    constants |= {"share": 1 / 255, "w": weights(12, 3, 8, 8)}
+    path = write_onnx(
+        tmp_path / "net.onnx", [*nodes, node("Conv", "v w", "y", strides=[8, 8])], 17, constants, shape=(1, 3, 64, 64)
+    )
+    found = msat_det.load_detector(path, "ssd", ["cat"], anchors=[[8, 8, 16, 16]], outputs=["y"], strides=[8]).inputs
+    usual = HEADS.find("ssd").inputs
+    assert found == (usual if std is None else replace(usual, mean=(0.0,) * 3, std=(std,) * 3))
+
+
+def test_networks_that_do_not_take_one_image_are_refused(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "net.onnx", [node("Conv", "x w", "y")], 17, CONV, shape=(1, 4, 64, 64))
+    with pytest.raises(
+        InputError, match=r"an image \(1, 3, 64, 64\) does not fit it \(.*\): give a network of one image"
+    ):
+        msat_det.load_detector(path, "yolov8", ["cat"])
+    path = write_onnx(tmp_path / "net.onnx", [node("Div", "x scale", "y")], shape=(1, 3, 64, 64))
+    model = onnx.load(path)
+    model.graph.input.append(onnx.helper.make_tensor_value_info("scale", onnx.TensorProto.FLOAT, (1, 1, 1, 1)))
+    onnx.save(model, path)
+    with pytest.raises(InputError, match=r"its outputs depend on 'x' and 'scale': name some of the images alone"):
+        msat_det.load_detector(path, "raw", ["cat"])
 
 
 @pytest.mark.parametrize("strides", [(16, 32), (4, 8, 16), (2, 4, 8, 16)])

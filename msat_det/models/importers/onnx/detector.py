@@ -3,8 +3,11 @@
 import ast
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from msat_det.base.config import Model
 from msat_det.base.errors import InputError
@@ -13,11 +16,13 @@ from msat_det.models.headed import HEAD_KEYS, HeadDetector, head_options
 from msat_det.models.heads import HEADS, strides_of
 from msat_det.models.importers.onnx.anchors import decoded_anchors
 from msat_det.models.importers.onnx.cut import raw_outputs, raw_queries
-from msat_det.models.importers.onnx.file import OnnxFile, read_onnx
+from msat_det.models.importers.onnx.file import OnnxFile, channels_first, read_onnx
 from msat_det.models.importers.onnx.network import network_of
 from msat_det.models.importers.ultralytics import HEADS_BY_CLASS
-from msat_det.models.preprocessing import as_size
+from msat_det.models.preprocessing import Inputs, as_size
 
+_FIRST = {"Transpose", "Identity", "Cast", "Add", "Sub", "Mul", "Div"}
+_MOST_FIRST = 16
 _LONGEST = 1 << 16  # of the class names that a file notes, in letters
 
 
@@ -39,7 +44,7 @@ def load_detector(
     Raises InputError as ``load_onnx``, for a head that neither you nor the file names, and for outputs that do not fit
     the head.
     """
-    return _detector(read_onnx(path), head, classes, size, outputs, options)
+    return _detector(channels_first(read_onnx(path)), head, classes, size, outputs, options)
 
 
 def _detector(
@@ -60,7 +65,11 @@ def _detector(
     if size is None and any(None in sizes[1:] for sizes in file.inputs.values() if sizes):
         size = _noted_size(file)
     net = network_of(file, None if size is None else as_size(size), names)
+    if len(net.meta["inputs"]) > 1:
+        read = " and ".join(map(show, net.meta["inputs"]))
+        raise InputError(f"{file.path}: its outputs depend on {read}: name some of the images alone (outputs)")
     own: dict[str, Any] = {"names": net.meta["outputs"], "nms_iou": said.get("nms_iou")}
+    own["inputs"] = own_inputs(file, HEADS.find(head).inputs)
     own["strides"] = strides_of(net.meta["shapes"], net.meta["size"], HEADS.find(head).strides)
     if head == "yolov5" and options.get("anchors") is None and (anchors := decoded_anchors(file, net)):
         own |= {"strides": list(anchors), "anchors": list(anchors.values())}
@@ -90,6 +99,28 @@ def noted(file: OnnxFile) -> dict[str, Any]:
     # as before they noted it: only heads that need no suppression choose the best of all boxes
     chosen = "end2end" not in notes and "TopK" in operators and "NonMaxSuppression" not in operators
     return {"head": head} | ({"nms_iou": 1.0} if chosen or notes.get("end2end") == "True" else {})
+
+
+def own_inputs(file: OnnxFile, usual: Inputs) -> Inputs:
+    """As ``usual``, but RGB / 255, or pixels of 0..255, where the file's first operators do the rest themselves."""
+    known = dict(file.tensors)
+    for node in file.nodes:
+        known |= {name: value for name in node.outputs if isinstance(value := node.attributes.get("value"), Tensor)}
+    name = next((name for name, sizes in file.inputs.items() if sizes and len(sizes) == 4), "")
+    scale, offset = 1.0, 0.0
+    for _ in range(_MOST_FIRST):
+        readers = [node for node in file.nodes if name in node.inputs]
+        if len(readers) != 1 or readers[0].op not in _FIRST or not readers[0].outputs:
+            break
+        (node,) = readers
+        for other in (known[other] for other in node.inputs if other in known and known[other].numel()):
+            largest = other.abs().max().item()
+            scale *= {"Mul": largest, "Div": 1 / max(largest, 1e-9)}.get(node.op, 1.0)
+            offset = max(offset, largest / max(scale, 1e-9)) if node.op in ("Add", "Sub") else offset
+        name = node.outputs[0]
+    if scale < 1 / 16 or offset > 16:
+        return replace(usual, mean=(0.0,) * 3, std=(1.0,) * 3)
+    return replace(usual, mean=(0.0,) * 3, std=(255.0,) * 3) if offset else usual
 
 
 def _unsaid(file: OnnxFile) -> str:
@@ -124,6 +155,8 @@ def onnx_detector(model: Model) -> HeadDetector:
     model.refuse_others("weights", "outputs", *HEAD_KEYS)
     if model.weights is None:
         raise InputError("model.weights is not set: detector 'onnx' needs an ONNX file; give --model.weights FILE")
-    file = read_onnx(model.weights)
+    file = channels_first(read_onnx(model.weights))
     head, options = head_options(model, noted(file).get("head"))
+    if not model.given("mean", "std"):
+        options["inputs"] = own_inputs(file, options["inputs"])
     return _detector(file, head, options.pop("classes", None), model.size, model.outputs, options)

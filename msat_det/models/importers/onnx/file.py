@@ -190,6 +190,17 @@ def in_order(nodes: list[OnnxNode]) -> list[OnnxNode]:
     return [nodes[i] for i in order] + [nodes[i] for i, found in enumerate(left) if found]
 
 
+def channels_first(file: OnnxFile) -> OnnxFile:
+    """The file with images (n, 3, h, w) where its own are (n, h, w, 3), as those made from TensorFlow have them."""
+    inputs, own = dict(file.inputs), {}
+    for name, sizes in file.inputs.items():
+        if sizes is not None and len(sizes) == 4 and sizes[3] == 3 and sizes[1] != 3:
+            inputs[name], own[name] = [sizes[i] for i in (0, 3, 1, 2)], f"{name}, channels last"
+    nodes = [OnnxNode("Transpose", "", [name], [last], {"perm": [0, 2, 3, 1]}) for name, last in own.items()]
+    nodes += [replace(node, inputs=[own.get(name, name) for name in node.inputs]) for node in file.nodes]
+    return replace(file, inputs=inputs, nodes=nodes)
+
+
 def needed(file: OnnxFile, outputs: Iterable[str]) -> list[OnnxNode]:
     """The nodes that lead to these tensors, in their order."""
     wanted, kept = set(outputs), []
