@@ -64,9 +64,10 @@ what its energy under rate coding is.
 Of the detectors the dense part is converted, up to the maps that boxes are decoded from; of a two-stage detector of
 torchvision's (rcnn) both stages, with 100 regions. DETR, Conditional DETR, Deformable DETR, RT-DETR, D-FINE, LW-DETR,
 RF-DETR, Table Transformer and YOLOS convert whole, up to logits and boxes. Two stages, and RT-DETR and those of its
-kind, pick their regions and queries by their scores. Where two have next to the same one, a conversion may give them in
-another order, or pick the other: each is compared with the nearest one here. With random weights most scores are next
-to the same. DAB-DETR, which puts the images of all its layers into one dimension,
+kind, pick their regions and queries by their scores, under rate coding in timesteps 1, 2, 3, 5, 9, 17, …
+([why](torchvision.md#two-stages)). Where two have next to the same one, a conversion may give them in another order, or
+pick the other: each is compared with the nearest one here. With random weights most scores are next to the same.
+DAB-DETR, which puts the images of all its layers into one dimension,
 and YOLO-World, which has words beside them, are refused. Of torchvision's 80 classifiers all are here but
 regnet_y_128gf, whose weights take 2.6 GB, and vgg11_bn, which is timm's here; tests convert both. The page is made by
 `python tools/make_zoo_table.py`.

@@ -151,7 +151,7 @@ def _shape(view: Node) -> Any:
 
 def values_and_places(graph: Graph) -> None:
     """Put a node of its own for each of the two tensors that max, min over a dimension and topk give and that is used:
-    the values, and their places, which are whole numbers."""
+    the values, and their places, which are whole numbers. What topk gives is what lies at its places."""
     for node in graph.nodes:
         name = called(graph, node)
         args, kwargs = node.args, node.kwargs
@@ -174,6 +174,11 @@ def values_and_places(graph: Graph) -> None:
                 calls[index] = graph.module.graph.call_function(made[index], args, kwargs) if calls else node
             calls[index].stack_trace = node.stack_trace
         node.op, node.target, node.args, node.kwargs = "call_function", made[min(calls)], args, kwargs
+        if name == "topk" and len(calls) > 1:
+            given = dict(zip(("input", "k", "dim"), args, strict=False)) | kwargs
+            values, places = calls[0], calls[1]
+            values.target, values.args, values.kwargs = torch.gather, (given["input"], given.get("dim", -1), places), {}
+            places.append(values)
         for part, index in parts.items():
             part.replace_all_uses_with(calls[index])
             graph.module.graph.erase_node(part)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.overrides import handle_torch_function, has_torch_function
 
 
 class Kind(str, Enum):
@@ -68,8 +69,12 @@ def topk_values(x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: 
 
 
 def topk_places(x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Tensor:
-    """The second: where in ``x`` they are."""
-    return x.topk(k, dim, largest, sorted)[1]
+    """The second: where in ``x`` they are, of equal ones the first of them, as in ONNX; PyTorch leaves that open."""
+    if torch.compiler.is_compiling():  # to be written down as ONNX, which has no stable sort
+        return x.topk(k, dim, largest, sorted)[1]
+    if has_torch_function((x,)):  # one node of a graph
+        return handle_torch_function(topk_places, (x,), x, k, dim, largest, sorted)
+    return x.sort(dim=dim, descending=largest, stable=True).indices.narrow(dim, 0, k)
 
 
 def guard(found: int, traced: int) -> None:
@@ -120,6 +125,7 @@ NEUTRAL = {
 COMPARISONS = {"gt", "ge", "lt", "le", "eq", "ne", "and", "or", "xor", "invert"}
 COMPARISONS |= {"logicaland", "logicalor", "logicalxor", "logicalnot"}
 PROPOSALS = "regionproposals"
+PICKS = {PROPOSALS, "topkplaces"}  # the best of many by their scores
 REGIONS = {PROPOSALS, "pooledregions"}  # of ``regions``: how many there are differs by image
 CHOICES = {"where", "maskedfill"}  # linear where their condition does not come from an image
 DIFFERENTIAL = {

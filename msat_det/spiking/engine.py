@@ -28,7 +28,7 @@ from msat_det.spiking.kernels.window import window_of
 from msat_det.spiking.masks import image_key
 from msat_det.spiking.neurons import Chances, Neuron
 from msat_det.spiking.schedule import Setup
-from msat_det.spiking.walk import Values, advance, readout, simulated, weighed
+from msat_det.spiking.walk import Values, advance, picks_anew, readout, simulated, weighed
 
 # A timestep at batch 16 in ms an image with 1 / 2 / 4 / 8 timesteps a chunk: SSD-MobileNet, MSAT 21.0 / 18.3 / 16.2 /
 # 15.2; YOLO Nano, signed bursts 14.7 / 11.5 / 9.8 / 9.2.
@@ -188,7 +188,7 @@ class Run(Counting):
         """A differential node over a chunk."""
         if node not in self.sums:
             reach = self.fanout.reach(node, self.device) if is_pool(node) and node in self.fanout.spikes else None
-            kind = Proposals if facts(node).op == ops.PROPOSALS else Differential
+            kind = Picks if facts(node).op in ops.PICKS else Differential
             self.sums[node] = kind(node, self.graph, self.schedule.moving, reach)
         return self.sums[node].run(values)
 
@@ -208,7 +208,7 @@ class Run(Counting):
             means = {node: (o - self.early[node]) / (t - self.late) for node, o in sums.items()}
         else:
             means = {node: o / t for node, o in sums.items()}
-        held = {node: each.held for node, each in self.sums.items() if isinstance(each, Proposals)}
+        held = {node: each.held for node, each in self.sums.items() if isinstance(each, Picks)}
         return readout(self.graph, self.schedule, self.static, means | held)
 
 
@@ -334,12 +334,12 @@ class Differential:
         return difference.flatten(0, 1)
 
 
-class Proposals(Differential):
-    """The regions of a two-stage detector, (steps·B, K, 4): those of the running means at timestep 1, 2, 3, 5, 9, 17,
-    …, each held up to the next of these.
+class Picks(Differential):
+    """The best of many by their scores, a two-stage detector's regions (steps·B, K, 4) or the places of queries: those
+    of the running means at timestep 1, 2, 3, 5, 9, 17, …, each held up to the next of these (``picks_anew``).
 
-    What a neuron of the second stage has sent by t is the sum over t timesteps. When it is shown another region, it has
-    all of that to make good, and is given as much time again for it.
+    What a neuron behind them has sent by t is the sum over t timesteps. When it is shown another region or query, it
+    has all of that to make good, and is given as much time again for it.
     """
 
     held: Tensor
@@ -347,7 +347,7 @@ class Proposals(Differential):
     def run(self, values: Chunk) -> Tensor:
         rows = super().run(values).unflatten(0, (values.steps, -1))
         for k, before in enumerate(range(values.t0, values.t0 + values.steps)):
-            if before & (before - 1):  # no power of two, and not 0
+            if not picks_anew(before):
                 rows[k] = self.held
             self.held = rows[k]
         self.held = _alone(rows)

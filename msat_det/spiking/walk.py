@@ -81,6 +81,11 @@ def weighed(graph: Graph, node: Node, values: Any, sums: dict[Node, Tensor], n: 
     return g if homogeneous or stands_alone(facts(node)) else g * _column(n, g)
 
 
+def picks_anew(t: Any) -> Any:
+    """Whether the best of many are picked anew in timestep t, from 0, an int or a tensor: in 0, 1, 2, 4, 8, 16, …"""
+    return (t & (t - 1)) == 0
+
+
 def _column(n: Tensor, like: Tensor) -> Tensor:
     n = n.repeat_interleave(like.shape[0] // len(n)) if n.dim() else n
     return n.reshape(-1, *([1] * (like.dim() - 1)))

@@ -16,11 +16,11 @@ from msat_det.base.errors import InputError
 from msat_det.base.files import one_line, write_whole
 from msat_det.graph.facts import facts, full_shape, is_mask, is_site
 from msat_det.graph.graph import Graph, mean_inputs
-from msat_det.graph.ops import REGIONS, Kind
+from msat_det.graph.ops import PICKS, REGIONS, Kind
 from msat_det.spiking.delta import delta_step, resting_output
 from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.neurons import State, initial_potential, step
-from msat_det.spiking.walk import Values, advance, readout, weighed
+from msat_det.spiking.walk import Values, advance, picks_anew, readout, weighed
 
 # What the model says of itself.
 PROTOCOL = """\
@@ -36,8 +36,8 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 @dataclass(frozen=True)
 class Slot:
-    """One state tensor. field: of ``neurons.State``, or of a differential node: ``last``, ``sum`` of a source. shape:
-    for one image, the batch dimension included."""
+    """One state tensor. field: of ``neurons.State``, or of a differential node: ``last``, ``held``, or ``sum`` of a
+    source. shape: for one image, the batch dimension included."""
 
     node: Node
     field: str
@@ -85,6 +85,8 @@ class Step(nn.Module):
         if facts(node).kind is Kind.DIFFERENTIAL and not self.delta:
             means = mean_inputs(node, self.schedule.moving)
             sums = [Slot(node, "sum", full_shape(facts(n)), n) for n in means]
+            if facts(node).op in PICKS:
+                return [*sums, Slot(node, "held", full_shape(facts(node)))]
             return sums if is_mask(facts(node)) else [*sums, Slot(node, "last", full_shape(facts(node)))]
         return []
 
@@ -100,7 +102,8 @@ class Step(nn.Module):
         advance(self.schedule, now)
         sums = {node: now.coming[self.sum(node)] for node in self.schedule.readout_sites}
         means = sums if self.delta else {node: total / (t + 1) for node, total in sums.items()}
-        outputs = tensors_of(readout(graph, self.schedule, static, means))
+        held = {slot.node: now.coming[slot].long() for slot in self.slots if slot.field == "held"}
+        outputs = tensors_of(readout(graph, self.schedule, static, means | held))
         return (*outputs, *(now.coming[slot] for slot in self.slots), *(now.sent[node] for node in self.sites))
 
     def begun(self, slot: Slot, t: Tensor, state: Tensor) -> Tensor:
@@ -148,9 +151,12 @@ class _Timestep(Values):
         self.coming |= sums
         by_source = {slot.source: total for slot, total in sums.items() if slot.source}
         total = weighed(self.graph, node, self.values, by_source, self.t + 1)
-        for last in own.keys() - sums.keys():  # of a mask there is none
-            self.coming[last] = total
-            return total - own[last]
+        for kept in own.keys() - sums.keys():  # of a mask there is none
+            if kept.field == "held":
+                self.coming[kept] = torch.where(picks_anew(self.t), total.float(), own[kept])
+                return self.coming[kept].long()
+            self.coming[kept] = total
+            return total - own[kept]
         return total
 
     def linear(self, node: Node) -> Any:

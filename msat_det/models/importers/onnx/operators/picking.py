@@ -18,7 +18,8 @@ from msat_det.models.importers.onnx.operators.shapes import cut, for_all, picked
 def top_k(n: Call, x: Value, count: Value | None = None) -> list[Value]:
     k = n.get("k") if n.version < 10 else n.ints(count, "K")[0]
     axis, largest = along(n, x, n.get("axis", -1)), bool(n.get("largest", 1))
-    return [n.run(function, x, k, axis, largest, True) for function in (ops.topk_values, ops.topk_places)]
+    places = n.run(ops.topk_places, x, k, axis, largest)
+    return [n.run(torch.gather, x, axis, places), places]
 
 
 @operator("ArgMax", "ArgMin")
