@@ -2,10 +2,12 @@
 
 Two runtimes add in different orders, so that a potential within rounding of a firing boundary may fire in one and not
 in the other; both are right, and everything behind differs by that spike. Such a tie is resolved as onnxruntime did:
-where the two send different spikes, and ours would be theirs on a current that differs by ``NEAR`` thresholds, our
-neuron takes over their spike and state. Any other difference is counted as a fault.
+where the two send different spikes, and ours would be theirs on a current that differs by ``NEAR`` thresholds or by
+``ROUNDING`` of a layer's largest, or on an activation function's value that differs by ``ROUNDING``, our neuron takes
+over their spike and state. Any other difference is counted as a fault.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,7 @@ from msat_det.spiking.network import SpikingNetwork
 from msat_det.spiking.neurons import per_channel
 
 NEAR = 1e-4  # of a threshold, or of a larger current
+ROUNDING = 2.0**-22  # of a layer's largest current, and of a function's argument: two units in float32's last place
 ALLOWED = 1e-4
 
 
@@ -64,13 +67,21 @@ class _Agreeing(Step):
         self.found.decisions += y.numel()
         if not apart.any():
             return y, after
-        near = NEAR * torch.maximum(theta, x.abs())
-        moved = [super(_Agreeing, self).spike(node, x + d, t, own)[0] for d in (near, -near)]
-        tie = apart & ~torch.stack([_differ(one, theirs, theta) for one in moved]).all(0)
+        between = torch.stack([y, *self.moved(node, x, t, own, theta)])
+        tie = apart & ~_differ(theirs.clamp(between.amin(0), between.amax(0)), theirs, theta)
         self.found.ties += int(tie.sum())
         self.found.faults += int((apart & ~tie).sum())
         after = {slot: torch.where(tie, self.after[slot], value) for slot, value in after.items()}
         return torch.where(tie, theirs, y), after
+
+    def moved(self, node: Node, x: Tensor, t: Tensor, own: dict[Slot, Tensor], theta: Tensor) -> Iterator[Tensor]:
+        """What our neuron sends where rounding moves its current, or what it still has to send."""
+        near = torch.maximum(NEAR * torch.maximum(theta, x.abs()), ROUNDING * x.abs().amax())
+        for sign in (1, -1):
+            yield super().spike(node, x + sign * near, t, own)[0]
+            for slot in (slot for slot in own if slot.field == "o"):
+                sent = own[slot] + sign * ROUNDING * torch.maximum(own[slot].abs(), x.abs())
+                yield super().spike(node, x, t, own | {slot: sent})[0]
 
 
 def _differ(a: Tensor, b: Tensor, theta: Tensor) -> Tensor:
