@@ -48,10 +48,12 @@ from msat_det.models.classifiers import Network, Preprocess, build_classifier
 from msat_det.models.detector import Detections
 from msat_det.models.importers.darknet.cfg import parse_cfg
 from msat_det.models.importers.darknet.network import DarknetNet, darknet, stored_tensors
+from msat_det.models.importers.onnx.detector import noted, own_inputs
+from msat_det.models.importers.onnx.file import channels_first
 from msat_det.models.importers.onnx.file import read_onnx as read_onnx_file
 from msat_det.models.importers.onnx.network import load_onnx, network_of
 from msat_det.models.importers.onnx.operators import OPERATORS
-from msat_det.models.preprocessing import RESIZES
+from msat_det.models.preprocessing import RESIZES, Inputs
 from msat_det.report.directory import RunDirectory
 from msat_det.report.page.page import run_page
 from msat_det.run import resume
@@ -221,7 +223,10 @@ def read_pickle(root: Path) -> None:
 
 def read_onnx(root: Path) -> None:
     """A network from its file, another that ends before it does, and three images through the first if it is small."""
-    net, file = load_onnx(root / "net.onnx", size=(6, 6)), read_onnx_file(root / "net.onnx")
+    file = read_onnx_file(root / "net.onnx")
+    noted(file)
+    own_inputs(channels_first(file), Inputs())
+    net = load_onnx(root / "net.onnx", size=(6, 6))
     with contextlib.suppress(InputError):
         network_of(file, (6, 6), file.nodes[len(file.nodes) // 2].outputs[:1])
     shapes = net.meta["inputs"].values()

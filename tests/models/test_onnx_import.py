@@ -718,6 +718,22 @@ def test_photographs_sizes_are_no_part_of_the_network(tmp_path: Path) -> None:
             msat_det.load_detector(path, "rtdetr", ["cat", "dog", "hen"])
 
 
+@pytest.mark.parametrize("sides", [(64, 64), ("h", "w")])
+def test_a_mask_of_what_is_photograph_is_full(sides: tuple[int | str, ...], tmp_path: Path) -> None:
+    """As in DETR exported by optimum, which asks for it beside the image."""
+    nodes = [node("Cast", "pixel_mask", "m", to=1), node("ReduceMean", "m", "n"), node("Mul", "logits n", "scores")]
+    path = of_queries(tmp_path / "net.onnx", nodes, "scores pred_boxes")
+    model = onnx.load(path)
+    model.graph.input.append(onnx.helper.make_tensor_value_info("pixel_mask", onnx.TensorProto.INT64, (1, *sides)))
+    onnx.save(model, path)
+    one = msat_det.load_detector(path, "rtdetr", ["cat", "dog", "hen"])
+    batch = torch.rand(2, 3, 64, 64)
+    for found, expected in zip(one.net(batch), load_onnx(path, outputs=["logits", "pred_boxes"])(batch), strict=True):
+        torch.testing.assert_close(found, expected)
+    with pytest.raises(InputError, match="its input 'pixel_mask' is no float tensor"):
+        load_onnx(path)
+
+
 @pytest.mark.parametrize(
     ("nodes", "outputs", "found"),
     [

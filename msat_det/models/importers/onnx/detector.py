@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from msat_det.base.config import Model
@@ -64,7 +65,8 @@ def _detector(
     names = list(outputs) if outputs else None if head == "raw" else _raw(file, head)
     if size is None and any(None in sizes[1:] for sizes in file.inputs.values() if sizes):
         size = _noted_size(file)
-    net = network_of(file, None if size is None else as_size(size), names)
+    wanted = None if size is None else as_size(size)
+    net = network_of(_unmasked(file, wanted), wanted, names)
     if len(net.meta["inputs"]) > 1:
         read = " and ".join(map(show, net.meta["inputs"]))
         raise InputError(f"{file.path}: its outputs depend on {read}: name some of the images alone (outputs)")
@@ -99,6 +101,16 @@ def noted(file: OnnxFile) -> dict[str, Any]:
     # as before they noted it: only heads that need no suppression choose the best of all boxes
     chosen = "end2end" not in notes and "TopK" in operators and "NonMaxSuppression" not in operators
     return {"head": head} | ({"nms_iou": 1.0} if chosen or notes.get("end2end") == "True" else {})
+
+
+def _unmasked(file: OnnxFile, size: tuple[int, int] | None) -> OnnxFile:
+    """The file for images that fill its input, for an exporter of transformers' that asks which pixels are theirs."""
+    sides = next((sizes[2:] for sizes in file.inputs.values() if sizes and len(sizes) == 4), [None])
+    if "pixel_mask" not in file.inputs or (size is None and None in sides):
+        return file
+    inputs = {name: sizes for name, sizes in file.inputs.items() if name != "pixel_mask"}
+    ones = torch.ones(1, *(size or sides), dtype=torch.int64)
+    return replace(file, inputs=inputs, tensors=file.tensors | {"pixel_mask": ones})
 
 
 def own_inputs(file: OnnxFile, usual: Inputs) -> Inputs:
