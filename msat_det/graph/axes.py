@@ -17,11 +17,11 @@ from torch.fx.node import Node
 from msat_det.graph.channels import Axis, rows_by_channel
 from msat_det.graph.facts import amend, facts, filled, full_shape, is_mask
 from msat_det.graph.graph import Batch, Graph
-from msat_det.graph.ops import JOINING, MOVING, Kind, argument
+from msat_det.graph.ops import DEFORMABLE, JOINING, MOVING, Kind, argument
 
 _FIRST = {
     *("batchnorm", "batchnorm1d", "batchnorm2d", "frozenbatchnorm2d", "groupnorm", "instancenorm2d"),
-    *("pixelshuffle", "pixelunshuffle", "channelshuffle", "pooledregions"),
+    *("pixelshuffle", "pixelunshuffle", "channelshuffle", "pooledregions", DEFORMABLE),
 }
 _REDUCED = {"mean": 1, "sum": 1, "amax": 1, "amin": 1, "max": 1, "norm": 2, "vectornorm": 2}  # where dim stands
 _PRODUCTS = {"matmul", "bmm", "mm"}

@@ -5,6 +5,7 @@ linear layers behind them. Where something analog flows into the same position, 
 every timestep, once, and spikes that arrive there too pay nothing more.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -207,6 +208,8 @@ class _Count:
     def product_macs(self, node: Node) -> int:
         if facts(node).op == "einsum":
             return int(wide(self.on_ones(node, {})).sum())
+        if facts(node).op == ops.DEFORMABLE:
+            return elements(node) * math.prod(self.parameter(node, "weight", 1).shape[1:])
         return elements(node) * facts(node.all_input_nodes[0]).image_shape[-1]
 
     def on_ones(self, node: Node, inputs: dict[Node, Tensor]) -> Tensor:

@@ -87,7 +87,8 @@ def guard(found: int, traced: int) -> None:
 CONVOLUTIONS = {"conv1d", "conv2d", "conv3d", "convtranspose1d", "convtranspose2d", "convtranspose3d"}
 GEOMETRY = ("stride", "padding", "dilation", "groups")  # their arguments behind input, weight and bias
 GEOMETRY_TRANSPOSED = ("stride", "padding", "output_padding", "groups", "dilation")
-MULTIPLYING = CONVOLUTIONS | {"linear", "matmul", "bmm", "mm", "einsum"}
+DEFORMABLE = "deformconv2d"  # torchvision's, whose offsets come from an image as what it samples does
+MULTIPLYING = CONVOLUTIONS | {"linear", "matmul", "bmm", "mm", "einsum", DEFORMABLE}
 
 _PADS = {f"{way}pad{n}d" for n in "123" for way in ("zero", "constant", "reflection", "replication", "circular")}
 # Outputs that nothing else refers to; an einsum of one tensor gives that very one.
@@ -151,6 +152,7 @@ DIFFERENTIAL = {
     *("pow", "square", "sqrt", "rsqrt", "reciprocal", "abs", "exp", "expm1", "log", "log1p"),
     *("sin", "cos", "atan", "erf", "sign", "gridsample"),
     *REGIONS,
+    DEFORMABLE,
     *LINEAR_IN_ONE,
     *COMPARISONS,
 }
