@@ -95,9 +95,10 @@ class Model:
     score: Annotated[float | None, "lowest score that is kept, 0 to 1."] = None
     nms_iou: Annotated[float | None, "overlap above which non-maximum suppression drops the weaker box, 0 to 1."] = None
     top_k: Annotated[int | None, "most boxes kept per image."] = None
+    regions: Annotated[int | None, "most regions that a two-stage detector's second stage looks at."] = None
 
     def __post_init__(self) -> None:
-        for name in ("size", "num_classes", "top_k"):
+        for name in ("size", "num_classes", "top_k", "regions"):
             _positive(f"model.{name}", getattr(self, name))
         for name in ("score", "nms_iou"):
             value = getattr(self, name)

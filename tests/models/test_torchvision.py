@@ -341,6 +341,17 @@ def test_every_method_takes_two_stages(method: str) -> None:
     assert snn.counts[4].energy.min() > 0
 
 
+def test_fewer_regions_are_an_option_of_two_stages_alone() -> None:
+    detector = build_detector(Model(FASTER, size=96, regions=20))
+    with torch.no_grad():
+        outputs = detector.net(batch(detector, [picture(96, 96, 1)])[0])
+    assert outputs["proposals"].shape == (1, 20, 4)
+    with pytest.raises(InputError, match=r"model.regions is 20, for which ssdlite.* has no use"):
+        build_detector(Model(SSDLITE, regions=20))
+    with pytest.raises(InputError, match=r"model.regions is 0"):
+        Model(FASTER, regions=0)
+
+
 def test_a_file_cannot_make_regions_cost_what_it_likes() -> None:
     detector, images, *_ = of_two_stages()
     document, tensors = write_graph(msat_det.convert(detector, [images], "delta-3").graph)

@@ -59,11 +59,12 @@ def torchvision_detector(model: Model) -> TorchvisionDetector:
     model.names: the classes, "voc", "coco" or a file with one name a line, background left out or first; by default
         COCO's 91 columns, of Keypoint R-CNN persons alone. model.num_classes: their number without background, where
         they have no names.
-    model.size, model.score, model.nms_iou, model.top_k: see ``TorchvisionDetector``.
+    model.size, model.score, model.nms_iou, model.top_k, model.regions: see ``TorchvisionDetector``.
     """
     if model.resize is not None:
         raise InputError(f"model.resize is {model.resize}: {model.name} resizes as torchvision does; leave it out")
-    model.refuse_others("weights", "names", "num_classes", "size", "score", "nms_iou", "top_k")
+    stages = ["regions"] if model.name in TWO_STAGE else []
+    model.refuse_others("weights", "names", "num_classes", "size", "score", "nms_iou", "top_k", *stages)
     columns = _columns(model)
     net = get_model(model.name, weights=None, weights_backbone=None, num_classes=len(columns))
     if model.weights is None:
@@ -73,6 +74,8 @@ def torchvision_detector(model: Model) -> TorchvisionDetector:
     names = {"score": "score_thresh", "nms_iou": "nms_thresh", "top_k": "detections_per_img"}
     for key, value in model.given(*names).items():
         setattr(net.roi_heads if isinstance(net, GeneralizedRCNN) else net, names[key], value)
+    if model.regions is not None:
+        net.rpn._post_nms_top_n["testing"] = model.regions
     return TorchvisionDetector(net, columns, model.size, model.name)
 
 
