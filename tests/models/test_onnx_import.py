@@ -366,6 +366,13 @@ def test_free_sizes(tmp_path: Path) -> None:
     assert load_onnx(path, size=(5, 7))(torch.ones(2, 3, 5, 7)).shape == (2, 3, 1, 1)
 
 
+def test_a_size_that_the_files_shapes_are_not_for(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "net.onnx", [node("Reshape", "x s", "y")], constants={"s": np.array([1, 4, 48])})
+    assert load_onnx(path, size=(6, 8)).meta["size"] == (6, 8)
+    with pytest.raises(InputError, match=r"its own size is \[6, 8\]: leave size out, or export it for the other one"):
+        load_onnx(path, size=(12, 8))
+
+
 def test_nodes_may_stand_in_any_order(tmp_path: Path) -> None:
     """ONNX asks for those first that others read; onnxruntime does not, nor do its own tools, such as float16's."""
     nodes = [node("Conv", "x w b", "a"), node("Relu", "a", "c"), node("Sigmoid", "a", "d"), node("Add", "c d", "y")]

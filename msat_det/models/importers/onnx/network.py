@@ -48,17 +48,20 @@ def network_of(
     values: dict[str, Value] = dict(file.tensors)
     values |= {name: building.input(f"input_{i}", own) for i, (name, own) in enumerate(sizes.items())}
     for node in nodes:
-        for name, value in zip(node.outputs, _outputs(file, node, values, building), strict=False):
-            values[name] = value
-    found = [_output(file, name, values, building) for name in outputs]
-    results = tuple(value.node for value in found)
+        try:
+            found = _outputs(file, node, values, building)
+        except InputError as error:
+            raise InputError(f"{error}{_fixed(file, sizes)}") from error
+        values.update(zip(node.outputs, found, strict=False))
+    given = [_output(file, name, values, building) for name in outputs]
+    results = tuple(value.node for value in given)
     building.graph.output(results[0] if len(results) == 1 else results)
     module = fx.GraphModule(building.root, building.graph, "OnnxNetwork")
     module.graph.eliminate_dead_code()
     module.recompile()
     module.delete_all_unused_submodules()
     module.meta = {"size": tuple(sizes[next(iter(sizes))][1:]), "inputs": sizes, "outputs": outputs}
-    module.meta["shapes"] = [value.shape[1:] for value in found]
+    module.meta["shapes"] = [value.shape[1:] for value in given]
     return module.eval()
 
 
@@ -66,7 +69,9 @@ def _sizes(file: OnnxFile, name: str, size: tuple[int, int] | None) -> list[int]
     """One image's sizes at an input."""
     found = file.inputs[name]
     if found is None:
-        raise InputError(f"{file.path}: its input {show(name)} is no float tensor; only those can be read")
+        raise InputError(
+            f"{file.path}: its input {show(name)} is no float tensor; only those can be read: export it as one"
+        )
     batch, *own = found or [None]
     if batch not in (1, None):
         raise InputError(f"{file.path}: its input {show(name)} is for {batch} images at once: export it for one")
@@ -76,6 +81,15 @@ def _sizes(file: OnnxFile, name: str, size: tuple[int, int] | None) -> list[int]
     if len(known) < len(own):
         raise InputError(f"{file.path}: its input {show(name)} leaves sizes free: give size=(height, width)")
     return known
+
+
+def _fixed(file: OnnxFile, sizes: dict[str, list[int]]) -> str:
+    """What to say where a size was asked for in place of the file's own, on which its shapes may depend."""
+    for name, asked in sizes.items():
+        own = (file.inputs[name] or [])[1:]
+        if None not in own and own != asked:
+            return f"; its own size is {own[-2:]}: leave size out, or export it for the other one"
+    return ""
 
 
 def _outputs(file: OnnxFile, node: OnnxNode, values: dict[str, Value], building: Building) -> list[Value]:
