@@ -596,6 +596,25 @@ def test_a_yolov5s_anchors_are_those_of_its_file(strides: tuple[int, ...], tmp_p
     assert set(sum(given.anchors, ())) == {8}
     raw = msat_det.load_detector(path, "yolov5", ["cat"], size=size, outputs=one.names)
     assert raw.anchors == one.anchors
+    model = onnx.load(path)
+    model.graph.node.append(node("NonZero", model.graph.output[0].name, "kept"))  # suppression, which is not known
+    model.graph.output[0].name = "kept"
+    onnx.save(model, path)
+    assert msat_det.load_detector(path, "yolov5", ["cat"]).anchors == one.anchors
+
+
+@pytest.mark.parametrize("after", ["Identity", "Sigmoid"])
+def test_a_yolov5_that_does_not_decode_has_the_usual_anchors(after: str, tmp_path: Path) -> None:
+    nodes = []
+    for s in (8, 16, 32):
+        nodes += [node("Conv", f"x v{s}", f"c{s}", strides=[s, s]), node(after, f"c{s}", f"d{s}")]
+        nodes += [node("Reshape", f"d{s} parts", f"e{s}"), node("Transpose", f"e{s}", f"f{s}", perm=[0, 1, 3, 2])]
+        nodes.append(node("Reshape", f"f{s} rows", f"r{s}"))
+    nodes.append(node("Concat", "r8 r16 r32", "y", axis=1))
+    constants = {"parts": np.array([1, 3, 6, -1]), "rows": np.array([1, -1, 6])}
+    constants |= {f"v{s}": weights(18, 3, s, s) for s in (8, 16, 32)}
+    path = write_onnx(tmp_path / "net.onnx", nodes, 13, constants, shape=(1, 3, 64, 96))
+    assert msat_det.load_detector(path, "yolov5", ["cat"]).anchors == HEADS.find("yolov5").anchors((8, 16, 32))
 
 
 @pytest.mark.parametrize("sizes", [(1, 64, 96, 3), ("n", "h", "w", 3)])
