@@ -67,10 +67,9 @@ RF-DETR, Table Transformer and YOLOS convert whole, up to logits and boxes. Two 
 kind, pick their regions and queries by their scores, under rate coding in timesteps 1, 2, 3, 5, 9, 17, …
 ([why](torchvision.md#two-stages)). Where two have next to the same one, a conversion may give them in another order, or
 pick the other: each is compared with the nearest one here. With random weights most scores are next to the same.
-DAB-DETR, which puts the images of all its layers into one dimension,
-and YOLO-World, which has words beside them, are refused. Of torchvision's 80 classifiers all are here but
-regnet_y_128gf, whose weights take 2.6 GB, and vgg11_bn, which is timm's here; tests convert both. The page is made by
-`python tools/make_zoo_table.py`.
+DAB-DETR, which puts the images of all its layers into one dimension, and YOLO-World, which has words beside them, are
+refused. Of torchvision's 80 classifiers all are here but regnet_y_128gf, whose weights take 2.6 GB, and vgg11_bn, which
+is timm's here; tests convert both. The page is made by `python tools/make_zoo_table.py`.
 
 """
 

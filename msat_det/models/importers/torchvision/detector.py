@@ -17,8 +17,8 @@ from msat_det.data.base import class_names
 from msat_det.models.class_names import COCO_COLUMNS, NO_CLASS
 from msat_det.models.detector import Detections
 from msat_det.models.importers.torchvision.boxes import Size
-from msat_det.models.importers.torchvision.single_stage import SingleStage
-from msat_det.models.importers.torchvision.two_stage import TwoStage
+from msat_det.models.importers.torchvision.single_stage import Dense, SingleStage
+from msat_det.models.importers.torchvision.two_stage import Regions, TwoStage
 from msat_det.models.suppression import packed
 
 SIDE = 640  # of the input of all but SSD; torchvision's own varies with the image, up to 1333 pixels
@@ -53,8 +53,14 @@ class TorchvisionDetector:
         self.model, self.name = model.eval(), name
         self.transform = copy.deepcopy(model.transform)
         self.size = self._fix_size(size)
-        self.stages = (TwoStage if isinstance(model, GeneralizedRCNN) else SingleStage)(model, self.size)
-        self.net: nn.Module = self.stages.net
+        self.net: nn.Module
+        self.stages: SingleStage | TwoStage
+        if isinstance(model, GeneralizedRCNN):
+            self.net = net = Regions(model, self.size).eval()
+            self.stages = TwoStage(model, net)
+        else:
+            self.net = dense = Dense(model).eval()
+            self.stages = SingleStage(model, dense, self.size)
         count = self.stages.columns
         if columns is None:
             columns = COCO_COLUMNS if count == len(COCO_COLUMNS) else [BACKGROUND, *map(str, range(1, count))]

@@ -26,30 +26,20 @@ class Dense(nn.Module):
 class SingleStage:
     """What a detector of one stage gives, read as boxes.
 
-    net: see ``Dense``. size: (h, w) of its input. columns: the number of the head's. limits: what has the model's
-    ``score_thresh``, ``nms_thresh`` and ``detections_per_img``.
+    net: the model's ``Dense``. size: (h, w) of its input. columns: the number of the head's. limits: what has the
+    model's ``score_thresh``, ``nms_thresh`` and ``detections_per_img``.
     """
 
     marks_images = False
 
-    def __init__(self, model: SSD | RetinaNet | FCOS, size: Size):
+    def __init__(self, model: SSD | RetinaNet | FCOS, net: Dense, size: Size):
         self.model = self.limits = model
-        self.net = Dense(model).eval()
-        levels, self.columns = self._shapes(size)
+        levels, self.columns = _shapes(net, size)
         maps = [torch.zeros(()).expand(1, 1, *shape) for shape in levels]
         blank = torch.zeros(()).expand(1, 3, *size)
         (self.anchors,) = model.anchor_generator(ImageList(blank, [size]), maps)
         per_cell = model.anchor_generator.num_anchors_per_location()
         self.counts = [h * w * number for (h, w), number in zip(levels, per_cell, strict=True)]
-
-    def _shapes(self, size: Size) -> tuple[list[Size], int]:
-        """(h, w) of each level that the head sees, and its number of columns; only shapes are computed."""
-        levels: list[Tensor] = []
-        hook = self.net.head.register_forward_pre_hook(lambda head, args: levels.extend(args[0]))
-        shapes_only = {name: value.float().to("meta") for name, value in self.net.state_dict().items()}
-        outputs = functional_call(self.net, shapes_only, torch.empty(1, 3, *size, device="meta"))
-        hook.remove()
-        return [(level.shape[2], level.shape[3]) for level in levels], outputs["cls_logits"].shape[-1]
 
     def strip(self) -> None:
         """Let go of the weights: another network stands in place of ``net``."""
@@ -96,3 +86,13 @@ class SingleStage:
         scores, places, labels = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         return scores[:, None], places.gather(1, order)[:, None], labels.gather(1, order)[:, None]
+
+
+def _shapes(net: nn.Module, size: Size) -> tuple[list[Size], int]:
+    """(h, w) of each level that the head sees, and its number of columns; only shapes are computed."""
+    levels: list[Tensor] = []
+    hook = net.get_submodule("head").register_forward_pre_hook(lambda head, args: levels.extend(args[0]))
+    shapes_only = {name: value.float().to("meta") for name, value in net.state_dict().items()}
+    outputs = functional_call(net, shapes_only, torch.empty(1, 3, *size, device="meta"))
+    hook.remove()
+    return [(level.shape[2], level.shape[3]) for level in levels], outputs["cls_logits"].shape[-1]

@@ -28,6 +28,12 @@ class Regions(nn.Module):
     def __init__(self, model: GeneralizedRCNN, size: Size):
         super().__init__()
         rpn, heads = model.rpn, model.roi_heads
+        known = isinstance(rpn, RegionProposalNetwork) and isinstance(heads, RoIHeads)
+        if not known or not isinstance(heads.box_roi_pool, MultiScaleRoIAlign):
+            raise InputError(
+                f"{type(model).__name__} has stages of its own: give one with torchvision's RegionProposalNetwork, "
+                "RoIHeads and MultiScaleRoIAlign"
+            )
         self.backbone, self.rpn_head = model.backbone, rpn.head
         self.box_head, self.box_predictor = heads.box_head, heads.box_predictor
         maps = self._maps(size)
@@ -68,32 +74,20 @@ def _named(maps: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class TwoStage:
-    """What a detector of two stages gives, read as boxes; see ``SingleStage``."""
+    """What a detector of two stages, ``Regions``, gives, read as boxes; see ``SingleStage``."""
 
     marks_images = True
 
-    def __init__(self, model: GeneralizedRCNN, size: Size):
-        heads = model.roi_heads
-        known = isinstance(model.rpn, RegionProposalNetwork) and isinstance(heads, RoIHeads)
-        if not known or not isinstance(heads.box_roi_pool, MultiScaleRoIAlign):
-            raise InputError(
-                f"{type(model).__name__} has stages of its own: give one with torchvision's RegionProposalNetwork, "
-                "RoIHeads and MultiScaleRoIAlign"
-            )
-        self.model, self.limits = model, heads
-        self.net = Regions(model, size).eval()
-        self.columns = self._count()
-
-    def _count(self) -> int:
+    def __init__(self, model: GeneralizedRCNN, net: Regions):
+        self.model, self.limits = model, model.roi_heads
         with torch.inference_mode():
-            (weight, *_), side = self.net.box_head.parameters(), self.net.pooling["size"]
-            channels = self.model.backbone.out_channels
-            pooled = torch.zeros(1, channels, *side, device=weight.device)
-            return self.net.box_predictor(self.net.box_head(pooled))[0].shape[-1]
+            side, (weight, *_) = model.roi_heads.box_roi_pool.output_size, net.parameters()
+            pooled = torch.zeros(1, model.backbone.out_channels, *side, device=weight.device)
+            self.columns = net.box_predictor(net.box_head(pooled))[0].shape[-1]
 
     def strip(self) -> None:
         """Let go of the weights: another network stands in place of ``net``."""
-        del self.model.backbone, self.model.rpn, self.net
+        del self.model.backbone, self.model.rpn
         heads = self.model.roi_heads
         for name, _ in list(heads.named_children()):
             setattr(heads, name, None)
