@@ -204,7 +204,7 @@ yolov5nu yolov8n yolov9t yolov10n yolo11n yolo12n yolo26n yolov3-tiny yolov5su y
 yolo12s yolo26s yolov8n-p2 yolov8n-p6 yolov8n-seg yolov8n-pose yolov8n-obb yolo11n-seg yolo11n-pose yolo11n-obb
 yolo26n-seg yolo26n-pose yolo26n-obb rtdetr-l rtdetr-resnet50
 """
-PICKING = "rtdetr-l", "rtdetr-resnet50", "rt_detr", "rt_detr_v2", "d_fine", "lw_detr", "rf_detr"  # queries
+QUERIES = "rt_detr rt_detr_v2 d_fine lw_detr rf_detr"
 DETRS = "detr conditional_detr deformable_detr table_transformer yolos"
 DENSE = """
 ssdlite320_mobilenet_v3_large retinanet_resnet50_fpn retinanet_resnet50_fpn_v2 fcos_resnet50_fpn fasterrcnn_resnet50_fpn
@@ -237,7 +237,7 @@ shufflenet_v2_x2_0 squeezenet1_1 vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn wi
 """
 ZOO: dict[str, tuple[Make, int]] = {  # how it is made, and the side of its images
     **dict.fromkeys(ULTRALYTICS.split(), (ultralytics, 64)),
-    **dict.fromkeys(PICKING[2:], (picking, 64)),
+    **dict.fromkeys(QUERIES.split(), (picking, 64)),
     **dict.fromkeys(DETRS.split(), (detr, 64)),
     **dict.fromkeys(DENSE.split(), (dense, 64)),
     "ssd300_vgg16": (dense, 304),
@@ -253,6 +253,8 @@ ZOO: dict[str, tuple[Make, int]] = {  # how it is made, and the side of its imag
     "vit_h_14, 2 of its layers": (huge_vit, 56),
     **dict.fromkeys(LARGER.split(), (torchvision, 64)),
 }
+# They pick queries, or regions, by their scores.
+PICKING = [*QUERIES.split(), *(name for name in ZOO if "rtdetr" in name or "rcnn" in name)]
 
 
 def build(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
@@ -314,7 +316,7 @@ def row(name: str) -> str:
         snn = msat_det.convert(observed, method=method, T=T, **options)
         try:
             got = snn.run(images[4:], T)[T]
-            found = error(in_order(got, wanted) if name in PICKING or "rcnn" in name else got, wanted)
+            found = error(in_order(got, wanted) if name in PICKING else got, wanted)
             cells += [f"{found:.3f}", f"{snn.counts[T].energy_ratio:.2f}"]
         except InputError as refusal:
             cells += [told(refusal), ""]

@@ -40,6 +40,7 @@ VALUES: dict[str, Any] = {
     "score": 0.5,
     "nms_iou": 0.123,
     "top_k": 7,
+    "regions": 9,
 }
 
 
@@ -60,6 +61,11 @@ TAKEN = [
     (build_detector, {"name": "ssdlite320_mobilenet_v3_large", "num_classes": 2}, BOXES - {"resize", "size"}),
     (
         build_detector,
+        {"name": "fasterrcnn_mobilenet_v3_large_320_fpn", "num_classes": 2},
+        BOXES - {"resize"} | {"regions"},
+    ),
+    (
+        build_detector,
         {"name": f"{HERE}net", "head": "yolox", "size": 64, "strides": (8,), "names": "voc"},
         HEADED | {"pad"},
     ),
@@ -77,9 +83,9 @@ def outcome(build: Any, **values: Any) -> str:
     except InputError as error:
         return str(error)
     pixels, _ = made.preprocess(PHOTO)
-    own = getattr(made, "model", made)
+    own = made.stages.limits if hasattr(made, "stages") else made
     numbers = ("score", "nms_iou", "top_k", "score_thresh", "nms_thresh", "detections_per_img", "activated")
-    plain = [getattr(own, name, None) for name in numbers]
+    plain = [*(getattr(own, name, None) for name in numbers), getattr(made.net, "picks", None)]
     return str((list(made.classes), tuple(pixels.shape), pixels[:, ::9, ::9].tolist(), plain))
 
 

@@ -204,12 +204,16 @@ def test_weights_of_a_file(tmp_path: Path, suffix: str) -> None:
 
 
 def old_names(name: str) -> OrderedDict:
-    """Random weights as torchvision's first RetinaNet file has them: no counters, convolutions without their blocks."""
+    """Random weights as torchvision's first files have them: no counters, convolutions without their blocks."""
     renamed = OrderedDict()
     for key, tensor in tensors_of(name, 3).items():
         parts = key.split(".")
         if "inner_blocks" in key or "layer_blocks" in key:
             del parts[-2]
+        elif key.startswith("rpn.head.conv"):
+            del parts[-3:-1]
+        elif key.startswith("roi_heads.mask_head"):
+            parts[-3:-1] = [f"mask_fcn{int(parts[-3]) + 1}"]
         elif "_head.conv." in key:
             parts[-3:-1] = [str(2 * int(parts[-3]))]
         if parts[-1] != "num_batches_tracked":
@@ -217,19 +221,21 @@ def old_names(name: str) -> OrderedDict:
     return renamed
 
 
-def test_published_weights_are_run_as_torchvision_runs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", [RETINANET, "fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn"])
+def test_published_weights_are_run_as_torchvision_runs_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Old names and the missing ε of batch norm, compared with torchvision's own loader."""
-    published = old_names(RETINANET)
+    published = old_names(name)
     monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda enum, **options: OrderedDict(published))
-    theirs = get_model(RETINANET, weights="COCO_V1").eval()
-    mine = build_detector(Model(RETINANET, weights="DEFAULT", size=64))
+    theirs = get_model(name, weights="COCO_V1").eval()
+    mine = build_detector(Model(name, weights="DEFAULT", size=64))
     assert {m.eps for m in mine.net.modules() if isinstance(m, nn.BatchNorm2d)} == {0.0}
-    image = batch(mine, [picture(64, 64, 1)])[0]
+    own = mine.model.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in theirs.state_dict().items())
+    image = batch(mine, [picture(64, 64, 1)])[0][:, :3]
     with torch.no_grad():
-        expected = theirs.head(list(theirs.backbone(image).values()))
-        got = mine.net(image)
-    for name, value in expected.items():
-        torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-4)
+        expected, got = theirs.backbone(image), mine.model.backbone(image)
+    for level, value in expected.items():
+        torch.testing.assert_close(got[level], value, rtol=1e-4, atol=1e-4)
 
 
 def test_a_download_that_fails_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
