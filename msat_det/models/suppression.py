@@ -33,8 +33,13 @@ def select(
     else:
         kept = suppressed(apart, labels, valid, nms_iou)
     placed = to_originals(boxes, metas)
-    kept &= (placed[..., 2:] > placed[..., :2]).all(-1)
+    kept &= have_area(placed)
     return packed(placed, values, labels, kept, top_k)
+
+
+def have_area(boxes: Tensor) -> Tensor:
+    """Which boxes (…, 4), x1 y1 x2 y2, are more than a line: (…) bool."""
+    return (boxes[..., 2:] > boxes[..., :2]).all(-1)
 
 
 def packed(boxes: Tensor, scores: Tensor, labels: Tensor, kept: Tensor, top_k: int) -> list[Detections]:

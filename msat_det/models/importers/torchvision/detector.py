@@ -19,7 +19,7 @@ from msat_det.models.detector import Detections
 from msat_det.models.importers.torchvision.boxes import Size
 from msat_det.models.importers.torchvision.single_stage import Dense, SingleStage
 from msat_det.models.importers.torchvision.two_stage import Regions, TwoStage
-from msat_det.models.suppression import packed
+from msat_det.models.suppression import have_area, packed
 
 SIDE = 640  # of the input of all but SSD; torchvision's own varies with the image, up to 1333 pixels
 BACKGROUND = "__background__"
@@ -94,13 +94,13 @@ class TorchvisionDetector:
         boxes, scores, labels, kept = self.stages.at_once(outputs, resized)
         height, width = brought(torch.tensor(originals) / torch.tensor(resized), boxes.device).unbind(1)
         boxes, labels = boxes * torch.stack((width, height) * 2, 1)[:, None], brought(self.index, boxes.device)[labels]
-        kept &= (labels >= 0) & (boxes[..., 2:] > boxes[..., :2]).all(-1)
+        kept &= (labels >= 0) & have_area(boxes)
         return packed(boxes, scores, labels, kept, kept.shape[1])
 
     def _named(self, found: dict[str, Tensor]) -> Detections:
         """Without boxes of no class, and those in the padding, of which clipping to the image has left a line."""
         boxes, labels = found["boxes"], self.index[found["labels"]]
-        good = (labels >= 0) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+        good = (labels >= 0) & have_area(boxes)
         return Detections(boxes[good], found["scores"][good], labels[good])
 
     def _fix_size(self, size: int | None) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from msat_det.base.errors import InputError
 from msat_det.graph.regions import pooled_regions, region_proposals
 from msat_det.models.importers.torchvision.boxes import Best, Boxes, Size, best_boxes
+from msat_det.models.suppression import have_area
 
 SMALLEST = 1e-2  # side of a box that counts, in pixels of the network's input, as in torchvision's RoIHeads
 
@@ -94,7 +95,7 @@ class TwoStage:
 
     def one_by_one(self, outputs: dict[str, Tensor], sizes: list[Size]) -> list[dict[str, Tensor]]:
         """The boxes by torchvision's own code. sizes: (h, w) of each image."""
-        valid = _has_area(outputs["proposals"])
+        valid = have_area(outputs["proposals"])
         given = outputs["cls_logits"][valid], outputs["bbox_regression"][valid]
         regions = [boxes[known] for boxes, known in zip(outputs["proposals"], valid, strict=True)]
         found = self.limits.postprocess_detections(*given, regions, sizes)
@@ -103,7 +104,7 @@ class TwoStage:
     def at_once(self, outputs: dict[str, Tensor], sizes: list[Size]) -> Boxes:
         """The same for the whole batch, see ``best_boxes``."""
         regions, offsets = outputs["proposals"], outputs["bbox_regression"].unflatten(-1, (-1, 4))
-        scores = outputs["cls_logits"].softmax(-1).where(_has_area(regions)[..., None], -1.0)
+        scores = outputs["cls_logits"].softmax(-1).where(have_area(regions)[..., None], -1.0)
         scores, places = scores[..., 1:].movedim(-1, 1).sort(descending=True, stable=True)
         labels = torch.arange(1, scores.shape[1] + 1, device=scores.device)[:, None]
         best: Best = scores, places, labels.expand_as(places)
@@ -114,7 +115,3 @@ class TwoStage:
             return self.limits.box_coder.decode_single(moves.flatten(0, 2), boxes.flatten(0, 2)).view_as(moves)
 
         return best_boxes(self.limits, best, decoded, sizes, SMALLEST)
-
-
-def _has_area(boxes: Tensor) -> Tensor:
-    return (boxes[..., 2:] > boxes[..., :2]).all(-1)
