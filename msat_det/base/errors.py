@@ -1,7 +1,7 @@
 """The one error that a user is meant to see, and the one warning."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 LONGEST = 1500  # characters of a message
@@ -35,15 +35,26 @@ def lack_of_memory(error: BaseException) -> str | None:
 
 
 @contextmanager
-def enough_memory(*mends: str) -> Iterator[None]:
-    """Raise InputError where memory runs out within it. mends: what to do besides, ``--device …`` where a GPU's did."""
+def told_of_memory(tell: Callable[[str], str]) -> Iterator[None]:
+    """Raise InputError where memory runs out within it: what ``tell`` makes of ``lack_of_memory``."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not (lack := lack_of_memory(error)):
             raise
+        raise InputError(tell(lack)) from error
+
+
+@contextmanager
+def enough_memory(*mends: str) -> Iterator[None]:
+    """The same with what to do besides: mends, of which ``--device …`` where a GPU's memory ran out."""
+
+    def tell(lack: str) -> str:
         fitting = [mend for mend in ("free some", *mends) if "GPU" in lack or "--device" not in mend]
-        raise InputError(f"{lack}: {', or '.join(fitting)}") from error
+        return f"{lack}: {', or '.join(fitting)}"
+
+    with told_of_memory(tell):
+        yield
 
 
 class CalibrationWarning(UserWarning):

@@ -1,9 +1,8 @@
 """What every network finds on the evaluated images, batch by batch, each kept as a part."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 
 from msat_det.base import ranks
 from msat_det.base.config import Config
-from msat_det.base.errors import InputError, lack_of_memory
+from msat_det.base.errors import told_of_memory
 from msat_det.base.progress import Progress
 from msat_det.data import Dataset
 from msat_det.graph.graph import Graph, elements
@@ -72,7 +71,7 @@ def simulate(
         written = disk.submit(parts.write, number, part)
         bar.update(images(number) - bar.n)
 
-    inference, memory = torch.inference_mode(), _enough_memory(config.batch)
+    inference, memory = torch.inference_mode(), told_of_memory(partial(_begun_again, config.batch))
     with bar, inference, ThreadPoolExecutor(1) as disk, memory, Pipeline(device) as pipeline:
         for number, loaded in zip(todo, load_batches(model, dataset, wanted, device, config.strict), strict=True):
             for message in loaded.corrupt:
@@ -89,17 +88,9 @@ def simulate(
         bar.update(images() - bar.n)
 
 
-@contextmanager
-def _enough_memory(batch: int) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not (lack := lack_of_memory(error)):
-            raise
-        less = f"--batch {batch // 2}" if batch > 1 else "a smaller --sim.chunk or --model.size"
-        raise InputError(
-            f"{lack} for a batch of {batch}: free some, and --resume goes on from here, or start anew with {less}"
-        ) from error
+def _begun_again(batch: int, lack: str) -> str:
+    less = f"--batch {batch // 2}" if batch > 1 else "a smaller --sim.chunk or --model.size"
+    return f"{lack} for a batch of {batch}: free some, and --resume goes on from here, or start anew with {less}"
 
 
 def simulate_batch(
