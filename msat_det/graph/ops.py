@@ -4,15 +4,18 @@ The canonical name of ``nn.LeakyReLU``, ``F.leaky_relu`` and ``torch.leaky_relu_
 underscores. An operation that stands in none of the tables is refused, never passed over.
 """
 
+import functools
+import inspect
 import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 import torch.nn.functional as F
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
@@ -46,6 +49,24 @@ class Activation:
     slope: float = 0.0
 
 
+P = ParamSpec("P")
+
+
+def one_node(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """A function that stands as a single node in the graph of a network that is recorded, whatever it calls; its
+    arguments stand there by their places."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        given = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        if has_torch_function(given) and not torch.compiler.is_compiling():
+            node: Callable[..., Tensor] = call
+            return handle_torch_function(node, given, *inspect.signature(function).bind(*args, **kwargs).args)
+        return function(*args, **kwargs)
+
+    return call
+
+
 def identity(x: Tensor) -> Tensor:
     """f(x) = x: the call site that ``spiking_linear`` puts behind a linear node."""
     return x
@@ -68,12 +89,11 @@ def topk_values(x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: 
     return x.topk(k, dim, largest, sorted)[0]
 
 
+@one_node
 def topk_places(x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Tensor:
     """The second: where in ``x`` they are, of equal ones the first of them, as in ONNX; PyTorch leaves that open."""
     if torch.compiler.is_compiling():  # to be written down as ONNX, which has no stable sort
         return x.topk(k, dim, largest, sorted)[1]
-    if has_torch_function((x,)):  # one node of a graph
-        return handle_torch_function(topk_places, (x,), x, k, dim, largest, sorted)
     return x.sort(dim=dim, descending=largest, stable=True).indices.narrow(dim, 0, k)
 
 

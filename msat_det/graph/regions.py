@@ -9,13 +9,15 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
 from torchvision.ops import batched_nms, roi_align
+
+from msat_det.graph.ops import one_node
 
 LARGEST_GROWTH = math.log(1000 / 16)  # of a box over its anchor, in exponents: torchvision's bound
 EPSILON = 1e-6  # of a level, as torchvision has it
 
 
+@one_node
 def region_proposals(
     objectness: Sequence[Tensor],
     offsets: Sequence[Tensor],
@@ -36,10 +38,6 @@ def region_proposals(
     Returns (B, K, 4), K being ``after`` or, where there are fewer, the boxes that enter, in the order of their anchors:
     a change of scores alone moves none of them. Rows left over are 0, boxes without an area.
     """
-    given = (*objectness, *offsets, edges)
-    if has_torch_function(given):
-        sizes = before, after, iou, score, smallest
-        return handle_torch_function(region_proposals, given, objectness, offsets, anchors, edges, *sizes)
     logits = [level.permute(0, 2, 3, 1).flatten(1) for level in objectness]
     best = [level.topk(min(before, level.shape[1])) for level in logits]
     starts = accumulate((level.shape[1] for level in logits[:-1]), initial=0)
@@ -72,6 +70,7 @@ def _moved(anchors: Tensor, offsets: Tensor) -> Tensor:
     return torch.cat((centres - half, centres + half), -1)
 
 
+@one_node
 def pooled_regions(
     features: Sequence[Tensor],
     boxes: Tensor,
@@ -88,9 +87,6 @@ def pooled_regions(
     theirs by their area, eq. 1 of Lin et al. 2017.
     Returns (B·K, C, *size).
     """
-    given = (*features, boxes)
-    if has_torch_function(given):
-        return handle_torch_function(pooled_regions, given, features, boxes, scales, size, sampling, canonical)
     flat = boxes.flatten(0, 1)
     found = features[0].new_zeros(len(flat), features[0].shape[1], *size)
     if found.is_meta:  # shapes alone
