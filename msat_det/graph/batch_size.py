@@ -13,6 +13,10 @@ from torch.fx.node import Node
 from msat_det.graph import ops
 from msat_det.graph.graph import origins, where
 
+Sizes = dict[str, tuple[int, int]]  # by their nodes' names: for some images and for twice as many
+_MOST = 17  # images that a comparison is tried with: they have to fit into memory
+_COMPARISONS = {operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge}
+
 
 def free_batch_size(graph: fx.Graph, other: fx.Graph, images: int, more: int) -> None:
     """Put the number of images, times what is needed, for every plain number that differs from ``other``'s.
@@ -62,19 +66,42 @@ class Guards:
         for node in self.found:
             node.args = (node.args[0], node.args[0])
 
-    def stand(self, differing: set[Node]) -> list[str]:
+    def stand(self, sizes: Sizes, images: int) -> dict[int, str]:
         """Let them ask again, but for those that depend on the number of images: there the outputs have to tell.
 
-        differing: nodes that give another size for another number of images. Returns where the network asks for it,
-        what it decides by it first.
+        sizes: found with ``images`` images. Returns the numbers of images for which the network may take another way,
+        and where it asks: one, and of each comparison the least above two for which it comes out otherwise.
         """
-        freed = [node for node in self.found if origins([node.args[0]]) & differing]
-        freed.sort(key=lambda node: node.args[0] in differing)
-        places = list(map(where, freed))
+        freed = [node for node in self.found if _depends(node, sizes)]
+        decides = [node for node in freed if node.args[0].target in _COMPARISONS]
+        ways = {1: where((decides or freed)[0]) if freed else ""} if images > 1 else {}
+        for node in decides:
+            for count in (n for n in range(3, _MOST + 1) if n != 2 * images):
+                if _with_images(node.args[0], sizes, count / images) != self.found[node]:
+                    ways.setdefault(count, where(node))
+                    break
         for node, found in self.found.items():
             if node in freed:
                 self.graph.erase_node(node)
             else:
                 node.args = (node.args[0], found)
         drop_dead(self.graph)
-        return places
+        return ways
+
+
+def _depends(guard: Node, sizes: Sizes) -> bool:
+    pairs = (sizes.get(node.name, (0, 0)) for node in origins(guard.all_input_nodes))
+    return any(once != both for once, both in pairs)
+
+
+def _with_images(value: Any, sizes: Sizes, factor: float) -> Any:
+    """What a number that is made of sizes is for ``factor`` times as many images; None for a division by 0."""
+    if not isinstance(value, Node):
+        return value
+    if callable(value.target):
+        try:
+            return value.target(*(_with_images(part, sizes, factor) for part in value.args))
+        except (ZeroDivisionError, TypeError):  # of a None
+            return None
+    once, both = sizes[value.name]
+    return once + round((both - once) * (factor - 1))

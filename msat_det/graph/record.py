@@ -338,6 +338,9 @@ class Size(int):
             self.recorder.once(ops.guard, self.node(), value)
         return value
 
+    def __bool__(self) -> bool:
+        return self != 0
+
     def __hash__(self) -> int:
         return hash(self.plain())
 
@@ -378,7 +381,7 @@ for _name in ("add", "sub", "mul", "floordiv", "mod"):
     setattr(Size, f"__r{_name}__", _reflected)
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
     setattr(Size, f"__{_name}__", _comparison(getattr(operator, _name)))
-for _name in ("bool", "int", "float", "index", "truediv", "rtruediv", "pow", "rpow", "divmod", "rdivmod", "neg", "abs"):
+for _name in ("int", "float", "index", "truediv", "rtruediv", "pow", "rpow", "divmod", "rdivmod", "neg", "abs"):
     setattr(Size, f"__{_name}__", _plainly(f"__{_name}__"))
 for _name in ("round", "ceil", "floor", "trunc", "and", "rand", "or", "ror", "xor", "rxor", "lshift", "rshift"):
     setattr(Size, f"__{_name}__", _plainly(f"__{_name}__"))

@@ -3,7 +3,8 @@
 import inspect
 import math
 import traceback
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.utils._pytree as pytree
@@ -15,7 +16,7 @@ from msat_det.base.device import wide
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
 from msat_det.graph.axes import label_channels
-from msat_det.graph.batch_size import Guards, drop_dead, free_batch_size
+from msat_det.graph.batch_size import Guards, Sizes, drop_dead, free_batch_size
 from msat_det.graph.classify import classify
 from msat_det.graph.divisors import spare_divisors
 from msat_det.graph.facts import amend, facts
@@ -40,6 +41,7 @@ from msat_det.graph.record import HERE, DecidesByValues, is_leaf, record
 from msat_det.graph.scripted import Scripted
 from msat_det.graph.spellings import join_activations
 
+T = TypeVar("T")
 _TOLERANCE = 1e-4
 _IMAGES = 2  # that are traced: more would take time, and tell nothing new
 
@@ -62,10 +64,9 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     # other images behind these ones: neither a statistic over the batch nor another order of it leaves these alone
     more = pytree.tree_map(lambda x: torch.cat((x, (x / 2).to(x.dtype))), values)
     one = first_images(values, 1)
-    alone, again = _of_one(copied(net, net.parameters()), one), copied(net, net.parameters())
+    fresh, again = copied(net, net.parameters()), copied(net, net.parameters())
     graph, expected = _recorded(net, values, inputs)
     other, expected_more = _recorded(again, more, inputs)
-    _check_scripted(net, values, expected)
     lend(source, own)
     for each in (graph, other):
         functionalise(each)
@@ -78,9 +79,10 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     guards = Guards(module.graph)
     folds = _judge(graph, one)
     with torch.inference_mode():
-        places = guards.stand(_check(graph, folds, net, (values, more), (expected, expected_more)))
-        if alone is not None and images_in(values) > 1:
-            _check_one(graph, folds, net, (one, values), (alone, expected), places)
+        sizes = _check(_check_batch, graph, folds, net, (values, more), (expected, expected_more))
+        for count, place in guards.stand(sizes, images_in(values)).items():
+            _check_count(graph, folds, net, fresh, values, count, place or type(net).__name__)
+        _check_scripted(net, values, expected)  # the last: it may change the program, which copies share
         for site in graph.sites:
             unfold(graph, site)
         label_channels(graph, one)
@@ -213,59 +215,57 @@ class _Double(Graph):
 
 
 def _check(
-    graph: Graph, folds: Folds, net: nn.Module, batches: tuple[Any, Any], expected: tuple[Any, Any]
-) -> set[Node]:
-    """``_check_batch``, in float64 where float32 does not agree: on a black image, say, some networks subtract large
+    check: Callable[[Graph, tuple, tuple], T],
+    graph: Graph,
+    folds: Folds,
+    net: nn.Module,
+    batches: tuple,
+    expected: tuple,
+) -> T:
+    """What a check finds, in float64 where float32 does not agree: on a black image, say, some networks subtract large
     values from each other, and two orders of the same sums differ by more than what is left."""
     try:
-        return _check_batch(graph, batches, expected)
+        return check(graph, batches, expected)
     except _Different as error:
         doubled = pytree.tree_map(lambda x: x.double() if x.is_floating_point() else x, batches)
         try:
             nets, exact = [_with_wide_state(net) for _ in doubled], _Double(graph, folds)
             with _Wide():
-                outputs = _called(nets[0], doubled[0]), _called(nets[1], doubled[1])
-                found = {node.name for node in _check_batch(exact, doubled, outputs)}
+                return check(exact, doubled, tuple(map(_called, nets, doubled)))
         except (*MISFIT, InputError):  # what insists on float32 is judged by that
             raise error from None
-        return {node for node in graph.nodes if node.name in found}
 
 
-def _of_one(net: nn.Module, one: Any) -> Any:
-    """The outputs for a single image; None where the network takes none."""
+def _check_count(
+    graph: Graph, folds: Folds, net: nn.Module, fresh: nn.Module, values: Any, count: int, place: str
+) -> None:
+    """Make sure that ``count`` images, if the network takes as many, go the way that ``values`` go.
+
+    fresh: a copy of ``net`` that has not run. place: where the network asks for their number.
+    """
+    images = images_in(values)
+    batch = pytree.tree_map(lambda x: x[torch.arange(count, device=x.device) % images], values)
     try:
         with torch.no_grad(), arithmetic("float32", device_of(net)):
-            return _called(net, one)
+            expected = _called(copied(fresh, fresh.parameters()), batch)
     except MISFIT:
-        return None
-
-
-def _check_one(
-    graph: Graph, folds: Folds, net: nn.Module, batches: tuple[Any, Any], expected: tuple[Any, Any], places: list[str]
-) -> None:
-    """Make sure that a single image goes the way that several go.
-
-    batches: of one image and of several. places: where the network asks for their number.
-    """
+        return
     try:
-        _check_outputs(graph(batches[0]), expected[0], "")
-    except _Different:
-        try:
-            _check(graph, folds, net, batches, expected)
-        except _Different as error:
-            raise InputError(
-                f"{(places or [type(net).__name__])[0]}: the network does otherwise for one image than for several: "
-                "let it go the same way for any number"
-            ) from error
+        _check(lambda g, b, e: _check_outputs(g(b[0]), e[0], ""), graph, folds, net, (batch,), (expected,))
+    except _Different as error:
+        which = "one image than for several" if count == 1 else f"{count} images than for {images}"
+        raise InputError(
+            f"{place}: the network does otherwise for {which}: let it go the same way for any number"
+        ) from error
 
 
-def _check_batch(graph: Graph, batches: tuple[Any, Any], expected: tuple[Any, Any]) -> set[Node]:
+def _check_batch(graph: Graph, batches: tuple[Any, Any], expected: tuple[Any, Any]) -> Sizes:
     """Make sure that the graph gives the network's outputs for a batch and for one of twice as many images, each of
     which goes its own way through every node, and that none comes to NaN.
 
-    Returns the sizes that differ between the two.
+    Returns the sizes in both.
     """
-    differing: set[Node] = set()
+    sizes: Sizes = {}
     apart = _Apart(static_nodes(graph))
     for (node, once), (_, both) in zip(*map(graph.walk, batches), strict=True):
         kind = facts(node).kind
@@ -276,9 +276,9 @@ def _check_batch(graph: Graph, batches: tuple[Any, Any], expected: tuple[Any, An
             _check_values(node, once)
         if kind is not Kind.SHAPE:
             apart.check(node, pytree.tree_leaves(once), pytree.tree_leaves(both))
-        elif isinstance(once, int) and once != both:
-            differing.add(node)
-    return differing
+        elif isinstance(once, int):
+            sizes[node.name] = once, both
+    return sizes
 
 
 def _check_values(node: Node, value: Any) -> None:

@@ -190,7 +190,9 @@ from torch import nn
 from msat_det.graph import trace as tracing
 
 def check(*given):
-    tracing._check_batch = once
+    calls.append(1)
+    if calls[1:]:
+        return once(*given)
     raise tracing._Different("as if by rounding")
 
 def peak():  # getrusage's would be that of the process that started this one, where it is larger
@@ -203,10 +205,10 @@ def layer():
     return nn.Sequential(convolution, nn.BatchNorm2d(3072), nn.ReLU())
 
 net, images = nn.Sequential(*(layer() for _ in range(6))).eval(), torch.rand(2, 3072, 1, 1)
-once, tracing._check_batch = tracing._check_batch, check
+once, tracing._check_batch, calls = tracing._check_batch, check, []
 before = peak()
 tracing.trace(net, images)
-assert tracing._check_batch is once
+assert len(calls) == 2
 print((peak() - before) / sum(4 * weight.numel() for weight in net.parameters()))
 """
 

@@ -369,6 +369,39 @@ def test_a_single_image_goes_no_way_of_its_own(body: Callable, place: str) -> No
         trace(Net(body), images())
 
 
+OTHERWISE: dict[str, tuple[Callable[[Net, Tensor], Any], int]] = {
+    "three": (lambda net, x: x if x.shape[0] == 3 else x.relu(), 3),
+    "many": (lambda net, x: x if x.size(0) > 8 else x.relu(), 9),
+    "not as many as cells": (lambda net, x: x if x.flatten(0, 1).shape[0] >= x.shape[2] * x.shape[1] else x.relu(), 12),
+    "odd": (lambda net, x: x if x.shape[0] % 3 == 0 else x.relu(), 3),
+    "by truth": (lambda net, x: x.relu() if x.shape[0] - 5 else x, 5),
+    "by the least": (lambda net, x: x.relu()[: min(x.shape[0], 6)], 7),
+    "none of some": (lambda net, x: x.relu() if x.shape[0] in (1, 2, 4, 8) else x, 3),
+}
+
+
+@pytest.mark.parametrize(("body", "number"), OTHERWISE.values(), ids=OTHERWISE)
+@pytest.mark.parametrize("count", [1, 2])
+def test_no_number_of_images_goes_a_way_of_its_own(body: Callable, number: int, count: int) -> None:
+    """Two numbers of images were compared, and a single one: other numbers were answered as these, in silence."""
+    told = rf"^node '.*test_record.py:\d+: .* does otherwise for {number} images than for {count}: let"
+    with pytest.raises(InputError, match=told):
+        trace(Net(body), images()[:count])
+
+
+def test_what_a_network_asks_of_the_number_of_images_may_leave_its_outputs_alone() -> None:
+    """The number in its way is no reason to refuse it, and neither is one that it does not take."""
+
+    def by_parts(net: Net, x: Tensor) -> Tensor:
+        assert x.shape[0] < 12
+        return x.relu() if x.shape[0] < 3 else torch.cat((x[:2], x[2:])).relu()
+
+    net = Net(by_parts)
+    agrees(net)
+    fresh = torch.cat([images(seed=seed) for seed in range(4)])
+    torch.testing.assert_close(trace(net, images())(fresh), net.eval()(fresh))
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_other_outputs_for_other_numbers_of_images_are_told(count: int) -> None:
     """It was a ValueError of zip's."""
