@@ -71,11 +71,14 @@ class Model:
     arch: Annotated[str | None, "which network of timm (resnet18d …) or of Ultralytics (yolov8n, rtdetr-l …)."] = None
     head: Annotated[
         str | None,
-        "how raw outputs become boxes: yolov5, yolov8, yolox, nanodet, picodet, fastestdet, ssd, retinanet, fcos, "
-        "detr, rtdetr or raw; its usual values are used for keys on heads and inputs that are not given. null: as the "
-        "file says, which Ultralytics' ONNX files do.",
+        "how raw outputs become boxes: yolov3, yolov5, yolov8, yolox, nanodet, picodet, fastestdet, ssd, retinanet, "
+        "efficientdet, fcos, detr, rtdetr or raw; its usual values are used for keys on heads and inputs that are not "
+        "given. null: as an ONNX file says, or as it decodes boxes itself.",
     ] = None
-    strides: Annotated[list[int] | None, "input pixels per cell, for each level of the head."] = None
+    strides: Annotated[
+        list[int] | list[list[float]] | None,
+        "input pixels per cell, for each level of the head; [x, y] of them where they differ or are no whole numbers.",
+    ] = None
     anchors: Annotated[
         list[list[float]] | None,
         "for each level the widths and heights of its anchors in input pixels, [[10, 13, 16, 30], …].",
@@ -109,7 +112,8 @@ class Model:
                 f"model.resize is {self.resize!r}: give stretch or letterbox, or corner, one at the top left"
             )
         for stride in self.strides or []:
-            _positive("one of model.strides", stride)
+            if isinstance(stride, int):
+                _positive("one of model.strides", stride)
 
     def given(self, *keys: str) -> dict[str, Any]:
         """Those of the keys that are set (not None)."""

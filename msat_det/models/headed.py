@@ -14,7 +14,7 @@ from msat_det.data.base import class_names
 from msat_det.graph.inputs import MISFIT, reason
 from msat_det.models.class_names import read_names
 from msat_det.models.detector import Detections
-from msat_det.models.heads import HEADS, Levels, cells_of, named, parts_of, raw_parts
+from msat_det.models.heads import HEADS, Levels, Stride, cells_of, named, parts_of, raw_parts
 from msat_det.models.preprocessing import Geometry, Inputs, as_size
 from msat_det.models.suppression import select
 
@@ -23,12 +23,12 @@ class HeadDetector:
     """A network with a head by name as a ``Detector``.
 
     net: (B, 3, h, w) → the head's raw outputs, see ``heads.parts_of``.
-    head: a name of ``heads.HEADS``: yolov5, yolov8, yolox, nanodet, picodet, fastestdet, ssd, retinanet, fcos, detr,
-        rtdetr, raw.
+    head: a name of ``heads.HEADS``: yolov3, yolov5, yolov8, yolox, nanodet, picodet, fastestdet, ssd, retinanet,
+        efficientdet, fcos, detr, rtdetr, raw.
     classes: names, or "coco" or "voc".
     size: the input's side, or (height, width), in pixels.
-    strides: input pixels a cell, for each level; None: the head's usual ones. Heads detr, rtdetr and raw have
-        no levels.
+    strides: input pixels a cell, for each level, or x and y of them, where they differ or are no whole numbers; None:
+        the head's usual ones. Heads detr, rtdetr and raw have no levels.
     anchors: for each level the widths and heights of its anchors, one after the other, in input pixels; None: the
         head's usual ones.
     activated: whether the network's scores are already probabilities, after its own sigmoid or softmax.
@@ -43,7 +43,7 @@ class HeadDetector:
         head: str,
         classes: Sequence[str] | str = "coco",
         size: int | tuple[int, int] = 640,
-        strides: Sequence[int] | None = None,
+        strides: Sequence[Stride] | None = None,
         anchors: Sequence[Sequence[float]] | None = None,
         activated: bool = False,
         inputs: Inputs | None = None,
@@ -55,8 +55,11 @@ class HeadDetector:
         self.kind, self.head = HEADS.find(head), head
         known = read_names(classes) if isinstance(classes, str) else classes
         self.net, self.classes, self.size = net.eval(), class_names(known, "the detector"), as_size(size)
-        self.strides = tuple(self.kind.strides if strides is None else strides)
-        self.anchors: Levels | None = self.kind.anchors(self.strides) if anchors is None else tuple(map(tuple, anchors))
+        own = self.kind.strides if strides is None else strides
+        self.strides = tuple(stride if isinstance(stride, int | float) else tuple(stride) for stride in own)
+        whole = [stride for stride in own if isinstance(stride, int)]
+        usual = self.kind.anchors(whole) if len(whole) == len(own) else None
+        self.anchors: Levels | None = usual if anchors is None else tuple(map(tuple, anchors))
         self.activated, self.inputs = activated, self.kind.inputs if inputs is None else inputs
         self.score, self.top_k, self.names = score, top_k, None if names is None else list(names)
         self.nms_iou = self.kind.nms_iou if nms_iou is None else nms_iou
@@ -71,10 +74,9 @@ class HeadDetector:
         return f"{type(self).__name__}({self.head}, {len(self.classes)} classes, input {height} × {width})"
 
     def _check_anchors(self) -> None:
-        anchored = self.head in ("ssd", "yolov5", "retinanet")
-        if self.anchors is None and anchored:
+        if self.anchors is None and self.kind.anchored:
             raise InputError(f"head {self.head} needs model.anchors: for each stride widths and heights in pixels")
-        if self.anchors is not None and not anchored:
+        if self.anchors is not None and not self.kind.anchored:
             raise InputError(f"head {self.head} has no anchors: leave model.anchors out")
         if self.anchors is not None:
             fits = len(self.anchors) == len(self.strides) and all(a and len(a) % 2 == 0 for a in self.anchors)
@@ -139,22 +141,26 @@ INPUTS = ("resize", "pad", "bgr", "mean", "std")
 HEAD_KEYS = ("head", "names", "size", *LEVELS, *INPUTS, "score", "nms_iou", "top_k")
 
 
-def head_options(model: Model, otherwise: str | None = None) -> tuple[str, dict[str, Any]]:
-    """The head's name and ``HeadDetector``'s other options, but for the size, out of a ``config.Model``.
-
-    otherwise: the head where none is set. The classes are among the options where names are. Raises InputError for a
-    key that another one leaves without effect.
-    """
+def head_of(model: Model, otherwise: str | None = None) -> str:
+    """The head's name in a ``config.Model``, or ``otherwise``. Raises InputError where there is none."""
     head = model.head or otherwise
     if head is None:
         raise InputError(f"model.head is not set: {model.name} needs one of {', '.join(HEADS)}")
-    usual = HEADS.find(head).inputs
+    return head
+
+
+def head_options(model: Model, head: str) -> dict[str, Any]:
+    """``HeadDetector``'s options for this head, but for the size, out of a ``config.Model``.
+
+    The classes are among them where names are given. Raises InputError for a key that another one leaves without
+    effect.
+    """
     own = model.given("resize", "pad", "bgr") | {k: tuple(v) for k, v in model.given("mean", "std").items()}
-    inputs = replace(usual, **own)
+    inputs = replace(HEADS.find(head).inputs, **own)
     if model.pad is not None and inputs.resize == "stretch":
         raise InputError(f"model.pad is {model.pad:g}, and nothing is padded: set model.resize to letterbox or corner")
     for key in model.given(*LEVELS) if head == "raw" else ():
         raise InputError(f"model.{key} is set, and head raw takes boxes and scores as they are: leave it out")
     options = model.given(*LEVELS, "score", "nms_iou", "top_k")
     options |= {"classes": model.names} if model.names else {}
-    return head, options | {"inputs": inputs}
+    return options | {"inputs": inputs}

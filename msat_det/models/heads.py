@@ -8,7 +8,7 @@ the network's input, and scores (B, P, C).
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from msat_det.base.names import Names
 from msat_det.models.preprocessing import RGB, Inputs
 
 MOST_ROWS = 1 << 20  # boxes of an image
+Stride = int | Sequence[float]  # input pixels a cell; x and y where they differ or are no whole numbers
 Levels = tuple[tuple[float, ...], ...]  # for each level width and height of its anchors, one after the other
 Found = tuple[Tensor, Tensor]
 
@@ -29,8 +30,8 @@ Found = tuple[Tensor, Tensor]
 class Cells:
     """Where the rows of a head's outputs lie: level after level, row by row, anchor by anchor.
 
-    centre: (P, 2) x y of the middle of each cell, in input pixels. stride: (P, 1), a cell's side. anchor: (P, 2) width
-    and height in input pixels (a cell's own, where the head has none). size: (2,) width and height of the input.
+    centre: (P, 2) x y of the middle of each cell, in input pixels. stride: (P, 2), a cell's width and height. anchor:
+    (P, 2) width and height in input pixels (a cell's own, where the head has none). size: (2,) those of the input.
     """
 
     centre: Tensor
@@ -40,6 +41,12 @@ class Cells:
 
     def to(self, device: torch.device) -> "Cells":
         return Cells(*(brought(getattr(self, item.name), device) for item in fields(self)))
+
+
+def yolov3(cells: Cells, box: Tensor, objectness: Tensor, classes: Tensor) -> Found:
+    """Redmon and Farhadi 2018, section 2.1: x = (σ(t) + column)·stride, width = exp(t)·anchor."""
+    centre = cells.centre + (box[..., :2].sigmoid() - 0.5) * cells.stride
+    return _around(centre, box[..., 2:].exp() * cells.anchor), objectness * classes
 
 
 def yolov5(cells: Cells, box: Tensor, objectness: Tensor, classes: Tensor) -> Found:
@@ -58,12 +65,12 @@ def yolox(cells: Cells, box: Tensor, objectness: Tensor, classes: Tensor) -> Fou
 def yolov8(cells: Cells, box: Tensor, classes: Tensor) -> Found:
     """Ultralytics' v8 and later, and PicoDet (Yu et al. 2021): distances to the four sides as distributions (Li et al.
     2020)."""
-    return _within(cells.centre, expected(box) * cells.stride), classes
+    return _within(cells.centre, expected(box), cells), classes
 
 
 def nanodet(cells: Cells, box: Tensor, classes: Tensor) -> Found:
     """NanoDet-Plus: as PicoDet, but a cell counts from its upper left corner."""
-    return _within(cells.centre - cells.stride / 2, expected(box) * cells.stride), classes
+    return _within(cells.centre - cells.stride / 2, expected(box), cells), classes
 
 
 def fastestdet(cells: Cells, box: Tensor, objectness: Tensor, classes: Tensor) -> Found:
@@ -84,9 +91,15 @@ def retinanet(cells: Cells, box: Tensor, classes: Tensor) -> Found:
     return _around(centre, box[..., 2:].clamp(max=math.log(1000 / 16)).exp() * cells.anchor), classes
 
 
+def efficientdet(cells: Cells, box: Tensor, classes: Tensor) -> Found:
+    """Tan et al. 2020: offsets y x h w from the anchors, which stand about a cell's centre."""
+    centre = cells.centre + box[..., [1, 0]] * cells.anchor
+    return _around(centre, box[..., [3, 2]].exp() * cells.anchor), classes
+
+
 def fcos(cells: Cells, box: Tensor, objectness: Tensor, classes: Tensor) -> Found:
     """Tian et al. 2019, with distances in units of the stride: relu(t)·stride; score = √(class · centre-ness)."""
-    return _within(cells.centre, box.relu() * cells.stride), (classes * objectness).sqrt()
+    return _within(cells.centre, box.relu(), cells), (classes * objectness).sqrt()
 
 
 def detr(cells: Cells, box: Tensor, classes: Tensor) -> Found:
@@ -116,8 +129,9 @@ def _around(centre: Tensor, extent: Tensor) -> Tensor:
     return torch.cat((centre - extent / 2, centre + extent / 2), -1)
 
 
-def _within(centre: Tensor, sides: Tensor) -> Tensor:
-    """From a point and its distances to the left, top, right and bottom."""
+def _within(centre: Tensor, distances: Tensor, cells: Cells) -> Tensor:
+    """From a point and its distances to the left, top, right and bottom, in cells."""
+    sides = distances * cells.stride.repeat(1, 2)
     return torch.cat((centre - sides[..., :2], centre + sides[..., 2:]), -1)
 
 
@@ -126,15 +140,17 @@ class Head:
     """A registered head.
 
     decode: see above. parts: of one map of outputs, in the order of its channels. strides: the usual ones; none where a
-    row is not a cell's. anchors: the usual ones for some strides, where there are any. bins: whether a box is four
-    distributions. softmax: whether classes are one against the others, not each by itself. background: whether one of
-    them is none. inputs: how a photograph is usually made ready. nms_iou: overlap above which the weaker of two boxes
-    is usually dropped. shown: the score from which on boxes are usually looked at.
+    row is not a cell's. anchored: whether boxes start from anchors. anchors: the usual ones for some strides, where
+    there are any. bins: whether a box is four distributions. softmax: whether classes are one against the others, not
+    each by itself. background: whether one of them is none. inputs: how a photograph is usually made ready. nms_iou:
+    overlap above which the weaker of two boxes is usually dropped. shown: the score from which on boxes are usually
+    looked at.
     """
 
     decode: Callable[..., Found]
     parts: tuple[str, ...]
     strides: tuple[int, ...] = (8, 16, 32)
+    anchored: bool = False
     anchors: Callable[[Sequence[int]], Levels | None] = lambda strides: None
     bins: bool = False
     softmax: bool = False
@@ -144,7 +160,21 @@ class Head:
     shown: float = 0.3
 
 
-_COCO_ANCHORS = (10, 13, 16, 30, 33, 23), (30, 61, 62, 45, 59, 119), (116, 90, 156, 198, 373, 326)  # YOLOv5's
+_COCO_ANCHORS: dict[int, Levels] = {  # by how many levels there are: YOLOv3's and v5's, YOLOv3-tiny's
+    3: ((10, 13, 16, 30, 33, 23), (30, 61, 62, 45, 59, 119), (116, 90, 156, 198, 373, 326)),
+    2: ((10, 14, 23, 27, 37, 58), (81, 82, 135, 169, 344, 319)),
+}
+
+
+def _coco_anchors(strides: Sequence[int]) -> Levels | None:
+    return _COCO_ANCHORS.get(len(strides))
+
+
+def _efficientdet_anchors(strides: Sequence[int]) -> Levels:
+    """Three sizes from 4·stride on, each as square, lying and upright: the order of its authors' code."""
+    shapes = (1.0, 1.0), (1.4, 0.7), (0.7, 1.4)
+    sizes = [2 ** (k / 3) for k in range(3)]
+    return tuple(tuple(4 * s * size * side for size in sizes for shape in shapes for side in shape) for s in strides)
 
 
 def _retinanet_anchors(strides: Sequence[int]) -> Levels:
@@ -160,14 +190,14 @@ def _retinanet_anchors(strides: Sequence[int]) -> Levels:
 _ULTRALYTICS = Inputs("letterbox", 114)
 _IMAGENET = Inputs(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
 _CAFFE = Inputs(bgr=True, mean=(103.53, 116.28, 123.675), std=(57.375, 57.12, 58.395))
+_PADDED = replace(_IMAGENET, resize="corner", pad=116)  # by the mean, near enough
+_FIVE = (8, 16, 32, 64, 128)
 HEADS: Names[Head] = Names(
     "head",
     {
+        "yolov3": Head(yolov3, ("box", "objectness", "classes"), anchored=True, anchors=_coco_anchors, nms_iou=0.45),
         "yolov5": Head(
-            yolov5,
-            ("box", "objectness", "classes"),
-            anchors=lambda strides: _COCO_ANCHORS if len(strides) == 3 else None,
-            inputs=_ULTRALYTICS,
+            yolov5, ("box", "objectness", "classes"), anchored=True, anchors=_coco_anchors, inputs=_ULTRALYTICS
         ),
         "yolov8": Head(yolov8, ("box", "classes"), bins=True, inputs=_ULTRALYTICS, nms_iou=0.7),
         "yolox": Head(yolox, ("box", "objectness", "classes"), inputs=Inputs("corner", 114, True, std=(1.0,) * 3)),
@@ -176,11 +206,22 @@ HEADS: Names[Head] = Names(
         "fastestdet": Head(
             fastestdet, ("objectness", "box", "classes"), (16,), softmax=True, inputs=Inputs(bgr=True), shown=0.65
         ),
-        "ssd": Head(ssd, ("box", "classes"), softmax=True, background=True, inputs=_IMAGENET, nms_iou=0.45),
-        "retinanet": Head(
-            retinanet, ("box", "classes"), (8, 16, 32, 64, 128), anchors=_retinanet_anchors, inputs=_IMAGENET
+        "ssd": Head(
+            ssd, ("box", "classes"), anchored=True, softmax=True, background=True, inputs=_IMAGENET, nms_iou=0.45
         ),
-        "fcos": Head(fcos, ("classes", "box", "objectness"), (8, 16, 32, 64, 128), inputs=_IMAGENET),
+        "retinanet": Head(
+            retinanet, ("box", "classes"), _FIVE, anchored=True, anchors=_retinanet_anchors, inputs=_IMAGENET
+        ),
+        "efficientdet": Head(
+            efficientdet,
+            ("box", "classes"),
+            _FIVE,
+            anchored=True,
+            anchors=_efficientdet_anchors,
+            inputs=_PADDED,
+            nms_iou=0.5,
+        ),
+        "fcos": Head(fcos, ("classes", "box", "objectness"), _FIVE, inputs=_IMAGENET),
         "detr": Head(
             detr, ("box", "classes"), (), softmax=True, background=True, inputs=_IMAGENET, nms_iou=1.0, shown=0.7
         ),
@@ -190,20 +231,24 @@ HEADS: Names[Head] = Names(
 )
 
 
-def cells_of(size: tuple[int, int], strides: Sequence[int], anchors: Levels | None) -> tuple[Cells, list[int]]:
+def cells_of(size: tuple[int, int], strides: Sequence[Stride], anchors: Levels | None) -> tuple[Cells, list[int]]:
     """The cells of all levels of an input of (height, width), and how many rows each level has. Raises InputError."""
     each = [len(level) // 2 for level in anchors or ()] or [1] * len(strides)
-    if sum(math.ceil(size[0] / s) * math.ceil(size[1] / s) * n for s, n in zip(strides, each, strict=True)) > MOST_ROWS:
+    pairs = [(stride, stride) if isinstance(stride, int | float) else tuple(stride) for stride in strides]
+    if any(len(pair) != 2 or not 0 < min(pair) <= max(pair) <= MOST_ROWS for pair in pairs):
+        raise InputError(f"strides are {list(strides)}: give each level's input pixels a cell, or [x, y] of them")
+    grids = [(math.ceil(round(size[0] / y, 4)), math.ceil(round(size[1] / x, 4))) for x, y in pairs]
+    if sum(height * width * n for (height, width), n in zip(grids, each, strict=True)) > MOST_ROWS:
         raise InputError(f"strides {list(strides)} make more than {MOST_ROWS} boxes of an input of {size}")
     levels: list[Tensor] = []
-    for level, stride in enumerate(strides):
-        height, width = (-(-side // stride) for side in size)
+    for level, (pair, (height, width)) in enumerate(zip(pairs, grids, strict=True)):
+        stride = torch.tensor(pair, dtype=torch.float32)
         y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-        pairs = torch.tensor(anchors[level] if anchors else (stride, stride), dtype=torch.float32).reshape(-1, 2)
+        sides = torch.tensor(anchors[level] if anchors else pair, dtype=torch.float32).reshape(-1, 2)
         places = torch.stack((x, y), -1).reshape(-1, 1, 2) * stride
-        rows = torch.cat((places.expand(-1, len(pairs), -1), pairs.expand(len(places), -1, -1)), -1).flatten(0, 1)
-        levels.append(torch.cat((rows, torch.full((len(rows), 1), float(stride))), 1))
-    every = torch.cat([torch.empty(0, 5), *levels])
+        rows = torch.cat((places.expand(-1, len(sides), -1), sides.expand(len(places), -1, -1)), -1).flatten(0, 1)
+        levels.append(torch.cat((rows, stride.expand(len(rows), 2)), 1))
+    every = torch.cat([torch.empty(0, 6), *levels])
     extent = torch.tensor(size[::-1], dtype=torch.float32)
     return Cells(every[:, :2], every[:, 4:], every[:, 2:4], extent), [len(level) for level in levels]
 

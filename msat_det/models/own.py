@@ -14,7 +14,7 @@ from msat_det.base.config import Model
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
 from msat_det.models.detector import Detector
-from msat_det.models.headed import HEAD_KEYS, HeadDetector, head_options
+from msat_det.models.headed import HEAD_KEYS, HeadDetector, head_of, head_options
 from msat_det.models.weights import fill
 
 
@@ -90,7 +90,8 @@ def own_detector(model: Model) -> Detector:
         return built
     if model.weights is not None:
         fill(built, model.weights)
-    head, options = head_options(model)
+    head = head_of(model)
+    options = head_options(model, head)
     if model.size is None:
         raise InputError(f"model.size is not set: {model.name} needs the side of its input, in pixels")
     return HeadDetector(built, head, size=model.size, **options).check()

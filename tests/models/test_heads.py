@@ -15,7 +15,7 @@ from msat_det.base.errors import InputError
 from msat_det.models import build_detector
 from msat_det.models.detector import Detector
 from msat_det.models.headed import HeadDetector
-from msat_det.models.heads import HEADS
+from msat_det.models.heads import HEADS, cells_of
 from msat_det.models.preprocessing import Inputs, to_originals
 
 QUERIES = ["detr", "rtdetr"]
@@ -167,6 +167,33 @@ def test_retinanets_usual_anchors_are_torchvisions() -> None:
     torch.testing.assert_close(found, expected)
 
 
+def test_efficientdets_usual_anchors() -> None:
+    """Three sizes from four cells on, a third of an octave apart, each square, 1.4 × .7 and .7 × 1.4."""
+    one = HeadDetector(nn.Identity(), "efficientdet", ["cat"], 128)
+    first = torch.tensor(one.anchors[0]).reshape(3, 3, 2)
+    torch.testing.assert_close(first[0], torch.tensor([[32, 32], [44.8, 22.4], [22.4, 44.8]]))
+    torch.testing.assert_close(first[2], first[0] * 1.5874)
+    torch.testing.assert_close(torch.tensor(one.anchors[4]).reshape(3, 3, 2), 16 * first)
+
+
+def test_cells_that_are_not_square() -> None:
+    """SSDs whose maps do not divide the input: a cell is the input's side over their own, in x and in y."""
+    strides = [[300 / 19, 7.5], [300, 60]]
+    (cells, rows) = cells_of((60, 300), strides, ((4.0, 5.0, 6.0, 7.0), (40.0, 50.0)))
+    assert rows == [8 * 19 * 2, 1]
+    torch.testing.assert_close(cells.centre[2 * 20], torch.tensor([1.5 * 300 / 19, 1.5 * 7.5]))  # second row and column
+    torch.testing.assert_close(cells.centre[-1], torch.tensor([150.0, 30.0]))
+    assert cells.stride[-1].tolist() == [300, 60]
+    one = HeadDetector(nn.Identity(), "fcos", ["cat"], (60, 300), [[300, 30.0]])
+    boxes, _ = one.found(torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4, 0]).reshape(1, 6, 1, 1).expand(1, 6, 2, 1))
+    torch.testing.assert_close(boxes[0, 1], torch.tensor([150 - 30, 45 - 6, 150 + 90, 45 + 12.0]))
+    for wrong in ([0], [[8, 8, 8]], [[8, -1]], [float("inf")]):
+        with pytest.raises(InputError, match="give each level's input pixels a cell, or"):
+            HeadDetector(nn.Identity(), "yolox", ["cat"], SIZE, wrong)
+    with pytest.raises(InputError, match=r"needs model\.anchors"):  # its usual ones are multiples of a cell's side
+        HeadDetector(nn.Identity(), "retinanet", ["cat"], SIZE, strides)
+
+
 def test_inputs() -> None:
     image = torch.zeros(3, 20, 40, dtype=torch.uint8)
     image[0] = 200  # red
@@ -223,7 +250,7 @@ def test_own_networks_by_name(tmp_path: Path) -> None:
     assert found.inputs == Inputs("corner", 114, True, (0, 0, 1), (1, 1, 1))
     for wrong, message in (
         (own("Small", **own_config), r"model\.size is not set"),
-        (own("Small", size=64, names=str(names)), r"model\.head is not set: .* needs one of yolov5"),
+        (own("Small", size=64, names=str(names)), r"model\.head is not set: .* needs one of yolov3"),
         (own("Small", size=64, **own_config | {"strides": [8, 16]}), "do not fit head yolox"),
         (own("None_", size=64), "has no function or class 'None_'"),
         (own("NOTHING", size=64), "has no function or class 'NOTHING'"),
@@ -257,7 +284,16 @@ def of_queries() -> HeadDetector:
     return HeadDetector(nn.Sequential(*net, nn.Unflatten(1, (4, 7))), "rtdetr", ["cat", "dog", "bus"], SIZE)
 
 
-@pytest.mark.parametrize("make", [lambda: build(SimpleNamespace(score=0.01)), of_queries], ids=["cells", "queries"])
+def of_oblong_cells() -> HeadDetector:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d((3, 2)), nn.Conv2d(8, 8, 1))
+    own = Inputs("corner", 114)  # in 0..1, or boxes are far away
+    return HeadDetector(net, "yolox", ["cat", "dog", "bus"], SIZE, [[48, 64 / 3]], inputs=own)
+
+
+MAKE = {"cells": lambda: build(SimpleNamespace(score=0.01)), "queries": of_queries, "oblong cells": of_oblong_cells}
+
+
+@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
 def test_saved_with_its_head(make: Callable[[], HeadDetector], tmp_path: Path) -> None:
     random = torch.Generator().manual_seed(0)
     images = [torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8, generator=random) for _ in range(3)]

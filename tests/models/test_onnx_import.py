@@ -3,6 +3,7 @@
 import copy
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from support.head_outputs import ANCHORS, SIZE, STRIDES, anchored, widths
 from support.onnx_files import IMAGE, node, onnxruntime_outputs, write_onnx
 from torch import Tensor, nn
 
@@ -18,7 +20,9 @@ import msat_det
 from msat_det import load_onnx
 from msat_det.base.config import Model
 from msat_det.base.errors import InputError
+from msat_det.data import build_dataset
 from msat_det.models import build_detector
+from msat_det.models.headed import HeadDetector
 from msat_det.models.heads import HEADS
 from msat_det.models.importers.onnx.operators import OPERATORS
 from msat_det.models.preprocessing import Inputs
@@ -485,7 +489,7 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 NOTED = {"author": "Ultralytics", "task": "detect", "names": "{0: 'cat', 1: 'dog'}"}
 UNSAID = {
-    "no notes": ({}, "does not say what head it has: give one of yolov5"),
+    "no notes": ({}, "does not say what head it has: give one of yolov3"),
     "another task": (
         NOTED | {"task": "segment"},
         "is for task 'segment', its head is 'of its own': of it boxes and cla",
@@ -592,7 +596,8 @@ def test_a_yolov5s_anchors_are_those_of_its_file(strides: tuple[int, ...], tmp_p
     centre, sides, objectness, classes = own.split((2, 2, 1, 1), -1)
     torch.testing.assert_close(boxes, torch.cat((centre - sides / 2, centre + sides / 2), -1), atol=1e-3, rtol=1e-4)
     torch.testing.assert_close(scores, objectness * classes)
-    given = msat_det.load_detector(path, "yolov5", ["cat"], anchors=[[8] * 6] * len(strides))
+    with pytest.warns(UserWarning, match="it decodes other boxes than head yolov5 does: look at some, or give others"):
+        given = msat_det.load_detector(path, "yolov5", ["cat"], anchors=[[8] * 6] * len(strides))
     assert set(sum(given.anchors, ())) == {8}
     raw = msat_det.load_detector(path, "yolov5", ["cat"], size=size, outputs=one.names)
     assert raw.anchors == one.anchors
@@ -601,6 +606,92 @@ def test_a_yolov5s_anchors_are_those_of_its_file(strides: tuple[int, ...], tmp_p
     model.graph.output[0].name = "kept"
     onnx.save(model, path)
     assert msat_det.load_detector(path, "yolov5", ["cat"]).anchors == one.anchors
+
+
+class Decoded(nn.Module):
+    """Maps of two levels, all parts in one or each ``apart``, decoded as ``one`` does and put into another form."""
+
+    def __init__(self, one: HeadDetector, form: Callable[[Tensor], Tensor], apart: bool = False):
+        super().__init__()
+        each = [n * (2 if anchored(one.head) else 1) for n in widths(one.head).values()]
+        counts = each if apart else [sum(each)]
+        self.maps = nn.ModuleList(nn.Conv2d(3, n, stride, stride) for stride in STRIDES for n in counts)
+        self.one, self.form = one, form
+
+    def forward(self, x: Tensor) -> Tensor:
+        boxes, scores = self.one.found([conv(x) for conv in self.maps])
+        return torch.cat((self.form(boxes), scores), -1)
+
+
+def middle(boxes: Tensor) -> Tensor:
+    """x1 y1 x2 y2 → x y w h."""
+    return torch.cat(((boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]), -1)
+
+
+EXTENT = torch.tensor([SIZE[1], SIZE[0]] * 2)
+WRITTEN = {  # how the boxes of a head may be written, and another head that takes the same outputs
+    "yolov3": (middle, "yolov5"),
+    "yolov5": (lambda boxes: middle(boxes) / EXTENT, "yolov3"),
+    "yolov8": (middle, "nanodet"),
+    "nanodet": (torch.clone, "picodet"),
+    "yolox": (torch.clone, "yolov3"),
+    "ssd": (lambda boxes: (boxes / EXTENT).clamp(0, 1), None),
+    "retinanet": (lambda boxes: boxes.clamp(min=0).minimum(EXTENT), "efficientdet"),
+    "efficientdet": (lambda boxes: boxes[..., [1, 0, 3, 2]], "retinanet"),
+    "fcos": (torch.clone, None),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's exporter
+@pytest.mark.parametrize("head", WRITTEN)
+def test_a_head_is_that_whose_boxes_the_file_decodes(head: str, tmp_path: Path) -> None:
+    form, wrong = WRITTEN[head]
+    classes = ["cat", "dog", "bus"]
+    of = HeadDetector(nn.Identity(), head, classes, SIZE, STRIDES, ANCHORS if anchored(head) else None)
+    path = tmp_path / "net.onnx"
+    example = torch.rand(1, 3, *SIZE)
+    torch.onnx.export(Decoded(of, form).eval(), (example,), path, dynamo=False, opset_version=17)
+    one = msat_det.load_detector(path, classes=classes)
+    assert (one.head, one.strides) == (head, STRIDES)
+    if anchored(head):
+        torch.testing.assert_close(torch.tensor(one.anchors), torch.tensor(ANCHORS))
+    own = onnxruntime_outputs(path, example)[0]
+    with torch.no_grad():
+        boxes, scores = one.found(one.net(example))
+    torch.testing.assert_close(form(boxes), own[..., :4], atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(scores, own[..., 4:])
+    if wrong:
+        with pytest.raises(InputError, match=rf"decodes boxes as head .*{head}.* does, not {wrong}: give that"):
+            msat_det.load_detector(path, wrong, classes)
+
+
+def test_the_priors_of_a_real_file(shared_data: Path) -> None:
+    """UltraFace: its maps of 8 and 4 rows divide 240 pixels, but its columns 32 and 64; as its authors write them."""
+    path = shared_data / "weights/version-RFB-320.onnx"
+    one = msat_det.load_detector(path, classes=["face"], inputs=Inputs(mean=(127.0,) * 3, std=(128.0,) * 3))
+    assert (one.head, one.strides) == ("ssd", ((8, 8), (16, 16), (32, 30), (64, 60)))
+    sides = [(10, 16, 24), (32, 48), (64, 96), (128, 192, 256)]
+    expected = [tuple(side for n in level for side in (n, min(n, 240))) for level in sides]
+    torch.testing.assert_close(one.anchors, tuple(expected), check_dtype=False)
+    dataset = build_dataset("coco", shared_data / "coco_val128", "val2017")
+    image = one.preprocess(dataset.image(dataset.ids[0]))[0][None]
+    with torch.no_grad():
+        boxes, scores = one.found(one.net(image))
+    own_scores, own_boxes = onnxruntime_outputs(path, image)
+    torch.testing.assert_close(scores, own_scores[..., 1:], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(boxes, own_boxes * torch.tensor([320.0, 240, 320, 240]), atol=1e-2, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's exporter
+def test_heads_whose_boxes_are_the_same(tmp_path: Path) -> None:
+    """Their images are not made ready alike: whose it is has to be said."""
+    classes, path = ["cat", "dog", "bus"], tmp_path / "net.onnx"
+    of = HeadDetector(nn.Identity(), "picodet", classes, SIZE, STRIDES)
+    net = Decoded(of, torch.clone, apart=True).eval()
+    torch.onnx.export(net, (torch.rand(1, 3, *SIZE),), path, dynamo=False, opset_version=17)
+    with pytest.raises(InputError, match=r"does not say what head it has: give one of yolov8, picodet$"):
+        msat_det.load_detector(path, classes=classes)
+    assert msat_det.load_detector(path, "picodet", classes).inputs.mean[0] > 100
 
 
 @pytest.mark.parametrize("after", ["Identity", "Sigmoid"])

@@ -14,7 +14,7 @@ from msat_det.base.config import Model
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
 from msat_det.graph.inputs import MISFIT, reason
-from msat_det.models.headed import HEAD_KEYS, HeadDetector, head_options
+from msat_det.models.headed import HEAD_KEYS, HeadDetector, head_of, head_options
 from msat_det.models.state_dict import load_tensors, without_prefix
 from msat_det.models.weights import read_tensors
 
@@ -110,7 +110,8 @@ def _usual_head(model: Any) -> str:
 
 def _options(model: Model, network: Any) -> dict[str, Any]:
     """What a configuration says of the head, as options of ``ultralytics_detector``."""
-    head, options = head_options(model, _usual_head(network))
+    head = head_of(model, _usual_head(network))
+    options = head_options(model, head)
     return options | {"head": head}
 
 

@@ -138,7 +138,7 @@ class Headed:
     classes: list[str]
     size: tuple[int, int]
     head: Head
-    strides: list[int] | None
+    strides: list[int] | list[list[float]] | None
     anchors: list[list[float]] | None
     activated: bool
     resize: Resize

@@ -2,21 +2,23 @@
 
 import ast
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from msat_det.base.config import Model
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
+from msat_det.models.class_names import read_names
 from msat_det.models.headed import HEAD_KEYS, HeadDetector, head_options
 from msat_det.models.heads import HEADS, strides_of
-from msat_det.models.importers.onnx.anchors import decoded_anchors
 from msat_det.models.importers.onnx.cut import raw_outputs, raw_queries
+from msat_det.models.importers.onnx.decoding import Decoding, anchors_of, decodes, decodings, fits
 from msat_det.models.importers.onnx.file import OnnxFile, channels_first, read_onnx
 from msat_det.models.importers.onnx.network import network_of
 from msat_det.models.importers.ultralytics import HEADS_BY_CLASS
@@ -24,6 +26,7 @@ from msat_det.models.preprocessing import Inputs, as_size
 
 _FIRST = {"Transpose", "Identity", "Cast", "Add", "Sub", "Mul", "Div"}
 _MOST_FIRST = 16
+_OF_CELLS = [name for name, head in HEADS.items() if head.strides and name != "raw"]
 _LONGEST = 1 << 16  # of the class names that a file notes, in letters
 
 
@@ -39,13 +42,15 @@ def load_detector(
 
     head, classes: see ``HeadDetector``, as for ``options`` (strides, anchors, activated, inputs, score, nms_iou,
         top_k). Head raw keeps the file's own outputs: boxes and scores. None: as the file says, which those exported by
-        Ultralytics' package do; if it does not, classes are COCO's. Without strides they are those of its maps.
+        Ultralytics' package do; if it does not, the head whose boxes the file decodes, and COCO's classes. Without
+        strides they are those of its maps, without anchors those by which it decodes, or else the head's usual ones.
     size: the images' size if the file leaves it free and does not note it, or another one. outputs: names of the
         tensors that are the raw outputs, if they are not those of the last convolutions.
-    Raises InputError as ``load_onnx``, for a head that neither you nor the file names, and for outputs that do not fit
-    the head.
+    Raises InputError as ``load_onnx``, for a head that neither you nor the file names, for outputs that do not fit the
+    head, and for another head than that whose boxes the file decodes; where these are no head's, it warns.
     """
-    return _detector(channels_first(read_onnx(path)), head, classes, size, outputs, options)
+    file = channels_first(read_onnx(path))
+    return _detector(file, head, classes, size, outputs, lambda _: options)
 
 
 def _detector(
@@ -54,14 +59,13 @@ def _detector(
     classes: Sequence[str] | str | None,
     size: int | tuple[int, int] | None,
     outputs: Sequence[str] | None,
-    options: dict[str, Any],
+    options: Callable[[str], dict[str, Any]],
 ) -> HeadDetector:
+    """options: those given, for a head of this name."""
     if file.notes.get("task") == "obb":
         raise InputError(f"{file.path}: its boxes are rotated, which no head reads: convert what load_onnx gives of it")
     said = noted(file)
-    head, classes = head or said.get("head"), classes or _class_names(file)
-    if head is None:
-        raise InputError(f"{file.path} {_unsaid(file)}: give one of {', '.join(HEADS)}")
+    head, classes = head or said.get("head"), classes or _class_names(file) or "coco"
     names = list(outputs) if outputs else None if head == "raw" else _raw(file, head)
     if size is None and any(None in sizes[1:] for sizes in file.inputs.values() if sizes):
         size = _noted_size(file)
@@ -70,22 +74,73 @@ def _detector(
     if len(net.meta["inputs"]) > 1:
         read = " and ".join(map(show, net.meta["inputs"]))
         raise InputError(f"{file.path}: its outputs depend on {read}: name some of the images alone (outputs)")
-    own: dict[str, Any] = {"names": net.meta["outputs"], "nms_iou": said.get("nms_iou")}
-    own["inputs"] = own_inputs(file, HEADS.find(head).inputs)
-    own["strides"] = strides_of(net.meta["shapes"], net.meta["size"], HEADS.find(head).strides)
-    if head == "yolov5" and options.get("anchors") is None and (anchors := decoded_anchors(file, net)):
-        own |= {"strides": list(anchors), "anchors": list(anchors.values())}
+    compared = head is None or (head in _OF_CELLS and not said)
+    known = read_names(classes) if isinstance(classes, str) else classes
+    cut = _Cut(file, net, known, decodings(file, net) if compared else [], said.get("nms_iou"), options)
+    if head is None:
+        fitting = cut.heads()
+        if len(fitting) != 1:
+            raise InputError(f"{file.path} {_unsaid(file)}: give one of {', '.join(fitting or HEADS)}")
+        return cut.behind(fitting[0])
     try:
-        return HeadDetector(net, head, classes or "coco", net.meta["size"], **own | options).check()
+        one = cut.behind(head)
     except InputError as error:
         raise InputError(f"{file.path}: {error}; its raw outputs: {', '.join(net.meta['outputs'])}") from error
+    if cut.after and not cut.fits(one):
+        if others := [other for other in cut.heads() if other != head]:
+            raise InputError(f"{file.path}: it decodes boxes as head {' or '.join(others)} does, not {head}: give that")
+        if decodes(cut.after, sum(one.rows), net.meta["shapes"]):
+            mend = "look at some, or give others of model.head, model.strides, model.anchors or model.outputs"
+            warnings.warn(f"{file.path}: it decodes other boxes than head {head} does: {mend}", stacklevel=2)
+    return one
 
 
-def _raw(file: OnnxFile, head: str) -> list[str]:
-    of_queries = not HEADS.find(head).strides
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """A file's network up to its raw outputs, and what the file makes of them."""
+
+    file: OnnxFile
+    net: fx.GraphModule
+    classes: Sequence[str]
+    after: list[Decoding]
+    nms_iou: float | None
+    options: Callable[[str], dict[str, Any]]
+
+    def behind(self, head: str) -> HeadDetector:
+        """The network with a head behind it. Raises InputError where it does not fit."""
+        kind, given, meta = HEADS.find(head), self.options(head), self.net.meta
+        own: dict[str, Any] = {"names": meta["outputs"], "nms_iou": self.nms_iou}
+        own["inputs"] = own_inputs(self.file, kind.inputs)
+        own["strides"] = strides_of(meta["shapes"], meta["size"], kind.strides)
+        if kind.anchored and given.get("anchors") is None:
+            strides, anchors = anchors_of(self.after, kind, len(self.classes), meta["size"], meta["shapes"])
+            if strides and given.get("strides", strides) == strides:
+                own |= {"strides": strides, "anchors": anchors}
+        return HeadDetector(self.net, head, self.classes, meta["size"], **own | given).check()
+
+    def fits(self, one: HeadDetector) -> bool:
+        """Whether its boxes are those that the file decodes."""
+        return fits(self.after, one, self.net.meta["shapes"])
+
+    def heads(self) -> list[str]:
+        """The heads whose boxes are those that the file decodes."""
+        found = []
+        for head in _OF_CELLS:
+            try:
+                if self.fits(self.behind(head)):
+                    found.append(head)
+            except InputError:
+                continue
+        return found
+
+
+def _raw(file: OnnxFile, head: str | None) -> list[str]:
+    of_queries = head is not None and not HEADS.find(head).strides
     names = raw_queries(file) if of_queries else raw_outputs(file)
     if not names and any("Integer" in node.op or "QLinear" in node.op for node in file.nodes):
         raise InputError(f"{file.path}: its convolutions are quantised: give the float file that it was made of")
+    if not names and head is None:
+        raise InputError(f"{file.path} {_unsaid(file)}: give one of {', '.join(HEADS)}")
     if not names:
         why = "its queries are chosen in an unknown way" if of_queries else "no convolution leads to its outputs"
         raise InputError(f"{file.path}: {why}: name the raw ones (outputs)")
@@ -168,7 +223,12 @@ def onnx_detector(model: Model) -> HeadDetector:
     if model.weights is None:
         raise InputError("model.weights is not set: detector 'onnx' needs an ONNX file; give --model.weights FILE")
     file = channels_first(read_onnx(model.weights))
-    head, options = head_options(model, noted(file).get("head"))
-    if not model.given("mean", "std"):
-        options["inputs"] = own_inputs(file, options["inputs"])
-    return _detector(file, head, options.pop("classes", None), model.size, model.outputs, options)
+
+    def options(head: str) -> dict[str, Any]:
+        found = head_options(model, head)
+        found.pop("classes", None)
+        if not model.given("mean", "std"):
+            found["inputs"] = own_inputs(file, found["inputs"])
+        return found
+
+    return _detector(file, model.head, model.names, model.size, model.outputs, options)
