@@ -155,6 +155,9 @@ def changed(snn: SpikingNetwork, **changes: object) -> SpikingNetwork:
         ("msat", {"coding": "delta", "variant": "normalised", "gamma": 3}),
         ("h-mt", {"terms": 3}),
         ("ftbc", {}),
+        ("constant-fit", {"images": 4, "correct": "bias-t"}),
+        ("msat-fit", {"images": 4, "coding": "rate", "dtt": True, "det": True}),
+        ("msat-fit-anytime", {"images": 4}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
