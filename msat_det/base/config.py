@@ -5,12 +5,13 @@ docs/reference.md show.
 """
 
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Annotated, Any
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import show, yaml_text
 from msat_det.base.names import PRECISIONS
+from msat_det.base.reader import Reader, kinds_of, plain
 
 MOST_TIMESTEPS = 1 << 24  # potentials and running sums are float32, which counts no further
 MOST_THREADS = 1024
@@ -46,6 +47,7 @@ class Data:
     ] = None
 
     def __post_init__(self) -> None:
+        _as_hinted(self, "data.")
         _positive("data.limit", self.limit)
 
 
@@ -101,6 +103,7 @@ class Model:
     regions: Annotated[int | None, "most regions that a two-stage detector's second stage looks at."] = None
 
     def __post_init__(self) -> None:
+        _as_hinted(self, "model.")
         for name in ("size", "num_classes", "top_k", "regions"):
             _positive(f"model.{name}", getattr(self, name))
         for name in ("score", "nms_iou"):
@@ -138,6 +141,7 @@ class Augment:
     copies: Annotated[int, "how many copies of every image, where a change is on."] = 1
 
     def __post_init__(self) -> None:
+        _as_hinted(self, "calib.augment.")
         _positive("calib.augment.copies", self.copies)
         if self.copies > 1 and not (self.flip or self.photometric or self.crop):
             raise InputError(
@@ -165,6 +169,7 @@ class Calib:
     ] = field(default_factory=Augment)
 
     def __post_init__(self) -> None:
+        _as_hinted(self, "calib.")
         _positive("calib.limit", self.limit)
         _at_least_0("calib.skip", self.skip)
 
@@ -183,6 +188,7 @@ class Sim:
     ] = None
 
     def __post_init__(self) -> None:
+        _as_hinted(self, "sim.")
         _positive("sim.T", self.T, MOST_TIMESTEPS)
         _positive("sim.chunk", self.chunk)
         if not self.record:
@@ -210,6 +216,7 @@ class Draw:
     ] = None
 
     def __post_init__(self) -> None:
+        _as_hinted(self, "draw.")
         _at_least_0("draw.images", self.images)
 
 
@@ -222,6 +229,7 @@ class Ledger:
     ] = 0
 
     def __post_init__(self) -> None:
+        _as_hinted(self, "ledger.")
         _at_least_0("ledger.images", self.images)
 
 
@@ -238,6 +246,7 @@ class Exit:
     ] = 0.05
 
     def __post_init__(self) -> None:
+        _as_hinted(self, "exit.")
         _positive("exit.images", self.images)
         if not 0 <= self.allowance < float("inf"):
             raise InputError(f"exit.allowance is {self.allowance}: give a share of 0 or more, such as 0.05")
@@ -255,6 +264,7 @@ class Bootstrap:
     confidence: Annotated[float, "share of the draws that the interval contains."] = 0.9
 
     def __post_init__(self) -> None:
+        _as_hinted(self, "bootstrap.")
         _positive("bootstrap.draws", self.draws, MOST_DRAWS)
         if not 0 < self.confidence < 1:
             raise InputError(f"bootstrap.confidence is {self.confidence}: give a share between 0 and 1, such as 0.9")
@@ -314,6 +324,7 @@ class Config:
     )
 
     def __post_init__(self) -> None:
+        _as_hinted(self)
         _positive("batch", self.batch)
         _positive("threads", self.threads, MOST_THREADS)
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device):
@@ -378,8 +389,18 @@ class Config:
         return {key: value for key, value in asdict(self).items() if key not in ("command", "free_batch")}
 
 
+def _as_hinted(section: Any, prefix: str = "") -> None:
+    """Bring what Python gave for a section's keys to the types of their hints, as for a file. Raises InputError."""
+    reader = Reader("the configuration", by_hand=True)
+    for item in fields(section):
+        value, (kind, *_) = getattr(section, item.name), kinds_of(item.type)
+        if not (is_dataclass(kind) and isinstance(value, kind)):
+            setattr(section, item.name, reader.value(item.type, plain(value), prefix + item.name))
+
+
 def checked_method(entry: dict) -> dict:
     """One entry of ``methods``, checked: label and method are words, options scalars, flat lists or {T: number}."""
+    entry = plain(entry)
     label = entry.get("label", entry.get("method"))
     for name, word in (("label", label), ("method", entry.get("method"))):
         if not isinstance(word, str) or not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", word):

@@ -7,6 +7,7 @@ jsonargparse 325; msgspec and pydantic let NaN through, and none lists the choic
 
 import contextlib
 import math
+import os
 import re
 import types
 import typing
@@ -115,6 +116,17 @@ class Reader:
 
     def missing(self, name: str) -> InputError:
         return InputError(f"{self.where}: {name} is missing: save it again")
+
+
+def plain(value: Any) -> Any:
+    """Numbers and arrays of NumPy and PyTorch, paths and tuples as the plain values of a file."""
+    if isinstance(value, dict):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.tolist() if hasattr(value, "dtype") and hasattr(value, "tolist") else value
 
 
 def kinds_of(hint: Any) -> tuple:

@@ -8,7 +8,7 @@ from msat_det.base.checks import check_number, check_percentile
 from msat_det.base.errors import InputError
 from msat_det.base.files import show
 from msat_det.base.names import hint
-from msat_det.base.reader import Reader, listing
+from msat_det.base.reader import Reader, listing, plain
 from msat_det.spiking.levels import check_sent
 
 Coding = Literal["rate", "delta"]
@@ -140,14 +140,7 @@ def parse(name: str, options: type[Options], values: dict[str, Any]) -> Options:
     Raises InputError for an option that the method does not have, with the nearest name, and for a value that does
     not fit it.
     """
-    return _OptionReader(name, by_hand=True).read(options, {key: _plain(value) for key, value in values.items()})
-
-
-def _plain(value: Any) -> Any:
-    """Numbers and arrays of NumPy and PyTorch as Python's own."""
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value.tolist() if hasattr(value, "dtype") and hasattr(value, "tolist") else value
+    return _OptionReader(name, by_hand=True).read(options, plain(values))
 
 
 def require(holds: bool, key: str, value: Any, wanted: str) -> None:

@@ -1,14 +1,29 @@
 """The configuration tree and its loader: what it resolves, and the one line that it refuses bad input with."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from msat_det.base.config import Calib, Config, Data, Draw, Model, Sim, method_options
+from msat_det.base.config import (
+    Augment,
+    Bootstrap,
+    Calib,
+    Config,
+    Data,
+    Draw,
+    Exit,
+    Ledger,
+    Model,
+    Sim,
+    method_options,
+)
 from msat_det.base.errors import InputError
 from msat_det.base.settings import PROJECT
 from msat_det.methods import METHODS, parse_options
@@ -331,6 +346,68 @@ def test_a_configuration_made_in_python_is_checked_too() -> None:
     assert Config(**parts, sim=Sim(T=6)).sim.record == [1, 2, 4, 6]
     with pytest.raises(InputError, match="batch is 0"):
         Config(**parts, sim=Sim(T=6), batch=0)
+
+
+def test_python_may_give_tuples_paths_and_numbers_of_numpy(tmp_path: Path) -> None:
+    """Each was a TypeError somewhere, or a configuration that cannot be read again."""
+    given = Config(
+        data=Data("coco", Path("/r"), year=2012, limit=np.int64(3)),
+        model=Model(
+            "m",
+            Path("/w.pt"),
+            strides=(8, torch.tensor(16)),
+            anchors=np.array([[1, 2], [3, 4]]),
+            outputs=("a", "b"),
+            mean=(1, 2.5, np.float32(3)),
+            bgr=np.bool_(True),
+            size=np.int32(320),
+            score=torch.tensor(0.5),
+        ),
+        calib=Calib(root=Path("/c"), augment=Augment(flip=True, copies=np.int64(2))),
+        methods=({"method": "constant", "stages": (2, 1), "gamma": np.int64(3), "record": (4, 8)},),
+        sim=Sim(record=(np.int64(8), 4)),
+        draw=Draw(t=(8,)),
+        exit=Exit(methods=("constant",)),
+        out=Path("/o"),
+    )
+    expected = Config(
+        data=Data("coco", "/r", year="2012", limit=3),
+        model=Model(
+            "m",
+            "/w.pt",
+            strides=[8, 16],
+            anchors=[[1.0, 2.0], [3.0, 4.0]],
+            outputs=["a", "b"],
+            mean=[1.0, 2.5, 3.0],
+            bgr=True,
+            size=320,
+            score=0.5,
+        ),
+        calib=Calib(root="/c", augment=Augment(flip=True, copies=2)),
+        methods=[{"method": "constant", "stages": [2, 1], "gamma": 3, "record": [4, 8]}],
+        sim=Sim(8, [4, 8]),
+        draw=Draw(t=[8]),
+        exit=Exit(["constant"]),
+        out="/o",
+    )
+    assert given == expected
+    (tmp_path / "again.yaml").write_text(given.to_yaml())
+    assert load(tmp_path / "again.yaml") == expected
+
+
+NEEDED = {Data: {"kind": "coco", "root": "r"}, Model: {"name": "m"}, Sim: {"T": 8}}
+NEEDED[Config] = {"data": Data("coco", "r"), "model": Model("m"), "calib": Calib(root="c"), "sim": Sim(T=8)}
+
+
+@pytest.mark.parametrize("wrong", [object(), {"a": 1}, ((1, 2), object()), torch.zeros(2, 2, 2)], ids=type)
+@pytest.mark.parametrize("cls", [Data, Model, Augment, Calib, Sim, Draw, Ledger, Exit, Bootstrap, Config])
+def test_what_python_gives_of_a_wrong_kind_is_named(cls: type, wrong: object) -> None:
+    for item in fields(cls):
+        with pytest.raises(InputError) as caught:
+            cls(**NEEDED.get(cls, {}) | {item.name: wrong})
+        assert_one_line(caught.value, [item.name])
+    with pytest.raises(InputError, match=r"model\.size is \[416, 320\]: give a whole number$"):
+        Model("m", size=(416, 320))
 
 
 def assert_one_line(error: InputError, parts: list[str]) -> None:
