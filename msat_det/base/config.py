@@ -5,13 +5,13 @@ docs/reference.md show.
 """
 
 import re
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any
 
 from msat_det.base.errors import InputError
 from msat_det.base.files import show, yaml_text
 from msat_det.base.names import PRECISIONS
-from msat_det.base.reader import Reader, kinds_of, plain
+from msat_det.base.reader import Reader, plain
 
 MOST_TIMESTEPS = 1 << 24  # potentials and running sums are float32, which counts no further
 MOST_THREADS = 1024
@@ -393,9 +393,8 @@ def _as_hinted(section: Any, prefix: str = "") -> None:
     """Bring what Python gave for a section's keys to the types of their hints, as for a file. Raises InputError."""
     reader = Reader("the configuration", by_hand=True)
     for item in fields(section):
-        value, (kind, *_) = getattr(section, item.name), kinds_of(item.type)
-        if not (is_dataclass(kind) and isinstance(value, kind)):
-            setattr(section, item.name, reader.value(item.type, plain(value), prefix + item.name))
+        value = plain(getattr(section, item.name))
+        setattr(section, item.name, reader.value(item.type, value, prefix + item.name))
 
 
 def checked_method(entry: dict) -> dict:

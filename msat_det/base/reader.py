@@ -27,7 +27,7 @@ Ranges = Mapping[tuple[type, str], tuple[float, float]]
 
 
 class Reader:
-    """Reads numbers, flags, words of a Literal, texts, lists of these, {T: number} and dataclasses.
+    """Reads numbers, flags, words of a Literal, texts, lists of these, {T: number} and dataclasses, made ones too.
 
     where: what messages begin with. ranges: {(class, field): (least, most)}, for every number of a field. by_hand: a
     person wrote the values, not a program: numbers and flags may be words, ``4,8`` or one value is a list, ``null``
@@ -70,7 +70,8 @@ class Reader:
         """Whether a value is of this kind, and what it stands for."""
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
         if isinstance(kind, type) and is_dataclass(kind):
-            return isinstance(value, dict), self.read(kind, value, f"{name}.") if isinstance(value, dict) else None
+            made = self.read(kind, value, f"{name}.") if isinstance(value, dict) else value
+            return isinstance(made, kind), made
         if origin is Literal:
             return isinstance(value, str) and value in arguments, value
         if origin in (Sequence, tuple, list):
