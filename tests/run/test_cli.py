@@ -344,7 +344,7 @@ def test_a_command_reads_the_keys_that_it_takes(command: str, tmp_path: Path, mo
         def get(self: object, name: str) -> object:
             code = sys._getframe(1).f_code
             if (
-                code.co_name not in ("__post_init__", "_refuse_idle")
+                code.co_name not in ("__post_init__", "_as_hinted", "_refuse_idle")
                 and Path(code.co_filename).name != "dataclasses.py"
             ):
                 read.add(f"{prefix}{name}")
