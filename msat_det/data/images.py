@@ -57,6 +57,7 @@ def read_image(path: Path, size: Size | None = None) -> Tensor:
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
         if lack_of_memory(error):
             raise
+        _want_memory()
         raise CorruptImage(f"can't read image {path} ({error}): restore, convert or remove it") from error
     return _upright(pixels, turn)
 
@@ -84,7 +85,13 @@ def _of_header(path: Path, read: Callable[[ImageFile.ImageFile], T], otherwise: 
     except Exception as error:  # who reads the whole image tells what is wrong
         if lack_of_memory(error):
             raise
+        _want_memory()
         return otherwise
+
+
+def _want_memory() -> None:
+    """Raise MemoryError where a decoder would not find as much as it may take: libjpeg and libwebp call that damage."""
+    np.empty(MAX_DECODING, np.uint8)  # nothing is written there
 
 
 def upright_size(path: Path) -> Size | None:

@@ -1,6 +1,8 @@
 """Photographs that are made to take for ever or all memory."""
 
 import io
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -112,6 +114,34 @@ def test_what_a_decoder_would_need_too_much_memory_for(
     monkeypatch.setattr(images, "MAX_DECODING", 64 * 48 * each - each)
     with pytest.raises(CorruptImage, match=r"64 x 48 pixels, a .* of its kind may have 3071: make it smaller"):
         read_image(tmp_path / name)
+
+
+LACKING = """
+import resource, sys
+from pathlib import Path
+from msat_det.data.images import CorruptImage, read_image
+mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+for room in (50 << 20, 1 << 30):
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + room, -1))
+    for path in map(Path, sys.argv[1:]):
+        try:
+            read_image(path)
+            print("read")
+        except (MemoryError, CorruptImage) as error:
+            print("damaged" if isinstance(error, CorruptImage) else "lacking")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads its own size from /proc")
+def test_what_no_memory_is_left_for_is_not_damaged(tmp_path: Path) -> None:
+    """libjpeg says of a progressive one, whose coefficients it keeps, that its data are broken, and libwebp of all."""
+    files = [tmp_path / name for name in ("a.jpg", "a.webp", "b.webp")]
+    Image.new("RGB", (4000, 3000)).save(files[0], progressive=True)
+    Image.new("RGB", (4000, 3000)).save(files[1], method=0)
+    files[2].write_bytes(b"RIFF\x10\0\0\0WEBPVP8 " + bytes(16))
+    command = [sys.executable, "-c", LACKING, *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.stdout.split() == [*["lacking"] * 3, *["read"] * 2, "damaged"], done.stderr
 
 
 def test_a_jpeg_in_one_scan_needs_no_memory_for_its_size(tmp_path: Path) -> None:
