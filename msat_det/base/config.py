@@ -73,9 +73,9 @@ class Model:
     arch: Annotated[str | None, "which network of timm (resnet18d …) or of Ultralytics (yolov8n, rtdetr-l …)."] = None
     head: Annotated[
         str | None,
-        "how raw outputs become boxes: yolov3, yolov5, yolov8, yolox, nanodet, picodet, fastestdet, ssd, retinanet, "
-        "efficientdet, fcos, detr, rtdetr or raw; its usual values are used for keys on heads and inputs that are not "
-        "given. null: as an ONNX file says, or as it decodes boxes itself.",
+        "how raw outputs become boxes: yolov3, yolov4, yolov5, yolov7, yolov8, yolox, nanodet, picodet, fastestdet, "
+        "ssd, retinanet, efficientdet, fcos, detr, rtdetr or raw; its usual values are used for keys on heads and "
+        "inputs that are not given. null: as an ONNX file says, or as it decodes boxes itself.",
     ] = None
     strides: Annotated[
         list[int] | list[list[float]] | None,

@@ -49,8 +49,15 @@ def yolov3(cells: Cells, box: Tensor, objectness: Tensor, classes: Tensor) -> Fo
     return _around(centre, box[..., 2:].exp() * cells.anchor), objectness * classes
 
 
+def yolov4(cells: Cells, box: Tensor, objectness: Tensor, classes: Tensor) -> Found:
+    """Bochkovskiy et al. 2020: as YOLOv3, with σ(t) stretched about a cell's centre by 1.2, 1.1, 1.05 at strides 8, 16,
+    32."""
+    centre = cells.centre + (box[..., :2].sigmoid() - 0.5) * (cells.stride + 1.6)
+    return _around(centre, box[..., 2:].exp() * cells.anchor), objectness * classes
+
+
 def yolov5(cells: Cells, box: Tensor, objectness: Tensor, classes: Tensor) -> Found:
-    """YOLOv5 to v7 with anchors: x = (2σ(t) − ½ + column)·stride, width = (2σ(t))²·anchor."""
+    """YOLOv5 to v7, and scaled YOLOv4: x = (2σ(t) − ½ + column)·stride, width = (2σ(t))²·anchor."""
     box = 2 * box.sigmoid()
     centre = cells.centre + (box[..., :2] - 1) * cells.stride
     return _around(centre, box[..., 2:].square() * cells.anchor), objectness * classes
@@ -170,6 +177,12 @@ def _coco_anchors(strides: Sequence[int]) -> Levels | None:
     return _COCO_ANCHORS.get(len(strides))
 
 
+def _yolov4_anchors(strides: Sequence[int]) -> Levels | None:
+    """YOLOv7's too."""
+    known = (12, 16, 19, 36, 40, 28), (36, 75, 76, 55, 72, 146), (142, 110, 192, 243, 459, 401)
+    return known if len(strides) == 3 else None
+
+
 def _efficientdet_anchors(strides: Sequence[int]) -> Levels:
     """Three sizes from 4·stride on, each as square, lying and upright: the order of its authors' code."""
     shapes = (1.0, 1.0), (1.4, 0.7), (0.7, 1.4)
@@ -191,16 +204,17 @@ _ULTRALYTICS = Inputs("letterbox", 114)
 _IMAGENET = Inputs(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
 _CAFFE = Inputs(bgr=True, mean=(103.53, 116.28, 123.675), std=(57.375, 57.12, 58.395))
 _PADDED = replace(_IMAGENET, resize="corner", pad=116)  # by the mean, near enough
+_YOLO = ("box", "objectness", "classes")
 _FIVE = (8, 16, 32, 64, 128)
 HEADS: Names[Head] = Names(
     "head",
     {
-        "yolov3": Head(yolov3, ("box", "objectness", "classes"), anchored=True, anchors=_coco_anchors, nms_iou=0.45),
-        "yolov5": Head(
-            yolov5, ("box", "objectness", "classes"), anchored=True, anchors=_coco_anchors, inputs=_ULTRALYTICS
-        ),
+        "yolov3": Head(yolov3, _YOLO, anchored=True, anchors=_coco_anchors, nms_iou=0.45),
+        "yolov4": Head(yolov4, _YOLO, anchored=True, anchors=_yolov4_anchors, nms_iou=0.45),
+        "yolov5": Head(yolov5, _YOLO, anchored=True, anchors=_coco_anchors, inputs=_ULTRALYTICS),
+        "yolov7": Head(yolov5, _YOLO, anchored=True, anchors=_yolov4_anchors, inputs=_ULTRALYTICS),
         "yolov8": Head(yolov8, ("box", "classes"), bins=True, inputs=_ULTRALYTICS, nms_iou=0.7),
-        "yolox": Head(yolox, ("box", "objectness", "classes"), inputs=Inputs("corner", 114, True, std=(1.0,) * 3)),
+        "yolox": Head(yolox, _YOLO, inputs=Inputs("corner", 114, True, std=(1.0,) * 3)),
         "nanodet": Head(nanodet, ("classes", "box"), (8, 16, 32, 64), bins=True, inputs=_CAFFE),
         "picodet": Head(yolov8, ("classes", "box"), (8, 16, 32, 64), bins=True, inputs=_IMAGENET),
         "fastestdet": Head(

@@ -631,6 +631,7 @@ def middle(boxes: Tensor) -> Tensor:
 EXTENT = torch.tensor([SIZE[1], SIZE[0]] * 2)
 WRITTEN = {  # how the boxes of a head may be written, and another head that takes the same outputs
     "yolov3": (middle, "yolov5"),
+    "yolov4": (torch.clone, "yolov3"),
     "yolov5": (lambda boxes: middle(boxes) / EXTENT, "yolov3"),
     "yolov8": (middle, "nanodet"),
     "nanodet": (torch.clone, "picodet"),

@@ -24,7 +24,9 @@ def widths(head: str) -> dict[str, int]:
     """The numbers of each part in the order of the channels."""
     return {
         "yolov3": {"box": 4, "objectness": 1, "classes": CLASSES},
+        "yolov4": {"box": 4, "objectness": 1, "classes": CLASSES},
         "yolov5": {"box": 4, "objectness": 1, "classes": CLASSES},
+        "yolov7": {"box": 4, "objectness": 1, "classes": CLASSES},
         "yolov8": {"box": 4 * BINS, "classes": CLASSES},
         "yolox": {"box": 4, "objectness": 1, "classes": CLASSES},
         "nanodet": {"classes": CLASSES, "box": 4 * BINS},
@@ -38,7 +40,7 @@ def widths(head: str) -> dict[str, int]:
 
 
 def anchored(head: str) -> bool:
-    return head in ("yolov3", "yolov5", "ssd", "retinanet", "efficientdet")
+    return head in ("yolov3", "yolov4", "yolov5", "yolov7", "ssd", "retinanet", "efficientdet")
 
 
 def maps(head: str, batch: int = 2) -> list[Tensor]:
@@ -82,13 +84,14 @@ def _one(head: str, numbers: list[float], column: int, row: int, stride: int, an
         x, y = (column + 0.5) * stride, (row + 0.5) * stride
         left, top, right, bottom = (max(v, 0) * stride for v in box)
         return [x - left, y - top, x + right, y + bottom], [(s * objectness) ** 0.5 for s in scores]
-    if head == "yolov3":
-        x, y = (column + sigmoid(box[0])) * stride, (row + sigmoid(box[1])) * stride
+    if head in ("yolov3", "yolov4"):
+        s = {"yolov3": (1, 1), "yolov4": (1.1, 1.05)}[head][STRIDES.index(stride)]
+        x, y = ((c + s * sigmoid(t) - (s - 1) / 2) * stride for c, t in ((column, box[0]), (row, box[1])))
         w, h, scores = aw * math.exp(box[2]), ah * math.exp(box[3]), [s * objectness for s in scores]
     elif head == "efficientdet":
         y, x = (row + 0.5) * stride + box[0] * ah, (column + 0.5) * stride + box[1] * aw
         h, w = ah * math.exp(box[2]), aw * math.exp(box[3])
-    elif head == "yolov5":
+    elif head in ("yolov5", "yolov7"):
         x, y = (column - 0.5 + 2 * sigmoid(box[0])) * stride, (row - 0.5 + 2 * sigmoid(box[1])) * stride
         w, h = aw * (2 * sigmoid(box[2])) ** 2, ah * (2 * sigmoid(box[3])) ** 2
         scores = [s * objectness for s in scores]

@@ -123,15 +123,15 @@ class _Cut:
         return fits(self.after, one, self.net.meta["shapes"])
 
     def heads(self) -> list[str]:
-        """The heads whose boxes are those that the file decodes."""
-        found = []
+        """The heads whose boxes are those that the file decodes; the first of those that differ in usual anchors."""
+        found: dict[Any, str] = {}
         for head in _OF_CELLS:
             try:
                 if self.fits(self.behind(head)):
-                    found.append(head)
+                    found.setdefault((HEADS[head].decode, HEADS[head].inputs), head)
             except InputError:
                 continue
-        return found
+        return list(found.values())
 
 
 def _raw(file: OnnxFile, head: str | None) -> list[str]:
