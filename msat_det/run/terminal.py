@@ -7,10 +7,11 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from msat_det.base import ranks
 from msat_det.base.errors import InputError, lack_of_memory
@@ -25,13 +26,14 @@ def guarded(command: Callable[[list[str]], None], again: str = RESUMES) -> Calla
 
     0: done. 2: bad input, or a disk or a stream that takes no more, told in one line on stderr. 130: interrupted (143:
     by SIGTERM), told with ``again``, how to go on. 141: nobody reads the output any more. No traceback for any of them.
-    The word ``--quiet`` is taken out: no progress bars then.
+    The word ``--quiet`` is taken out: no progress bars then. A warning of ours is one line.
     Under torchrun one rank tells it.
     """
 
     @functools.wraps(command)
     def run(argv: list[str] | None = None) -> int:
-        with Signals() as signals:
+        with Signals() as signals, warnings.catch_warnings():
+            warnings.showwarning = _warned
             try:
                 make_streams_usable()
                 words = sys.argv[1:] if argv is None else argv
@@ -56,6 +58,20 @@ def guarded(command: Callable[[list[str]], None], again: str = RESUMES) -> Calla
         return 0
 
     return run
+
+
+def _warned(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Our own warnings in one line, as what a command says itself; those of others with their place."""
+    own = Path(filename).is_relative_to(Path(__file__).parents[1])
+    told = f"warning: {message}\n" if own else warnings.formatwarning(message, category, filename, lineno, line)
+    (file or sys.stderr).write(told)
 
 
 def _require_working_directory() -> None:

@@ -52,6 +52,20 @@ def closed_pipe() -> int:
     return writes
 
 
+def test_our_own_warnings_are_one_line() -> None:
+    """As a command's own; those of others say where they come from."""
+    body = """
+        import warnings, msat_det
+        warnings.warn_explicit("look at some", UserWarning, msat_det.__file__, 1)
+        warnings.warn("something old", UserWarning)
+    """
+    ended = python(*guarded_script(body))
+    first, second = ended.stderr.splitlines()
+    assert first == "warning: look at some"
+    assert second.endswith("UserWarning: something old")
+    assert ended.returncode == 0
+
+
 # -- streams
 
 
