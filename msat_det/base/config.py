@@ -92,7 +92,9 @@ class Model:
     resize: Annotated[str | None, "stretch, letterbox, or corner: a letterbox, photograph at the top left."] = None
     pad: Annotated[float | None, "the letterbox's grey, 0 to 255."] = None
     bgr: Annotated[bool | None, "whether the input's channels are blue, green, red."] = None
-    mean: Annotated[list[float] | None, "what is subtracted from the input's three channels, 0 to 255."] = None
+    mean: Annotated[
+        list[float] | None, "what is subtracted from the input's three channels, or from its grey one, 0 to 255."
+    ] = None
     std: Annotated[list[float] | None, "what they are then divided by."] = None
     size: Annotated[int | None, "side of the network's square input, pixels."] = None
     preprocess: Annotated[str | None, "how a classifier's input is made: cifar, imagenet or caffe."] = None

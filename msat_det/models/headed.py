@@ -22,7 +22,7 @@ from msat_det.models.suppression import select
 class HeadDetector:
     """A network with a head by name as a ``Detector``.
 
-    net: (B, 3, h, w) → the head's raw outputs, see ``heads.parts_of``.
+    net: (B, 3, h, w), of grey images (B, 1, h, w) → the head's raw outputs, see ``heads.parts_of``.
     head: a name of ``heads.HEADS``: yolov3, yolov4, yolov5, yolov7, yolov8, yolox, nanodet, picodet, fastestdet, ssd,
         retinanet, efficientdet, fcos, detr, rtdetr, raw.
     classes: names, or "coco" or "voc".
@@ -32,7 +32,7 @@ class HeadDetector:
     anchors: for each level the widths and heights of its anchors, one after the other, in input pixels; None: the
         head's usual ones.
     activated: whether the network's scores are already probabilities, after its own sigmoid or softmax.
-    inputs: how a photograph becomes the input; None: the head's usual way.
+    inputs: how a photograph becomes the input, a grey one of one mean and std; None: the head's usual way.
     score, top_k, nms_iou: see ``suppression.select``.
     names: what the outputs are called, one by one, where they are no dict that says so; see ``heads.parts_of``.
     """
@@ -89,22 +89,30 @@ class HeadDetector:
         return self.kind.shown
 
     def check(self) -> "HeadDetector":
-        """This detector, if its network's outputs fit the head; else InputError. One blank image goes through it."""
+        """This detector, if its network's outputs fit the head; else InputError. One blank image goes through it.
+
+        If it takes grey images, and the three channels would be treated alike, its ``inputs`` are grey from then on.
+        """
         device = next((p.device for p in self.net.parameters()), None)
-        with torch.no_grad():
-            try:
-                outputs = self.net(torch.zeros(1, 3, *self.size, device=device))
-            except MISFIT as error:
-                height, width = self.size
-                mend = "give a network of one image of three channels, or a size that it takes"
-                raise InputError(
-                    f"an image (1, 3, {height}, {width}) does not fit it ({reason(error)}): {mend}"
-                ) from error
+        own, errors = self.inputs, []
+        alike = len({*own.mean}) == len({*own.std}) == 1
+        for inputs in (own, replace(own, mean=own.mean[:1], std=own.std[:1])) if alike else (own,):
+            with torch.no_grad():
+                try:
+                    outputs = self.net(torch.zeros(1, inputs.channels, *self.size, device=device))
+                except MISFIT as error:
+                    errors.append(f"an image {(1, inputs.channels, *self.size)} does not fit it ({reason(error)})")
+                    continue
+            self.inputs = inputs
             self.found(outputs)
-        return self
+            return self
+        mend = (
+            "give a network of one image of three channels, or of one with model.mean and model.std of one number each"
+        )
+        raise InputError(f"{errors[0]}: {mend}, or a size that it takes")
 
     def preprocess(self, image: Tensor) -> tuple[Tensor, Geometry]:
-        """uint8 RGB (3, H, W) → (3, *size) float, and how to reverse it."""
+        """uint8 RGB (3, H, W) → (channels, *size) float, and how to reverse it."""
         return self.inputs.ready(image, self.size)
 
     def decode(self, outputs: Any, metas: list[Geometry]) -> list[Detections]:

@@ -12,6 +12,7 @@ from msat_det.base.device import brought
 from msat_det.base.errors import InputError
 
 GREY = 127.0  # of 0..255
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601), as image readers make photographs grey
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ Resize = Callable[..., tuple[Tensor, Geometry]]
 RESIZES: dict[str, Resize] = {"stretch": stretch, "letterbox": letterbox, "corner": partial(letterbox, centred=False)}
 
 
+def luma(image: Tensor) -> Tensor:
+    """RGB (3, h, w) → grey (1, h, w)."""
+    return torch.tensordot(image.new_tensor(LUMA), image, 1)[None]
+
+
 def check_resize(name: str) -> None:
     """Raise InputError for a name that ``RESIZES`` does not have."""
     if name not in RESIZES:
@@ -74,7 +80,7 @@ class Inputs:
 
     resize: a name of ``RESIZES``: stretch, letterbox (centred) or corner (letterbox at the top left). pad: the grey
     that a letterbox puts around the photograph. bgr: blue first, as OpenCV reads images. mean, std: one number for each
-    channel in that order. All numbers are on the scale 0..255.
+    channel in that order; of a single number each the input is grey (1, h, w). All numbers are on the scale 0..255.
     """
 
     resize: str = "stretch"
@@ -87,15 +93,26 @@ class Inputs:
         check_resize(self.resize)
         for name in ("mean", "std"):
             values = getattr(self, name)
-            if len(values) != 3 or (name == "std" and not min(values) > 0):
-                raise InputError(f"model.{name} is {list(values)}: give three numbers{' above 0' * (name == 'std')}")
+            if len(values) not in (1, 3) or (name == "std" and not min(values) > 0):
+                wanted = f"three numbers{' above 0' * (name == 'std')}, or one for grey images"
+                raise InputError(f"model.{name} is {list(values)}: give {wanted}")
+        if len(self.mean) != len(self.std):
+            raise InputError(
+                f"model.mean is {list(self.mean)} and model.std {list(self.std)}: give as many numbers for both"
+            )
+
+    @property
+    def channels(self) -> int:
+        """Of the input: 3, or 1 of a grey one."""
+        return len(self.mean)
 
     def ready(self, image: Tensor, size: tuple[int, int]) -> tuple[Tensor, Geometry]:
-        """uint8 RGB (3, H, W) → float (3, *size), and the way back."""
+        """uint8 RGB (3, H, W) → float (channels, *size), and the way back."""
         options = {} if self.resize == "stretch" else {"grey": self.pad}
         resized, geometry = RESIZES[self.resize](image, size, **options)
         mean, std = (resized.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return ((resized.flip(0) if self.bgr else resized) - mean) / std, geometry
+        ordered = luma(resized) if self.channels == 1 else resized.flip(0) if self.bgr else resized
+        return (ordered - mean) / std, geometry
 
 
 RGB = Inputs()  # 0..1, stretched

@@ -10,11 +10,10 @@ from msat_det.base.device import brought
 from msat_det.base.errors import InputError
 from msat_det.data.base import class_names
 from msat_det.models.detector import Detections
-from msat_det.models.preprocessing import RESIZES, Geometry, as_size, check_resize
+from msat_det.models.preprocessing import RESIZES, Geometry, as_size, check_resize, luma
 from msat_det.models.suppression import select
 
 Parts = tuple[Tensor, Tensor, Tensor, Tensor]  # in 0..1: centre in its cell, extent in anchors, objectness, classes
-LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601), as image readers make photographs grey
 
 
 def _v3(box: Tensor, objectness: Tensor, classes: Tensor) -> Parts:
@@ -90,7 +89,7 @@ class YoloDetector:
         """uint8 RGB (3, H, W) → (3, *size), or grey (1, *size), float in 0..1, and the way back."""
         resized, geometry = RESIZES[self.resize](image, self.size)
         if self.channels == 1:
-            resized = torch.tensordot(resized.new_tensor(LUMA), resized, 1)[None]
+            resized = luma(resized)
         return resized / 255, geometry
 
     def decode(self, outputs: Any, metas: list[Geometry]) -> list[Detections]:

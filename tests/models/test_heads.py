@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.head_outputs import ANCHORS, CLASSES, SIZE, STRIDES, anchored, maps, meaning, widths
 from torch import Tensor, nn
 
@@ -204,24 +206,45 @@ def test_inputs() -> None:
     pixels, meta = Inputs("letterbox", 114).ready(image, (32, 32))
     assert pixels[:, 0, 0].tolist() == pytest.approx([114 / 255] * 3)
     assert to_originals(torch.tensor([[[0.0, 8, 32, 24]]]), [meta]).tolist() == [[[0, 0, 40, 20]]]
-    for bad, message in (({"resize": "crop"}, "give one of"), ({"std": (0, 1, 1)}, "three numbers above 0")):
+    for bad, message in (
+        ({"resize": "crop"}, "give one of"),
+        ({"std": (0, 1, 1)}, "three numbers above 0"),
+        ({"std": (1, 2)}, "three numbers above 0, or one for grey images"),
+        ({"std": (1,)}, r"model\.mean is \[0.0, 0.0, 0.0\] and model\.std \[1\]: give as many numbers for both"),
+    ):
         with pytest.raises(InputError, match=message):
             Inputs(**bad)
+
+
+def test_inputs_of_one_channel_are_the_luma() -> None:
+    """As Pillow makes a photograph grey, which rounds."""
+    image = torch.randint(0, 256, (3, 20, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    grey = torch.from_numpy(np.array(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")))
+    pixels, _ = Inputs("letterbox", 114, mean=(7,), std=(2,)).ready(image, (40, 40))
+    assert pixels.shape == (1, 40, 40)
+    assert (2 * pixels[0, 10:30] + 7 - grey).abs().max() <= 0.51
+    assert pixels[0, 0].tolist() == pytest.approx([(114 - 7) / 2] * 40)
 
 
 class Small(nn.Module):
     """A network of one's own with head yolox at strides 16 and 32."""
 
+    channels = 3
+
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.ReLU(), nn.Conv2d(8, 16, 2, 2), nn.ReLU())
+        self.stem = nn.Sequential(nn.Conv2d(self.channels, 8, 8, 8), nn.ReLU(), nn.Conv2d(8, 16, 2, 2), nn.ReLU())
         self.deep = nn.Sequential(nn.Conv2d(16, 16, 2, 2), nn.ReLU())
         self.heads = nn.ModuleList(nn.Conv2d(16, 5 + CLASSES, 1) for _ in STRIDES)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         fine = self.stem(x)
         return [head(level) for head, level in zip(self.heads, (fine, self.deep(fine)), strict=True)]
+
+
+class Grey(Small):
+    channels = 1
 
 
 def build(model: Model) -> HeadDetector:
@@ -261,6 +284,18 @@ def test_own_networks_by_name(tmp_path: Path) -> None:
             build_detector(wrong)
 
 
+def test_networks_of_grey_images_by_name(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("cat\ndog\nbus\n")
+    keys = {"names": str(tmp_path / "names.txt"), "size": 64, "strides": [16, 32], "head": "yolox"}
+    found = build_detector(own("Grey", **keys))
+    assert found.inputs == Inputs("corner", 114, True, (0.0,), (1.0,))
+    assert build_detector(own("Grey", **keys, mean=[3], std=[2])).inputs.mean == (3,)
+    with pytest.raises(
+        InputError, match=r"^an image \(1, 3, 64, 64\) .* or of one with model\.mean and model\.std of one"
+    ):
+        build_detector(own("Grey", **keys, mean=[1, 2, 3]))
+
+
 class Keeping(nn.Module):
     """It keeps what it has made for images of a size, as RT-DETR its anchors."""
 
@@ -290,7 +325,17 @@ def of_oblong_cells() -> HeadDetector:
     return HeadDetector(net, "yolox", ["cat", "dog", "bus"], SIZE, [[48, 64 / 3]], inputs=own)
 
 
-MAKE = {"cells": lambda: build(SimpleNamespace(score=0.01)), "queries": of_queries, "oblong cells": of_oblong_cells}
+def of_grey_images() -> HeadDetector:
+    own = Inputs(mean=(20.0,), std=(2.0,))
+    return HeadDetector(Grey(), "yolox", ["cat", "dog", "bus"], SIZE, STRIDES, inputs=own, score=0.1)
+
+
+MAKE = {
+    "grey": of_grey_images,
+    "cells": lambda: build(SimpleNamespace(score=0.01)),
+    "queries": of_queries,
+    "oblong cells": of_oblong_cells,
+}
 
 
 @pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)

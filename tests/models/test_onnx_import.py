@@ -709,6 +709,31 @@ def test_a_yolov5_that_does_not_decode_has_the_usual_anchors(after: str, tmp_pat
     assert msat_det.load_detector(path, "yolov5", ["cat"]).anchors == HEADS.find("yolov5").anchors((8, 16, 32))
 
 
+@pytest.mark.parametrize("sizes", [(1, 1, 64, 96), (1, 64, 96, 1), ("n", "h", "w", 1)])
+@pytest.mark.parametrize("normalised", [False, True])
+def test_files_of_grey_images(sizes: tuple[int | str, ...], normalised: bool, tmp_path: Path) -> None:
+    """They were refused as no networks of three channels; what they normalise themselves is left to them."""
+    last = sizes[3] == 1
+    nodes = [node("Transpose", "x", "t", perm=[0, 3, 1, 2]) if last else node("Identity", "x", "t")]
+    nodes += [node("Sub", "t mean", "u"), node("Div", "u half", "v")] if normalised else [node("Identity", "t", "v")]
+    nodes += [node("Conv", f"v v{s}", f"y{s}", strides=[s, s]) for s in (8, 16, 32)]
+    constants = {"mean": np.full((1, 1, 1, 1), 127.5), "half": 127.5} if normalised else {}
+    constants |= {f"v{s}": weights(18, 1, s, s) for s in (8, 16, 32)}
+    path = write_onnx(tmp_path / "net.onnx", nodes, 13, constants, "y8 y16 y32", shape=sizes)
+    one = msat_det.load_detector(path, "yolov8", ["cat", "dog"], size=(64, 96))
+    assert one.inputs == Inputs("letterbox", 114, mean=(0.0,), std=(1.0 if normalised else 255.0,))
+    image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
+    x = one.preprocess(image)[0]
+    with torch.no_grad():
+        maps = one.net(x[None])
+    for found, own in zip(maps, onnxruntime_outputs(path, (x.movedim(0, -1) if last else x)[None]), strict=True):
+        torch.testing.assert_close(found, own, atol=1e-3, rtol=1e-4)
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    by_name = Model("onnx", str(path), head="yolov8", names=str(tmp_path / "names.txt"), size=64)
+    assert build_detector(by_name).inputs == one.inputs
+    assert build_detector(replace(by_name, mean=[9], std=[2])).inputs.mean == (9,)
+
+
 @pytest.mark.parametrize("sizes", [(1, 64, 96, 3), ("n", "h", "w", 3)])
 def test_files_made_from_tensorflow(sizes: tuple[int | str, ...], tmp_path: Path) -> None:
     """Images with their channels last, which the network itself brings from 0..255 to -1..1: heads ask for 0..1."""

@@ -144,12 +144,16 @@ class Headed:
     resize: Resize
     pad: float
     bgr: bool
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     score: float
     nms_iou: float
     top_k: int
     names: list[str] | None = None
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
 
     @classmethod
     def of(cls, detector: HeadDetector) -> "Headed":

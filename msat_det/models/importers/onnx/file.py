@@ -191,10 +191,11 @@ def in_order(nodes: list[OnnxNode]) -> list[OnnxNode]:
 
 
 def channels_first(file: OnnxFile) -> OnnxFile:
-    """The file with images (n, 3, h, w) where its own are (n, h, w, 3), as those made from TensorFlow have them."""
+    """The file with images (n, 3, h, w) where its own are (n, h, w, 3), as those made from TensorFlow have them; grey
+    ones alike."""
     inputs, own = dict(file.inputs), {}
     for name, sizes in file.inputs.items():
-        if sizes is not None and len(sizes) == 4 and sizes[3] == 3 and sizes[1] != 3:
+        if sizes is not None and len(sizes) == 4 and sizes[3] in (1, 3) and sizes[1] not in (sizes[3], 3):
             inputs[name], own[name] = [sizes[i] for i in (0, 3, 1, 2)], f"{name}, channels last"
     nodes = [OnnxNode("Transpose", "", [name], [last], {"perm": [0, 2, 3, 1]}) for name, last in own.items()]
     nodes += [replace(node, inputs=[own.get(name, name) for name in node.inputs]) for node in file.nodes]
