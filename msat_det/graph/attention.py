@@ -18,21 +18,18 @@ def scaled_dot_product(
     """What ``F.scaled_dot_product_attention`` documents: (…, L, E), (…, S, E), (…, S, Ev) → (…, L, Ev)."""
     if enable_gqa:
         key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
-    weights = _weights(query, key, attn_mask, is_causal, scale)
+    weights = _weights(query, key, [] if attn_mask is None else [attn_mask], is_causal, scale)
     return (F.dropout(weights, dropout_p) if dropout_p else weights) @ value
 
 
-def _weights(
-    query: Tensor, key: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float | None = None
-) -> Tensor:
-    """(…, L, S), how much each query takes of each key's value."""
+def _weights(query: Tensor, key: Tensor, masks: list[Tensor], is_causal: bool, scale: float | None = None) -> Tensor:
+    """(…, L, S), how much each query takes of each key's value. masks: true for what it may take, or to be added."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     scores = (query * scale) @ key.transpose(-2, -1)
     if is_causal:
-        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if attn_mask is not None:
-        allowed = attn_mask.dtype is torch.bool
-        scores = torch.where(attn_mask, scores, float("-inf")) if allowed else scores + attn_mask
+        masks = [torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()]
+    for mask in masks:
+        scores = torch.where(mask, scores, float("-inf")) if mask.dtype is torch.bool else scores + mask
     return F.softmax(scores, -1)
 
 
@@ -49,17 +46,19 @@ def multi_head(
 ) -> tuple[Tensor, Tensor | None]:
     """What ``nn.MultiheadAttention`` gives in evaluation: its output and, if they are needed, its weights.
 
-    query: (B, L, E), with ``batch_first`` off (L, B, E); key, value alike. Raises NotImplementedError for added biases
-    and masks of padding.
+    query: (B, L, E), with ``batch_first`` off (L, B, E); key, value alike. key_padding_mask: (B, S), of keys that no
+    query takes. Raises NotImplementedError for added biases.
     """
-    if key_padding_mask is not None or layer.bias_k is not None or layer.add_zero_attn or query.dim() != 3:
-        raise NotImplementedError("attention with masks of padding, added keys or a single image is not converted")
+    if layer.bias_k is not None or layer.add_zero_attn or query.dim() != 3:
+        raise NotImplementedError("attention with added keys or of a single image is not converted")
     q, k, v = _projected(layer, query, key, value)
     q, k, v = (x.unflatten(-1, (layer.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
-    if attn_mask is not None:
-        attn_mask = attn_mask.logical_not() if attn_mask.dtype is torch.bool else attn_mask
-        attn_mask = attn_mask.unflatten(0, (-1, layer.num_heads)) if attn_mask.dim() == 3 else attn_mask
-    weights = _weights(q, k, attn_mask, is_causal and attn_mask is None)
+    masks = [m.logical_not() if m.dtype is torch.bool else m for m in (attn_mask, key_padding_mask) if m is not None]
+    if attn_mask is not None and attn_mask.dim() == 3:
+        masks[0] = masks[0].unflatten(0, (-1, layer.num_heads))
+    if key_padding_mask is not None:
+        masks[-1] = masks[-1][:, None, None]
+    weights = _weights(q, k, masks, is_causal and not masks)
     y = F.linear((weights @ v).transpose(1, 2).flatten(2), layer.out_proj.weight, layer.out_proj.bias)
     y = y if layer.batch_first else y.transpose(0, 1)
     shown = weights.mean(1) if average_attn_weights else weights

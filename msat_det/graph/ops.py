@@ -145,6 +145,7 @@ NEUTRAL = {
 # Their result is true or false: a mask, which acts on what it meets at once and is never summed up.
 COMPARISONS = {"gt", "ge", "lt", "le", "eq", "ne", "and", "or", "xor", "invert"}
 COMPARISONS |= {"logicaland", "logicalor", "logicalxor", "logicalnot"}
+QUANTIFIERS = {"all", "any"}  # of what is true or false along a dimension
 PROPOSALS = "regionproposals"
 PICKS = {PROPOSALS, "topkplaces"}  # the best of many by their scores
 REGIONS = {PROPOSALS, "pooledregions"}  # of ``regions``: how many there are differs by image
@@ -175,6 +176,7 @@ DIFFERENTIAL = {
     DEFORMABLE,
     *LINEAR_IN_ONE,
     *COMPARISONS,
+    *QUANTIFIERS,
 }
 SHAPE = {"size", "dim", "numel"}  # of an image's tensor; any operation that no image enters is of this kind too
 SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device"}

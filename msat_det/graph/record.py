@@ -128,7 +128,7 @@ class _Recorder(TorchFunctionMode):
         self.paths = {id(module): path for path, module in net.named_modules(remove_duplicate=False)}
         known = [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
         self.nodes: dict[int, tuple[Tensor, Node]] = {}
-        self.constants = {id(tensor): (tensor, path) for path, tensor in reversed(known)}
+        self.constants = {_state(tensor): (tensor, path) for path, tensor in reversed(known)}
         self.done = self.pauses = False
         self.blank: set[Node] = set()  # they hold nothing of an image but sizes
         self.found: dict[Node, int] = {}  # sizes that stand as nodes
@@ -230,11 +230,12 @@ class _Recorder(TorchFunctionMode):
         return self.memo[key]
 
     def constant(self, tensor: Tensor) -> Node:
-        if id(tensor) not in self.constants:
+        state = _state(tensor)
+        if state not in self.constants:
             name = f"_constant{len(self.constants)}"
             self.net.register_buffer(name, tensor.detach().clone())
-            self.constants[id(tensor)] = tensor, name
-        path = self.constants[id(tensor)][1]
+            self.constants[state] = tensor, name
+        path = self.constants[state][1]
         if path not in self.memo:
             self.memo[path] = self.create("get_attr", path, (), {})
         return self.memo[path]
@@ -385,6 +386,11 @@ for _name in ("int", "float", "index", "truediv", "rtruediv", "pow", "rpow", "di
     setattr(Size, f"__{_name}__", _plainly(f"__{_name}__"))
 for _name in ("round", "ceil", "floor", "trunc", "and", "rand", "or", "ror", "xor", "rxor", "lshift", "rshift"):
     setattr(Size, f"__{_name}__", _plainly(f"__{_name}__"))
+
+
+def _state(tensor: Tensor) -> tuple[int, int]:
+    """What tells a tensor from others, and from itself after something has been written into it."""
+    return id(tensor), 0 if tensor.is_inference() else tensor._version
 
 
 def _leaves(value: Any) -> list[Any]:

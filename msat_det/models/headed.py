@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from msat_det.base.config import Model
@@ -128,7 +127,7 @@ class HeadDetector:
         try:
             parts = raw_parts(own, count) if self.head == "raw" else parts_of(own, head, count, rows, each)
         except InputError:
-            shapes = [tuple(x.shape[1:]) for x in pytree.tree_leaves(outputs)]
+            shapes = [tuple(x.shape[1:]) for _, x in own]
             levels = f", strides {list(self.strides)} and {each} anchors a cell at {self.size}" if self.rows else ""
             keys = "model.names, model.strides, model.anchors" if self.rows else "model.names"
             raise InputError(

@@ -286,7 +286,7 @@ Named = tuple[str, Tensor]  # an output, and what it is called
 
 def named(outputs: Any, names: Sequence[str] = ()) -> list[Named]:
     """The tensors of a network's outputs by ``names``, or by where they stand in its own dicts and lists."""
-    leaves = pytree.tree_flatten_with_path(outputs)[0]
+    leaves = [(path, x) for path, x in pytree.tree_flatten_with_path(outputs)[0] if isinstance(x, Tensor)]
     if len(names) == len(leaves):
         return [(name, x) for name, (_, x) in zip(names, leaves, strict=True)]
     return [(pytree.keystr(path), x) for path, x in leaves]

@@ -411,6 +411,10 @@ MASKS = {
         ["gt", "gt", "invert", "and", "eq", "or", "where"],
     ),
     "reshaped": (lambda x: torch.where((x.flatten(2) > 0.5).view(x.shape), x, -x), ["gt", "reshape", "where"]),
+    "all and any of a row": (
+        lambda x: torch.where((x > 0.5).all(3, True) | torch.any(x < 0.1, 3, True), x, -x),
+        ["gt", "all", "lt", "any", "or", "where"],
+    ),
     "counted": (lambda x: x / (1 + (x > 0.5).sum(1, keepdim=True)), ["gt", "sum", "add", "truediv"]),
     "places of the largest": (lambda x: x.gather(3, x.topk(9)[1]), ["topkplaces", "gather"]),
     "place of the largest": (lambda x: x.take_along_dim(x.argmax(2, True), 2), ["argmax", "takealongdim"]),

@@ -66,6 +66,15 @@ def counted(net: Net, x: Tensor) -> Tensor:
     return x.relu() / scale[1]
 
 
+def rows_in_turn(x: Tensor) -> Tensor:
+    """As DETR's relatives find each level's rows in those of all: a tensor that is written into between its uses."""
+    first, parts = 0, []
+    for count in torch.tensor([2, 3, 4]):
+        parts.append(x[:, :, first : first + count])
+        first += count
+    return torch.cat(parts[::-1], 2)
+
+
 SIZES: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "branch": lambda net, x: x.relu() if x.shape[2] > 8 else x,
     "branch on channels": lambda net, x: x if x.shape[1] != 4 else x.relu(),
@@ -75,6 +84,7 @@ SIZES: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "type and place": lambda net, x: x.relu() if x.dtype is torch.float32 and x.device.type == "cpu" else x,
     "loop over rows": lambda net, x: torch.stack([x[:, :, i].relu() for i in range(x.size(2))], 2),
     "parts": lambda net, x: torch.cat([part.relu() for part in list(x.chunk(2, 1))], 1),
+    "a place counted up in place": lambda net, x: rows_in_turn(x.relu()),
     "length of parts": lambda net, x: torch.cat(x.split(2, 1)[: len(x.split(2, 1))], 1).relu(),
     "unpacked": lambda net, x: (lambda a, b: torch.cat((b.relu(), a), 1))(*x.chunk(2, 1)),
     "padded to a multiple": lambda net, x: F.pad(x.relu(), (0, (5 - x.shape[3] % 5) % 5)),
@@ -286,6 +296,30 @@ def test_what_stands_around_a_layer_or_in_its_place_converts_too(what: str, tmp_
     snn.save(tmp_path / "net")
     again = msat_det.load(tmp_path / "net").run(images(4), 128)[128]
     assert all(map(torch.equal, pytree.tree_leaves(again), pytree.tree_leaves(found)))
+
+
+class Masked(nn.Module):
+    """Attention as transformers write it, that leaves some keys out, and looks at earlier ones alone."""
+
+    def __init__(self, number: bool, causal: bool):
+        super().__init__()
+        self.conv, self.attention = nn.Conv2d(3, 8, 4, 4), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.number, self.causal = number, causal
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).relu().flatten(2).transpose(1, 2)
+        padding = (torch.arange(x.shape[1]) > 6).expand(x.shape[:2])
+        padding = torch.zeros(x.shape[:2]).masked_fill(padding, -torch.inf) if self.number else padding
+        earlier = torch.ones(x.shape[1], x.shape[1]).tril().log() if self.causal else None
+        if earlier is not None and not self.number:
+            earlier = earlier < 0
+        return self.attention(x, x, x, padding, attn_mask=earlier)[0]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("number", [False, True])
+def test_attention_leaves_out_what_is_padded(number: bool, causal: bool) -> None:
+    agrees(Masked(number, causal).eval())
 
 
 def test_variable_arguments_are_inputs() -> None:

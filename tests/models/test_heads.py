@@ -308,6 +308,14 @@ class Keeping(nn.Module):
         return self.kept * self.rows(x.flatten(1)).unflatten(1, (4, 7))
 
 
+def test_outputs_that_are_no_tensors_are_left_aside() -> None:
+    levels, one = maps("yolox"), detector("yolox")
+    for found, wanted in zip(one.found((levels, [40, 10], None)), one.found(levels), strict=True):
+        torch.testing.assert_close(found, wanted)
+    with pytest.raises(InputError, match=r"outputs \[\(8, .*\)\] do not fit head yolox"):
+        one.found((levels[:1], 4))
+
+
 def test_a_network_that_is_looked_at_may_be_trained_on() -> None:
     net = Keeping()
     HeadDetector(net, "rtdetr", ["cat", "dog", "bus"], SIZE).check()
