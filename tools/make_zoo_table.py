@@ -130,8 +130,8 @@ def picking(name: str) -> nn.Module:
         small |= {"encoder_in_channels": [32, 64, 128], "decoder_in_channels": [32, 32, 32], "encoder_ffn_dim": 64}
         small |= dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4)
     elif name == "lw_detr":
-        sides = dict.fromkeys(("image_size", "pretrain_image_size"), 64) | {"num_windows": 4}
-        layers = {"num_hidden_layers": 3, "window_block_indices": [0, 2], "out_indices": [1, 3]}
+        sides: dict[str, Any] = {"image_size": 64, "pretrain_image_size": 64, "num_windows": 4}
+        layers: dict[str, Any] = {"num_hidden_layers": 3, "window_block_indices": [0, 2], "out_indices": [1, 3]}
         vit = transformers.LwDetrViTConfig(hidden_size=32, num_attention_heads=4, mlp_ratio=2, **sides, **layers)
         small |= {"backbone_config": vit, "projector_scale_factors": [1.0], "num_queries": 10, "group_detr": 1}
         small |= dict.fromkeys(("decoder_self_attention_heads", "decoder_cross_attention_heads"), 4)
