@@ -16,7 +16,7 @@ from torch.fx.node import Node
 
 from msat_det.graph.channels import Axis, rows_by_channel
 from msat_det.graph.facts import amend, facts, filled, full_shape, is_mask
-from msat_det.graph.graph import Batch, Graph
+from msat_det.graph.graph import Graph
 from msat_det.graph.ops import DEFORMABLE, JOINING, MOVING, Kind, argument
 
 _FIRST = {
@@ -28,17 +28,15 @@ _PRODUCTS = {"matmul", "bmm", "mm"}
 _JOINED = JOINING | {"stack"}  # a constant that they put beside an image is no channel, whatever its numbers are
 
 
-def label_channels(graph: Graph, batch: Batch) -> None:
+def label_channels(graph: Graph, device: torch.device) -> None:
     """Find every node's ``axis``, the dimension of its channels, see ``Axis``; of a tuple one for each part.
 
-    batch: one image, for the values of sizes.
+    device: where images lie.
     """
-    labels = _Labels(graph, pytree.tree_leaves(batch)[0].device)
+    labels = _Labels(graph, device)
     left = {node: len(node.users) for node in graph.nodes}
-    for node, value in graph.walk(batch):
-        if facts(node).kind is Kind.SHAPE:
-            labels.sizes[node] = value
-        elif facts(node).shape is not None:
+    for node in graph.nodes:
+        if facts(node).kind is not Kind.SHAPE and facts(node).shape is not None:
             amend(node, axis=labels.axis(node))
         for used in node.all_input_nodes:
             left[used] -= 1
@@ -52,7 +50,7 @@ class _Labels:
 
     def __init__(self, graph: Graph, device: torch.device):
         self.graph, self.device = graph, device
-        self.sizes: dict[Node, Any] = {}
+        self.sizes = graph.shapes(device)
         self.moved: dict[Node, tuple[Any, int]] = {}
 
     def axis(self, node: Node) -> Axis | tuple[Axis, ...]:

@@ -127,7 +127,8 @@ def parts_of(known: Output | Facts) -> list[tuple[int, Shape]]:
     return list(zip(rows, known.parts or (present(known.shape),), strict=True))
 
 
-def filled(known: Output | Facts, value: float) -> Tensor | tuple[Tensor, ...]:
-    """What a node gives for one image, with ``value`` everywhere."""
-    made = tuple(torch.full((rows, *shape), value) for rows, shape in parts_of(known))
+def filled(known: Output | Facts, value: float, **like: Any) -> Tensor | tuple[Tensor, ...]:
+    """What a node gives for one image, with ``value`` everywhere: one number in memory, not to be written into. like:
+    its dtype and device."""
+    made = tuple(torch.full((), value, **like).expand(rows, *shape) for rows, shape in parts_of(known))
     return made[0] if known.parts is None else made

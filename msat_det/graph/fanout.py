@@ -21,7 +21,7 @@ from msat_det.base.device import wide
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
 from msat_det.graph.facts import facts, filled, full_shape, is_site
-from msat_det.graph.graph import Graph, elements, module_of
+from msat_det.graph.graph import Graph, elements, last_uses, module_of
 from msat_det.graph.ops import Kind
 
 _SPATIAL = ops.AVERAGE_POOLINGS | ops.RESIZINGS
@@ -99,41 +99,54 @@ def is_pool(node: Node) -> bool:
 
 
 @torch.inference_mode(False)
-def fan_out(graph: Graph, batch: Tensor | tuple | list | dict) -> FanOut:
+def fan_out(graph: Graph) -> FanOut:
     """Count the multiply-adds of every node of ``graph`` and share them out over what drives them.
 
-    batch: one image (batch size 1), for the values of shapes. Counted on the CPU, where whole numbers stay whole.
+    Counted on the CPU, where whole numbers stay whole.
     """
     with graph.on("cpu"):
-        return _Count(graph, batch).result()
+        return _Count(graph).result()
 
 
 class _Count:
     """One graph's count. shapes: values that no image enters. static: see ``static_nodes``. found: what is counted."""
 
-    def __init__(self, graph: Graph, batch: Tensor | tuple | list | dict):
+    def __init__(self, graph: Graph):
         self.graph, self.static, self.found = graph, static_nodes(graph), FanOut()
-        self.shapes = {node: value for node, value in graph.walk(batch) if facts(node).kind is Kind.SHAPE}
+        self.shapes = graph.shapes("cpu")
+        self.random = torch.Generator().manual_seed(0)
 
     def result(self) -> FanOut:
-        found, masks = self.found, self.analog_masks()
+        masks: dict[Node, Value] = {}
+        last = last_uses(self.graph.nodes)
         for node in self.graph.nodes:
-            if _is_evaluated(node, self.static):
-                found.evaluations += elements(node)
-            if facts(node).op not in ops.MULTIPLYING or facts(node).kind not in (Kind.LINEAR, Kind.DIFFERENTIAL):
-                continue
-            if facts(node).kind is Kind.DIFFERENTIAL:  # a product of two branches
-                found.macs[node] = found.analog[node] = self.product_macs(node)
-                continue
-            source = _data_inputs(node)[0]
-            reach, mask = self.multiply_adds(node, source), masks[source]
+            self.count(node, masks)
+            if (mask := self.analog_mask(node, masks)) is not None:
+                masks[node] = mask
+            for done in last[node]:
+                masks.pop(done, None)
+        return self.found
+
+    def count(self, node: Node, masks: dict[Node, Value]) -> None:
+        """Share a node's multiply-adds out. masks: of the nodes that enter it, see ``analog_mask``."""
+        found = self.found
+        if _is_evaluated(node, self.static):
+            found.evaluations += elements(node)
+        if facts(node).op not in ops.MULTIPLYING or facts(node).kind not in (Kind.LINEAR, Kind.DIFFERENTIAL):
+            return
+        if facts(node).kind is Kind.DIFFERENTIAL:  # a product of two branches
+            found.macs[node] = found.analog[node] = self.product_macs(node)
+            return
+        source = _data_inputs(node)[0]
+        reach = self.multiply_adds(node, source)
+        found.macs[node] = int(_total(reach))
+        if source in masks:
+            mask = masks[source]
             assert isinstance(mask, Tensor)  # no tuple is multiplied
-            found.macs[node] = int(wide(reach).sum())
-            if dense := float(wide(reach * mask).sum()):
+            if dense := _total(reach * mask):
                 found.analog[node] = dense
-            self.push(source, reach * (1 - mask))
-        found.spikes = {node: as_spikes_lie(reach) for node, reach in found.spikes.items()}
-        return found
+            reach = reach * (1 - mask)
+        self.push(source, reach)
 
     def value(self, node: Node, inputs: dict[Node, Any]) -> Any:
         """A node's value for those of its inputs that images enter."""
@@ -144,26 +157,21 @@ class _Count:
         at_inputs, at_zero = self.value(node, inputs), self.value(node, pytree.tree_map(torch.zeros_like, inputs))
         return pytree.tree_map(lambda a, z: (a - z).nan_to_num(0.0), at_inputs, at_zero)
 
-    def analog_masks(self) -> dict[Node, Value]:
-        """For each node, 1 where something analog that changes in time flows through, (1, C, …); spikes leave 0."""
-        generator = torch.Generator().manual_seed(0)
-        masks: dict[Node, Value] = {}
-        for node in self.graph.nodes:
-            kind = facts(node).kind
-            if kind in (Kind.SHAPE, Kind.OUTPUT):
-                continue
-            entering = {n: masks[n] for n in _data_inputs(node)}
-            if node in self.static or is_event_source(node):
-                masks[node] = filled(facts(node), 0.0)
-            elif kind is Kind.DIFFERENTIAL or facts(node).op in ops.MULTIPLYING:
-                masks[node] = filled(facts(node), 1.0)
-            elif not any(mask.any() for mask in pytree.tree_leaves(list(entering.values()))):
-                masks[node] = filled(facts(node), 0.0)
-            else:
-                # positive random values in place of ones, so that no difference of two branches cancels
-                noisy = pytree.tree_map(lambda m: m * (0.5 + torch.rand(m.shape, generator=generator)), entering)
-                masks[node] = pytree.tree_map(lambda m: (m != 0).float(), self.linear_part(node, noisy))
-        return masks
+    def analog_mask(self, node: Node, masks: dict[Node, Value]) -> Value | None:
+        """1 where something analog that changes in time flows through a node, (1, C, …); spikes leave 0. None where
+        nothing does. masks: of the nodes that enter it."""
+        kind, op = facts(node).kind, facts(node).op
+        if kind in (Kind.SHAPE, Kind.OUTPUT) or node in self.static or is_event_source(node):
+            return None
+        if kind is Kind.DIFFERENTIAL or op in ops.MULTIPLYING:
+            return filled(facts(node), 1.0)
+        entering = {n: masks[n] if n in masks else filled(facts(n), 0.0) for n in _data_inputs(node)}
+        if masks.keys().isdisjoint(entering):
+            return None
+        # positive random values in place of ones, so that no difference of two branches cancels
+        noisy = pytree.tree_map(lambda m: m * (0.5 + torch.rand(m.shape, generator=self.random)), entering)
+        mask = pytree.tree_map(lambda m: (m != 0).float(), self.linear_part(node, noisy))
+        return mask if any(part.any() for part in pytree.tree_leaves(mask)) else None
 
     def multiply_adds(self, node: Node, source: Node) -> Tensor:
         """(1, C, …) multiply-adds that each element of the node's input takes part in."""
@@ -207,7 +215,7 @@ class _Count:
 
     def product_macs(self, node: Node) -> int:
         if facts(node).op == "einsum":
-            return int(wide(self.on_ones(node, {})).sum())
+            return int(_total(self.on_ones(node, {})))
         if facts(node).op == ops.DEFORMABLE:
             return elements(node) * math.prod(self.parameter(node, "weight", 1).shape[1:])
         return elements(node) * facts(node.all_input_nodes[0]).image_shape[-1]
@@ -221,10 +229,10 @@ class _Count:
     def push(self, node: Node, reach: Tensor) -> None:
         """Carry a reach map (1, C, …) back from a node's output to the spikes that enter it."""
         if node in self.static:
-            self.found.once += float(wide(reach).sum())
+            self.found.once += _total(reach)
         elif is_event_source(node):
-            known = self.found.spikes.get(node)
-            self.found.spikes[node] = reach[0].clone() if known is None else known + reach[0]
+            known, more = self.found.spikes.get(node), as_spikes_lie(reach[0])
+            self.found.spikes[node] = more if known is None else known + more
         elif facts(node).kind is Kind.LINEAR and facts(node).op not in ops.MULTIPLYING:
             for source in _data_inputs(node):
                 if facts(source).parts:  # an element of a tuple: chunk, split, unbind
@@ -264,7 +272,14 @@ class _Count:
 
 def as_spikes_lie(reach: Tensor) -> Tensor:
     """A map (C, h, w) with the channels of a pixel side by side, as simulations have them: no batch copies it then."""
-    return reach.unsqueeze(0).contiguous(memory_format=torch.channels_last)[0] if reach.dim() == 3 else reach
+    if reach.dim() != 3:
+        return reach.contiguous()
+    return reach.unsqueeze(0).contiguous(memory_format=torch.channels_last)[0]
+
+
+def _total(counts: Tensor) -> float:
+    """The sum of whole numbers, which float64 has exactly."""
+    return counts.sum(dtype=torch.float64).item()
 
 
 def _is_evaluated(node: Node, static: set[Node]) -> bool:

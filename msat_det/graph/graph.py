@@ -7,6 +7,7 @@ import copy
 import itertools
 import operator
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from torch.fx.node import Node
 
 from msat_det.base.errors import InputError
 from msat_det.graph import ops
-from msat_det.graph.facts import Output, amend, facts, full_shape, is_judged, is_site, output_of, stands_alone
+from msat_det.graph.facts import Output, amend, facts, filled, full_shape, is_judged, is_site, output_of, stands_alone
 from msat_det.graph.inputs import AS_IT_TAKES, MISFIT, Batch, as_input, kind, mend, name_of, reason
 from msat_det.graph.ops import Kind
 from msat_det.graph.precision import arithmetic
@@ -182,6 +183,18 @@ class Graph:
             values[node] = inputs[str(node.target)] if node.op == "placeholder" else self.evaluate(node, values)
         return values
 
+    def shapes(self, device: torch.device | str) -> dict[Node, Any]:
+        """The values that no image enters, for one of the size that the graph was measured with; calculated without
+        one, since they take the shape, dtype and device alone of what an image enters."""
+        values: dict[Node, Any] = {}
+        for node in self.nodes:
+            known = facts(node)
+            if known.kind is Kind.SHAPE:
+                values[node] = self.evaluate(node, values)
+            elif known.kind is not Kind.OUTPUT:
+                values[node] = filled(known, 0, dtype=known.dtype, device=device)
+        return {node: value for node, value in values.items() if facts(node).kind is Kind.SHAPE}
+
     def walk(self, batch: Batch) -> Iterator[tuple[Node, Any]]:
         """Run the float graph node by node: yields (node, value); values are freed after their last use."""
         inputs, last = self.bind(batch), last_uses(self.nodes)
@@ -199,7 +212,7 @@ class Graph:
     def __call__(self, batch: Batch) -> Any:
         """The float outputs for a batch."""
         with torch.inference_mode():
-            *_, (_, outputs) = self.walk(batch)
+            ((_, outputs),) = deque(self.walk(batch), maxlen=1)  # holds no value but the last one
         return outputs
 
 

@@ -18,7 +18,7 @@ import operator
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableMapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.fx.node import Node, map_aggregate
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from msat_det.base.errors import InputError
@@ -80,7 +81,7 @@ def record(net: nn.Module, values: tuple | dict[str, Tensor], names: list[str]) 
     """
     recorder = _Recorder(net)
     for name, value in zip(names, pytree.tree_leaves(values), strict=True):
-        recorder.know(value, recorder.graph.placeholder(name))
+        recorder.nodes[value] = recorder.graph.placeholder(name)
     with torch.no_grad(), torch.compiler.set_stance("force_eager"), recorder.calls(), recorder:
         outputs = net(**values) if isinstance(values, dict) else net(*values)
     leaves = pytree.tree_leaves(outputs)
@@ -119,26 +120,23 @@ def _refuse_objects(outputs: list[Any], net: nn.Module) -> None:
 
 
 class _Recorder(TorchFunctionMode):
-    """nodes: by the identity of tensors, which are kept for as long. pauses: within a module that is a single node.
-    done: sizes that the network has kept for its next run are plain numbers from then on."""
+    """nodes: of tensors that the network still holds. pauses: within a module that is a single node. done: sizes that
+    the network has kept for its next run are plain numbers from then on."""
 
     def __init__(self, net: nn.Module):
         super().__init__()
         self.net, self.graph = net, fx.Graph()
         self.paths = {id(module): path for path, module in net.named_modules(remove_duplicate=False)}
         known = [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
-        self.nodes: dict[int, tuple[Tensor, Node]] = {}
+        self.nodes: MutableMapping[Tensor, Node] = WeakIdKeyDictionary()
         self.constants = {_state(tensor): (tensor, path) for path, tensor in reversed(known)}
         self.done = self.pauses = False
         self.blank: set[Node] = set()  # they hold nothing of an image but sizes
         self.found: dict[Node, int] = {}  # sizes that stand as nodes
         self.memo: dict[Any, Node] = {}
 
-    def know(self, tensor: Tensor, node: Node) -> None:
-        self.nodes[id(tensor)] = tensor, node
-
     def node_of(self, value: Any) -> Node | None:
-        return self.nodes[id(value)][1] if isinstance(value, Tensor) and id(value) in self.nodes else None
+        return self.nodes.get(value) if isinstance(value, Tensor) else None
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -191,14 +189,14 @@ class _Recorder(TorchFunctionMode):
         """Note a call and the tensors that it has given."""
         node = self.create(op, target, *_in_order(self.argument(args), self.argument(kwargs)))
         if isinstance(result, Tensor):
-            self.know(result, node)
+            self.nodes[result] = node
         else:
             self.write_parts(result, node)
 
     def write_parts(self, result: Any, node: Node) -> None:
         for index, part in result.items() if isinstance(result, dict) else enumerate(result):
             if isinstance(part, Tensor):
-                self.know(part, self.create("call_function", operator.getitem, (node, index), {}))
+                self.nodes[part] = self.create("call_function", operator.getitem, (node, index), {})
             elif isinstance(part, list | tuple | dict):
                 self.write_parts(part, self.create("call_function", operator.getitem, (node, index), {}))
 
@@ -279,10 +277,10 @@ class _Recorder(TorchFunctionMode):
     def forget(self, tensor: Tensor) -> None:
         """Take a blank tensor that the network goes on to write into, and its views, for constants of their size."""
         memory = tensor.untyped_storage().data_ptr()
-        for known, node in list(self.nodes.values()):
+        for known, node in list(self.nodes.items()):
             if node in self.blank and known.untyped_storage().data_ptr() == memory:
                 self.fix_sizes([node])
-                del self.nodes[id(known)]
+                del self.nodes[known]
 
     def fix_sizes(self, nodes: Iterable[Node]) -> None:
         """Guard the sizes that blank tensors are made of."""

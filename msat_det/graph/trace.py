@@ -85,7 +85,7 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
         _check_scripted(net, values, expected)  # the last: it may change the program, which copies share
         for site in graph.sites:
             unfold(graph, site)
-        label_channels(graph, one)
+        label_channels(graph, pytree.tree_leaves(one)[0].device)
     module.delete_all_unused_submodules()
     part(source, module)
     module.recompile()
@@ -325,7 +325,8 @@ def _stand_first(a: Tensor, b: Tensor) -> bool:
 
 def _is_broken(node: Node, value: Tensor) -> bool:
     """NaN anywhere, or infinity where only weights can have made it; a mask may well hold -inf."""
-    return bool(value.isnan().any() or (facts(node).op in ops.MULTIPLYING and value.isinf().any()))
+    largest = _magnitude(value)
+    return math.isnan(largest) or (facts(node).op in ops.MULTIPLYING and math.isinf(largest))
 
 
 def _check_outputs(outputs: Any, expected: Any, mend: str) -> None:
@@ -346,7 +347,18 @@ def _difference(a: Tensor, b: Tensor) -> float:
         return math.inf
     if a.numel() == 0 or torch.equal(a, b):
         return 0.0
+    if a.is_floating_point() and a.dtype == b.dtype:
+        most, largest = _magnitude(a - b), _magnitude(a)
+        if math.isfinite(most) and math.isfinite(largest):
+            return most / max(largest, 1e-12)
     a, b = wide(a), wide(b)  # of masks there is no difference
     scale = a[a.isfinite()].abs().max().clamp(min=1e-12) if a.isfinite().any() else torch.tensor(1.0)
     apart = torch.where(a == b, 0.0, (a - b).abs()).nan_to_num(nan=math.inf, posinf=math.inf)
     return (apart.max() / scale).item()
+
+
+def _magnitude(x: Tensor) -> float:
+    """The largest magnitude, 0 of nothing; NaN where there is one. It takes a pass without a copy, which ``abs`` and
+    ``isnan`` are."""
+    low, high = x.aminmax() if x.numel() else (x.new_zeros(()),) * 2
+    return torch.maximum(-low, high).item()

@@ -171,7 +171,7 @@ def observe(
     first = batches[0]
     graph = net if isinstance(net, Graph) else trace(net, first_images(first, 2))
     sites = observe_sites(graph, graph.sites, batches, progress, share)
-    return Observation(graph, fan_out(graph, first_images(first, 1)), sites, batches)
+    return Observation(graph, fan_out(graph), sites, batches)
 
 
 def observe_sites(

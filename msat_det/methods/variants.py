@@ -38,6 +38,6 @@ def variant(observation: Observation, analog: tuple[str, ...], spiking_linear: b
             sites |= observe_sites(graph, unseen, observation.batches)
         if int8:
             graph = with_int8_weights(graph)
-        fanout = fan_out(graph, observation.first(1))
+        fanout = fan_out(graph)
         observation.variants[key] = Observation(graph, fanout, sites, observation.batches, observation.detector)
     return observation.variants[key]

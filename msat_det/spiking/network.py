@@ -133,7 +133,7 @@ class SpikingNetwork(nn.Module):
         if self._resized is None or self._resized[0].sizes != sizes:
             one = first_images(inputs, 1)
             graph = self.graph.at_size(one)
-            self._resized = graph, Schedule(graph), fan_out(graph, one)
+            self._resized = graph, Schedule(graph), fan_out(graph)
         graph, schedule, fanout = self._resized
         return replace(setup, graph=replace(graph, precision=setup.graph.precision), schedule=schedule, fanout=fanout)
 

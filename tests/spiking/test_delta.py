@@ -84,7 +84,7 @@ def test_what_leaves_a_node_sums_to_its_function_of_the_sums_that_enter(function
     first, second = graph.sites
     fine = Neuron(torch.tensor(1e-5), facts(second).activation, gamma=10**8, coding="delta")
     coarse = Neuron(torch.tensor(0.7), facts(first).activation, coding="delta", gamma=2)
-    snn = SpikingNetwork(graph, {first.name: coarse, second.name: fine}, fan_out(graph, images(1)))
+    snn = SpikingNetwork(graph, {first.name: coarse, second.name: fine}, fan_out(graph))
     spikes = Spikes()
     snn.run(images(), 4, tap=spikes)
     into, out = (spikes[site.name].cumsum(0) for site in (first, second))

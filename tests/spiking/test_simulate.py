@@ -179,7 +179,7 @@ def test_what_leaves_a_node_means_its_function_of_what_means_enter(function: Cal
     first, second = graph.sites
     fine = Neuron(torch.tensor(1e-5), facts(second).activation, gamma=10**8)
     coarse = Neuron(torch.tensor(0.7), facts(first).activation, initial=0.5, signed=True)
-    snn = SpikingNetwork(graph, {first.name: coarse, second.name: fine}, fan_out(graph, images(1)), chunk=chunk)
+    snn = SpikingNetwork(graph, {first.name: coarse, second.name: fine}, fan_out(graph), chunk=chunk)
     spikes = Spikes()
     snn.run(images(), 7, tap=spikes)
     n = torch.arange(1.0, 8).reshape(-1, 1, 1, 1, 1)
@@ -384,7 +384,7 @@ def test_tracking_neuron_of_any_function() -> None:
     graph = trace(randomise(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())), images())
     site = graph.sites[0]
     neuron = Neuron(torch.tensor(0.05), cubic, gamma=10_000)
-    snn = SpikingNetwork(graph, {site.name: neuron}, fan_out(graph, images(1)))
+    snn = SpikingNetwork(graph, {site.name: neuron}, fan_out(graph))
     got = snn.run(images(), 3)[3]
     assert (
         got - cubic.fn(graph.module.get_submodule(graph.nodes[1].target)(images()))

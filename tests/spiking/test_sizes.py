@@ -28,7 +28,7 @@ def test_another_size_is_what_a_network_made_for_it_gives(name: str) -> None:
     snn = spiking_network("constant", OPTIONS, observed(name), T)
     other = images(3, seed=7, size=20)
     graph = trace(build(name), other)
-    made = SpikingNetwork(graph, snn.neurons, fan_out(graph, other[:1]))
+    made = SpikingNetwork(graph, snn.neurons, fan_out(graph))
     expected, got = made.run(other, T, RECORD), snn.run(other, T, RECORD)
     assert_same(got, expected)
     for t in RECORD:
