@@ -1,12 +1,15 @@
 """Networks of other packages as they are: every one converts, and its outputs converge under both codings."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
 from make_zoo_table import (
+    DETRS,
     LARGER,
     PICKING,
+    QUERIES,
     RATE,
     ZOO,
     build,
@@ -63,3 +66,22 @@ def test_it_converts_and_converges_as_it_is(name: str) -> None:
         snn = msat_det.convert(observed, method="constant", T=48, **RATE)
         outputs = snn.run(images[4:], 48, (8, 48))
         assert error(outputs[48], wanted) < min(0.08, error(outputs[8], wanted) / 2)
+
+
+EXPORTED = {name: "detr" if name in ("detr", "table_transformer", "yolos") else "rtdetr" for name in DETRS.split()}
+EXPORTED |= {name: "rtdetr" for name in QUERIES.split() if name != "rf_detr"}  # PyTorch's newer exporter takes that one
+
+
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's exporter
+@pytest.mark.parametrize("name", EXPORTED)
+def test_transformers_detectors_exported_as_onnx(name: str, tmp_path: Path) -> None:
+    """As docs/own_detector.md says: the file is for one image, the network that comes out of it for many."""
+    pytest.importorskip("transformers")
+    net, images = build(name)
+    with torch.no_grad():
+        wanted = net(images[:2])
+    torch.onnx.export(net, (images[:1],), tmp_path / "net.onnx", dynamo=False, opset_version=17)
+    count = wanted["logits"].shape[-1] - (EXPORTED[name] == "detr")
+    one = msat_det.load_detector(tmp_path / "net.onnx", EXPORTED[name], [f"class {i}" for i in range(count)])
+    for found, expected in zip(one.net(images[:2]), wanted.values(), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

@@ -1,6 +1,7 @@
 """An ONNX file becomes a torch.fx module: the batch is free, shapes are folded, weights are parameters."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from msat_det.models.importers.onnx.operators import OPERATORS, Call
 from msat_det.models.importers.onnx.operators.call import kind_of
 
 _QUANTISED = ("QuantizeLinear", "QLinear", "Integer")  # as QDQ, operator by operator, or dynamically
+_BROADCASTING = set("MatMul Add Sub Mul Div Pow Min Max Where".split())
 OF_MASKS = set("Where And Or Xor Not Equal Cast CastLike Identity Shape Reshape Squeeze Unsqueeze Expand Slice".split())
 OF_PLACES = OF_MASKS | set("Flatten Transpose Concat Tile Split Add Sub Mul Div Mod Less Greater".split())
 OF_PLACES |= {"Gather", "GatherElements", "GatherND"}
@@ -116,19 +118,35 @@ def _outputs(file: OnnxFile, node: OnnxNode, values: dict[str, Value], building:
 
 
 def _called(call: Call, inputs: list[Value | None]) -> Any:
-    """An operator's outputs: where its inputs' images do not fit each other, or it, with all of them in front."""
-    function = OPERATORS[call.node.op]
+    """An operator's outputs: where its inputs' images do not fit each other, or it, with all of them in front, or in a
+    dimension of their own."""
     try:
-        return function(call, *inputs)
+        return OPERATORS[call.node.op](call, *inputs)
     except (InputError, *MISFIT):
-        in_front = [call.building.in_front(x) if isinstance(x, Moving) else x for x in inputs]
-        if in_front == inputs:
-            raise
-        try:
-            return function(call, *in_front)
-        except (InputError, *MISFIT):
-            pass
+        for otherwise in (_in_front, _apart):
+            with suppress(InputError, *MISFIT):
+                return otherwise(call, inputs)
         raise
+
+
+def _in_front(call: Call, inputs: list[Value | None]) -> Any:
+    in_front = [call.building.in_front(x) if isinstance(x, Moving) else x for x in inputs]
+    return OPERATORS[call.node.op](call, *in_front)
+
+
+def _apart(call: Call, inputs: list[Value | None]) -> Any:
+    """As for one image: a constant may have all of its rows, or one input have them in a dimension with the images and
+    another apart, as queries split into heads do."""
+    if call.node.op not in _BROADCASTING:
+        raise InputError("")
+    rank = max(len(x.shape) for x in inputs if x is not None)
+
+    def apart(x: Moving) -> Moving:
+        x = call.building.in_front(x)
+        return call.run(torch.reshape, x, [-1, *[1] * (rank - len(x.shape)), *x.shape])
+
+    found = OPERATORS[call.node.op](call, *(apart(x) if isinstance(x, Moving) else x for x in inputs))
+    return call.run(torch.reshape, found, [-1, *found.shape[2:]])
 
 
 def _output(file: OnnxFile, name: str, values: dict[str, Value], building: Building) -> Moving:
