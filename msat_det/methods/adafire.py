@@ -53,11 +53,9 @@ def adafire(options: AdaFire, observation: Observation, T: int) -> Neurons:
     reduced is the squared error of the outputs, also for classifiers. The paper's compression of spikes by higher
     thresholds and its early exit are no part of it.
     """
-    goals = activations(observation, options.images)
     plain = {}
-    for node in observation.graph.sites:
-        theta = mmse(options, observation, node, goals.pop(node.name), T)
-        plain[node.name] = neuron(options, node, theta, gamma=1)
+    for node, goal in activations(observation, options.images):
+        plain[node.name] = neuron(options, node, mmse(options, observation, node, goal, T), gamma=1)
     bursts = choose(_tries(options, observation, plain, T), at(options.budget, T))
 
     def decide(node: Node, currents: Tensor, goal: Tensor) -> Neuron:
@@ -80,18 +78,19 @@ class Try:
 def _tries(options: AdaFire, observation: Observation, plain: Neurons, T: int) -> dict[str, list[Try]]:
     """Every γ of every call site, the others at 1; a site's first try is γ = 1."""
     batch = observation.first(options.images)
+    goals = pytree.tree_leaves(observation.graph(batch))
 
     def measure(gamma: int, name: str) -> Try:
         neurons = plain | {name: replace(plain[name], gamma=gamma)}
-        return Try(gamma, *_measured(SpikingNetwork(observation.graph, neurons, observation.fanout), batch, T))
+        return Try(gamma, *_measured(SpikingNetwork(observation.graph, neurons, observation.fanout), batch, goals, T))
 
     first = measure(1, next(iter(plain)))
     return {name: [first, *(measure(gamma, name) for gamma in options.bursts)] for name in plain}
 
 
-def _measured(snn: SpikingNetwork, batch: Batch, T: int) -> tuple[float, float]:
+def _measured(snn: SpikingNetwork, batch: Batch, goals: list[Tensor], T: int) -> tuple[float, float]:
     found = snn.simulate(batch, T)
-    pairs = zip(pytree.tree_leaves(found.outputs[T]), pytree.tree_leaves(snn.graph(batch)), strict=True)
+    pairs = zip(pytree.tree_leaves(found.outputs[T]), goals, strict=True)
     error = sum(((a - b).square().mean() / b.square().mean().clamp(min=1e-30)).item() for a, b in pairs)
     return found.counts[T].spikes_per_neuron, error
 

@@ -175,11 +175,12 @@ def mmse(options: Calibration, observation: Observation, node: Node, goal: Tenso
     rows = rows if top.dim() else rows.reshape(1, -1)
     best, least = rows.new_zeros(len(rows)), rows.new_full((len(rows),), float("inf"))
     made = neuron(options, node, torch.ones_like(top))  # in units of θ
+    rate = torch.empty_like(rows)
     for i in range(1, options.grid + 1):
         theta = (top.reshape(-1) * i / options.grid).clamp(min=1e-12)
         step = theta[:, None] * made.theta.max() / T
-        rate = (rows / step + (made.offset or options.start)).floor().clamp(0, T * made.gamma) * step
-        error = (rate - rows).square().mean(1)
+        torch.div(rows, step, out=rate).add_(made.offset or options.start).floor_().clamp_(0, T * made.gamma).mul_(step)
+        error = rate.sub_(rows).square_().mean(1)  # all in one place: as many copies would take five times as long
         best, least = torch.where(error < least, theta, best), torch.minimum(error, least)
     best = torch.where(rows.any(1), best, top.reshape(-1))  # of what no image activates every threshold is right
     return best if top.dim() else best[0]

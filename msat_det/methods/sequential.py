@@ -1,6 +1,6 @@
 """Converting one call site after the other, each on what the spiking layers before it send."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -40,18 +40,18 @@ def toward_activations(
     observation: Observation, images: int, T: int, decide: Callable[[Node, Tensor, Tensor], Neuron]
 ) -> dict[str, Neuron]:
     """``layer_by_layer``, whose ``decide`` also gets what the float network gives there on these images, (B, …)."""
-    goals = activations(observation, images)
+    floats = activations(observation, images)  # which runs as far as the spiking one does: no more is in memory
 
     def decide_with_goal(node: Node, currents: Tensor) -> Neuron:
-        # of a network too large for memory fewer images are run
-        return decide(node, currents, goals.pop(node.name)[: currents.shape[1]])
+        goal = next(goal for site, goal in floats if site is node)
+        return decide(node, currents, goal[: currents.shape[1]])  # of a network too large for memory fewer are run
 
     return layer_by_layer(observation, images, T, decide_with_goal)
 
 
-def activations(observation: Observation, images: int) -> dict[str, Tensor]:
-    """What the float network's call sites give on the first calibration images."""
-    return {n.name: v for n, v in observation.graph.walk(observation.first(images)) if is_site(n)}
+def activations(observation: Observation, images: int) -> Iterator[tuple[Node, Tensor]]:
+    """What the float network's call sites give on the first calibration images, one after the other in their order."""
+    return ((node, value) for node, value in observation.graph.walk(observation.first(images)) if is_site(node))
 
 
 def alone(neuron: Neuron, currents: Tensor, with_output: bool = True) -> Scan:
