@@ -21,7 +21,7 @@ from msat_det.graph.ops import DEFORMABLE, JOINING, MOVING, Kind, argument
 
 _FIRST = {
     *("batchnorm", "batchnorm1d", "batchnorm2d", "frozenbatchnorm2d", "groupnorm", "instancenorm2d"),
-    *("pixelshuffle", "pixelunshuffle", "channelshuffle", "pooledregions", DEFORMABLE),
+    *("pixelshuffle", "pixelunshuffle", "channelshuffle", "pooledregions", "pooledboxes", DEFORMABLE),
 }
 _REDUCED = {"mean": 1, "sum": 1, "amax": 1, "amin": 1, "max": 1, "norm": 2, "vectornorm": 2}  # where dim stands
 _PRODUCTS = {"matmul", "bmm", "mm"}

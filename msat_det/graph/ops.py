@@ -173,6 +173,7 @@ DIFFERENTIAL = {
     *("pow", "square", "sqrt", "rsqrt", "reciprocal", "abs", "exp", "expm1", "log", "log1p"),
     *("sin", "cos", "atan", "erf", "sign", "gridsample"),
     *REGIONS,
+    "pooledboxes",
     DEFORMABLE,
     *LINEAR_IN_ONE,
     *COMPARISONS,

@@ -40,6 +40,7 @@ from msat_det.graph import ops
 from msat_det.graph.attention import multi_head, scaled_dot_product
 from msat_det.graph.graph import TORCH, origins
 from msat_det.graph.prepare import HOOKS
+from msat_det.graph.regions import WAYS, pooled_boxes
 from msat_det.graph.scripted import run_function
 
 # What turns a tensor into something that Python can decide by.
@@ -163,6 +164,8 @@ class _Recorder(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             with self:
                 return scaled_dot_product(*args, **kwargs)
+        if func in WAYS.values():
+            return self.pooled(name, *args)
         if name == "__getitem__" and self.picks_of_one_row(*args):
             with (
                 self
@@ -178,6 +181,23 @@ class _Recorder(TorchFunctionMode):
             if name in _BLANK or self.blank.issuperset(entering):
                 self.blank |= {node for value in _leaves(result) if (node := self.node_of(value)) is not None}
         return result
+
+    def pooled(self, way: str, feature: Tensor, regions: Tensor, *settings: Any) -> Tensor | tuple[Tensor, Tensor]:
+        """One of ``regions.WAYS``, by places in place of the numbers of the images, and of fixed regions those of one.
+
+        Raises ValueError where not all images have as many regions, or they do not stand in the images' order.
+        """
+        each = len(regions) // len(feature)
+        own = regions.new_tensor(range(len(feature))).repeat_interleave(each)
+        if not each or not torch.equal(regions[:, 0], own):
+            raise ValueError("every image has to have as many regions, those of the first image first")
+        fixed = regions[:each, 1:]
+        with self:
+            boxes = regions[:, 1:]
+            if self.node_of(regions) is None and torch.equal(boxes, fixed.repeat(len(feature), 1)):
+                boxes = fixed
+            found = pooled_boxes(feature, boxes, each, way, settings)
+        return found if way == "roi_align" else (found, found)
 
     def picks_of_one_row(self, x: Tensor, index: Any) -> bool:
         """Whether it is ``x[:, places]``, with places that an image enters, of an ``x`` that all images share."""

@@ -6,10 +6,11 @@ Each function is one node of a graph. What they pick depends on values, and is f
 import math
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, roi_align
+from torchvision.ops import batched_nms, roi_align  # which has ``WAYS`` made known to PyTorch
 
 from msat_det.graph.ops import one_node
 
@@ -101,3 +102,19 @@ def pooled_regions(
         chosen = (level_of == level).nonzero().squeeze(1)
         found[chosen] = roi_align(feature, regions[chosen], size, scale, sampling)
     return found
+
+
+# What torchvision pools by (features, regions (K, 5), …); some of them give a second tensor, for the gradient.
+WAYS = {name: getattr(torch.ops.torchvision, name) for name in ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")}
+
+
+@one_node
+def pooled_boxes(feature: Tensor, boxes: Tensor, each: int, way: str, settings: Sequence[Any]) -> Tensor:
+    """What a map shows in boxes, by one of ``WAYS`` with these settings.
+
+    feature: (B, C, h, w). boxes: (B·each, 4), those of an image one after the other, or as many for each of a part of
+    the images, which the others have as well: fixed ones come once. Returns (B·each, C, …).
+    """
+    image = torch.arange(len(feature), device=boxes.device, dtype=boxes.dtype).repeat_interleave(each)
+    found = WAYS[way](feature, torch.cat((image[:, None], boxes.repeat(len(image) // len(boxes), 1)), 1), *settings)
+    return found if isinstance(found, Tensor) else found[0]

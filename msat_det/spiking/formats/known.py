@@ -41,6 +41,7 @@ FUNCTIONS: dict[str, Callable] = {
     "topk_places": ops.topk_places,
     "region_proposals": regions.region_proposals,
     "pooled_regions": regions.pooled_regions,
+    "pooled_boxes": regions.pooled_boxes,
     "torchvision.deform_conv2d": torch.ops.torchvision.deform_conv2d,
     **_functions(operator, "operator"),
     **_functions(torch, "torch"),
