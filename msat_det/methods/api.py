@@ -18,6 +18,7 @@ from msat_det.methods.notes import notes
 from msat_det.methods.observe import Observation
 from msat_det.models.calibration import detector_batches
 from msat_det.models.detector import Detector
+from msat_det.models.headed import HeadDetector
 from msat_det.models.importers.torchvision.building import as_detector
 from msat_det.models.importers.ultralytics import is_ultralytics, ultralytics_detector
 from msat_det.spiking.network import SpikingNetwork
@@ -91,6 +92,8 @@ def observe(
     network = as_detector(unwrap(network))
     if is_ultralytics(network):
         network = ultralytics_detector(network)
+    if isinstance(network, HeadDetector):
+        network.check()
     if isinstance(network, Detector) and not isinstance(network, type):
         observation = core.observe(network.net, detector_batches(network, calibration))
         observation.detector = network

@@ -14,6 +14,7 @@ from msat_det.graph.inputs import MISFIT, reason
 from msat_det.models.class_names import read_names
 from msat_det.models.detector import Detections
 from msat_det.models.heads import HEADS, Levels, Stride, cells_of, named, parts_of, raw_parts
+from msat_det.models.meaning import check_meaning
 from msat_det.models.preprocessing import Geometry, Inputs, as_size
 from msat_det.models.suppression import select
 
@@ -88,7 +89,10 @@ class HeadDetector:
         return self.kind.shown
 
     def check(self) -> "HeadDetector":
-        """This detector, if its network's outputs fit the head; else InputError. One blank image goes through it.
+        """This detector, if its network's outputs fit the head; else InputError. One black image goes through it.
+
+        Boxes that are decoded already do not fit, nor do ``activated`` scores that are no probabilities; of scores that
+        may be some though they are not said to be it warns.
 
         If it takes grey images, and the three channels would be treated alike, its ``inputs`` are grey from then on.
         """
@@ -103,7 +107,9 @@ class HeadDetector:
                     errors.append(f"an image {(1, inputs.channels, *self.size)} does not fit it ({reason(error)})")
                     continue
             self.inputs = inputs
-            self.found(outputs)
+            parts = self._parts(outputs)
+            if self.head != "raw":
+                check_meaning(parts, self.cells, self.rows, self.each, self.activated)
             return self
         mend = (
             "give a network of one image of three channels, or of one with model.mean and model.std of one number each"
@@ -121,6 +127,13 @@ class HeadDetector:
 
     def found(self, outputs: Any) -> tuple[Tensor, Tensor]:
         """Boxes (B, P, 4) in input pixels, and scores (B, P, C). Raises InputError for outputs that do not fit."""
+        parts = self._parts(outputs)
+        if not self.activated and self.head != "raw":
+            parts = {name: x if name == "box" else self.probable(name, x) for name, x in parts.items()}
+        return self.kind.decode(self.cells.to(parts["box"].device), **parts)
+
+    def _parts(self, outputs: Any) -> dict[str, Tensor]:
+        """The head's parts as the network gives them, (B, P, n). Raises InputError for outputs that do not fit."""
         head, count = self.kind, len(self.classes)
         own = named(outputs, self.names or ())
         rows, each = (self.rows, self.each) if self.rows else (list(own[0][1].shape[1:2]), [1])  # of queries
@@ -134,10 +147,7 @@ class HeadDetector:
                 f"outputs {shapes} do not fit head {self.head} with {count} classes{levels}: give {keys} or other "
                 "outputs that do"
             ) from None
-        by_name = dict(zip(head.parts, parts, strict=True))
-        if not self.activated and self.head != "raw":
-            by_name = {name: x if name == "box" else self.probable(name, x) for name, x in by_name.items()}
-        return head.decode(self.cells.to(parts[0].device), **by_name)
+        return dict(zip(head.parts, parts, strict=True))
 
     def probable(self, name: str, logits: Tensor) -> Tensor:
         return logits.softmax(-1) if self.kind.softmax and name == "classes" else logits.sigmoid()

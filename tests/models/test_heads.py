@@ -1,5 +1,6 @@
 """Heads by name against their meaning box by box, every form of outputs, and detectors around them."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -360,3 +361,79 @@ def test_saved_with_its_head(make: Callable[[], HeadDetector], tmp_path: Path) -
         assert torch.equal(a.scores, b.scores)
         assert torch.equal(a.labels, b.labels)
     assert vars(twin.detector) | dict.fromkeys(("net", "cells")) == vars(own) | dict.fromkeys(("net", "cells"))
+
+
+class Shaped(nn.Module):
+    """Gives what ``make`` makes of its images, which a convolution of no effect sees."""
+
+    def __init__(self, make: Callable[[Tensor], object]):
+        super().__init__()
+        self.make, self.stem = make, nn.Conv2d(3, 1, 1)
+
+    def forward(self, x: Tensor) -> object:
+        return self.make(0 * self.stem(x).mean())
+
+
+def behind(head: str, make: Callable[[Tensor], object], **options) -> HeadDetector:
+    own = {"strides": STRIDES, "anchors": ANCHORS if anchored(head) else None} if NAMES.count(head) else {}
+    return HeadDetector(Shaped(make), head, ["cat", "dog", "bus"], SIZE, **own | options)
+
+
+def decoded(head: str, order: str) -> Tensor:
+    """What a network gives that decodes its boxes itself: they lie about their cells, some pixels away."""
+    cells, random = detector(head).cells, torch.Generator().manual_seed(0)
+    near, size, scores = torch.rand(3, len(cells.centre), 4, generator=random)
+    middle, extent = cells.centre + 4 * near[:, :2], 8 + 8 * size[:, :2]
+    box = (middle, extent) if order == "middles" else (middle - extent / 2, middle + extent / 2)
+    return torch.cat((*box, scores if "objectness" in HEADS[head].parts else scores[:, 1:]), 1)[None]
+
+
+@pytest.mark.parametrize("activated", [False, True])
+@pytest.mark.parametrize("order", ["corners", "middles"])
+@pytest.mark.parametrize("head", ["yolov3", "yolov5", "yolov8", "yolox"])
+def test_boxes_that_are_decoded_already_are_refused(head: str, order: str, activated: bool) -> None:
+    """YOLOX's own network decodes unless it is told not to, YOLOv5's gives decoded boxes first: of fitting sizes."""
+    images = torch.rand(2, 3, *SIZE)
+    with pytest.raises(InputError, match=r"lie where their cells do, as decoded ones: give its raw outputs"):
+        msat_det.convert(behind(head, lambda zero: decoded(head, order) + zero, activated=activated), images)
+
+
+def test_decoded_boxes_of_one_anchor_after_the_other_are_refused() -> None:
+    levels = decoded("yolov5", "middles").split(detector("yolov5").rows, 1)
+    apart = torch.cat([x.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2) for x in levels], 1)
+    with pytest.raises(InputError, match="as decoded ones"):
+        behind("yolov5", lambda zero: apart + zero).check()
+
+
+def test_distances_to_the_sides_of_an_image_are_no_decoded_boxes() -> None:
+    """What a detector that sees nothing may well give: the whole image from everywhere."""
+    cells = detector("fcos").cells
+    box = torch.cat((cells.centre, cells.size - cells.centre), -1)[None] / cells.stride[:, :1]
+    scores = torch.linspace(-3, 0, len(cells.centre) * 4).reshape(1, -1, 4)
+    behind("fcos", lambda zero: {"cls": scores[..., :3] + zero, "box": box, "obj": scores[..., 3:]}).check()
+
+
+@pytest.mark.parametrize("head", ["yolox", "rtdetr"])
+def test_scores_are_probabilities_if_they_are_said_to_be(head: str) -> None:
+    box, logits = torch.rand(1, 50, 4), torch.linspace(-2, 2, 200).reshape(1, 50, 4)
+    if head == "yolox":
+        box, logits = (x[:, :1].expand(1, len(detector(head).cells.centre), 4) for x in (box, logits))
+    scores = {"cls": logits[..., :3]} | ({"obj": logits[..., 3:]} if head == "yolox" else {})
+    make = behind(head, lambda zero: {"box": box + zero, **scores}, activated=True)
+    with pytest.raises(InputError, match=r"reach from -2 to .*, which are no probabilities: leave out activated"):
+        make.check()
+    make.activated = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make.check()
+    scores = {name: x.sigmoid() for name, x in scores.items()}
+    with pytest.warns(UserWarning, match=r"between 0\.119\d and .*: if they are probabilities already, say activated"):
+        make.check()
+    make.activated = True
+    make.check()
+
+
+def test_boxes_of_queries_are_parts_of_the_sides() -> None:
+    box, scores = 300 * torch.rand(1, 50, 4) + 5, torch.randn(1, 50, 3)
+    with pytest.raises(InputError, match=r"not parts of the image's sides, from 0 to 1, but of 1\d\d"):
+        behind("rtdetr", lambda zero: {"box": box + zero, "cls": scores}).check()
