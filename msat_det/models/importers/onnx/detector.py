@@ -81,9 +81,9 @@ def _detector(
         fitting = cut.heads()
         if len(fitting) != 1:
             raise InputError(f"{file.path} {_unsaid(file)}: give one of {', '.join(fitting or HEADS)}")
-        return cut.behind(fitting[0])
+        head = fitting[0]
     try:
-        one = cut.behind(head)
+        one = cut.behind(head).check()
     except InputError as error:
         raise InputError(f"{file.path}: {error}; its raw outputs: {', '.join(net.meta['outputs'])}") from error
     if cut.after and not cut.fits(one):
@@ -116,7 +116,7 @@ class _Cut:
             strides, anchors = anchors_of(self.after, kind, len(self.classes), meta["size"], meta["shapes"])
             if strides and given.get("strides", strides) == strides:
                 own |= {"strides": strides, "anchors": anchors}
-        return HeadDetector(self.net, head, self.classes, meta["size"], **own | given).check()
+        return HeadDetector(self.net, head, self.classes, meta["size"], **own | given)
 
     def fits(self, one: HeadDetector) -> bool:
         """Whether its boxes are those that the file decodes."""
