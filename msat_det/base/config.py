@@ -74,8 +74,8 @@ class Model:
     head: Annotated[
         str | None,
         "how raw outputs become boxes: yolov3, yolov4, yolov5, yolov7, yolov8, yolox, nanodet, picodet, fastestdet, "
-        "ssd, retinanet, efficientdet, fcos, detr, rtdetr or raw; its usual values are used for keys on heads and "
-        "inputs that are not given. null: as an ONNX file says, or as it decodes boxes itself.",
+        "ssd, retinanet, efficientdet, fcos, rtmdet, detr, rtdetr or raw; its usual values are used for keys on heads "
+        "and inputs that are not given. null: as an ONNX file says, or as it decodes boxes itself.",
     ] = None
     strides: Annotated[
         list[int] | list[list[float]] | None,

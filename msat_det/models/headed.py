@@ -24,7 +24,7 @@ class HeadDetector:
 
     net: (B, 3, h, w), of grey images (B, 1, h, w) → the head's raw outputs, see ``heads.parts_of``.
     head: a name of ``heads.HEADS``: yolov3, yolov4, yolov5, yolov7, yolov8, yolox, nanodet, picodet, fastestdet, ssd,
-        retinanet, efficientdet, fcos, detr, rtdetr, raw.
+        retinanet, efficientdet, fcos, rtmdet, detr, rtdetr, raw.
     classes: names, or "coco" or "voc".
     size: the input's side, or (height, width), in pixels.
     strides: input pixels a cell, for each level, or x and y of them, where they differ or are no whole numbers; None:

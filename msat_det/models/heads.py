@@ -109,6 +109,12 @@ def fcos(cells: Cells, box: Tensor, objectness: Tensor, classes: Tensor) -> Foun
     return _within(cells.centre, box.relu(), cells), (classes * objectness).sqrt()
 
 
+def rtmdet(cells: Cells, box: Tensor, classes: Tensor) -> Found:
+    """Lyu et al. 2022: distances to the four sides in pixels, from a cell's upper left corner."""
+    corner = cells.centre - cells.stride / 2
+    return torch.cat((corner - box[..., :2], corner + box[..., 2:]), -1), classes
+
+
 def detr(cells: Cells, box: Tensor, classes: Tensor) -> Found:
     """Carion et al. 2020: a row is a query's, x y w h of the middle in parts of the image's sides; no class last."""
     return rtdetr(cells, box, classes[..., :-1])
@@ -148,10 +154,10 @@ class Head:
 
     decode: see above. parts: of one map of outputs, in the order of its channels. strides: the usual ones; none where a
     row is not a cell's. anchored: whether boxes start from anchors. anchors: the usual ones for some strides, where
-    there are any. bins: whether a box is four distributions. softmax: whether classes are one against the others, not
-    each by itself. background: whether one of them is none. inputs: how a photograph is usually made ready. nms_iou:
-    overlap above which the weaker of two boxes is usually dropped. shown: the score from which on boxes are usually
-    looked at.
+    there are any. bins: whether a box is four distributions. powers: whether its numbers may be powers of e. softmax:
+    whether classes are one against the others, not each by itself. background: whether one of them is none. inputs: how
+    a photograph is usually made ready. nms_iou: overlap above which the weaker of two boxes is usually dropped. shown:
+    the score from which on boxes are usually looked at.
     """
 
     decode: Callable[..., Found]
@@ -160,6 +166,7 @@ class Head:
     anchored: bool = False
     anchors: Callable[[Sequence[int]], Levels | None] = lambda strides: None
     bins: bool = False
+    powers: bool = False
     softmax: bool = False
     background: bool = False
     inputs: Inputs = RGB
@@ -236,6 +243,12 @@ HEADS: Names[Head] = Names(
             nms_iou=0.5,
         ),
         "fcos": Head(fcos, ("classes", "box", "objectness"), _FIVE, inputs=_IMAGENET),
+        "rtmdet": Head(
+            rtmdet,
+            ("classes", "box"),
+            powers=True,
+            inputs=Inputs("corner", 114, True, (103.53, 116.28, 123.675), (57.375, 57.12, 58.395)),
+        ),
         "detr": Head(
             detr, ("box", "classes"), (), softmax=True, background=True, inputs=_IMAGENET, nms_iou=1.0, shown=0.7
         ),

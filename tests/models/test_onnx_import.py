@@ -644,6 +644,7 @@ WRITTEN = {  # how the boxes of a head may be written, and another head that tak
     "retinanet": (lambda boxes: boxes.clamp(min=0).minimum(EXTENT), "efficientdet"),
     "efficientdet": (lambda boxes: boxes[..., [1, 0, 3, 2]], "retinanet"),
     "fcos": (torch.clone, None),
+    "rtmdet": (torch.clone, "nanodet"),
 }
 
 
@@ -685,6 +686,42 @@ def test_the_priors_of_a_real_file(shared_data: Path) -> None:
     own_scores, own_boxes = onnxruntime_outputs(path, image)
     torch.testing.assert_close(scores, own_scores[..., 1:], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(boxes, own_boxes * torch.tensor([320.0, 240, 320, 240]), atol=1e-2, rtol=1e-4)
+
+
+class Distances(nn.Module):
+    """RTMDet's distances in pixels as its larger models make them, and its smaller ones; their boxes, or not yet."""
+
+    def __init__(self, powers: bool, decoding: bool):
+        super().__init__()
+        self.maps = nn.ModuleList(nn.Conv2d(3, n, s, s) for s in STRIDES for n in (3, 4))
+        self.powers, self.decoding = powers, decoding
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        scores, boxes = ([conv(x) for conv in self.maps[first::2]] for first in (0, 1))
+        boxes = [(0.8 * (map_.exp() if self.powers else map_)) * s for map_, s in zip(boxes, STRIDES, strict=True)]
+        if not self.decoding:
+            return [*scores, *boxes]
+        scores, boxes = (torch.cat([map_.flatten(2) for map_ in maps], 2).transpose(1, 2) for maps in (scores, boxes))
+        corner = torch.cat([_corners(stride) for stride in STRIDES])
+        return [torch.cat((corner - boxes[..., :2], corner + boxes[..., 2:]), -1), scores.sigmoid()]
+
+
+def _corners(stride: int) -> Tensor:
+    y, x = (torch.arange(0.0, side, stride) for side in SIZE)
+    return torch.cartesian_prod(y, x).flip(1)
+
+
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's exporter
+@pytest.mark.parametrize("decoding", [False, True])
+@pytest.mark.parametrize("powers", [False, True])
+def test_powers_of_distances_are_rtmdets_raw_outputs(powers: bool, decoding: bool, tmp_path: Path) -> None:
+    net, x, path = Distances(powers, decoding).eval(), torch.rand(1, 3, *SIZE), tmp_path / "net.onnx"
+    torch.onnx.export(net, (x,), path, dynamo=False, opset_version=17)
+    one = msat_det.load_detector(path, "rtmdet", ["cat", "dog", "bus"], size=SIZE, strides=STRIDES)
+    net.decoding = True
+    with torch.no_grad():
+        for found, expected in zip(one.found(one.net(x)), net(x), strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")  # of PyTorch's exporter

@@ -35,6 +35,7 @@ def widths(head: str) -> dict[str, int]:
         "ssd": {"box": 4, "classes": CLASSES + 1},
         "retinanet": {"box": 4, "classes": CLASSES},
         "efficientdet": {"box": 4, "classes": CLASSES},
+        "rtmdet": {"classes": CLASSES, "box": 4},
         "fcos": {"classes": CLASSES, "box": 4, "objectness": 1},
     }[head]
 
@@ -80,6 +81,9 @@ def _one(head: str, numbers: list[float], column: int, row: int, stride: int, an
         half = 0 if head == "nanodet" else 0.5
         x, y = (column + half) * stride, (row + half) * stride
         return [x - left, y - top, x + right, y + bottom], scores
+    if head == "rtmdet":
+        x, y = column * stride, row * stride
+        return [x - box[0], y - box[1], x + box[2], y + box[3]], scores
     if head == "fcos":
         x, y = (column + 0.5) * stride, (row + 0.5) * stride
         left, top, right, bottom = (max(v, 0) * stride for v in box)

@@ -16,10 +16,11 @@ _CHOOSING = (
 )
 
 
-def raw_outputs(file: OnnxFile) -> list[str]:
+def raw_outputs(file: OnnxFile, powers: bool = False) -> list[str]:
     """The tensors that the last convolutions before the outputs give, in the order in which the outputs use them.
 
-    A convolution of what a softmax gives takes the mean of a distribution: it belongs to the decoding.
+    powers: whether powers of e of them are still raw, where there are any. A convolution of what a softmax gives takes
+    the mean of a distribution: it belongs to the decoding.
     """
     makers = _makers(file)
     found: dict[str, None] = {}
@@ -31,7 +32,7 @@ def raw_outputs(file: OnnxFile) -> list[str]:
         if node is None or name in seen or node.op in _SIZES:
             continue
         seen.add(name)
-        if _is_raw(node, makers):
+        if _is_raw(node, makers, _AFFINE | {"Exp"} if powers else _AFFINE):
             found[name] = None
         else:
             waiting += node.inputs[::-1]
@@ -124,11 +125,11 @@ def _logits(name: str, makers: dict[str, OnnxNode]) -> str:
     return node.inputs[0] if node is not None and node.op == "Sigmoid" else name
 
 
-def _is_raw(node: OnnxNode, makers: dict[str, OnnxNode]) -> bool:
-    """Whether it is a convolution, or affine in one's outputs."""
-    if node.op in _AFFINE:
+def _is_raw(node: OnnxNode, makers: dict[str, OnnxNode], passing: set[str]) -> bool:
+    """Whether it is a convolution, or what operators that are ``passing`` make of one's outputs."""
+    if node.op in passing:
         sources = [makers[name] for name in node.inputs if name in makers and makers[name].op != "Constant"]
-        return len(sources) == 1 and _is_raw(sources[0], makers)
+        return len(sources) == 1 and _is_raw(sources[0], makers, passing)
     if node.op != "Conv":
         return False
     before = makers.get(node.inputs[0])

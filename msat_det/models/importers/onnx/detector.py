@@ -135,8 +135,9 @@ class _Cut:
 
 
 def _raw(file: OnnxFile, head: str | None) -> list[str]:
-    of_queries = head is not None and not HEADS.find(head).strides
-    names = raw_queries(file) if of_queries else raw_outputs(file)
+    kind = None if head is None else HEADS.find(head)
+    of_queries = kind is not None and not kind.strides
+    names = raw_queries(file) if of_queries else raw_outputs(file, kind is not None and kind.powers)
     if not names and any("Integer" in node.op or "QLinear" in node.op for node in file.nodes):
         raise InputError(f"{file.path}: its convolutions are quantised: give the float file that it was made of")
     if not names and head is None:
