@@ -35,6 +35,14 @@ class Lookup(Protocol):
     def __getitem__(self, node: Node, /) -> Any: ...
 
 
+class Misfit(InputError):
+    """A node does not take a batch's values. what: which node, and why."""
+
+    def __init__(self, what: str, mend: str):
+        super().__init__(f"{what}: {mend}")
+        self.what = what
+
+
 @dataclass
 class Graph:
     """A traced network.
@@ -203,7 +211,7 @@ class Graph:
             try:
                 value = inputs[str(node.target)] if node.op == "placeholder" else self.evaluate(node, env)
             except MISFIT as error:
-                raise InputError(f"{where(node)} fails on this batch ({reason(error)}): {AS_IT_TAKES}") from error
+                raise Misfit(f"{where(node)} fails on this batch ({reason(error)})", AS_IT_TAKES) from error
             yield node, value
             env[node] = value
             for done in last[node]:

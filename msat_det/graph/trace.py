@@ -32,7 +32,7 @@ from msat_det.graph.functional import (
     fused,
     values_and_places,
 )
-from msat_det.graph.graph import TORCH, Graph, device_of, measure, where
+from msat_det.graph.graph import TORCH, Graph, Misfit, device_of, measure, where
 from msat_det.graph.inputs import MISFIT, Batch, as_input, first_images, images_in, mend, name_of, reason, signature
 from msat_det.graph.ops import Kind
 from msat_det.graph.precision import arithmetic
@@ -77,7 +77,15 @@ def trace(net: nn.Module, batch: Batch) -> Graph:
     drop_dead(module.graph)
     values_and_places(graph)
     guards = Guards(module.graph)
-    folds = _judge(graph, one)
+    try:
+        folds = _judge(graph, one)
+    except Misfit as error:
+        if images_in(values) == 1:
+            raise
+        raise InputError(
+            f"{error.what}, of one image where {images_in(values)} were recorded: let the network take all images at "
+            "once, not one by one, and any number of them; what it exports for one image, as an ONNX file, may convert"
+        ) from error
     with torch.inference_mode():
         sizes = _check(_check_batch, graph, folds, net, (values, more), (expected, expected_more))
         for count, place in guards.stand(sizes, images_in(values)).items():

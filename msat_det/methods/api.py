@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -113,4 +114,17 @@ def _instead_of(network: object) -> str:
         return "load a state dict into its network first, network.load_state_dict(…)"
     if isinstance(network, type):
         return f"give an instance, {network.__name__}(…)"
+    if path := _module_in(network):
+        return f"give the network in it, its attribute {path}"
     return "the network comes first, convert(network, images); a detector has net, classes, preprocess and decode"
+
+
+def _module_in(thing: object, deeper: int = 1) -> str:
+    """Where in an object, or in one that it holds, an ``nn.Module`` is; "" where there is none."""
+    held = {} if isinstance(thing, type | ModuleType) else getattr(thing, "__dict__", {})
+    public = {name: value for name, value in held.items() if not name.startswith("_")}
+    found = [name for name, value in public.items() if isinstance(value, nn.Module)]
+    if deeper and not found:
+        inner = ((name, _module_in(value, deeper - 1)) for name, value in public.items())
+        found = [f"{name}.{path}" for name, path in inner if path]
+    return found[0] if found else ""

@@ -168,3 +168,23 @@ def test_a_folded_call_site_has_images_alone_in_front() -> None:
     assert [facts(n).op for n in (source, user)] == ["unflatten", "flatten"]
     assert (facts(user).shape, facts(user).rows) == ((4, 4, 4), 9)
     assert not [node for node in graph.nodes if is_site(node) and facts(node).rows != 1]
+
+
+def one_by_one(x: Tensor) -> Tensor:
+    """As detectors' suppression and their padding to a common size go through a batch."""
+    return torch.stack([image.roll(1, -1) for image in x])
+
+
+def for_each(x: Tensor) -> Tensor:
+    """As anchors are often laid out: once for each image of a batch, in one row."""
+    scale = torch.cat([torch.full((x[0].numel(),), 2.0) for _ in range(len(x))])
+    return (x.flatten() * scale).reshape(x.shape)
+
+
+@pytest.mark.parametrize("mix", [one_by_one, for_each])
+def test_images_one_by_one_are_told_so(mix: Callable[[Tensor], Tensor]) -> None:
+    """It was asked for batches as the network takes them, and they were."""
+    with pytest.raises(
+        InputError, match=r"of one image where 2 were recorded: let the network take all images at once"
+    ):
+        trace(Mixing(mix), images(2))

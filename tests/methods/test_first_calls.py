@@ -5,6 +5,7 @@ import io
 import pickle
 import re
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -201,6 +202,10 @@ NO_NETWORK: dict[str, tuple[Any, str]] = {
     "an ONNX file": ("net.onnx", "a str is neither .*: make the network first, msat_det.load_detector('net.onnx')"),
     "a state dict": (build("plain").state_dict(), "an OrderedDict is neither .*: load a state dict into its network"),
     "a class": (nn.ReLU, "a type is neither .*: give an instance, ReLU(…)"),
+    "a wrapper": (
+        SimpleNamespace(name="x", model=SimpleNamespace(side=64, net=nn.ReLU())),
+        "a SimpleNamespace is neither .*: give the network in it, its attribute model.net$",
+    ),
     "images": (list(BATCH), "a list of Tensor is neither .*: the network comes first, convert(network, images)"),
 }
 
