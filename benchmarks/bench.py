@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
-from benchmarks import corrections, end_to_end, evaluation, memory, networks, rival, scan, sparse
+from benchmarks import conversion, corrections, end_to_end, evaluation, memory, networks, rival, scan, sparse
 from benchmarks.networks import NETWORKS, NEURONS, Bench
 from benchmarks.timing import ratio
 from msat_det.base.errors import InputError
@@ -40,6 +40,7 @@ PARTS = {
     "scoring": "COCO's mAP of one (method, t)",
     "sparse": "Event-driven convolutions",
     "corrections": "A timestep of delta coding, over its events",
+    "conversion": "Converting",
     "end_to_end": "The whole command",
 }
 
@@ -130,6 +131,8 @@ def part_rows(part: str, args: argparse.Namespace) -> Iterator[dict]:
         return evaluation.decode_rows(args.network or FOUR)
     if part == "corrections":
         return corrections.rows(loaded(args.network), args.batch)
+    if part == "conversion":
+        return conversion.rows(args.threads)
     if part == "sparse":
         return sparse.rows(loaded(args.network), args.neuron)
     return evaluation.scoring_rows() if part == "scoring" else end_to_end.rows(args.threads)

@@ -39,6 +39,11 @@ def peak(network: str, neuron: str, batch: int, T: int, threads: int) -> dict[st
 
     neuron: a name in ``networks.NEURONS``, or ``spikingjelly/NODE/LAYOUT``.
     """
-    command = [sys.executable, str(ALONE), network, neuron, str(batch), str(T), str(threads)]
+    return alone(ALONE, network, neuron, batch, T, threads)
+
+
+def alone(script: Path, *words: object) -> dict[str, float]:
+    """What a script prints in its last line, as JSON. In a new process."""
+    command = [sys.executable, str(script), *map(str, words)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
