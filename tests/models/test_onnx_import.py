@@ -976,3 +976,36 @@ def test_tensors_made_of_themselves_are_refused(head: str, tmp_path: Path) -> No
     )
     with pytest.raises(InputError, match=r"no convolution leads|reads 'a', which nothing before it gives"):
         msat_det.load_detector(path, head, ["cat"])
+
+
+class QueriesFirst(nn.Module):
+    """As DETR's authors wrote it: positions and queries before images, and all layers' outputs in one stack."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.queries = nn.Conv2d(3, 8, 16, 16), nn.Parameter(torch.randn(5, 1, 8))
+        self.layers = nn.ModuleList(nn.TransformerDecoderLayer(8, 2, 16, dropout=0) for _ in range(2))
+        self.classes, self.boxes = nn.Linear(8, 3), nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        memory = self.stem(x).relu().flatten(2).permute(2, 0, 1)
+        queries, found = self.queries.repeat(1, x.shape[0], 1), []
+        for layer in self.layers:
+            queries = layer(queries, memory)
+            found.append(queries)
+        stacked = torch.stack(found).transpose(1, 2)
+        middle, sides = self.boxes(stacked).split(2, -1)
+        return self.classes(stacked)[-1], torch.cat((middle * sides, sides), -1).sigmoid()[-1]
+
+
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's exporter
+def test_images_behind_queries_and_layers_convert(tmp_path: Path) -> None:
+    """Neurons, and products of two values, need them in front: such a file was read, and refused by the trace."""
+    net, x, path = QueriesFirst().eval(), torch.rand(3, 3, *SIZE), tmp_path / "net.onnx"
+    torch.onnx.export(net, (x[:1],), path, output_names=["logits", "pred_boxes"], dynamo=False, opset_version=17)
+    one = msat_det.load_detector(path, "rtdetr", ["cat", "dog", "bus"])
+    snn = msat_det.convert(one, x, "delta", bits=12, terms=6)
+    with torch.no_grad():
+        for found, read, expected in zip(snn.run(x, 4)[4], one.net(x), net(x), strict=True):
+            torch.testing.assert_close(read, expected, atol=1e-4, rtol=1e-4)
+            assert (found - expected).norm() < 0.02 * expected.norm()

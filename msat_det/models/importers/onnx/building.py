@@ -10,9 +10,12 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from msat_det.base.errors import InputError
+from msat_det.graph.ops import LINEAR_IN_ONE, POINTWISE, canonical_name
 from msat_det.models.importers.onnx.file import MAX_ELEMENTS
 
 MAX_CONSTANTS = 1 << 24  # elements of all that is calculated
+# of each element alone
+_ELEMENTWISE = POINTWISE | set("mul truediv pow square sqrt rsqrt reciprocal abs exp log sin cos erf".split())
 BATCHES = (1, 3)  # images with which every value is looked at: what differs is the dimension of the images
 
 
@@ -62,6 +65,8 @@ class Building:
             if self.calculated > MAX_CONSTANTS:
                 raise InputError("too much is calculated from constants alone: simplify the file, or export it anew")
             return _run(function, args, kwargs)
+        if images := _apart(function, leaves):
+            return self.moved(images, lambda *first: self.call(function, *first, **kwargs), *args)
         rank = max(len(value.shape) for value in leaves if isinstance(value, Moving))
         own, named = _as(args, kwargs, lambda x: self.argument(x, rank))
         if isinstance(function, str):
@@ -77,8 +82,7 @@ class Building:
         if kind not in (nn.Linear, nn.LayerNorm) or x.images == len(x.shape) - 1:
             x = self.in_front(x)
         if x.images != 0:
-            first = self.call(torch.movedim, x, x.images, 0)  # where layers of a traced network need them
-            return self.call(torch.movedim, self.layer(kind, first, tensors, **arguments), 0, x.images)
+            return self.moved(x.images, lambda first: self.layer(kind, first, tensors, **arguments), x)
         weights: dict[str, Tensor] = {}
         for name, value in tensors.items():
             if value is None:
@@ -97,6 +101,12 @@ class Building:
         name = f"{kind.__name__.lower()}_{len(self.root._modules)}"
         self.root.add_module(name, layer)
         return self.moving(self.graph.call_module(name, (x.node,)), lambda i: probed(x.probes[i]))
+
+    def moved(self, images: int, make: Callable[..., Any], *args: Any) -> Any:
+        """What ``make`` gives for arguments with their images in dimension 0, where layers, neurons and products of two
+        need them, moved back to the dimension where they were."""
+        first = [self.call(torch.movedim, x, images, 0) if isinstance(x, Moving) else x for x in args]
+        return self.call(torch.movedim, make(*first), 0, images)
 
     def in_front(self, x: Moving) -> Moving:
         """x with the images as the outermost factor of dimension 0, where each has its rows one after the other."""
@@ -131,6 +141,17 @@ class Building:
             else:
                 self.root.register_buffer(name, value.clone())
         return self.graph.get_attr(self.names[id(value)])
+
+
+def _apart(function: Callable | str, values: Sequence[Any]) -> int:
+    """The dimension of the images of all values that they enter, where the function is of each element alone and not
+    linear, it is one dimension, and other values are single; else 0."""
+    name = canonical_name(function if isinstance(function, str) else function.__name__)
+    moving = [value for value in values if isinstance(value, Moving)]
+    if name not in _ELEMENTWISE or (name in LINEAR_IN_ONE and len(moving) == 1):
+        return 0
+    single = all(value.numel() == 1 for value in values if isinstance(value, Tensor))
+    return moving[0].images if single and len({(len(x.shape), x.images) for x in moving}) == 1 else 0
 
 
 def _run(function: Callable | str, args: tuple, kwargs: dict) -> Any:
