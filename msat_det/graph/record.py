@@ -173,6 +173,8 @@ class _Recorder(TorchFunctionMode):
                 return args[0][0][args[1][1:]][None]
         if name in ("shape", "size", "numel", "__len__"):
             return self.size(args[0], name, args[1] if len(args) > 1 else kwargs.get("dim"))
+        if name == "_shape_as_tensor":
+            return torch.tensor(self.settle(self.size(args[0])))
         result = func(*args, **kwargs)
         if name == "__setitem__":
             self.write(*_target(func, name, args, kwargs), args[0])

@@ -322,7 +322,7 @@ class _Apart:
         if mixed:
             raise _Different(
                 f"{where(first)} mixes the images of a batch: keep dimension 0 for images alone, what mixes them "
-                "belongs outside the dense part"
+                "belongs outside the dense part; an ONNX file of a network that keeps them behind others may convert"
             )
 
 

@@ -84,6 +84,7 @@ SIZES: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "type and place": lambda net, x: x.relu() if x.dtype is torch.float32 and x.device.type == "cpu" else x,
     "loop over rows": lambda net, x: torch.stack([x[:, :, i].relu() for i in range(x.size(2))], 2),
     "parts": lambda net, x: torch.cat([part.relu() for part in list(x.chunk(2, 1))], 1),
+    "sizes as a tensor": lambda net, x: x.relu() / torch._shape_as_tensor(x)[2:].prod(),
     "a place counted up in place": lambda net, x: rows_in_turn(x.relu()),
     "length of parts": lambda net, x: torch.cat(x.split(2, 1)[: len(x.split(2, 1))], 1).relu(),
     "unpacked": lambda net, x: (lambda a, b: torch.cat((b.relu(), a), 1))(*x.chunk(2, 1)),
