@@ -24,8 +24,10 @@ def test_unknown_detector_names_the_nearest() -> None:
     assert {"darknet", "ssd_mobilenet_v1", "yolo_demo", "ssd_demo"} <= DETECTORS.keys()
     with pytest.raises(InputError, match="no detector 'darkent': did you mean darknet"):
         build_detector(Model(name="darkent"))
-    with pytest.raises(InputError, match="no detector '': the detectors are"):
-        build_detector(Model(name=""))
+    with pytest.raises(InputError, match="no detector 'zzz': the detectors are"):
+        build_detector(Model(name="zzz"))
+    with pytest.raises(InputError, match=r"model\.name is '': give a text"):  # as in a file
+        Model(name="")
 
 
 @pytest.mark.parametrize("network", FLOAT)
