@@ -17,21 +17,35 @@ _MOST = 32  # tensors that may be the decoded boxes
 _COMPARED = 64  # boxes
 _NEAR = 0.5  # pixels
 _WHOLE = 0.01
-Decoding = Callable[[Sequence[Tensor]], Tensor]  # raw outputs of an image → (n, m): its boxes are rows, or columns
 
 
-def decodings(file: OnnxFile, raw: fx.GraphModule) -> list[Decoding]:
-    """What the file makes of its raw outputs, as far as that may be boxes: its outputs first, then what it puts
-    together before them, the last one first.
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """What a file makes of raw outputs, as far as it may be boxes: each (n, m), its boxes rows or columns.
 
-    raw: the network up to its raw outputs. Empty where the file ends there, or goes on in what is not known here.
+    outputs: raw ones drawn by chance, (1, …) each. by_chance, at_zero: what it makes of these, and of zeros.
+    Nothing where the file ends there, or goes on in what is not known here.
+    """
+
+    outputs: list[Tensor]
+    by_chance: list[Tensor]
+    at_zero: list[Tensor]
+
+
+def decoded(file: OnnxFile, raw: fx.GraphModule) -> Decoded:
+    """The file's outputs first, then what it puts together before them, the last one first.
+
+    raw: the network up to its raw outputs.
     """
     names = raw.meta["outputs"]
     cut = [replace(node, outputs=[f"{x}, cut off" if x in names else x for x in node.outputs]) for node in file.nodes]
     sizes: dict[str, list[int | None] | None] = {name: [1, *own] for name, own in raw.meta["inputs"].items()}
     sizes |= {name: [1, *shape] for name, shape in zip(names, raw.meta["shapes"], strict=True)}
     behind = replace(file, inputs=sizes, nodes=cut)
-    found: list[Decoding] = []
+    chance = torch.Generator().manual_seed(0)
+    outputs = [torch.randn(1, *shape, generator=chance) for shape in raw.meta["shapes"]]
+    image = {name: torch.zeros(1, *own) for name, own in raw.meta["inputs"].items()}
+    found = Decoded(outputs, [], [])
     for name in _after(file, names):
         try:
             net = network_of(behind, None, [name])
@@ -39,18 +53,11 @@ def decodings(file: OnnxFile, raw: fx.GraphModule) -> list[Decoding]:
             continue
         rows = [n for n in net.meta["shapes"][0] if n != 1]
         if len(rows) == 2 and min(rows) >= 4:
-            image = {name: torch.zeros(1, *own) for name, own in raw.meta["inputs"].items()}
-            found.append(_decoding(net, names, image))
+            for values, into in ((outputs, found.by_chance), ([x * 0 for x in outputs], found.at_zero)):
+                given = image | dict(zip(names, values, strict=True))
+                with torch.no_grad():
+                    into.append(net(*(given[name] for name in net.meta["inputs"]))[0].squeeze().nan_to_num())
     return found
-
-
-def _decoding(net: fx.GraphModule, names: Sequence[str], image: dict[str, Tensor]) -> Decoding:
-    def decoded(outputs: Sequence[Tensor]) -> Tensor:
-        given = image | dict(zip(names, outputs, strict=True))
-        with torch.no_grad():
-            return net(*(given[name] for name in net.meta["inputs"]))[0].squeeze().nan_to_num()
-
-    return decoded
 
 
 def _after(file: OnnxFile, names: Sequence[str]) -> list[str]:
@@ -85,18 +92,17 @@ def _rows(found: Tensor, count: int) -> Tensor | None:
     return found[:, :4] if len(found) == count else None
 
 
-def fits(found: Sequence[Decoding], one: HeadDetector, shapes: Sequence[Sequence[int]]) -> bool:
-    """Whether one of these gives the boxes that ``one`` does, of raw outputs drawn by chance of these ``shapes``.
+def fits(found: Decoded, one: HeadDetector) -> bool:
+    """Whether the file gives the boxes that ``one`` does.
 
     Boxes of any order and form, in pixels or in parts of the image's sides, cut at its edges or not.
     """
-    chance = torch.Generator().manual_seed(0)
-    outputs = [torch.randn(1, *shape, generator=chance) for shape in shapes]
     extent = torch.tensor(one.size[::-1] * 2)
-    own = one.found(outputs)[0][0]
-    some = own[torch.randint(len(own), (_COMPARED,), generator=chance)].clamp(min=0).minimum(extent)
-    for decoded in found:
-        rows = _rows(decoded(outputs), len(own))
+    own = one.found(found.outputs)[0][0]
+    places = torch.randint(len(own), (_COMPARED,), generator=torch.Generator().manual_seed(0))
+    some = own[places].clamp(min=0).minimum(extent)
+    for each in found.by_chance:
+        rows = _rows(each, len(own))
         if rows is None:
             continue
         for form, scale in itertools.product(_FORMS, (torch.ones(4), extent)):
@@ -106,23 +112,23 @@ def fits(found: Sequence[Decoding], one: HeadDetector, shapes: Sequence[Sequence
     return False
 
 
-def decodes(found: Sequence[Decoding], rows: int, shapes: Sequence[Sequence[int]]) -> bool:
-    """Whether one of these gives so many boxes, of raw outputs that are 0 at different places."""
-    at_zero = [_rows(decoded([torch.zeros(1, *shape) for shape in shapes]), rows) for decoded in found]
+def decodes(found: Decoded, count: int) -> bool:
+    """Whether the file gives so many boxes, at different places where its raw outputs are all 0."""
+    at_zero = [_rows(each, count) for each in found.at_zero]
     return any(bool((boxes[:, :2] != boxes[:1, :2]).any()) for boxes in at_zero if boxes is not None)
 
 
 def anchors_of(
-    found: Sequence[Decoding], head: Head, classes: int, size: tuple[int, int], shapes: Sequence[Sequence[int]]
+    found: Decoded, head: Head, classes: int, size: tuple[int, int]
 ) -> tuple[list[Stride], list[list[float]]]:
     """The strides of the levels, and for each the widths and heights of its anchors, as ``HeadDetector`` takes them.
 
-    They are the boxes that the file decodes where its raw outputs, of these ``shapes``, are 0. Empty where these are
-    not the maps of such a head, or none of the decodings gives a grid of boxes.
+    They are the boxes that the file decodes where its raw outputs are 0. Empty where these are not the maps of such a
+    head, or it decodes no grid of boxes.
     """
     each = classes + head.background + sum({"box": 4, "objectness": 1}.get(part, 0) for part in head.parts)
     channels: dict[tuple[int, int], int] = {}  # of each level, by its sides
-    for shape in shapes:
+    for shape in (x.shape[1:] for x in found.outputs):
         count, *sides = shape if len(shape) == 3 else (0, 0, 0)
         channels[sides[0], sides[1]] = channels.get((sides[0], sides[1]), 0) + count
     if any(count % each or not count for count in channels.values()):
@@ -130,8 +136,8 @@ def anchors_of(
     numbers = [h * w * (count // each) for (h, w), count in channels.items()]
     extent = torch.tensor(size[::-1] * 2)
     every: list[list[_Grid]] = []
-    for decoded in found:
-        rows = _rows(decoded([torch.zeros(1, *shape) for shape in shapes]), sum(numbers))
+    for boxes_at_zero in found.at_zero:
+        rows = _rows(boxes_at_zero, sum(numbers))
         if rows is not None:
             parts = (rows * (extent if rows.max() <= 2 else 1)).split(numbers)
             for form, inner in itertools.product(_FORMS, (True, False)):

@@ -18,7 +18,7 @@ from msat_det.models.class_names import read_names
 from msat_det.models.headed import HEAD_KEYS, HeadDetector, head_options
 from msat_det.models.heads import HEADS, strides_of
 from msat_det.models.importers.onnx.cut import raw_outputs, raw_queries
-from msat_det.models.importers.onnx.decoding import Decoding, anchors_of, decodes, decodings, fits
+from msat_det.models.importers.onnx.decoding import Decoded, anchors_of, decoded, decodes, fits
 from msat_det.models.importers.onnx.file import OnnxFile, channels_first, read_onnx
 from msat_det.models.importers.onnx.network import network_of
 from msat_det.models.importers.ultralytics import HEADS_BY_CLASS
@@ -76,7 +76,7 @@ def _detector(
         raise InputError(f"{file.path}: its outputs depend on {read}: name some of the images alone (outputs)")
     compared = head is None or (head in _OF_CELLS and not said)
     known = read_names(classes) if isinstance(classes, str) else classes
-    cut = _Cut(file, net, known, decodings(file, net) if compared else [], said.get("nms_iou"), options)
+    cut = _Cut(file, net, known, decoded(file, net) if compared else None, said.get("nms_iou"), options)
     if head is None:
         fitting = cut.heads()
         if len(fitting) != 1:
@@ -86,10 +86,10 @@ def _detector(
         one = cut.behind(head).check()
     except InputError as error:
         raise InputError(f"{file.path}: {error}; its raw outputs: {', '.join(net.meta['outputs'])}") from error
-    if cut.after and not cut.fits(one):
+    if cut.after and cut.after.by_chance and not cut.fits(one):
         if others := [other for other in cut.heads() if other != head]:
             raise InputError(f"{file.path}: it decodes boxes as head {' or '.join(others)} does, not {head}: give that")
-        if decodes(cut.after, sum(one.rows), net.meta["shapes"]):
+        if decodes(cut.after, sum(one.rows)):
             mend = "look at some, or give others of model.head, model.strides, model.anchors or model.outputs"
             warnings.warn(f"{file.path}: it decodes other boxes than head {head} does: {mend}", stacklevel=2)
     return one
@@ -102,7 +102,7 @@ class _Cut:
     file: OnnxFile
     net: fx.GraphModule
     classes: Sequence[str]
-    after: list[Decoding]
+    after: Decoded | None
     nms_iou: float | None
     options: Callable[[str], dict[str, Any]]
 
@@ -112,15 +112,15 @@ class _Cut:
         own: dict[str, Any] = {"names": meta["outputs"], "nms_iou": self.nms_iou}
         own["inputs"] = own_inputs(self.file, kind.inputs)
         own["strides"] = strides_of(meta["shapes"], meta["size"], kind.strides)
-        if kind.anchored and given.get("anchors") is None:
-            strides, anchors = anchors_of(self.after, kind, len(self.classes), meta["size"], meta["shapes"])
+        if self.after and kind.anchored and given.get("anchors") is None:
+            strides, anchors = anchors_of(self.after, kind, len(self.classes), meta["size"])
             if strides and given.get("strides", strides) == strides:
                 own |= {"strides": strides, "anchors": anchors}
         return HeadDetector(self.net, head, self.classes, meta["size"], **own | given)
 
     def fits(self, one: HeadDetector) -> bool:
         """Whether its boxes are those that the file decodes."""
-        return fits(self.after, one, self.net.meta["shapes"])
+        return self.after is not None and fits(self.after, one)
 
     def heads(self) -> list[str]:
         """The heads whose boxes are those that the file decodes; the first of those that differ in usual anchors."""
